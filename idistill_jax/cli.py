@@ -1,0 +1,107 @@
+"""The only absl flags: what to run (--config), where (--workdir), and what to take over (--reuse).
+
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m idistill_jax.stages.train_ranker --config=configs/quickstart.py:tiny --config.ranker.optim.peak_lr=3e-5 --workdir=runs/w
+"""
+
+import dataclasses
+import json
+import logging as stdlib_logging
+import pathlib
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from idistill_jax import artifacts
+from idistill_jax import config as config_lib
+
+CONFIG_SNAPSHOT = "config.json"
+
+
+
+def _register_choices() -> None:
+  """Teaches config_flags every `Literal` of the config tree: `--config.labels.provider=x` names the choices."""
+  for section in vars(config_lib).values():
+    if dataclasses.is_dataclass(section):
+      for hint in typing.get_type_hints(section).values():
+        if typing.get_origin(hint) is Literal:
+          config_flags.register_flag_parser_for_type(hint, flags.EnumParser(list(typing.get_args(hint))))
+
+
+_register_choices()
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: a file in configs/, with :variant.", lock_config=False)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
+_REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
+
+
+def main(stage: artifacts.Stage) -> None:
+  """Entry point of a stage module: runs that one stage."""
+  run_app(lambda runner: runner.run(stage))
+
+
+def run_app(work: Callable[["Runner"], object]) -> None:
+  """Parses flags, sets up logging and devices, and calls `work`; errors that a user can cause end without a traceback."""
+
+  def start(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    for name in ("config", "workdir"):
+      if flags.FLAGS[name].value is None:
+        raise app.UsageError(f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart")
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    cfg = _CONFIG.value
+    try:
+      config_lib.validate(cfg)
+      work(Runner(cfg, artifacts.Workdir(_WORKDIR.value), [artifacts.Workdir(root) for root in _REUSE.value]))
+    except USER_ERRORS as e:
+      logging.debug("traceback", exc_info=True)
+      sys.exit(f"{type(e).__name__}: {e}")
+
+  app.run(start)
+
+
+def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
+  """Libraries tell every rename and every thread at level INFO; only their warnings are worth a line."""
+  return entry.levelno >= stdlib_logging.WARNING or "idistill_jax" in entry.pathname
+
+
+# Errors whose message says what to do; anything else is a defect and keeps its traceback.
+USER_ERRORS = (artifacts.MissingInputError, config_lib.ConfigError, ValueError, FileNotFoundError, OSError)
+
+
+class Runner:
+  """Runs stages of one config in one workdir."""
+
+  def __init__(self, cfg: config_lib.Config, workdir: artifacts.Workdir, reuse: Sequence[artifacts.Workdir]):
+    self.cfg, self.workdir, self.reuse = cfg, workdir, reuse
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    (workdir.root / CONFIG_SNAPSHOT).write_text(json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
+
+  def run(self, stage: artifacts.Stage) -> bool:
+    """Runs the stage unless it is done or another workdir has it; True where it did the work."""
+    if self.workdir.is_done(stage, self.cfg):
+      logging.info("%s: done already, nothing changed", stage.name)
+      return False
+    self.workdir.inputs(stage)
+    for other in self.reuse:
+      if self.workdir.take_over(stage, self.cfg, other):
+        logging.info("%s: taken over from %s", stage.name, other.root)
+        return False
+    logging.info("%s: starts", stage.name)
+    manifest = self.workdir.execute(stage, self.cfg)
+    logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
+    return True
+
+
+def load_config(workdir: str | pathlib.Path) -> config_lib.Config:
+  """The config that a workdir was last run with."""
+  path = pathlib.Path(workdir) / CONFIG_SNAPSHOT
+  if not path.exists():
+    raise FileNotFoundError(f"{path}: no run has been started there; "
+                            f"python -m idistill_jax.pipeline --config=... --workdir={workdir}")
+  return config_lib.from_dict(json.loads(path.read_text()))

@@ -1,0 +1,170 @@
+"""Streams of packed training batches: TFRecords of lists -> static-shape arrays, step by step.
+
+`Batches[step]` reads the step's lists from the records, samples passages, looks up tokens and packs them; it is a
+pure function of (records, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+
+from idistill_jax.data import deal, pack, tokenize
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ListBatch:
+  """B lists of N passages as packed texts.
+
+  rows: the texts; pairs in list order (ranker), or B queries followed by B x N passages (retriever).
+  values: float32 [B, N]; what the teacher says: places (ranker) or logits (retriever).
+  where: bool [B, N]; False where a list is shorter or a batch holds fewer lists.
+  known: bool [B, N]; False where the LLM left a place out and the parser filled it.
+  passage_rows: int32 [B, N]; which passage of the corpus; equal numbers are equal passages.
+  similarities: float32 [B, N]; cosine of the initial retriever.
+  """
+
+  rows: pack.Rows
+  values: Any
+  where: Any
+  known: Any
+  passage_rows: Any
+  similarities: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingList:
+  """One decoded list, best passage first."""
+
+  query_row: int
+  passage_rows: np.ndarray
+  values: np.ndarray
+  known: np.ndarray
+
+
+class Texts(Protocol):
+  """Which texts a batch holds, and how long they are."""
+
+  def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
+
+  def batch(self, lists: Sequence[tuple[int, np.ndarray]], size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
+
+
+_ABSENT = np.zeros(0, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairTexts:
+  """[CLS] query [SEP] passage [SEP] for each passage of each list."""
+
+  queries: tokenize.TokenTable
+  passages: tokenize.TokenTable
+
+  def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
+    return self.queries.lengths[query_row] + self.passages.lengths[passage_rows] - 1
+
+  def batch(self, lists, size, width):
+    texts, types = [_ABSENT] * (size * width), [_ABSENT] * (size * width)
+    for b, (query_row, passage_rows) in enumerate(lists):
+      for n, passage_row in enumerate(passage_rows):
+        texts[b * width + n], types[b * width + n] = tokenize.pair(self.queries[query_row], self.passages[passage_row])
+    return texts, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DualTexts:
+  """The queries of the batch, then the passages of each list."""
+
+  queries: tokenize.TokenTable
+  passages: tokenize.TokenTable
+
+  def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
+    return np.append(self.passages.lengths[passage_rows], self.queries.lengths[query_row])
+
+  def batch(self, lists, size, width):
+    texts = [_ABSENT] * (size * (1 + width))
+    for b, (query_row, passage_rows) in enumerate(lists):
+      texts[b] = self.queries[query_row]
+      for n, passage_row in enumerate(passage_rows):
+        texts[size + b * width + n] = self.passages[passage_row]
+    return texts, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+  """Lists a batch, passages a list, how many of them are always the best, tokens a row, divisor of the rows."""
+
+  lists: int
+  passages: int
+  always_best: int
+  row_tokens: int
+  row_multiple: int = 1
+
+
+class Batches:
+  """Random access by step over the whole training, for `grain.MapDataset.source`."""
+
+  def __init__(self, *, records: Sequence[bytes], decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
+               similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
+    if not len(records):
+      raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
+    self.records, self._decode, self._texts = records, decode, texts
+    self._shape, self._similarity, self._seed = shape, similarity, seed
+    self._steps: list[list[deal.Slot]] = []
+    lists = [decode(record) for record in (records[i] for i in range(len(records)))]
+    rows = 0
+    for epoch in range(epochs):
+      lengths = [texts.lengths(one.query_row, self._sampled(one, deal.Slot(epoch, i)).passage_rows)
+                 for i, one in enumerate(lists)]
+      dealt = deal.deal(np.array([n.sum() for n in lengths]), shape.lists, epoch=epoch, seed=seed)
+      for slots in dealt:
+        together = np.concatenate([lengths[slot.record] for slot in slots])
+        rows = max(rows, pack.place(together, shape.row_tokens).rows)
+      self._steps += dealt
+    self.rows = -(-rows // shape.row_multiple) * shape.row_multiple
+
+  def __len__(self) -> int:
+    return len(self._steps)
+
+  def __repr__(self) -> str:
+    # Grain compares this with the one in a checkpoint.
+    return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows}, seed={self._seed})"
+
+  def slots(self, step: int) -> list[deal.Slot]:
+    """Which lists the step trains on: what an error message names."""
+    return self._steps[step]
+
+  def _sampled(self, one: TrainingList, slot: deal.Slot) -> TrainingList:
+    places = deal.sample(len(one.passage_rows), self._shape.passages, self._shape.always_best, seed=self._seed, slot=slot)
+    return dataclasses.replace(one, passage_rows=one.passage_rows[places], values=one.values[places],
+                               known=one.known[places])
+
+  def __getitem__(self, step: int) -> ListBatch:
+    size, width = self._shape.lists, self._shape.passages
+    lists = [self._sampled(self._decode(self.records[slot.record]), slot) for slot in self._steps[step]]
+    texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
+    lengths = [len(text) for text in texts]
+    placement = pack.place(lengths, self._shape.row_tokens)
+    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self._shape.row_tokens)
+    values = np.zeros((size, width), np.float32)
+    similarities = np.zeros((size, width), np.float32)
+    where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)
+    passage_rows = np.zeros((size, width), np.int32)
+    for b, one in enumerate(lists):
+      n = len(one.passage_rows)
+      values[b, :n], where[b, :n], known[b, :n] = one.values, True, one.known
+      passage_rows[b, :n] = one.passage_rows
+      similarities[b, :n] = self._similarity(one.query_row, one.passage_rows)
+    return ListBatch(rows=rows, values=values, where=where, known=known, passage_rows=passage_rows,
+                     similarities=similarities)
+
+
+def iterator(batches: Batches, *, start_threads: int = 2) -> grain.DatasetIterator:
+  """Checkpointable iterator over all steps, reading ahead in threads."""
+  dataset = grain.MapDataset.source(batches)
+  options = grain.ReadOptions(num_threads=start_threads, prefetch_buffer_size=4)
+  return iter(dataset.to_iter_dataset(options))

@@ -1,0 +1,223 @@
+"""A collection in memory: passages, queries, judgements, recorded lists -> consistent, and smaller.
+
+`assemble` takes what a source has read and leaves out what names something that is not there; `subset` cuts a
+collection down so that what is kept still has all it needs.  Both name everything that they leave out.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from idistill_jax import records
+from idistill_jax.data import tables
+
+T = TypeVar("T")
+
+# Where judgements of several splits hold a query, the first of these wins: no test query is trained on.
+_HELD_OUT_FIRST = {"test": 0, "dev": 1, "train": 3}
+
+
+class CollectionError(ValueError):
+  """Input that cannot become a collection; the message names file and line where there is one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Drop:
+  """One thing that was left out: why, and its name."""
+
+  reason: str
+  what: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Collection:
+  """What a search engine is built from and measured on.
+
+  title: what a report calls it.  qrels: split -> judgements of that split's queries.  lists: candidate lists
+  recorded elsewhere, in the order shown, without scores.  pairs: generated query-passage pairs, which are for
+  the contrastive baseline and nothing else.
+  """
+
+  title: str
+  passages: tuple[records.Passage, ...]
+  queries: tuple[records.Query, ...]
+  qrels: Mapping[str, tables.Qrels]
+  lists: tuple[records.CandidateList, ...] = ()
+  pairs: tables.Qrels = dataclasses.field(default_factory=dict)
+  drops: tuple[Drop, ...] = ()
+
+
+def split_of(query_id: str, stated: str | None, judgements: Mapping[str, tables.Qrels]) -> str:
+  """The split a query states, else that of the judgements which hold it (held-out ones first), else train."""
+  if stated is not None:
+    return stated
+  holding = [split for split, qrels in judgements.items() if query_id in qrels]
+  return min(holding, key=lambda split: (_HELD_OUT_FIRST.get(split, 2), split), default="train")
+
+
+def assemble(
+  *,
+  title: str,
+  passages: Iterable[records.Passage],
+  queries: Iterable[records.Query],
+  judgements: Mapping[str, tables.Qrels],
+  lists: Iterable[records.CandidateList] = (),
+  pairs: tables.Qrels | None = None,
+  drops: Iterable[Drop] = (),
+) -> Collection:
+  """A collection in which every id that is named exists, and every judgement lies in its query's split.
+
+  Left out and named: passages and queries without text; judgements, lists and pairs that name an unknown
+  query or passage; queries outside train that lose every relevant passage by that.  Raises CollectionError
+  where no passage or no query is left, or where two judgements of a pair contradict each other.  Ids must
+  be unique already.
+  """
+  dropped = list(drops)
+  kept_passages = tuple(_with_text(passages, "passage", lambda p: p.full_text, dropped))
+  kept_queries = tuple(_with_text(queries, "query", lambda q: q.text, dropped))
+  known = {passage.id for passage in kept_passages}
+  splits = {query.id: query.split for query in kept_queries}
+  qrels = _by_split(title, judgements, splits, known, dropped)
+  for judged_queries in judgements.values():
+    for query_id, judged in judged_queries.items():
+      own = splits.get(query_id, "train")
+      if own != "train" and _relevant(judged) and not _relevant(qrels[own].get(query_id, {})):
+        dropped.append(Drop(f"query of {own} without a relevant passage left", query_id))
+        del splits[query_id]
+  whole = Collection(
+    title=title,
+    passages=kept_passages,
+    queries=kept_queries,
+    qrels=qrels,
+    lists=tuple(lists),
+    pairs=pairs or {},
+    drops=tuple(dropped),
+  )
+  return _not_empty(_restrict(whole, splits, known))
+
+
+def _by_split(
+  title: str,
+  judgements: Mapping[str, tables.Qrels],
+  splits: Mapping[str, str],
+  known: set[str],
+  dropped: list[Drop],
+) -> dict[str, tables.Qrels]:
+  """Judgements of known queries and passages, regrouped by the split of their query."""
+  qrels: dict[str, tables.Qrels] = {split: {} for split in splits.values()}
+  for source, judged_queries in judgements.items():
+    for query_id, judged in judged_queries.items():
+      if query_id not in splits:
+        dropped.append(Drop("judgements of an unknown query", query_id))
+        continue
+      found = qrels[splits[query_id]].setdefault(query_id, {})
+      for passage_id, score in judged.items():
+        if passage_id not in known:
+          dropped.append(Drop("judgement of an unknown passage", f"{query_id} {passage_id}"))
+        elif found.setdefault(passage_id, score) != score:
+          raise CollectionError(
+            f"{title}: the pair {query_id} {passage_id} is judged {score} in {source} and "
+            f"{found[passage_id]} in another split"
+          )
+  return qrels
+
+
+def _with_text(items: Iterable[T], kind: str, text: Callable[[T], str], dropped: list[Drop]) -> Iterator[T]:
+  for item in items:
+    if text(item).strip():
+      yield item
+    else:
+      dropped.append(Drop(f"{kind} without text", item.id))  # type: ignore[attr-defined]
+
+
+def _relevant(judged: Mapping[str, int]) -> list[str]:
+  return [passage_id for passage_id, score in judged.items() if score > 0]
+
+
+def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split: int | None) -> Collection:
+  """The first queries of each split, their relevant passages, their lists, then passages in corpus order.
+
+  Neither limit is ever exceeded: a query whose relevant passages no longer fit is left out, then so is a list
+  whose passages do not, and both are named.  `None` sets no limit.
+  """
+  if max_passages is None and max_queries_per_split is None:
+    return whole
+  limit = len(whole.passages) if max_passages is None else max_passages
+  per_split: collections.Counter[str] = collections.Counter()
+  queries: set[str] = set()
+  passages: set[str] = set()
+  lists, drops = [], []
+
+  def fits(passage_ids: Iterable[str]) -> bool:
+    more = set(passage_ids) - passages
+    if len(passages) + len(more) > limit:
+      return False
+    passages.update(more)
+    return True
+
+  for query in whole.queries:
+    if max_queries_per_split is not None and per_split[query.split] >= max_queries_per_split:
+      drops.append(Drop("query beyond collection.max_queries_per_split", query.id))
+    elif not fits(_relevant(whole.qrels.get(query.split, {}).get(query.id, {}))):
+      drops.append(Drop("query whose passages exceed collection.max_passages", query.id))
+    else:
+      per_split[query.split] += 1
+      queries.add(query.id)
+  for shown in whole.lists:
+    if shown.query_id in queries and not fits(shown.passage_ids):
+      drops.append(Drop("recorded list whose passages exceed collection.max_passages", shown.query_id))
+    else:
+      lists.append(shown)
+  for passage in whole.passages:
+    if not fits((passage.id,)):
+      drops.append(Drop("passage beyond collection.max_passages", passage.id))
+  smaller = dataclasses.replace(whole, lists=tuple(lists), drops=whole.drops + tuple(drops))
+  return _not_empty(_restrict(smaller, queries, passages))
+
+
+def _not_empty(found: Collection) -> Collection:
+  for kind, items in (("passage", found.passages), ("query", found.queries)):
+    if not items:
+      reasons = collections.Counter(drop.reason for drop in found.drops)
+      left_out = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+      raise CollectionError(f"{found.title}: the collection has no {kind}; left out: {left_out or 'nothing'}")
+  return found
+
+
+def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable[str]) -> Collection:
+  """The collection without what names another query or passage; lists and pairs lost by that are named."""
+  queries, passages = set(query_ids), set(passage_ids)
+  drops = list(whole.drops)
+
+  def keep_list(shown: records.CandidateList) -> bool:
+    if shown.query_id not in queries:
+      drops.append(Drop("recorded list of a query left out", shown.query_id))
+      return False
+    lacking = [item for item in shown.passage_ids if item not in passages]
+    if lacking:
+      drops.append(Drop("recorded list naming a passage left out", f"{shown.query_id}: {' '.join(lacking)}"))
+    return not lacking
+
+  def keep_judged(qrels: tables.Qrels, reason: str) -> tables.Qrels:
+    kept: tables.Qrels = {}
+    for query_id, judged in qrels.items():
+      for passage_id, score in judged.items():
+        if query_id in queries and passage_id in passages:
+          kept.setdefault(query_id, {})[passage_id] = score
+        else:
+          drops.append(Drop(reason, f"{query_id} {passage_id}"))
+    return kept
+
+  return dataclasses.replace(
+    whole,
+    passages=tuple(passage for passage in whole.passages if passage.id in passages),
+    queries=tuple(query for query in whole.queries if query.id in queries),
+    qrels={
+      split: keep_judged(qrels, "judgement naming a passage or query left out")
+      for split, qrels in sorted(whole.qrels.items())
+    },
+    lists=tuple(shown for shown in whole.lists if keep_list(shown)),
+    pairs=keep_judged(whole.pairs, "generated pair naming a passage or query left out"),
+    drops=tuple(drops),
+  )

@@ -1,0 +1,22 @@
+"""Where collections come from.  `SOURCES` maps each value of `config.Collection.source` to its functions."""
+
+import dataclasses
+from collections.abc import Callable
+
+from idistill_jax import config
+from idistill_jax.data import collection
+from idistill_jax.data.corpora import beir, stdlib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+  """load: reads the whole collection.  fingerprint: content hash of everything that `load` reads."""
+
+  load: Callable[[config.Collection], collection.Collection]
+  fingerprint: Callable[[config.Collection], str]
+
+
+SOURCES = {
+  "stdlib": Source(load=stdlib.load, fingerprint=stdlib.fingerprint),
+  "beir": Source(load=beir.load, fingerprint=beir.fingerprint),
+}

@@ -1,0 +1,88 @@
+"""A folder in BEIR's layout: `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`), `qrels/<split>.tsv`.
+
+A query's split is its `metadata.split` where it has one, else that of the judgements that hold it, else
+train. Malformed lines, missing or repeated ids and an empty corpus are errors; what is merely empty or points
+nowhere is left out and named.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+
+from idistill_jax import config, records
+from idistill_jax.data import collection, tables
+from idistill_jax.data.corpora import jsonl
+
+
+def load(cfg: config.Collection) -> collection.Collection:
+  """The collection in `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
+  folder = _folder(cfg)
+  judgements = {path.stem: tables.read_qrels(path) for path in _qrels(folder)}
+  return collection.assemble(
+    title=folder.resolve().name,
+    passages=read_passages(_file(folder, "corpus")),
+    queries=read_queries(_file(folder, "queries"), judgements),
+    judgements=judgements,
+  )
+
+
+def fingerprint(cfg: config.Collection) -> str:
+  """Hash of the contents of every file that `load` reads."""
+  folder = _folder(cfg)
+  files = [_file(folder, "corpus"), _file(folder, "queries"), *_qrels(folder)]
+  return config.digest({path.relative_to(folder).as_posix(): jsonl.sha256(path) for path in files})
+
+
+def _folder(cfg: config.Collection) -> pathlib.Path:
+  if cfg.path is None:
+    raise config.ConfigError(
+      "collection.path must name a folder with corpus.jsonl, queries.jsonl and qrels/ "
+      "when collection.source is 'beir'"
+    )
+  return pathlib.Path(cfg.path)
+
+
+def _file(folder: pathlib.Path, stem: str) -> pathlib.Path:
+  choices = [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
+  found = [path for path in choices if path.exists()]
+  if not found:
+    raise FileNotFoundError(
+      f"{folder}: neither {choices[0].name} nor {choices[1].name} is there; "
+      "collection.path must name a folder in BEIR's layout"
+    )
+  if len(found) > 1:
+    raise collection.CollectionError(
+      f"{folder}: both {choices[0].name} and {choices[1].name} are there; remove one"
+    )
+  return found[0]
+
+
+def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted((folder / "qrels").glob("*.tsv"))
+
+
+def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
+  """Passages of a corpus file in file order; `title` may be absent."""
+  for row, item_id in jsonl.identified(path):
+    title = jsonl.text(row, "title") if "title" in row.values else ""
+    yield records.Passage(id=item_id, title=title, text=jsonl.text(row, "text"))
+
+
+def read_queries(path: pathlib.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
+  """Queries of a file in file order, each with its split."""
+  for row, item_id in jsonl.identified(path):
+    split = collection.split_of(item_id, _stated_split(row), judgements)
+    yield records.Query(id=item_id, text=jsonl.text(row, "text"), split=split)
+
+
+def _stated_split(row: jsonl.Row) -> str | None:
+  # Collections keep all kinds of things in `metadata`; only a string under this very key is meant for us.
+  metadata = row.values.get("metadata")
+  if not isinstance(metadata, dict) or not isinstance(metadata.get("split"), str):
+    return None
+  if not re.fullmatch(r"[\w.-]+", metadata["split"]):
+    raise collection.CollectionError(
+      f"{row.where}: metadata.split {metadata['split']!r} cannot name a file; "
+      "use letters, digits, '_', '-' and '.'"
+    )
+  return metadata["split"]

@@ -1,0 +1,104 @@
+"""Many texts -> few full rows of one static shape.
+
+Best fit, longest first: each text goes into the fullest row that still holds it.  Attention stays within a text
+because every text of a row has its own segment id; `text_ids` says for every token which text it belongs to, so that
+pooling is a segment sum.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+  """Packed texts, as every encoder reads them.
+
+  token_ids, positions, type_ids, segment_ids: int32 [R, L]; segment 0 is padding, texts count from 1 in each row.
+  text_ids: int32 [R, L]; the number of the text a token belongs to, T where it is padding.
+  starts: int32 [T]; flat position (row * L + column) of each text's first token; 0 for an absent (empty) text.
+  """
+
+  token_ids: np.ndarray | jax.Array
+  positions: np.ndarray | jax.Array
+  type_ids: np.ndarray | jax.Array
+  segment_ids: np.ndarray | jax.Array
+  text_ids: np.ndarray | jax.Array
+  starts: np.ndarray | jax.Array
+
+
+class DoesNotFitError(ValueError):
+  """A text longer than a row, or more texts than the given rows hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Row and first column of each text; rows is how many were opened."""
+
+  row: np.ndarray
+  column: np.ndarray
+  rows: int
+
+
+def place(lengths: Sequence[int] | np.ndarray, row_tokens: int, max_texts: int | None = None) -> Placement:
+  """Best-fit decreasing.  Texts of length 0 take no place (row 0, column 0); at most `max_texts` share a row."""
+  lengths = np.asarray(lengths)
+  if lengths.size and lengths.max() > row_tokens:
+    raise DoesNotFitError(f"a text of {lengths.max()} tokens does not fit into rows of {row_tokens}")
+  row, column = np.zeros(len(lengths), np.int32), np.zeros(len(lengths), np.int32)
+  open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # by free tokens
+  texts_in: list[int] = []
+  for i in np.argsort(-lengths, kind="stable"):
+    n = int(lengths[i])
+    if n == 0:
+      break
+    free = next((f for f in range(n, row_tokens + 1) if open_rows[f]), None)
+    if free is None:
+      r, free = len(texts_in), row_tokens
+      texts_in.append(0)
+    else:
+      r = open_rows[free].pop()
+    row[i], column[i] = r, row_tokens - free
+    texts_in[r] += 1
+    if texts_in[r] != max_texts:
+      open_rows[free - n].append(r)
+  return Placement(row, column, len(texts_in))
+
+
+def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
+         row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None) -> Rows:
+  """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.
+
+  Raises DoesNotFitError where the placement needs more rows.
+  """
+  if placement.rows > rows:
+    raise DoesNotFitError(f"{len(texts)} texts need {placement.rows} rows, {rows} are given")
+  ids = np.arange(len(texts)) if text_ids is None else text_ids
+  count = len(texts) if text_count is None else text_count
+  shape = (rows, row_tokens)
+  token_ids, positions, type_ids, segment_ids = (np.zeros(shape, np.int32) for _ in range(4))
+  owners = np.full(shape, count, np.int32)
+  starts = np.zeros(count, np.int32)
+  seen = np.zeros(rows, np.int32)
+  for i, text in enumerate(texts):
+    n = len(text)
+    if n == 0:
+      continue
+    r, c = placement.row[i], placement.column[i]
+    seen[r] += 1
+    token_ids[r, c:c + n] = text
+    positions[r, c:c + n] = np.arange(n)
+    segment_ids[r, c:c + n] = seen[r]
+    owners[r, c:c + n] = ids[i]
+    starts[ids[i]] = r * row_tokens + c
+    if types is not None:
+      type_ids[r, c:c + n] = types[i]
+  return Rows(token_ids=token_ids, positions=positions, type_ids=type_ids, segment_ids=segment_ids,
+              text_ids=owners, starts=starts)
+
+
+def real_tokens(rows: Rows) -> int:
+  return int((np.asarray(rows.segment_ids) > 0).sum())

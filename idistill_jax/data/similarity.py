@@ -1,0 +1,30 @@
+"""The initial retriever's similarities, looked up in the embeddings that the candidates stage wrote."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+PASSAGES, QUERIES = "passages.npy", "queries.npy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarities:
+  """Embeddings in collection order; memory-mapped, so that a corpus need not fit into memory."""
+
+  queries_QxE: np.ndarray
+  passages_PxE: np.ndarray
+
+  def __call__(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
+    """float32 [N] of one query with the given passages."""
+    return np.asarray(self.passages_PxE[passage_rows] @ self.queries_QxE[query_row], np.float32)
+
+
+def load(folder: pathlib.Path) -> Similarities:
+  """From the folder of the candidates stage."""
+  return Similarities(np.load(folder / QUERIES, mmap_mode="r"), np.load(folder / PASSAGES, mmap_mode="r"))
+
+
+def save(folder: pathlib.Path, similarities: Similarities) -> None:
+  np.save(folder / QUERIES, similarities.queries_QxE)
+  np.save(folder / PASSAGES, similarities.passages_PxE)

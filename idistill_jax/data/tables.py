@@ -1,0 +1,156 @@
+"""A committed collection folder -> in-memory tables of passages, queries and judgements.
+
+The row of a passage or query is its place in the collection, which is also its row in
+`passages.npy`/`queries.npy`.
+"""
+
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from idistill_jax import records
+from idistill_jax.data import example, tfrecord
+
+PASSAGES = "passages"
+QUERIES = "queries"
+LISTS = "lists"
+QRELS_HEADER = ["query-id", "corpus-id", "score"]
+
+# query id -> passage id -> grade
+Qrels = dict[str, dict[str, int]]
+Item = TypeVar("Item", records.Passage, records.Query)
+
+
+class UnknownIdError(LookupError):
+  """An id that the table does not hold."""
+
+
+class Table(Generic[Item]):
+  """Items in collection order, found by row or by id.  Raises ValueError where two share an id."""
+
+  def __init__(self, items: Iterable[Item]):
+    self.items: tuple[Item, ...] = tuple(items)
+    self.ids: list[str] = [item.id for item in self.items]
+    self._rows = {item_id: row for row, item_id in enumerate(self.ids)}
+    if len(self._rows) != len(self.ids):
+      twice = next(item_id for row, item_id in enumerate(self.ids) if self._rows[item_id] != row)
+      raise ValueError(f"{type(self).__name__}: the id {twice!r} occurs more than once")
+
+  def __len__(self) -> int:
+    return len(self.items)
+
+  def __iter__(self) -> Iterator[Item]:
+    return iter(self.items)
+
+  def __contains__(self, item_id: object) -> bool:
+    return item_id in self._rows
+
+  def row(self, item_id: str) -> int:
+    """Place of an id in the collection; raises UnknownIdError."""
+    try:
+      return self._rows[item_id]
+    except KeyError:
+      raise UnknownIdError(f"{type(self).__name__}: none of {len(self)} has the id {item_id!r}") from None
+
+  def by_id(self, item_id: str) -> Item:
+    """The item with that id; raises UnknownIdError."""
+    return self.items[self.row(item_id)]
+
+
+class Passages(Table[records.Passage]):
+  """Every passage of the collection."""
+
+  @property
+  def texts(self) -> list[str]:
+    """Title and text of each passage, as every model reads it."""
+    return [passage.full_text for passage in self.items]
+
+
+class Queries(Table[records.Query]):
+  """Every query of the collection, all splits in one table."""
+
+  @property
+  def texts(self) -> list[str]:
+    return [query.text for query in self.items]
+
+  def of_split(self, split: str) -> tuple[records.Query, ...]:
+    """Queries of one split in collection order.
+
+    Items and not a smaller table: rows stay those of the whole collection, as in `queries.npy`.
+    """
+    return tuple(query for query in self.items if query.split == split)
+
+
+def load_passages(folder: str | os.PathLike[str]) -> Passages:
+  """Passages of a collection folder."""
+  return Passages(example.read_records(folder, PASSAGES, records.Passage))
+
+
+def load_queries(folder: str | os.PathLike[str]) -> Queries:
+  """Queries of a collection folder."""
+  return Queries(example.read_records(folder, QUERIES, records.Query))
+
+
+def load_lists(folder: str | os.PathLike[str]) -> tuple[records.CandidateList, ...] | None:
+  """Lists recorded elsewhere, passages in the order shown; None where the collection brings none."""
+  if not tfrecord.exists(folder, LISTS):
+    return None
+  return tuple(example.read_records(folder, LISTS, records.CandidateList))
+
+
+def load_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
+  """Judgements of one split of a collection folder.
+
+  Raises FileNotFoundError naming the splits that have some.
+  """
+  path = pathlib.Path(folder) / "qrels" / f"{split}.tsv"
+  if not path.exists():
+    there = sorted(other.stem for other in path.parent.glob("*.tsv"))
+    raise FileNotFoundError(
+      f"{path}: no judgements for the split {split!r}; the collection has some for: "
+      f"{', '.join(there) or 'none'}"
+    )
+  return read_qrels(path)
+
+
+def read_qrels(path: str | os.PathLike[str]) -> Qrels:
+  """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line.
+
+  Raises ValueError naming file and line for a line of another form, a score that is no integer, and a pair
+  judged twice with different scores.
+  """
+  found: Qrels = {}
+  with open(path, encoding="utf-8", newline="") as file:
+    header = file.readline()
+    if header.rstrip("\r\n").split("\t") != QRELS_HEADER:
+      raise ValueError(f"{path}:1: expected the header {chr(9).join(QRELS_HEADER)!r}, found {header!r}")
+    for number, line in enumerate(file, start=2):
+      fields = line.rstrip("\r\n").split("\t")
+      if len(fields) != 3 or not fields[0] or not fields[1] or not _is_integer(fields[2]):
+        raise ValueError(
+          f"{path}:{number}: expected query id, passage id and integer score with tabs between, "
+          f"found {line!r}"
+        )
+      query_id, passage_id, score = fields[0], fields[1], int(fields[2])
+      earlier = found.setdefault(query_id, {}).setdefault(passage_id, score)
+      if earlier != score:
+        raise ValueError(
+          f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above"
+        )
+  return found
+
+
+def _is_integer(text: str) -> bool:
+  return text.removeprefix("-").isdecimal()
+
+
+def write_qrels(path: str | os.PathLike[str], qrels: Mapping[str, Mapping[str, int]]) -> None:
+  """Writes judgements in BEIR's form, in the order of the mapping."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, "w", encoding="utf-8", newline="") as out:
+    out.write("\t".join(QRELS_HEADER) + "\n")
+    for query_id, judged in qrels.items():
+      for passage_id, score in judged.items():
+        out.write(f"{query_id}\t{passage_id}\t{score}\n")

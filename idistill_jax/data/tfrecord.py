@@ -1,0 +1,251 @@
+"""TFRecord files: payloads -> atomically written shards -> payloads, in sequence or by index, CRC-checked.
+
+TensorFlow reads what is written here and the other way round; TensorFlow itself is not needed.  A record is,
+little-endian,
+
+    uint64 length | uint32 masked crc32c(length) | length bytes | uint32 masked crc32c(bytes)
+
+and the shards of `name` are `name-00000-of-00002.tfrecord`, ...; put one after the other they give the
+payloads in the order in which they were written.
+"""
+
+import bisect
+import itertools
+import mmap
+import operator
+import os
+import pathlib
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = struct.Struct("<I")
+_OVERHEAD = _HEADER.size + _FOOTER.size
+
+
+class CorruptRecord(ValueError):
+  """A record that is not what was written.
+
+  path: the file.  offset: byte at which the record starts.  record: its number in that file, from 0.  found:
+  what is wrong with it.
+  """
+
+  def __init__(self, path: str | os.PathLike[str], offset: int, record: int, found: str):
+    super().__init__(os.fspath(path), offset, record, found)
+    self.path = pathlib.Path(path)
+    self.offset = offset
+    self.record = record
+    self.found = found
+
+  def __str__(self) -> str:
+    return (
+      f"{self.path}: record {self.record} at byte {self.offset}: {self.found}; "
+      f"delete the folder {self.path.parent} and make it again"
+    )
+
+
+class MissingShard(FileNotFoundError):
+  """Not every shard of a name is in the folder; the message names the folder and the shards."""
+
+
+def masked_crc(data: bytes) -> int:
+  """crc32c, rotated and offset as the TFRecord format asks: CRCs of data that hold CRCs stay independent."""
+  crc = google_crc32c.value(data)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def shard_name(name: str, shard: int, shards: int) -> str:
+  return f"{name}-{shard:05d}-of-{shards:05d}.tfrecord"
+
+
+def write(
+  folder: str | os.PathLike[str], name: str, payloads: Iterable[bytes], shards: int = 1
+) -> list[pathlib.Path]:
+  """Writes the payloads as `shards` files of nearly equal counts, replacing earlier shards of that name.
+
+  Every shard is written under a hidden name, synced, and renamed when all are complete: a reader never sees
+  half a shard.  One shard takes the payloads as a stream; several hold them in memory to cut them into even
+  runs.
+  """
+  if shards < 1:
+    raise ValueError(f"{name}: at least one shard is needed, not {shards}")
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  finals = [folder / shard_name(name, i, shards) for i in range(shards)]
+  working = [final.with_name(f".{final.name}.{os.getpid()}") for final in finals]
+  earlier = _find(folder, name)
+  try:
+    for path, run in zip(working, _runs(payloads, shards), strict=True):
+      _write_file(path, run)
+    for path, final in zip(working, finals, strict=True):
+      path.replace(final)
+  finally:
+    for path in working:
+      path.unlink(missing_ok=True)
+  for path in earlier:
+    if path not in finals:
+      path.unlink()
+  return finals
+
+
+def _runs(payloads: Iterable[bytes], shards: int) -> Iterator[Iterable[bytes]]:
+  if shards == 1:
+    yield payloads
+    return
+  held = list(payloads)
+  for i in range(shards):
+    yield held[i * len(held) // shards : (i + 1) * len(held) // shards]
+
+
+def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
+  with open(path, "wb") as out:
+    for payload in payloads:
+      length = struct.pack("<Q", len(payload))
+      out.write(length + _FOOTER.pack(masked_crc(length)))
+      out.write(payload)
+      out.write(_FOOTER.pack(masked_crc(payload)))
+    out.flush()
+    os.fsync(out.fileno())
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
+  """Payloads of one file in order; raises CorruptRecord at the first record that fails a check.
+
+  What precedes that record has been yielded by then: nothing else is lost.
+  """
+  size = os.stat(path).st_size
+  offset = 0
+  with open(path, "rb") as file:
+    for record in itertools.count():
+      if offset == size:
+        return
+      length = _length(path, offset, record, file.read(_HEADER.size), size)
+      yield _payload(path, offset, record, file.read(length), file.read(_FOOTER.size))
+      offset += length + _OVERHEAD
+
+
+def _length(path: str | os.PathLike[str], offset: int, record: int, header: bytes, size: int) -> int:
+  """Payload length that a header tells, once its CRC holds and the file is long enough for it."""
+  if len(header) < _HEADER.size:
+    raise CorruptRecord(path, offset, record, f"truncated: {len(header)} of {_HEADER.size} header bytes")
+  length, crc = _HEADER.unpack(header)
+  if masked_crc(header[:8]) != crc:
+    raise CorruptRecord(path, offset, record, f"bad length crc: {length} does not match {crc:#010x}")
+  if offset + length + _OVERHEAD > size:
+    raise CorruptRecord(
+      path, offset, record, f"truncated: {size - offset} of {length + _OVERHEAD} bytes are there"
+    )
+  return length
+
+
+def _payload(path: str | os.PathLike[str], offset: int, record: int, payload: bytes, footer: bytes) -> bytes:
+  (crc,) = _FOOTER.unpack(footer)
+  actual = masked_crc(payload)
+  if actual != crc:
+    raise CorruptRecord(
+      path, offset, record, f"bad data crc: {len(payload)} bytes give {actual:#010x}, recorded is {crc:#010x}"
+    )
+  return payload
+
+
+def _find(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  pattern = re.compile(re.escape(name) + r"-\d{5}-of-\d{5}\.tfrecord")
+  if not folder.is_dir():
+    return []
+  return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def exists(folder: str | os.PathLike[str], name: str) -> bool:
+  """Whether the folder holds any shard of that name."""
+  return bool(_find(pathlib.Path(folder), name))
+
+
+def shard_paths(folder: str | os.PathLike[str], name: str) -> list[pathlib.Path]:
+  """All shards of a name in order; raises MissingShard unless exactly one complete set is there."""
+  folder = pathlib.Path(folder)
+  found = _find(folder, name)
+  if not found:
+    raise MissingShard(f"{folder}: no file {name}-*-of-*.tfrecord")
+  counts = sorted({int(path.stem.rsplit("-", 1)[1]) for path in found})
+  if len(counts) > 1:
+    raise MissingShard(
+      f"{folder}: shards of {name} from different writings lie side by side "
+      f"(of {', of '.join(map(str, counts))}); delete the folder and make it again"
+    )
+  expected = [folder / shard_name(name, i, counts[0]) for i in range(counts[0])]
+  missing = [path.name for path in expected if path not in found]
+  if missing:
+    raise MissingShard(
+      f"{folder}: {len(missing)} of {counts[0]} shards of {name} are missing: "
+      f"{', '.join(missing[:5])}; delete the folder and make it again"
+    )
+  return expected
+
+
+class ShardedRecords:
+  """Random access by global index over all shards of a name; a source for `grain.MapDataset.source`.
+
+  Opening walks the record headers once (about a million records a second) and checks their CRCs; `records[i]`
+  checks the CRC of the payload that it returns.  Raises CorruptRecord or MissingShard.  Threads may share
+  one; a pickled copy maps the files anew and keeps the index.
+  """
+
+  def __init__(self, folder: str | os.PathLike[str], name: str):
+    self._folder = pathlib.Path(folder)
+    self._name = name
+    self._paths = shard_paths(folder, name)
+    self._open()
+    self._offsets = [_offsets(path, data) for path, data in zip(self._paths, self._maps, strict=True)]
+    # Global index at which each shard begins, and the total behind the last.
+    self._starts = [0, *itertools.accumulate(len(offsets) for offsets in self._offsets)]
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, index: int) -> bytes:
+    index = operator.index(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f"record {index} of {len(self)} in {self._folder}/{self._name}-*.tfrecord")
+    shard = bisect.bisect_right(self._starts, index) - 1
+    record = index - self._starts[shard]
+    path, data, offset = self._paths[shard], self._maps[shard], int(self._offsets[shard][record])
+    length = _length(path, offset, record, data[offset : offset + _HEADER.size], len(data))
+    begin = offset + _HEADER.size
+    end = begin + length
+    return _payload(path, offset, record, data[begin:end], data[end : end + _FOOTER.size])
+
+  def __repr__(self) -> str:
+    # Names no folder: Grain compares it with the one in a checkpoint, and a workdir may have moved meanwhile.
+    return f"ShardedRecords({self._name!r}, shards={len(self._paths)}, records={len(self)})"
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in vars(self).items() if key != "_maps"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state)
+    self._open()
+
+  def _open(self) -> None:
+    self._maps: list[mmap.mmap | bytes] = [_map(path) for path in self._paths]
+
+
+def _map(path: pathlib.Path) -> mmap.mmap | bytes:
+  with open(path, "rb") as file:
+    # An empty file cannot be mapped.
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+
+
+def _offsets(path: pathlib.Path, data: mmap.mmap | bytes) -> np.ndarray:
+  """int64 [records]: byte at which each record of a mapped file starts."""
+  size = len(data)
+  offsets = []
+  offset = 0
+  while offset < size:
+    offsets.append(offset)
+    offset += _OVERHEAD + _length(path, offset, len(offsets) - 1, data[offset : offset + _HEADER.size], size)
+  return np.asarray(offsets, dtype=np.int64)

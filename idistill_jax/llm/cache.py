@@ -1,0 +1,127 @@
+"""Answers by the content of their requests, in one SQLite file that processes share.
+
+An answer is written, and the write committed, before anybody counts it: a labelling that is killed and
+started again pays for no answered request twice.
+"""
+
+import hashlib
+import json
+import pathlib
+import sqlite3
+import threading
+import time
+from typing import Any, Self
+
+from idistill_jax.llm import protocol
+
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 60.0
+_CREATE = """
+CREATE TABLE IF NOT EXISTS answers (
+  key TEXT PRIMARY KEY,
+  family TEXT NOT NULL,
+  model TEXT NOT NULL,
+  params TEXT NOT NULL,
+  query_id TEXT NOT NULL,
+  passage_ids TEXT NOT NULL,
+  text TEXT NOT NULL,
+  finish_reason TEXT NOT NULL,
+  input_tokens INTEGER,
+  output_tokens INTEGER,
+  created REAL NOT NULL
+)
+"""
+
+
+def key(provider: protocol.Provider, prompt: str) -> str:
+  """Hash of all that an answer depends on: who is asked, with which parameters, in which words.
+
+  Neither the address nor the API key is part of it: the same model elsewhere gives an answer of the same
+  worth.
+  """
+  parts = [provider.family, provider.model, dict(provider.params), prompt]
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class CacheError(ValueError):
+  """The file is no answer cache, or one of another version."""
+
+
+class AnswerCache:
+  """Threads may share one; processes may open the same file."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._lock = threading.Lock()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+      self._open()
+    except sqlite3.DatabaseError as e:
+      self._db.close()
+      raise CacheError(f"{path}: no usable answer cache ({e}); move it away to begin a new one") from e
+    except CacheError:
+      self._db.close()
+      raise
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self._db.close()
+
+  def __len__(self) -> int:
+    with self._lock:
+      return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+
+  def get(self, key: str) -> protocol.Answer | None:
+    """The answer stored under the key, or None."""
+    with self._lock:
+      row = self._db.execute(
+        "SELECT text, finish_reason, input_tokens, output_tokens FROM answers WHERE key = ?", (key,)
+      ).fetchone()
+    return row and protocol.Answer(*row)
+
+  def put(
+    self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
+  ) -> protocol.Answer:
+    """Stores an answer and returns the one that counts: the first under its key, whoever wrote it."""
+    row: tuple[Any, ...] = (
+      key,
+      provider.family,
+      provider.model,
+      json.dumps(dict(provider.params), sort_keys=True),
+      request.query_id,
+      json.dumps(request.passage_ids),
+      answer.text,
+      answer.finish_reason,
+      answer.input_tokens,
+      answer.output_tokens,
+      time.time(),
+    )
+    with self._lock:
+      self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row)
+    return self.get(key) or answer
+
+  def _open(self) -> None:
+    _patiently(self._db, "PRAGMA journal_mode = WAL")
+    # A commit is on the disk when it returns: answers are paid for.
+    self._db.execute("PRAGMA synchronous = FULL")
+    version = self._db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, SCHEMA_VERSION):
+      raise CacheError(f"{self._path}: an answer cache of version {version}, known is {SCHEMA_VERSION}")
+    self._db.execute(_CREATE)
+    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _patiently(db: sqlite3.Connection, statement: str) -> None:
+  """Two processes that open a new file at once need this: changing the journal mode ignores the timeout."""
+  deadline = time.monotonic() + _BUSY_SECONDS
+  while True:
+    try:
+      db.execute(statement)
+      return
+    except sqlite3.OperationalError as e:
+      if "locked" not in str(e) or time.monotonic() > deadline:
+        raise
+      time.sleep(0.02)

@@ -1,0 +1,73 @@
+"""Any OpenAI-compatible endpoint by base URL: OpenAI, vLLM, SGLang, Ollama, llama.cpp, OpenRouter.
+
+Key: OPENAI_API_KEY; an endpoint of one's own needs none.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from idistill_jax import config
+from idistill_jax.llm import protocol
+
+KEY = "OPENAI_API_KEY"
+_FINISH: dict[str, protocol.FinishReason] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
+
+
+class OpenAICompatible:
+  """`chat/completions` with one user message."""
+
+  family = "openai"
+
+  def __init__(self, cfg: config.Labels):
+    self._openai = protocol.sdk("openai", "llm")
+    self._key = _key(cfg.base_url)
+    self.model = cfg.model
+    # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers
+    # do not know the newer name.
+    self.params: Mapping[str, Any] = (
+      {"max_completion_tokens": cfg.max_output_tokens}
+      if cfg.base_url is None
+      else {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
+    )
+    self._client = self._openai.OpenAI(
+      api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
+    )
+
+  def ask(self, request: protocol.Request) -> protocol.Answer:
+    where = f"openai {self.model}"
+    with protocol.covered(self._key, where):
+      try:
+        completion = self._client.chat.completions.create(
+          model=self.model, messages=[{"role": "user", "content": request.prompt}], **self.params
+        )
+      except self._openai.APIStatusError as e:
+        message = self._key.cover(str(e.message))
+        raise protocol.fault(
+          where, e.status_code, message, protocol.retry_after(e.response.headers)
+        ) from None
+      except self._openai.APIConnectionError as e:
+        raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e.message}")) from None
+      return self._read(completion)
+
+  def _read(self, completion: Any) -> protocol.Answer:
+    first, usage = completion.choices[0], completion.usage
+    return protocol.Answer(
+      first.message.content or "",
+      _FINISH.get(first.finish_reason, "other"),
+      usage and usage.prompt_tokens,
+      usage and usage.completion_tokens,
+    )
+
+
+def _key(base_url: str | None) -> protocol.Secret:
+  try:
+    return protocol.secret(KEY)
+  except protocol.Stop:
+    if base_url is None:
+      raise
+    # A local server asks for no key, the SDK insists on one.
+    return protocol.Secret("no-key-needed")
+
+
+def build(cfg: config.Labels) -> protocol.Provider:
+  return protocol.Retrying(OpenAICompatible(cfg), cfg.attempts)

@@ -1,0 +1,71 @@
+"""The retriever: one encoder for queries and passages, a text -> one vector."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from idistill_jax.data import pack
+from idistill_jax.models import bert, pooling
+from idistill_jax.models import table as table_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingConfig:
+  """How states become an embedding, as the checkpoint's sentence-transformers files say."""
+
+  pooling: pooling.Pooling
+  normalize: bool
+
+
+def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
+  """From modules.json and the pooling module's config.json; a plain encoder without them is mean-pooled, normalised."""
+  modules_path = folder / "modules.json"
+  if not modules_path.exists():
+    return EmbeddingConfig(pooling="mean", normalize=True)
+  modules = json.loads(modules_path.read_text())
+  kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+  unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
+  if unknown:
+    raise bert.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
+  if "Pooling" not in kinds:
+    raise bert.UnsupportedModelError(f"{modules_path}: has no Pooling module")
+  path = folder / kinds["Pooling"] / "config.json"
+  return EmbeddingConfig(pooling=_pooling(json.loads(path.read_text()), path), normalize="Normalize" in kinds)
+
+
+def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
+  """sentence-transformers wrote one boolean a mode before it wrote `pooling_mode`; both forms are read."""
+  if isinstance(raw.get("pooling_mode"), str):
+    chosen = [raw["pooling_mode"]]
+  else:
+    chosen = [key.removeprefix("pooling_mode_") for key, on in raw.items() if key.startswith("pooling_mode_") and on]
+  match chosen:
+    case ["mean_tokens"] | ["mean"]:
+      return "mean"
+    case ["cls_token"] | ["cls"]:
+      return "cls"
+  raise bert.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
+
+
+class DualEncoder(nnx.Module):
+  """Packed rows -> embeddings [T, E], float32."""
+
+  def __init__(self, cfg: bert.BertConfig, embedding: EmbeddingConfig, *, rngs: nnx.Rngs):
+    self.encoder = bert.Bert(cfg, rngs=rngs)
+    self.embedding = embedding
+
+  def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, dtype), rows)
+    if not self.embedding.normalize:
+      return vectors_TxE
+    # Absent texts are zero vectors; the floor keeps their gradient finite.
+    return vectors_TxE * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors_TxE).sum(-1, keepdims=True), 1e-12))
+
+
+def table(cfg: bert.BertConfig) -> table_lib.Table:
+  return bert.table_of(cfg, (), ignored=("pooler.*", "classifier.*"), prefix="encoder/")

@@ -1,0 +1,45 @@
+"""The table of contents: corpus and queries in, a better ranker and retriever out.
+
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
+
+Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
+"""
+
+from idistill_jax import cli
+from idistill_jax.report import terminal
+from idistill_jax.stages import (
+  candidates,
+  collection,
+  evaluate,
+  export,
+  index,
+  labels,
+  report,
+  scores,
+  train_ranker,
+  train_retriever,
+)
+
+STAGES = (
+  collection.STAGE,       # corpus, queries, judgements, in one form
+  candidates.STAGE,       # the initial retriever's top passages for each query
+  labels.STAGE,           # the LLM puts lists in order
+  train_ranker.STAGE,     # a cross-encoder learns that order (ListMLE)
+  scores.STAGE,           # it scores more and deeper lists than the LLM saw
+  train_retriever.STAGE,  # a dual encoder learns the ranker's distribution (KL)
+  index.STAGE,            # its embeddings of the corpus, searchable
+  evaluate.STAGE,         # before and after, with tests
+  export.STAGE,           # Hugging Face folders
+  report.STAGE,           # one page to look at
+)
+
+
+def run(runner: cli.Runner) -> None:
+  """Runs every stage that is not done, then prints what came out."""
+  for stage in STAGES:
+    runner.run(stage)
+  terminal.print_summary(runner.workdir)
+
+
+if __name__ == "__main__":
+  cli.run_app(run)

@@ -1,0 +1,61 @@
+"""What flows between stages: frozen records and their form as `tf.train.Example` features.
+
+Ids are `str`.  Every record carries the schema version; a reader refuses one it does not know.
+"""
+
+import dataclasses
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+  """A retrievable text.  `full_text` is what every model reads."""
+
+  id: str
+  title: str
+  text: str
+
+  @property
+  def full_text(self) -> str:
+    return f"{self.title} {self.text}".strip()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+  id: str
+  text: str
+  split: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateList:
+  """A query's passages in the initial retriever's order, best first, with their similarities."""
+
+  query_id: str
+  passage_ids: tuple[str, ...]
+  scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RankedList:
+  """A query's passages in the LLM's order, best first.
+
+  `filled_places` are places (0-based) that the LLM left out and the parser filled in.
+  `status` is "complete" or "repaired"; refused answers never become a record.
+  """
+
+  query_id: str
+  passage_ids: tuple[str, ...]
+  status: str
+  filled_places: tuple[int, ...] = ()
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredList:
+  """A query's passages with the ranker's scores, best first."""
+
+  query_id: str
+  passage_ids: tuple[str, ...]
+  scores: tuple[float, ...]

@@ -1,0 +1,122 @@
+"""Measured numbers -> the sentences and formats in which the page and the terminal say them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from idistill_jax.report import gather
+
+SIGNIFICANT = 0.05
+FIRST_PLACE = "hit@1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+  """headline: one sentence.  detail: the numbers behind it.  verdict: "better", "worse" or "undecided"."""
+
+  headline: str
+  detail: str
+  verdict: str
+
+
+def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None) -> Claim:
+  """What the run showed, as strongly as its test allows and no more.  labels: the labelling's statuses."""
+  if evaluation is None:
+    return Claim(
+      headline="Nothing has been measured yet.", detail="The evaluate stage has not run.", verdict="undecided"
+    )
+  test = evaluation.test(gather.AFTER).get(evaluation.main_measure)
+  if test is None:
+    return Claim(
+      headline=f"No comparison of {gather.AFTER} and {gather.BEFORE} was measured.",
+      verdict="undecided",
+      detail=f"The evaluation compares {', '.join(evaluation.tests) or 'nothing'}.",
+    )
+  before = evaluation.systems[gather.BEFORE][evaluation.main_measure]
+  after = evaluation.systems[gather.AFTER][evaluation.main_measure]
+  change = f"{relative(test.relative)}; " if test.relative is not None else ""
+  detail = (
+    f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {signed(test.delta)}, "
+    f"95 % interval {signed(test.ci95[0])} to {signed(test.ci95[1])}, {p_value(test.p)}, "
+    f"{count(evaluation.queries)} {evaluation.split} queries)."
+  )
+  return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
+
+
+def verdict(test: gather.Comparison) -> str:
+  """Which way a comparison points: "undecided" unless chance is an unlikely explanation."""
+  if test.p >= SIGNIFICANT or test.delta == 0:
+    return "undecided"
+  return "better" if test.delta > 0 else "worse"
+
+
+def _lead(labels: Mapping[str, Any] | None) -> str:
+  lists = _learnt_lists(labels)
+  return f"After learning from {count(lists)} LLM-ranked lists, " if lists else "After distillation, "
+
+
+def _learnt_lists(labels: Mapping[str, Any] | None) -> int:
+  if labels is None:
+    return 0
+  return sum(number for number in (labels.get("complete"), labels.get("repaired")) if isinstance(number, int))
+
+
+def _outcome(evaluation: gather.Evaluation, test: gather.Comparison) -> str:
+  said = {
+    "better": "the retriever ranks the right passage higher",
+    "worse": "the retriever ranks the right passage lower than before",
+    "undecided": "no difference of the retriever can be told from chance",
+  }
+  first = evaluation.test(gather.AFTER).get(FIRST_PLACE)
+  if (
+    first is None or first.relative is None or verdict(first) != verdict(test) or verdict(test) == "undecided"
+  ):
+    return said[verdict(test)]
+  how = "more often" if first.delta > 0 else "less often than before"
+  return f"the retriever puts the right passage first {abs(first.relative):.0%} {how}".replace("%", "\u00a0%")
+
+
+def p_number(p: float) -> str:
+  """The same for a table whose column says p already: "<0.001", "0.013"."""
+  return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_value(p: float) -> str:
+  """With spaces that do not break."""
+  return ("p < 0.001" if p < 0.001 else f"p = {p:.3f}").replace(" ", "\u00a0")
+
+
+def signed(number: float, digits: int = 3) -> str:
+  text = f"{number:+.{digits}f}"
+  return text.replace("-", "−")
+
+
+def relative(number: float | None) -> str:
+  return "–" if number is None else f"{signed(100 * number, 1)}\u00a0%"
+
+
+def count(number: int) -> str:
+  return f"{number:,}"
+
+
+def plain(found: Any) -> str:
+  """A fact of a manifest or a JSON file, for reading."""
+  if isinstance(found, bool) or found is None:
+    return {True: "yes", False: "no", None: "–"}[found]
+  if isinstance(found, int):
+    return count(found)
+  if isinstance(found, float):
+    return f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}"
+  if isinstance(found, dict):
+    return ", ".join(f"{key} {plain(one)}" for key, one in found.items())
+  if isinstance(found, (list, tuple)):
+    return ", ".join(map(plain, found))
+  return str(found)
+
+
+def duration(seconds: float) -> str:
+  """3.2 s, 4 min 10 s, 2 h 5 min."""
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,237 @@
+"""Numbers of a report -> inline SVG drawings in the page's own colours and font: they follow light and dark.
+
+Matplotlib draws with sentinel colours, which CSS variables then replace.  Drawings are as wide as a phone,
+and the page places them side by side: text then has the same size on every screen.
+"""
+
+import io
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from idistill_jax import config as config_lib
+from idistill_jax.report import gather
+
+# Sentinel in the drawing -> what the page puts in its place.
+COLOURS = {
+  "#010101": "var(--ink)",
+  "#020202": "var(--soft)",
+  "#030303": "var(--line)",
+  "#040404": "var(--initial)",
+  "#050505": "var(--distilled)",
+  "#060606": "var(--ranker)",
+  "#070707": "var(--other)",
+  "#080808": "var(--good)",
+  "#090909": "var(--bad)",
+}
+INK, SOFT, LINE, INITIAL, DISTILLED, RANKER, OTHER, GOOD, BAD = COLOURS
+OF_SYSTEM = {"initial": INITIAL, "distilled": DISTILLED, "ranker": RANKER}
+OF_TRAINING = {"train_ranker": RANKER, "train_retriever": DISTILLED}
+# Inches; the page gives a drawing about 100 pixels for each.
+NARROW, WIDE = 3.6, 4.4
+# Weight of the past in the smoothed loss.
+SMOOTHING = 0.9
+# More points than this say nothing on a drawing of that width.
+MAX_POINTS = 400
+_STYLE: Any = {
+  "svg.fonttype": "none",
+  "svg.hashsalt": "idistill_jax",
+  "text.parse_math": False,
+  "font.size": 9.0,
+  "axes.edgecolor": LINE,
+  "axes.labelcolor": SOFT,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.titlecolor": INK,
+  "axes.titlesize": 9.5,
+  "axes.titleweight": "bold",
+  "axes.titlelocation": "left",
+  "axes.titlepad": 9.0,
+  "axes.unicode_minus": True,
+  "xtick.color": LINE,
+  "ytick.color": LINE,
+  "xtick.labelcolor": SOFT,
+  "ytick.labelcolor": SOFT,
+  "text.color": INK,
+  "grid.color": LINE,
+  "grid.linewidth": 0.6,
+}
+
+
+def means(evaluation: gather.Evaluation, measure: str) -> str:
+  """Each system's mean with its 95 % interval."""
+  systems = [system for system, values in evaluation.systems.items() if measure in values]
+
+  def draw(axes: Any) -> None:
+    for row, system in enumerate(systems):
+      colour = OF_SYSTEM.get(system, OTHER)
+      mean = evaluation.systems[system][measure]
+      interval = evaluation.intervals.get(system, {}).get(measure)
+      if interval is not None:
+        axes.plot(interval, [row, row], color=colour, linewidth=2.4, alpha=0.45, solid_capstyle="round")
+      axes.plot([mean], [row], "o", color=colour, markersize=6.5)
+      axes.annotate(
+        f"{mean:.3f}", (mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5
+      )
+    axes.set_yticks(range(len(systems)), [_plain(system, 14) for system in systems])
+    axes.set_ylim(len(systems) - 0.6, -0.8)
+    axes.margins(x=0.08)
+    _horizontal(axes)
+
+  return _svg(draw, title=measure, height=0.75 + 0.4 * len(systems))
+
+
+def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
+  """Every query's difference, largest gain first."""
+  ordered = sorted(deltas, reverse=True)
+
+  def draw(axes: Any) -> None:
+    places = range(len(ordered))
+    for colour, keep in ((GOOD, 1.0), (BAD, -1.0)):
+      heights = [max(keep * delta, 0.0) * keep for delta in ordered]
+      axes.fill_between(places, heights, step="mid", color=colour, linewidth=0, alpha=0.8)
+    axes.axhline(0, color=SOFT, linewidth=0.7)
+    axes.set_xlim(-0.5, max(len(ordered) - 0.5, 0.5))
+    axes.set_xlabel("queries, by difference")
+    axes.set_ylabel(f"Δ {measure}")
+    _vertical(axes)
+
+  return _svg(draw, title=title, height=2.3, width=WIDE)
+
+
+def training_curve(training: gather.Training, column: str, title: str) -> str:
+  """One logged column over steps; a noisy one also smoothed."""
+  steps, values = _thinned(training.columns["step"], training.columns[column])
+  colour = OF_TRAINING.get(training.name, OTHER)
+
+  def draw(axes: Any) -> None:
+    if column == "lr":
+      axes.plot(steps, values, color=colour, linewidth=1.6)
+    else:
+      axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+      axes.plot(steps, _smoothed(values), color=colour, linewidth=1.8)
+    if column == "tokens_per_second":
+      axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.yaxis.set_major_formatter(_short_number)
+    _vertical(axes)
+
+  return _svg(draw, title=title, height=1.9)
+
+
+def _plain(text: str, longest: int) -> str:
+  """A name cut to what has room, without characters that XML cannot hold."""
+  shown = text if len(text) <= longest else text[: longest - 1] + "…"
+  return "".join(c if c.isprintable() else "\ufffd" for c in shown)
+
+
+def _svg(draw: Callable[[Any], None], *, title: str, height: float, width: float = NARROW) -> str:
+  import matplotlib
+  from matplotlib.backends import backend_svg
+  from matplotlib.figure import Figure
+
+  # The page's font is not one that Matplotlib can look up; it only measures with its own.
+  logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+  title = _plain(title, 48)
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    draw(axes)
+    axes.set_title(title)
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    backend_svg.FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
+  return _for_page(out.getvalue(), title)
+
+
+def _for_page(svg: str, title: str) -> str:
+  """The `<svg>` element alone, named for screen readers, ids its own, colours and font the page's."""
+  root = ElementTree.fromstring(svg)
+  prefix = config_lib.digest(title)[:8]
+  for parent in list(root.iter()):
+    for child in [child for child in parent if child.tag.endswith(("}metadata", "}style"))]:
+      parent.remove(child)
+  for element in root.iter():
+    element.tag = element.tag.partition("}")[2]
+    element.attrib = {
+      name.rpartition("}")[2]: _attribute(name, text, prefix) for name, text in element.attrib.items()
+    }
+  root.attrib = {"class": "figure", "role": "img", "aria-label": title, "viewBox": root.attrib["viewBox"]}
+  return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attribute(name: str, text: str, prefix: str) -> str:
+  if name == "id":
+    return f"{prefix}-{text}"
+  if name.endswith("href"):
+    return text.replace("#", f"#{prefix}-", 1)
+  text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+  text = re.sub(r"(font: [^;]*?px|font-family:) [^;]*", r"\1 var(--font)", text)
+  for sentinel, variable in COLOURS.items():
+    text = text.replace(sentinel, variable)
+  return text
+
+
+def _horizontal(axes: Any) -> None:
+  axes.grid(axis="x")
+  axes.set_axisbelow(True)
+  axes.spines["left"].set_visible(False)
+  axes.tick_params(length=0)
+
+
+def _vertical(axes: Any) -> None:
+  axes.grid(axis="y")
+  axes.set_axisbelow(True)
+  axes.spines["left"].set_visible(False)
+  axes.tick_params(length=0)
+
+
+def _short_number(number: float, _: Any = None) -> str:
+  if abs(number) >= 1000:
+    return f"{number / 1000:g}k"
+  return f"{number:.0e}".replace("e-0", "e-") if 0 < abs(number) < 1e-3 else f"{number:g}"
+
+
+def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+  """Every n-th finite point: at most MAX_POINTS."""
+  points = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(s) and math.isfinite(v)]
+  kept = points[:: max(1, math.ceil(len(points) / MAX_POINTS))]
+  return [s for s, _ in kept], [v for _, v in kept]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+  """Exponential mean, unbiased at the start."""
+  out, total, weight = [], 0.0, 0.0
+  for one in values:
+    total = SMOOTHING * total + (1 - SMOOTHING) * one
+    weight = SMOOTHING * weight + (1 - SMOOTHING)
+    out.append(total / weight)
+  return out
+
+
+def all_of(report: gather.Report) -> Mapping[str, list[str]]:
+  """Section of the page -> its drawings."""
+  drawn: dict[str, list[str]] = {"means": [], "wins": [], "training": []}
+  evaluation = report.evaluation
+  if evaluation is not None:
+    drawn["means"] = [means(evaluation, measure) for measure in evaluation.measures]
+    for system in (gather.AFTER, "ranker"):
+      deltas = list(evaluation.deltas(system).values())
+      if deltas:
+        title = f"{system} against {gather.BEFORE}, query by query"
+        drawn["wins"].append(wins_and_losses(deltas, evaluation.main_measure, title))
+  for training in report.trainings:
+    name = training.name.removeprefix("train_").capitalize()
+    for column, label in (
+      ("loss", "loss"),
+      ("lr", "learning rate"),
+      ("tokens_per_second", "tokens per second"),
+    ):
+      if column in training.columns and "step" in training.columns:
+        drawn["training"].append(training_curve(training, column, f"{name}: {label}"))
+  return drawn

@@ -1,0 +1,282 @@
+"""A workdir -> one frozen `Report`: all that page and terminal show, nothing drawn yet.
+
+Stages that have not run leave their part empty; files that are there but unreadable raise `ReportError`.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from idistill_jax import artifacts
+from idistill_jax.report import queries
+
+# The order of the pipeline, for display: a workdir itself does not know it.
+STAGES = (
+  "collection",
+  "candidates",
+  "labels",
+  "train_ranker",
+  "scores",
+  "train_retriever",
+  "index",
+  "evaluate",
+  "export",
+)
+TRAININGS = ("train_ranker", "train_retriever")
+MAIN_MEASURE = "MRR@10"
+BEFORE, AFTER = "initial", "distilled"
+
+
+class ReportError(ValueError):
+  """A file of the workdir that cannot be read; the message names it and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+  """One system against another on one measure."""
+
+  delta: float
+  relative: float | None
+  p: float
+  ci95: tuple[float, float]
+  wins: int
+  losses: int
+  ties: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+  """Systems measured and compared on one split.
+
+  systems: system -> measure -> mean.  intervals: the same -> 95 % interval.  tests: "a vs b" -> measure ->
+  comparison.  per_query: system -> query id -> value of `main_measure`.  ann: the index against exact search.
+  """
+
+  split: str
+  queries: int
+  dropped_queries: int
+  measures: tuple[str, ...]
+  main_measure: str
+  systems: Mapping[str, Mapping[str, float]]
+  intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+  tests: Mapping[str, Mapping[str, Comparison]]
+  per_query: Mapping[str, Mapping[str, float]]
+  ann: Mapping[str, Any]
+
+  def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
+    return self.tests.get(f"{system} vs {against}", {})
+
+  def deltas(self, system: str, against: str = BEFORE) -> dict[str, float]:
+    """Query id -> difference of the main measure, for queries that both systems were measured on."""
+    base, other = self.per_query.get(against, {}), self.per_query.get(system, {})
+    return {query_id: other[query_id] - base[query_id] for query_id in base if query_id in other}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StageRun:
+  """One stage's manifest; drops: reason -> (count, examples)."""
+
+  name: str
+  seconds: float
+  finished: str
+  counts: Mapping[str, Any]
+  drops: Mapping[str, tuple[int, tuple[str, ...]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+  """Logged steps of one training: column -> values, one a step, NaN where a step has none."""
+
+  name: str
+  columns: Mapping[str, tuple[float, ...]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+  """All that is shown.  `stages` holds the committed ones in pipeline order."""
+
+  name: str
+  config: Mapping[str, str]
+  stages: tuple[StageRun, ...]
+  versions: Mapping[str, str]
+  evaluation: Evaluation | None
+  trainings: tuple[Training, ...]
+  labels: Mapping[str, Any] | None
+  shown: queries.Shown
+
+  @property
+  def seconds(self) -> float:
+    return sum(stage.seconds for stage in self.stages)
+
+
+def gather(workdir: artifacts.Workdir) -> Report:
+  """Reads everything; raises ReportError, or what the record readers raise for a corrupt file."""
+  metrics = evaluation(workdir)
+  shown = queries.NOTHING
+  if metrics is not None:
+    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER))
+  config = _config(workdir)
+  return Report(
+    name=str(config.get("name", workdir.root.name)),
+    config=_flat(config),
+    stages=stage_runs(workdir),
+    versions=_versions(workdir),
+    evaluation=metrics,
+    trainings=tuple(filter(None, (_training(workdir, name) for name in TRAININGS))),
+    labels=labels(workdir),
+    shown=shown,
+  )
+
+
+def evaluation(workdir: artifacts.Workdir) -> Evaluation | None:
+  """What the evaluate stage measured, or None where it has not run."""
+  path = workdir.folder("evaluate") / "metrics.json"
+  found = _read_json(path)
+  if found is None:
+    return None
+  try:
+    measures = tuple(str(name) for name in found["measures"])
+    main = MAIN_MEASURE if MAIN_MEASURE in measures else measures[0]
+    return Evaluation(
+      split=str(found["split"]),
+      queries=int(found["queries"]),
+      dropped_queries=int(found.get("dropped_queries", 0)),
+      measures=measures,
+      main_measure=main,
+      systems={
+        system: {name: float(mean) for name, mean in means.items()}
+        for system, means in found["systems"].items()
+      },
+      intervals={
+        system: {name: (float(low), float(high)) for name, (low, high) in of.items()}
+        for system, of in found.get("intervals", {}).items()
+      },
+      tests={
+        pair: {name: _comparison(one) for name, one in of.items()} for pair, of in found["tests"].items()
+      },
+      per_query=_per_query(path.with_name("per_query.csv"), main),
+      ann=found.get("ann") or {},
+    )
+  except (KeyError, TypeError, IndexError, AttributeError) as e:
+    raise ReportError(
+      f"{path}: not what the evaluate stage writes ({type(e).__name__}: {e}); run evaluate again"
+    ) from e
+
+
+def labels(workdir: artifacts.Workdir) -> dict[str, Any] | None:
+  """Statuses of the LLM's answers as the labels stage counted them, or None where it has not run."""
+  return _read_json(workdir.folder("labels") / "statuses.json")
+
+
+def _comparison(found: Mapping[str, Any]) -> Comparison:
+  low, high = found["ci95"]
+  relative = found.get("relative")
+  return Comparison(
+    delta=float(found["delta"]),
+    relative=None if relative is None else float(relative),
+    p=float(found["p"]),
+    ci95=(float(low), float(high)),
+    wins=int(found["wins"]),
+    losses=int(found["losses"]),
+    ties=int(found["ties"]),
+  )
+
+
+def _per_query(path: pathlib.Path, measure: str) -> dict[str, dict[str, float]]:
+  """System -> query id -> value, from a CSV of query_id, system and one column a measure."""
+  if not path.exists():
+    return {}
+  values: dict[str, dict[str, float]] = {}
+  with open(path, encoding="utf-8", newline="") as file:
+    rows = csv.DictReader(file)
+    missing = {"query_id", "system", measure} - set(rows.fieldnames or ())
+    if missing:
+      raise ReportError(f"{path}: the columns {', '.join(sorted(missing))} are missing; run evaluate again")
+    for row in rows:
+      try:
+        values.setdefault(row["system"], {})[row["query_id"]] = float(row[measure])
+      except (TypeError, ValueError):
+        raise ReportError(f"{path}:{rows.line_num}: the value {row[measure]!r} is no number") from None
+  return values
+
+
+def stage_runs(workdir: artifacts.Workdir) -> tuple[StageRun, ...]:
+  """Committed stages in pipeline order, from their manifests."""
+  manifests = [(name, workdir.manifest(name)) for name in STAGES]
+  return tuple(
+    StageRun(
+      name=name,
+      seconds=float(manifest["seconds"]),
+      finished=str(manifest.get("finished", "")),
+      counts=manifest["counts"],
+      drops={
+        reason: (int(drop["count"]), tuple(map(str, drop["examples"])))
+        for reason, drop in manifest["drops"].items()
+      },
+    )
+    for name, manifest in manifests
+    if manifest is not None
+  )
+
+
+def _versions(workdir: artifacts.Workdir) -> dict[str, str]:
+  """Package -> version; all of them where stages ran under different ones."""
+  found: dict[str, dict[str, None]] = {}
+  for name in STAGES:
+    for package, version in ((workdir.manifest(name) or {}).get("versions") or {}).items():
+      found.setdefault(package, {})[str(version)] = None
+  return {package: ", ".join(versions) for package, versions in sorted(found.items())}
+
+
+def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
+  """The snapshot of the last run; without one, the sections that manifests tell of."""
+  snapshot = _read_json(workdir.root / "config.json")
+  if snapshot is not None:
+    return snapshot
+  sections: dict[str, Any] = {}
+  for name in STAGES:
+    sections.update((workdir.manifest(name) or {}).get("config") or {})
+  return sections
+
+
+def _flat(found: Any, prefix: str = "") -> dict[str, str]:
+  if not isinstance(found, dict):
+    return {prefix: json.dumps(found, ensure_ascii=False)}
+  lines: dict[str, str] = {}
+  for key in sorted(found):
+    lines.update(_flat(found[key], f"{prefix}.{key}" if prefix else str(key)))
+  return lines
+
+
+def _training(workdir: artifacts.Workdir, name: str) -> Training | None:
+  path = workdir.folder(name) / "metrics.jsonl"
+  if not path.exists():
+    return None
+  rows = []
+  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+      rows.append({key: float(number) for key, number in json.loads(line).items()})
+    except (ValueError, TypeError, AttributeError) as e:
+      raise ReportError(f"{path}:{number}: not an object of numbers ({e}); run {name} again") from e
+  if not rows:
+    return None
+  names = dict.fromkeys(key for row in rows for key in row)
+  return Training(name=name, columns={key: tuple(row.get(key, math.nan) for row in rows) for key in names})
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
+  if not path.exists():
+    return None
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as e:
+    raise ReportError(f"{path}: not JSON ({e}); run the stage that wrote it again") from e
+  if not isinstance(found, dict):
+    raise ReportError(
+      f"{path}: an object is needed, found a {type(found).__name__}; run the stage that wrote it again"
+    )
+  return found

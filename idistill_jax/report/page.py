@@ -1,0 +1,196 @@
+"""A `Report` -> one self-contained HTML page: styles, drawings, data and script inline, nothing fetched.
+
+Texts of the workdir (queries, passages, ids, an LLM's words) may be hostile.  They pass Jinja's escaping, or
+enter as JSON that cannot end its element and that the script turns into text nodes; a content security policy
+lets no script run but the page's own.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from idistill_jax.report import claims, figures, gather, queries
+
+CHANGED_QUERIES = 5
+# Beside the main measure, what a reader knows without explanation.
+TILE_MEASURES = ("hit@1", "hit@10", "recall@20")
+STATUSES = ("complete", "repaired", "refused", "unanswered")
+_REASONS = {
+  "refused": "Refused, by reason",
+  "unanswered": "Unanswered, by reason",
+  "repairs": "Repaired, by reason",
+}
+_ANN_NAMES = {
+  "index": "index used",
+  "exact_queries_per_second": "exact search, queries a second",
+  "scann_queries_per_second": "ScaNN, queries a second",
+}
+
+
+class ReportUnavailableError(ImportError):
+  """A package that draws the page is not installed."""
+
+
+def render(report: gather.Report) -> str:
+  """The page.  Raises ReportUnavailableError naming the extra to install."""
+  jinja2 = _jinja2()
+  environment = jinja2.Environment(
+    loader=jinja2.PackageLoader("idistill_jax.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=False,
+    keep_trailing_newline=True,
+  )
+  script, style = (
+    environment.loader.get_source(environment, name)[0] for name in ("report.js", "report.css")
+  )
+  return environment.get_template("report.html.j2").render(
+    **_context(report),
+    # Ours, not the workdir's: the only texts that enter unescaped, with the drawings and the escaped JSON.
+    script=_safe(script),
+    style=_safe(style),
+    data=_safe(embedded_json(_browser_data(report))),
+    script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+  )
+
+
+def embedded_json(found: Any) -> str:
+  """ASCII JSON that stays inside its `<script>` element, whatever strings it holds."""
+  text = json.dumps(found, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+  return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _jinja2() -> Any:
+  try:
+    import jinja2
+    import matplotlib  # noqa: F401  (drawings need it; better to say so before anything is drawn)
+  except ModuleNotFoundError as e:
+    raise ReportUnavailableError(
+      f"the report needs {e.name}: pip install 'idistill-jax[report]'", name=e.name
+    ) from e
+  return jinja2
+
+
+def _safe(text: str) -> Any:
+  import markupsafe
+
+  return markupsafe.Markup(text)
+
+
+def _context(report: gather.Report) -> dict[str, Any]:
+  labels = _labels(report.labels)
+  drawn = {name: [_safe(svg) for svg in drawings] for name, drawings in figures.all_of(report).items()}
+  changed = sorted(
+    (query for query in report.shown.queries if query.delta),
+    key=lambda query: (-(query.delta or 0), query.id),
+  )
+  evaluation = report.evaluation
+  return {
+    "report": report,
+    "evaluation": evaluation,
+    "claim": claims.claim(evaluation, report.labels),
+    "finished": max((stage.finished for stage in report.stages), default="")[:16].replace("T", " "),
+    "tiles": _tiles(evaluation) if evaluation else (),
+    "drawn": drawn,
+    "systems": _systems(report),
+    "known_systems": tuple(figures.OF_SYSTEM),
+    "after": gather.AFTER,
+    "significant": claims.SIGNIFICANT,
+    "shown_results": queries.SHOWN_RESULTS,
+    "helped": [query for query in changed if (query.delta or 0) > 0][:CHANGED_QUERIES],
+    "hurt": [query for query in changed[::-1] if (query.delta or 0) < 0][:CHANGED_QUERIES],
+    "labels": labels,
+    "longest": max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
+    "ann": _ann(evaluation.ann) if evaluation else {},
+    **{
+      name: getattr(claims, name)
+      for name in ("count", "duration", "p_number", "plain", "relative", "signed", "verdict")
+    },
+  }
+
+
+def _systems(report: gather.Report) -> tuple[str, ...]:
+  return tuple(report.shown.queries[0].results) if report.shown.queries else ()
+
+
+def _tiles(evaluation: gather.Evaluation) -> list[dict[str, Any]]:
+  """Before and after on a few measures."""
+  wanted = dict.fromkeys((evaluation.main_measure, *TILE_MEASURES))
+  tests = evaluation.test(gather.AFTER)
+  return [
+    {
+      "measure": measure,
+      "before": evaluation.systems[gather.BEFORE][measure],
+      "after": evaluation.systems[gather.AFTER][measure],
+      "change": claims.relative(tests[measure].relative),
+      "verdict": claims.verdict(tests[measure]),
+    }
+    for measure in wanted
+    if measure in tests
+  ]
+
+
+def _labels(statuses: Mapping[str, Any] | None) -> dict[str, Any] | None:
+  """parts: status -> lists.  tables: title -> name -> fact, no empty ones.  bias: of position, or None."""
+  if statuses is None:
+    return None
+  parts = {status: _total(statuses.get(status)) for status in STATUSES}
+  rest = {
+    name: found
+    for name, found in statuses.items()
+    if name not in (*STATUSES, *_REASONS, "position_bias", "usage")
+  }
+  tables = {
+    **{title: statuses.get(name) or {} for name, title in _REASONS.items()},
+    "Usage": statuses.get("usage") or {},
+    "More": rest,
+  }
+  return {
+    "parts": parts,
+    "total": sum(parts.values()),
+    "bias": statuses.get("position_bias"),
+    "tables": {
+      title: {name: claims.plain(found) for name, found in _spread(facts).items()}
+      for title, facts in tables.items()
+      if facts
+    },
+  }
+
+
+def _total(found: Any) -> int:
+  """A count, or the sum of counts by reason."""
+  return sum(map(int, found.values())) if isinstance(found, Mapping) else int(found or 0)
+
+
+def _spread(found: Any, prefix: str = "") -> dict[str, Any]:
+  """Nested names joined, so that every fact has a line of its own."""
+  if not isinstance(found, Mapping):
+    return {prefix: found}
+  lines: dict[str, Any] = {}
+  for name, one in found.items():
+    lines.update(_spread(one, f"{prefix}, {name}".removeprefix(", ").replace("_", " ")))
+  return lines
+
+
+def _ann(found: Mapping[str, Any]) -> dict[str, str]:
+  return {_ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one) for name, one in found.items()}
+
+
+def _browser_data(report: gather.Report) -> dict[str, Any]:
+  return {
+    "systems": _systems(report),
+    "passages": {passage_id: [one.title, one.text] for passage_id, one in report.shown.passages.items()},
+    "queries": [
+      {
+        "id": query.id,
+        "text": query.text,
+        "delta": query.delta,
+        "relevant": query.relevant,
+        "ranks": query.relevant_ranks,
+        "results": {system: [one.passage_id for one in found] for system, found in query.results.items()},
+      }
+      for query in report.shown.queries
+    ],
+  }

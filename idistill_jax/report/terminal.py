@@ -1,0 +1,94 @@
+"""A workdir -> two terminal tables: systems and measures with their tests, stages with times and drops.
+
+Needs neither Jinja nor Matplotlib, and shows what is there of a run that is not finished.
+"""
+
+import os
+
+from rich import box, table
+from rich import console as rich_console
+from rich.text import Text
+
+from idistill_jax import artifacts
+from idistill_jax.report import claims, gather
+
+_STYLES = {"better": "green", "worse": "red", "undecided": "dim"}
+
+
+def print_summary(
+  workdir: artifacts.Workdir | str | os.PathLike[str], console: rich_console.Console | None = None
+) -> None:
+  """Prints what came out of the run."""
+  console = console or rich_console.Console()
+  if not isinstance(workdir, artifacts.Workdir):
+    workdir = artifacts.Workdir(os.fspath(workdir))
+  evaluation = gather.evaluation(workdir)
+  console.print(stage_table(gather.stage_runs(workdir)))
+  if evaluation is None:
+    console.print(Text("Nothing has been measured yet: the evaluate stage has not run.", style="yellow"))
+    return
+  console.print(summary_table(evaluation))
+  claim = claims.claim(evaluation, gather.labels(workdir))
+  console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
+  console.print(Text(claim.detail))
+  page = workdir.root / "report.html"
+  if page.exists():
+    console.print(Text(f"Report: {page}"))
+
+
+def summary_table(evaluation: gather.Evaluation) -> table.Table:
+  """Systems down, measures across: mean, and change against the initial retriever; p on the main measure."""
+  main = evaluation.main_measure
+  about = f"{claims.count(evaluation.queries)} {evaluation.split} queries"
+  made = table.Table(
+    box=box.SIMPLE_HEAD,
+    pad_edge=False,
+    collapse_padding=True,
+    title_justify="left",
+    title_style="",
+    title=Text(f"{about}; changes against {gather.BEFORE}, p on {main}"),
+  )
+  made.add_column("system", no_wrap=True)
+  for measure in evaluation.measures:
+    made.add_column(Text(measure), justify="right", no_wrap=True)
+  made.add_column("p", justify="right", no_wrap=True)
+  for system, means in evaluation.systems.items():
+    tests = evaluation.test(system)
+    cells = [_mean(means.get(measure), tests.get(measure)) for measure in evaluation.measures]
+    p = Text("–", style="dim")
+    if main in tests:
+      p = Text(claims.p_number(tests[main].p), style=_STYLES[claims.verdict(tests[main])])
+    made.add_row(Text(system, style="bold" if system == gather.AFTER else ""), *cells, p)
+  return made
+
+
+def _mean(mean: float | None, test: gather.Comparison | None) -> Text:
+  if mean is None:
+    return Text("–", style="dim")
+  text = Text(f"{mean:.3f}")
+  if test is not None and test.relative is not None:
+    text.append(
+      "\n" + claims.relative(test.relative).replace("\u00a0", ""), style=_STYLES[claims.verdict(test)]
+    )
+  return text
+
+
+def stage_table(stages: tuple[gather.StageRun, ...]) -> table.Table:
+  """Stages down: time, what they counted, what they dropped and why."""
+  made = table.Table(box=box.SIMPLE_HEAD)
+  made.add_column("stage", no_wrap=True)
+  made.add_column("time", justify="right", no_wrap=True)
+  made.add_column("counts")
+  made.add_column("dropped")
+  for stage in stages:
+    counts = ", ".join(f"{name} {claims.plain(found)}" for name, found in stage.counts.items())
+    drops = ", ".join(f"{claims.count(number)} {reason}" for reason, (number, _) in stage.drops.items())
+    made.add_row(
+      Text(stage.name),
+      Text(claims.duration(stage.seconds)),
+      Text(counts),
+      Text(drops or "nothing", style="yellow" if drops else "dim"),
+    )
+  made.add_section()
+  made.add_row(Text("all"), Text(claims.duration(sum(stage.seconds for stage in stages))))
+  return made

@@ -1,0 +1,193 @@
+"""ScaNN behind the same `.search` as exact search: build, save, load.
+
+ScaNN answers several mistakes by ending the process or with meaningless rows, so everything that it could
+stumble over is settled before it is called.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from idistill_jax import config as config_lib
+from idistill_jax.retrieval import hits as hits_lib
+
+# ScaNN learns 16 centres for each pair of dimensions and refuses fewer points than centres.
+QUANTISE_FROM = 16
+TRAINING_SAMPLE = 250_000
+SETTINGS = "index.json"
+
+
+class ScannUnavailableError(ImportError):
+  """ScaNN cannot run here; the message says what to install or to set."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+  """ScaNN's settings for a corpus.  leaves: partitions; leaves_to_search: those a query looks into; reorder:
+  how many quantised finds are scored again exactly; training_sample: points that partitions are learnt
+  from."""
+
+  leaves: int
+  leaves_to_search: int
+  reorder: int
+  training_sample: int
+
+
+def settings_for(passages: int, cfg_index: config_lib.Index) -> Settings:
+  """Leaves near the square root of the corpus, never more than passages; a share of them searched."""
+  leaves = max(1, math.isqrt(passages))
+  if not 0 < cfg_index.leaves_fraction <= 1:
+    raise ValueError(f"index.leaves_fraction must lie in (0, 1], found {cfg_index.leaves_fraction}")
+  return Settings(
+    leaves=leaves,
+    leaves_to_search=max(1, math.ceil(cfg_index.leaves_fraction * leaves)),
+    reorder=min(passages, cfg_index.reorder),
+    training_sample=min(passages, TRAINING_SAMPLE),
+  )
+
+
+class Scann:
+  """A built ScaNN index over passages in the order of the tie rule."""
+
+  def __init__(self, searcher: Any, ids: Sequence[str], width: int, settings: Settings):
+    self._searcher = searcher
+    self._ids = list(ids)
+    self._order_P = hits_lib.tie_order(ids)
+    self._width = width
+    self.settings = settings
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  @property
+  def ids(self) -> list[str]:
+    """Passage ids in the order of the collection: what the rows of hits point at."""
+    return self._ids
+
+  def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:
+    """As `exact.Exact.search`, every place filled.
+
+    A query whose leaves hold fewer than min(k, P) passages is asked again in all leaves.
+    """
+    hits_lib.check_k(k)
+    queries_QxE = hits_lib.check_queries(queries_QxE, self._width)
+    k = min(k, len(self))
+    places, scores = self._ask(queries_QxE, k, self.settings.leaves_to_search)
+    short = np.flatnonzero(np.isnan(scores).any(axis=1))
+    if len(short):
+      places[short], scores[short] = self._ask(queries_QxE[short], k, self.settings.leaves)
+    if np.isnan(scores).any():
+      raise RuntimeError(f"ScaNN found fewer than {k} of {len(self)} passages with all its leaves searched")
+    # Scores descending, then the tie rule, in which places are numbered.
+    order = np.lexsort((places, -scores), axis=1)
+    return hits_lib.Hits(
+      rows=self._order_P[np.take_along_axis(places, order, axis=1)],
+      scores=np.take_along_axis(scores, order, axis=1),
+      found=np.full(len(queries_QxE), k, np.int32),
+    )
+
+  def _ask(self, queries_QxE: np.ndarray, k: int, leaves: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places int64 and scores float32, both [Q, k]; a place that ScaNN left open has the score NaN."""
+    places = np.zeros((len(queries_QxE), k), np.int64)
+    scores = np.full((len(queries_QxE), k), np.nan, np.float32)
+    if len(queries_QxE):
+      found, distances = self._searcher.search_batched_parallel(
+        queries_QxE,
+        final_num_neighbors=k,
+        pre_reorder_num_neighbors=max(k, self.settings.reorder),
+        leaves_to_search=leaves,
+      )
+      places[:, : found.shape[1]] = found
+      scores[:, : found.shape[1]] = distances
+    # Indices beside a NaN mean nothing and may point past the corpus.
+    return np.where(np.isnan(scores), 0, places), scores
+
+  def save(self, folder: str | os.PathLike[str]) -> None:
+    """Writes the index; the folder may be moved afterwards."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    self._searcher.serialize(str(folder), relative_path=True)
+    about = {"width": self._width, "settings": dataclasses.asdict(self.settings), "ids": self._ids}
+    (folder / SETTINGS).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+
+def build(vectors_PxE: np.ndarray, ids: Sequence[str], cfg_index: config_lib.Index) -> Scann:
+  """Partitions, quantises and indexes the passages for inner products.
+
+  Raises hits.VectorError (empty, not finite, wrong shape), ValueError (repeated id), ScannUnavailableError.
+  """
+  vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
+  settings = settings_for(len(ids), cfg_index)
+  builder = _scann().scann_ops_pybind.builder(vectors_PxE[hits_lib.tie_order(ids)], 10, "dot_product")
+  builder = builder.set_n_training_threads(os.cpu_count() or 1)
+  if len(ids) < QUANTISE_FROM:
+    builder = builder.score_brute_force()
+  else:
+    builder = builder.tree(
+      num_leaves=settings.leaves,
+      num_leaves_to_search=settings.leaves_to_search,
+      training_sample_size=settings.training_sample,
+    )
+    builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(settings.reorder)
+  return Scann(builder.build(), ids, vectors_PxE.shape[1], settings)
+
+
+def load(folder: str | os.PathLike[str]) -> Scann:
+  """Reads what `Scann.save` wrote; raises FileNotFoundError or ValueError naming the file."""
+  folder = pathlib.Path(folder)
+  path = folder / SETTINGS
+  if not path.exists():
+    raise FileNotFoundError(f"{path} is not there: {folder} holds no saved ScaNN index")
+  try:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    ids, width, settings = about["ids"], about["width"], Settings(**about["settings"])
+  except (ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"{path}: not the description of a ScaNN index ({e}); build the index again") from e
+  return Scann(_scann().scann_ops_pybind.load_searcher(str(folder)), ids, width, settings)
+
+
+def missing_cpu_features(cpuinfo: str, machine: str) -> list[str]:
+  """What ScaNN's wheels need and a /proc/cpuinfo lacks.  On x86-64 they use AVX2 and FMA without asking."""
+  if machine not in ("x86_64", "AMD64"):
+    return []
+  flags = next(
+    (line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), []
+  )
+  return [name for name in ("avx2", "fma") if name not in flags]
+
+
+def _scann() -> ModuleType:
+  """The scann package; raises ScannUnavailableError before its import could kill the process with SIGILL."""
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  if cpuinfo.exists():
+    missing = missing_cpu_features(cpuinfo.read_text(), platform.machine())
+    if missing:
+      raise ScannUnavailableError(
+        f"ScaNN needs a CPU with {' and '.join(missing)}, which this one lacks; use --config.index.kind=exact"
+      )
+  # Where TensorFlow is installed, scann loads it along with an operator built for one version of it: another
+  # version breaks the import, the right one costs ten seconds.  Search needs neither, so TensorFlow looks
+  # absent meanwhile.
+  before = sys.modules.get("tensorflow")
+  sys.modules["tensorflow"] = None  # type: ignore[assignment]
+  try:
+    import scann
+  except ModuleNotFoundError as e:
+    raise ScannUnavailableError(
+      "ScaNN is not installed: pip install 'idistill-jax[retrieval]', or use --config.index.kind=exact"
+    ) from e
+  finally:
+    if before is None:
+      del sys.modules["tensorflow"]
+    else:
+      sys.modules["tensorflow"] = before
+  return scann

@@ -1,0 +1,82 @@
+"""BM25 over texts (bm25s, English stemming and stop words): texts and queries -> hits, like vector search.
+
+Lucene's variant, whose idf is positive: a passage scores above 0 exactly where it shares a term with the
+query.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from idistill_jax.retrieval import hits as hits_lib
+
+K1 = 1.5
+B = 0.75
+
+
+class Bm25UnavailableError(ImportError):
+  """bm25s or PyStemmer is not installed."""
+
+
+class Bm25:
+  """An inverted index over all passages."""
+
+  def __init__(self, texts: Sequence[str], ids: Sequence[str]):
+    """Raises ValueError where there are no passages, no term in any of them, or an id is repeated."""
+    if len(texts) != len(ids):
+      raise ValueError(f"{len(texts)} passage texts but {len(ids)} passage ids")
+    if not len(texts):
+      raise ValueError("there are no passages to search; is the corpus empty?")
+    self._order_P = hits_lib.tie_order(ids)
+    # Place of each row in the tie order.
+    self._place_P = np.empty_like(self._order_P)
+    self._place_P[self._order_P] = np.arange(len(ids), dtype=np.int32)
+    self._bm25s, self._stemmer = _packages()
+    terms = self._terms(texts)
+    if not any(terms):
+      raise ValueError(f"none of {len(texts)} passages holds a term that is not a stop word")
+    self._model = self._bm25s.BM25(method="lucene", k1=K1, b=B)
+    self._model.index(terms, show_progress=False)
+
+  def __len__(self) -> int:
+    return len(self._order_P)
+
+  def search(self, queries: Sequence[str], k: int) -> hits_lib.Hits:
+    """The min(k, P) best passages of each query text; `found` counts those that share a term with it."""
+    hits_lib.check_k(k)
+    k = min(k, len(self))
+    rows_QxK = np.empty((len(queries), k), np.int32)
+    scores_QxK = np.empty((len(queries), k), np.float32)
+    found_Q = np.empty(len(queries), np.int32)
+    for query, terms in enumerate(self._terms(queries)):
+      scores_P = self._scores(terms)
+      # The k-th best score decides who may enter; all its ties are sorted, so none is left out by chance.
+      bound = np.partition(scores_P, len(self) - k)[len(self) - k]
+      rows = np.flatnonzero(scores_P >= bound)
+      rows = rows[np.lexsort((self._place_P[rows], -scores_P[rows]))][:k]
+      rows_QxK[query], scores_QxK[query] = rows, scores_P[rows]
+      found_Q[query] = np.count_nonzero(scores_P[rows] > 0)
+    return hits_lib.Hits(rows=rows_QxK, scores=scores_QxK, found=found_Q)
+
+  def _scores(self, terms: list[str]) -> np.ndarray:
+    known = [term for term in terms if term in self._model.vocab_dict]
+    if not known:
+      return np.zeros(len(self), np.float32)
+    return np.asarray(self._model.get_scores(known), np.float32)
+
+  def _terms(self, texts: Sequence[str]) -> list[list[str]]:
+    if not len(texts):
+      return []
+    return self._bm25s.tokenize(
+      list(texts), stopwords="english", stemmer=self._stemmer, return_ids=False, show_progress=False
+    )
+
+
+def _packages() -> tuple[Any, Any]:
+  try:
+    import bm25s
+    import Stemmer
+  except ModuleNotFoundError as e:
+    raise Bm25UnavailableError(f"BM25 needs {e.name}: pip install 'idistill-jax[retrieval]'") from e
+  return bm25s, Stemmer.Stemmer("english")

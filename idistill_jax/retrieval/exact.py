@@ -1,0 +1,133 @@
+"""Exact inner-product search in JAX: passage vectors and queries -> the k best of every query.
+
+Passages and queries are cut into blocks of one size each, so that no more than one block of scores exists at
+a time and XLA compiles once.  With a mesh, each block of passages is spread over all devices: every device
+keeps the k best of its own part, and only those travel.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from idistill_jax.retrieval import hits as hits_lib
+
+# Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
+PASSAGE_BLOCK = 16_384
+QUERY_BLOCK = 256
+
+
+class Exact:
+  """Passages in memory, in the order of the tie rule, as `top_k` prefers the lower index among equals."""
+
+  def __init__(
+    self,
+    vectors_PxE: np.ndarray,
+    ids: Sequence[str],
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    passage_block: int = PASSAGE_BLOCK,
+  ):
+    """Raises hits.VectorError (empty, not finite, wrong shape) and ValueError (repeated id), naming ids."""
+    vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
+    self._order_P = hits_lib.tie_order(ids)
+    passages, self._width = vectors_PxE.shape
+    shards = mesh.size if mesh is not None else 1
+    self._block = min(passage_block, -(-passages // shards))
+    per_step = shards * self._block
+    self._blocks_SxPxE = []
+    for start in range(0, passages, per_step):
+      block = vectors_PxE[self._order_P[start : start + per_step]]
+      block = np.pad(block, ((0, per_step - len(block)), (0, 0))).reshape(shards, self._block, self._width)
+      self._blocks_SxPxE.append(_place(block, mesh, mesh.axis_names if mesh is not None else None))
+    self._mesh = mesh
+
+  def __len__(self) -> int:
+    return len(self._order_P)
+
+  def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:
+    """The min(k, P) best passages of each query; equal scores rank as `hits.tie_order` says.
+
+    Raises ValueError for k < 1, hits.VectorError for queries that are not finite or of another width, and
+    OverflowError where an inner product leaves float32.
+    """
+    hits_lib.check_k(k)
+    queries_QxE = hits_lib.check_queries(queries_QxE, self._width)
+    k = min(k, len(self))
+    parts = [
+      self._search_block(queries_QxE[i : i + QUERY_BLOCK], k) for i in range(0, len(queries_QxE), QUERY_BLOCK)
+    ]
+    rows = np.concatenate([np.empty((0, k), np.int32), *(part[1] for part in parts)])
+    scores = np.concatenate([np.empty((0, k), np.float32), *(part[0] for part in parts)])
+    if not np.isfinite(scores).all():
+      bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+      raise OverflowError(
+        f"inner products of query rows {bad[:5].tolist()} leave float32; are the vectors normalised?"
+      )
+    return hits_lib.Hits(
+      rows=self._order_P[rows], scores=scores, found=np.full(len(queries_QxE), k, np.int32)
+    )
+
+  def _search_block(self, queries_QxE: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and places (in tie order) of at most QUERY_BLOCK queries."""
+    count = len(queries_QxE)
+    # Few block sizes, few compilations: a lone query does not pay for 256.
+    padded = min(QUERY_BLOCK, 1 << (count - 1).bit_length())
+    queries_BxE = _place(np.pad(queries_QxE, ((0, padded - count), (0, 0))), self._mesh, None)
+    best = tuple(
+      _place(start, self._mesh, None)
+      for start in (np.full((padded, k), -np.inf, np.float32), np.zeros((padded, k), np.int32))
+    )
+    per_step = self._block * self._blocks_SxPxE[0].shape[0]
+    for number, block in enumerate(self._blocks_SxPxE):
+      best = _merge(best, queries_BxE, block, number * per_step, len(self), mesh=self._mesh)
+    scores, rows = jax.device_get(best)
+    return scores[:count], rows[:count]
+
+
+def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes) -> jax.Array:
+  """To the device, or to the mesh with the first axis laid over `axes`."""
+  if mesh is None:
+    return jnp.asarray(array)
+  return jax.device_put(array, NamedSharding(mesh, PartitionSpec(axes)))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _merge(best, queries_BxE, block_SxPxE, start, passages, *, mesh: jax.sharding.Mesh | None):
+  """The k best of those so far and of one block.  Earlier places stand first, so that they win ties."""
+  shards, size, _ = block_SxPxE.shape
+  k = best[0].shape[1]
+  local_best = functools.partial(_local_best, k=min(k, size))
+  if mesh is not None:
+    # Not left to the compiler: it gathers all scores on every device before it takes the best.
+    over, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
+    local_best = jax.shard_map(
+      local_best,
+      mesh=mesh,
+      in_specs=(everywhere, over, over, everywhere),
+      out_specs=PartitionSpec(None, mesh.axis_names),
+    )
+  first_S = start + size * jnp.arange(shards, dtype=jnp.int32)
+  found = local_best(queries_BxE, block_SxPxE, first_S, passages)
+  if mesh is not None:
+    found = jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
+  batch = queries_BxE.shape[0]
+  scores, places = (
+    jnp.concatenate([old, new_BxSxK.reshape(batch, -1)], axis=1)
+    for old, new_BxSxK in zip(best, found, strict=True)
+  )
+  top, index = jax.lax.top_k(scores, k)
+  return top, jnp.take_along_axis(places, index, axis=1)
+
+
+def _local_best(queries_BxE, block_SxPxE, first_S, passages, *, k: int):
+  """Scores and places [B, S, k] of the best of each shard."""
+  scores_BxSxP = jnp.einsum("be,spe->bsp", queries_BxE, block_SxPxE, precision=jax.lax.Precision.HIGHEST)
+  # -0.0 sorts below 0.0 in top_k, but is no worse a score.
+  scores_BxSxP = jnp.where(scores_BxSxP == 0, 0.0, scores_BxSxP)
+  places_SxP = first_S[:, None] + jnp.arange(block_SxPxE.shape[1], dtype=jnp.int32)[None]
+  top_BxSxK, within_BxSxK = jax.lax.top_k(jnp.where(places_SxP[None] < passages, scores_BxSxP, -jnp.inf), k)
+  return top_BxSxK, within_BxSxK + first_S[None, :, None]

@@ -1,0 +1,94 @@
+"""What every searcher returns, the one tie rule, and the checks on vectors that all of them share.
+
+The tie rule is trec_eval's: equal float32 scores rank by id, the greater id first (ids compared as text).
+Using the rule of the evaluator for searching as well means that the order a search returns is the order that
+is measured.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+# How many offending rows an error names before it only counts.
+ROWS_NAMED = 5
+
+
+class VectorError(ValueError):
+  """Vectors that cannot be searched; the message names the offending rows by id."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Hits:
+  """Passages of each query, best first.
+
+  rows: int32 [Q, K], places in the collection.  scores: float32 [Q, K], higher is better.
+  found: int32 [Q], how many leading places matched the query at all.  Vector search matches everything (found
+  = K); BM25 does not match a passage that shares no term with the query, and fills the places that remain
+  with such passages.
+  """
+
+  rows: np.ndarray
+  scores: np.ndarray
+  found: np.ndarray
+
+
+class Searcher(Protocol):
+  """Vectors to hits."""
+
+  def search(self, queries_QxE: np.ndarray, k: int) -> Hits: ...
+
+
+def tie_order(ids: Sequence[str]) -> np.ndarray:
+  """int32 [P]: rows in the order in which equal scores rank; raises ValueError on a repeated id."""
+  order = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
+  for one, other in itertools.pairwise(order):
+    if ids[one] == ids[other]:
+      raise ValueError(f"the passage id {ids[one]!r} occurs at rows {other} and {one}; ids must be unique")
+  return np.asarray(order, np.int32)
+
+
+def check_passages(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+  """float32 [P, E], C order; raises VectorError where there is nothing to search or a row is not finite."""
+  vectors_PxE = np.asarray(vectors_PxE)
+  if vectors_PxE.ndim != 2:
+    raise VectorError(f"passage vectors have the shape {vectors_PxE.shape}; expected [passages, embedding]")
+  if len(vectors_PxE) != len(ids):
+    raise VectorError(f"{len(vectors_PxE)} passage vectors but {len(ids)} passage ids")
+  if not len(ids):
+    raise VectorError("there are no passages to search; is the corpus empty?")
+  return _finite(vectors_PxE, lambda row: repr(ids[row]), "passages")
+
+
+def check_queries(queries_QxE: np.ndarray, width: int) -> np.ndarray:
+  """float32 [Q, E], C order; raises VectorError on another width and on a row that is not finite."""
+  queries_QxE = np.asarray(queries_QxE)
+  if queries_QxE.ndim != 2 or queries_QxE.shape[1] != width:
+    raise VectorError(
+      f"query vectors have the shape {queries_QxE.shape}; the index holds vectors of width {width}"
+    )
+  return _finite(queries_QxE, str, "query rows")
+
+
+def check_k(k: int) -> None:
+  if k < 1:
+    raise ValueError(f"k must be at least 1, found {k}")
+
+
+def _finite(vectors: np.ndarray, name, what: str) -> np.ndarray:
+  if vectors.shape[1] == 0:
+    raise VectorError(f"vectors of {what} have width 0; did the encoder return an empty embedding?")
+  # Float32 first: a float64 value may be finite and yet overflow to inf here.
+  with np.errstate(over="ignore"):
+    vectors = np.ascontiguousarray(vectors, np.float32)
+  bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+  if len(bad):
+    named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])
+    more = "" if len(bad) <= ROWS_NAMED else f" and {len(bad) - ROWS_NAMED} more"
+    raise VectorError(
+      f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity ({what}: {named}{more}); "
+      "the encoder's weights or its input are broken"
+    )
+  return vectors

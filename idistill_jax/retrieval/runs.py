@@ -1,0 +1,113 @@
+"""Runs: query id -> passage id -> score, from hits, to and from TREC's form.
+
+A run is ordered as trec_eval orders it, whatever the ranks in a file say: scores are compared as float32, the
+higher first, and equal ones by passage id, the greater first.  Two scores that differ only beyond float32 are
+a tie.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from idistill_jax.retrieval import hits as hits_lib
+
+Run = dict[str, dict[str, float]]
+
+
+class RunError(ValueError):
+  """A run that cannot be read, written or measured; the message names file and line, or query and passage."""
+
+
+def ranked(results: Mapping[str, float]) -> list[str]:
+  """Passage ids of one query, best first, in trec_eval's order."""
+  return sorted(results, key=lambda passage_id: (np.float32(results[passage_id]), passage_id), reverse=True)
+
+
+def from_hits(query_ids: Sequence[str], passage_ids: Sequence[str], hits: hits_lib.Hits) -> Run:
+  """Run of a search, without places that did not match; queries that match nothing stay, empty."""
+  if len(query_ids) != len(hits.rows):
+    raise RunError(f"{len(query_ids)} query ids for hits of {len(hits.rows)} queries")
+  return {
+    query_id: {
+      passage_ids[row]: float(score) for row, score in zip(rows[:found], scores[:found], strict=True)
+    }
+    for query_id, rows, scores, found in zip(
+      _unique(query_ids), hits.rows, hits.scores, hits.found, strict=True
+    )
+  }
+
+
+def from_order(orders: Mapping[str, Sequence[str]]) -> Run:
+  """Run of rankings, best first: a passage scores how many stand below it, so nothing ties."""
+  run: Run = {}
+  for query_id, order in orders.items():
+    run[query_id] = {passage_id: float(len(order) - place - 1) for place, passage_id in enumerate(order)}
+    if len(run[query_id]) != len(order):
+      raise RunError(f"query {query_id!r}: the ranking holds a passage twice")
+  return run
+
+
+def write_trec(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, float]], tag: str) -> None:
+  """Writes `query Q0 passage rank score tag` lines, queries in the order of the run, ranks from 1.
+
+  Raises RunError for an id or tag that TREC's form cannot hold (empty, or with white space) and a score that
+  is not finite; then no file is written.  A query without results leaves no line.
+  """
+  _check_word(tag, "the tag")
+  lines = []
+  for query_id, results in run.items():
+    _check_word(query_id, "the query id")
+    check_scores(query_id, results)
+    for rank, passage_id in enumerate(ranked(results), start=1):
+      _check_word(passage_id, f"query {query_id!r}: the passage id")
+      lines.append(f"{query_id} Q0 {passage_id} {rank} {float(results[passage_id])!r} {tag}\n")
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def read_trec(path: str | os.PathLike[str]) -> Run:
+  """Reads a TREC run; the rank column is not used, as in trec_eval.  Raises RunError naming file and line."""
+  run: Run = {}
+  with open(path, encoding="utf-8", newline="\n") as file:
+    for number, line in enumerate(file, start=1):
+      fields = line.split()
+      where = f"{path}:{number}"
+      if len(fields) != 6:
+        raise RunError(
+          f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line!r}"
+        )
+      query_id, _, passage_id, _, text, _ = fields
+      try:
+        score = float(text)
+      except ValueError:
+        raise RunError(f"{where}: the score {text!r} is no number") from None
+      if not math.isfinite(score):
+        raise RunError(f"{where}: the score {text!r} is not finite")
+      results = run.setdefault(query_id, {})
+      if passage_id in results:
+        raise RunError(f"{where}: query {query_id} lists passage {passage_id} a second time")
+      results[passage_id] = score
+  return run
+
+
+def check_scores(query_id: str, results: Mapping[str, float]) -> None:
+  """Raises RunError for a score that is NaN or infinite: trec_eval would rank it somewhere without a word."""
+  for passage_id, score in results.items():
+    if not math.isfinite(score):
+      raise RunError(f"query {query_id!r}, passage {passage_id!r}: the score {score} is not finite")
+
+
+def _check_word(text: str, what: str) -> None:
+  if len(text.split()) != 1 or text.split()[0] != text:
+    raise RunError(f"{what} {text!r} is empty or holds white space, which TREC's form cannot carry")
+
+
+def _unique(query_ids: Sequence[str]) -> Sequence[str]:
+  if len(set(query_ids)) != len(query_ids):
+    twice = next(query_id for query_id in query_ids if list(query_ids).count(query_id) > 1)
+    raise RunError(f"the query id {twice!r} occurs more than once")
+  return query_ids

@@ -1,0 +1,155 @@
+"""A question to the models of a workdir: what the initial retriever, the distilled one and the ranker find.
+
+python -m idistill_jax.search --workdir=runs/quickstart "how do I merge two sorted iterables"
+"""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from absl import app, flags
+from rich import box, table
+from rich import console as rich_console
+from rich.text import Text
+
+from idistill_jax import artifacts, cli, records
+from idistill_jax import config as config_lib
+from idistill_jax.data import similarity, tables
+from idistill_jax.retrieval import exact, hits, index, rerank
+from idistill_jax.train import inference
+
+_TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_bound=1)
+
+# Longer texts would fill the screen.
+SHOWN_CHARACTERS = 160
+READS = ("collection", "candidates", "train_ranker", "train_retriever", "index")
+
+
+class EmptyQueryError(ValueError):
+  """There is nothing to search for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+  """passages: best first.  milliseconds: from the query's text to them, models loaded and compiled."""
+
+  passages: tuple[records.Passage, ...]
+  milliseconds: float
+
+
+class Searcher:
+  """The models and indexes of a finished workdir, loaded once for any number of questions.
+
+  Raises artifacts.MissingInputError for the first stage that has not run, naming its command, and
+  FileNotFoundError where nothing has been run in that folder.
+  """
+
+  def __init__(self, workdir: str | os.PathLike[str]):
+    stage = artifacts.Stage(name="search", reads=READS, config=(), run=lambda job: None)
+    cfg = cli.load_config(os.fspath(workdir))
+    folders = artifacts.Workdir(os.fspath(workdir)).inputs(stage)
+    self._cfg: config_lib.Config = cfg
+    self._passages = tables.load_passages(folders["collection"])
+    self._initial = inference.load_retriever(cfg, None)
+    self._distilled = inference.load_retriever(cfg, folders["train_retriever"])
+    self._ranker = inference.load_ranker(cfg, folders["train_ranker"])
+    self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
+    self._distilled_index = index.open_default(folders["index"], self._passages.ids)
+
+  def search(self, query: str, k: int = 5) -> dict[str, Answer]:
+    """System -> its k best passages; "ranker" reorders the initial retriever's first `evaluate.rerank_depth`.
+
+    Raises EmptyQueryError for a query without a visible character, ValueError for k < 1.
+    """
+    check(query, k)
+    return {
+      "initial": self._answer(
+        functools.partial(self._retrieve, self._initial, self._initial_index, query, k), k
+      ),
+      "distilled": self._answer(
+        functools.partial(self._retrieve, self._distilled, self._distilled_index, query, k), k
+      ),
+      "ranker": self._answer(functools.partial(self._rerank, query, k), k),
+    }
+
+  def _retrieve(
+    self, retriever: inference.Retriever, searcher: hits.Searcher, query: str, k: int
+  ) -> list[str]:
+    found = searcher.search(retriever.encode_queries([query]), k)
+    return [self._passages.ids[row] for row in found.rows[0]]
+
+  def _rerank(self, query: str, k: int) -> list[str]:
+    depth = self._cfg.evaluate.rerank_depth
+    found = self._initial_index.search(self._initial.encode_queries([query]), max(depth, k))
+    (order,) = rerank.rerank(
+      self._ranker.score, [query], self._passages.texts, self._passages.ids, found, depth
+    )
+    return order
+
+  def _answer(self, find: Callable[[], list[str]], k: int) -> Answer:
+    find()  # compiles
+    started = time.perf_counter()
+    ids = find()
+    milliseconds = 1000 * (time.perf_counter() - started)
+    return Answer(passages=tuple(self._passages.by_id(one) for one in ids[:k]), milliseconds=milliseconds)
+
+
+def check(query: str, k: int) -> None:
+  """Raises EmptyQueryError or ValueError for what cannot be searched for."""
+  if not query.strip():
+    raise EmptyQueryError(
+      'the query is empty; ask something: python -m idistill_jax.search --workdir=... "a question"'
+    )
+  if k < 1:
+    raise ValueError(f"at least one passage must be asked for, not {k}")
+
+
+def search(workdir: str | os.PathLike[str], query: str, k: int = 5) -> dict[str, Answer]:
+  """One question to a workdir, models loaded for it alone; raises as `Searcher` and its `search` do."""
+  check(query, k)
+  return Searcher(workdir).search(query, k)
+
+
+def side_by_side(query: str, answers: Mapping[str, Answer]) -> table.Table:
+  """Ranks down, systems across, with the milliseconds of each."""
+  made = table.Table(
+    title=Text(query), title_justify="left", box=box.SIMPLE_HEAD, show_lines=True, expand=True
+  )
+  made.add_column("", width=2)
+  for system, answer in answers.items():
+    made.add_column(Text(f"{system}  {answer.milliseconds:.0f} ms"), ratio=1)
+  for place in range(max(len(answer.passages) for answer in answers.values())):
+    cells = [
+      _cell(answer.passages[place]) if place < len(answer.passages) else Text("")
+      for answer in answers.values()
+    ]
+    made.add_row(str(place + 1), *cells)
+  return made
+
+
+def _cell(passage: records.Passage) -> Text:
+  title = passage.title or passage.id
+  text = " ".join(passage.text.split())
+  shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
+  return Text.assemble((title, "bold"), "\n", (shown, "dim"))
+
+
+def main(argv: Sequence[str]) -> None:
+  workdir = flags.FLAGS.workdir
+  if workdir is None or len(argv) < 2:
+    raise app.UsageError(
+      '--workdir and a query are needed: python -m idistill_jax.search --workdir=runs/quickstart "..."'
+    )
+  query = " ".join(argv[1:])
+  try:
+    answers = search(workdir, query, _TOP.value)
+  except cli.USER_ERRORS as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+  rich_console.Console().print(side_by_side(query, answers))
+
+
+if __name__ == "__main__":
+  app.run(main)

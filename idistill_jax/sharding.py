@@ -1,0 +1,79 @@
+"""The mesh, and logical axes -> PartitionSpec.  Raises where nothing matches and where two axes collide.
+
+A parameter names what its axes mean ("embed", "heads"); the rules below say which mesh axis each meaning is laid
+over.  Change a strategy here, never in a model.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from idistill_jax import config as config_lib
+
+AXES = ("data", "fsdp", "tensor")
+
+# Rows of a batch are spread over both axes that do not split a single matrix product.
+BATCH = ("data", "fsdp")
+
+# Meaning of an array axis -> mesh axis, or None where every device holds all of it.
+RULES: dict[str, str | None] = {
+  "layer": None,
+  "vocab": "tensor",
+  "embed": "fsdp",
+  "embed_out": None,
+  "heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "position": None,
+  "type": None,
+  "label": None,
+}
+
+
+class ShardingError(ValueError):
+  """Axes that the mesh cannot carry; the message names the array, the axis and the sizes."""
+
+
+def make_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
+  """Mesh (data, fsdp, tensor) over all devices; raises ShardingError where the sizes do not multiply to them."""
+  devices = jax.device_count()
+  fixed = cfg.fsdp * cfg.tensor
+  data = cfg.data if cfg.data is not None else devices // fixed
+  if data * fixed != devices:
+    raise ShardingError(
+      f"mesh data={data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} needs {data * fixed} devices, "
+      f"but {devices} are here; set --config.mesh.data/fsdp/tensor so that they multiply to {devices}"
+    )
+  # Auto, not Explicit (the default of make_mesh): XLA propagates the layouts of intermediates.
+  return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+  """Into how many parts the rows of a batch are cut."""
+  return int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+
+def spec(path: str, logical_axes: tuple[str, ...], shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+  """PartitionSpec of one array; raises ShardingError on an unknown axis, a collision or a size that does not divide."""
+  physical: list[str | None] = []
+  for axis, size in zip(logical_axes, shape, strict=True):
+    if axis not in RULES:
+      raise ShardingError(f"{path}: no rule for axis {axis!r}; known are {sorted(RULES)}")
+    target = RULES[axis]
+    if target is not None and target in physical:
+      raise ShardingError(f"{path}: axes {logical_axes} lay {target!r} twice")
+    if target is not None and size % mesh.shape[target]:
+      raise ShardingError(
+        f"{path}: axis {axis!r} of size {size} does not divide over mesh axis {target!r} of size {mesh.shape[target]}"
+      )
+    physical.append(target)
+  return PartitionSpec(*physical)
+
+
+def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Sharding of an array whose first axis is the rows of a batch."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,68 @@
+"""corpus, queries, judgements -> one folder that every later stage reads.
+
+Writes `passages-*.tfrecord`, `queries-*.tfrecord`, `qrels/<split>.tsv` and `collection.json` (what a report
+shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded elsewhere) and
+`sources.tsv` (generated query-passage pairs, for the contrastive baseline alone).
+"""
+
+import collections
+import json
+from typing import Any
+
+from idistill_jax import artifacts, cli, config
+from idistill_jax.data import collection, corpora, example, tables
+
+STATISTICS = "collection.json"
+_RECORDS_PER_SHARD = 50_000
+
+
+def run(job: artifacts.Job) -> None:
+  cfg = job.cfg.collection
+  whole = corpora.SOURCES[cfg.source].load(cfg)
+  kept = collection.subset(
+    whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split
+  )
+  _write(job, tables.PASSAGES, kept.passages)
+  _write(job, tables.QUERIES, kept.queries)
+  if kept.lists:
+    _write(job, tables.LISTS, kept.lists)
+  for split, qrels in kept.qrels.items():
+    if qrels:
+      tables.write_qrels(job.out / "qrels" / f"{split}.tsv", qrels)
+  if kept.pairs:
+    tables.write_qrels(job.out / "sources.tsv", kept.pairs)
+  facts = statistics(kept)
+  (job.out / STATISTICS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  job.count(**facts)
+  for drop in kept.drops:
+    job.drop(drop.reason, drop.what)
+
+
+def _write(job: artifacts.Job, name: str, records: tuple[Any, ...]) -> None:
+  shards = -(-len(records) // _RECORDS_PER_SHARD)
+  example.write_records(job.out, name, records, shards)
+
+
+def statistics(found: collection.Collection) -> dict[str, Any]:
+  """Sizes that describe a collection to a reader; words are split at white space."""
+  words = [len(passage.full_text.split()) for passage in found.passages]
+  return {
+    "title": found.title,
+    "passages": len(found.passages),
+    "mean_words": round(sum(words) / len(words), 1),
+    "queries": dict(sorted(collections.Counter(query.split for query in found.queries).items())),
+    "judgements": {split: sum(map(len, qrels.values())) for split, qrels in found.qrels.items() if qrels},
+    "lists": len(found.lists),
+  }
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """Content hash of the files, or of the interpreter, that the collection is read from."""
+  return corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+
+
+STAGE = artifacts.Stage(name="collection", reads=(), config=("collection",), run=run, fingerprint=fingerprint)
+
+
+if __name__ == "__main__":
+  cli.main(STAGE)

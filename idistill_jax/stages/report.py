@@ -1,0 +1,36 @@
+"""One page that shows what came out.
+
+    python -m idistill_jax.stages.report --config=configs/quickstart.py --workdir=runs/quickstart
+
+every stage's folder -> report.html, self-contained; a copy lies at the root of the workdir.
+"""
+
+import dataclasses
+import shutil
+
+from idistill_jax import artifacts, cli
+from idistill_jax import config as config_lib
+from idistill_jax.report import gather, page
+
+PAGE = "report.html"
+
+
+def run(job: artifacts.Job) -> None:
+  workdir = artifacts.Workdir(job.out.parent)
+  report = gather.gather(workdir)
+  path = job.out / PAGE
+  path.write_text(page.render(report), encoding="utf-8")
+  shutil.copyfile(path, workdir.root / PAGE)
+  job.count(queries=len(report.shown.queries), kilobytes=path.stat().st_size // 1000)
+
+
+STAGE = artifacts.Stage(
+  name="report",
+  reads=gather.STAGES,
+  run=run,
+  # The page shows the whole config.
+  config=tuple(field.name for field in dataclasses.fields(config_lib.Config)),
+)
+
+if __name__ == "__main__":
+  cli.main(STAGE)

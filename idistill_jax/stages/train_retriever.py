@@ -1,0 +1,95 @@
+"""A dual encoder learns the teacher's distribution over each list; the gradient goes into the retriever only.
+
+    python -m idistill_jax.stages.train_retriever --config=configs/quickstart.py --workdir=runs/quickstart
+
+collection, candidates, labels, scores -> teacher-*.tfrecord (what it learned from), model/, metrics.jsonl.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax.numpy as jnp
+
+from idistill_jax import artifacts, cli, losses, records, sharding
+from idistill_jax.data import batches, example, tables, tfrecord
+from idistill_jax.hf import weights
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks
+
+
+def run(job: artifacts.Job) -> None:
+  cfg = job.cfg.retriever
+  example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
+
+  mesh = sharding.make_mesh(job.cfg.mesh)
+  network = networks.retriever(job.cfg.encoder)
+  data = inputs.load(job, network)
+  stream = batches.Batches(
+    records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
+    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+    shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
+                        row_tokens=job.cfg.encoder.row_tokens, row_multiple=sharding.batch_shards(mesh)),
+    similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
+  )
+  loss = losses.DISTILLATION[cfg.loss]
+
+  def loss_fn(params, batch: batches.ListBatch):
+    lists, width = batch.where.shape
+    vectors = network.apply(params, batch.rows)
+    queries_BxE, passages_MxE = vectors[:lists], vectors[lists:]
+    targets = losses.RetrieverTargets(
+      teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
+      passage_rows=batch.passage_rows, where=batch.where,
+    )
+    scores_BxM = jnp.einsum("be,me->bm", queries_BxE, passages_MxE)
+    return loss(scores_BxM, targets, student_temperature=cfg.student_temperature)
+
+  params = loop.train(loop.Training(
+    name="train retriever", network=network, loss_fn=loss_fn, batches=stream, optim=cfg.optim, mesh=mesh,
+    folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
+  ))
+  checkpoint.save_model(job.out / inference.MODEL, params)
+  job.count(teacher=cfg.teacher, lists=len(stream.records), steps=len(stream), rows=stream.rows,
+            row_tokens=job.cfg.encoder.row_tokens)
+
+
+def _from_ranker(job: artifacts.Job) -> Iterator[records.ScoredList]:
+  """The method: the ranker's scores on every list that it scored."""
+  for one in example.read_records(job.inputs["scores"], artifacts.SCORES, records.ScoredList):
+    logits = tuple(score / job.cfg.retriever.teacher_temperature for score in one.scores)
+    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+
+
+def _from_llm(job: artifacts.Job) -> Iterator[records.ScoredList]:
+  """The control: the LLM's own order, no ranker between."""
+  for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList):
+    logits = tuple(-place / job.cfg.retriever.order_temperature for place in range(len(one.passage_ids)))
+    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+
+
+def _from_both(job: artifacts.Job) -> Iterator[records.ScoredList]:
+  """The LLM's order where a list has one, the ranker's scores elsewhere."""
+  ordered = list(_from_llm(job))
+  yield from ordered
+  seen = {one.query_id for one in ordered}
+  yield from (one for one in _from_ranker(job) if one.query_id not in seen)
+
+
+def _from_pairs(job: artifacts.Job) -> Iterator[records.ScoredList]:
+  """The baseline: each query with the one passage it was generated from; other lists of the batch are negatives."""
+  train = {query.id for query in tables.load_queries(job.inputs["collection"]).of_split("train")}
+  for query_id, judged in tables.read_qrels(job.inputs["collection"] / "sources.tsv").items():
+    if query_id in train:
+      yield records.ScoredList(query_id=query_id, passage_ids=tuple(judged), scores=(0.0,) * len(judged))
+
+
+TEACHERS: dict[str, Callable[[artifacts.Job], Iterator[records.ScoredList]]] = {
+  "ranker": _from_ranker, "llm": _from_llm, "both": _from_both, "pairs": _from_pairs,
+}
+
+STAGE = artifacts.Stage(
+  name="train_retriever", reads=("collection", "candidates", "labels", "scores"),
+  config=("encoder", "retriever", "mesh", "seed"), run=run,
+  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
+)
+
+if __name__ == "__main__":
+  cli.main(STAGE)

@@ -1,0 +1,61 @@
+"""Orbax, wrapped once: weights, optimizer and data position in one checkpoint; finished models by themselves."""
+
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from idistill_jax.train import step as step_lib
+
+STATE, DATA = "state", "data"
+
+
+class Checkpoints:
+  """The last two training states of a stage, saved in the background."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._manager = ocp.CheckpointManager(
+      folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+    )
+
+  def save(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> None:
+    """The data position is written at once, so `data` may move on as soon as this returns."""
+    self._manager.save(step, args=ocp.args.Composite(
+      **{STATE: ocp.args.StandardSave(state), DATA: grain.checkpoint.CheckpointSave(data)}))
+
+  def restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
+    """Newest state that can be read, with `data` moved to its position; None where nothing was saved yet.
+
+    A torn newest checkpoint is reported and the one before it is used.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._manager.restore(step, args=ocp.args.Composite(
+          **{STATE: ocp.args.StandardRestore(abstract), DATA: grain.checkpoint.CheckpointRestore(data)}))
+      except (ValueError, OSError, KeyError) as e:
+        logging.error("checkpoint of step %d cannot be read (%s); trying the one before", step, e)
+        continue
+      return restored[STATE]
+    return None
+
+  def close(self) -> None:
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def save_model(folder: pathlib.Path, params: Any) -> None:
+  """A finished model's parameters, readable under any mesh."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder.absolute(), params, force=True)
+
+
+def load_model(folder: pathlib.Path, abstract: Any) -> Any:
+  """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
+  if not folder.exists():
+    raise FileNotFoundError(f"{folder}: no trained model there")
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(folder.absolute(), abstract)

@@ -1,0 +1,54 @@
+"""What both trainings read: token tables, similarities, and lists decoded to rows."""
+
+import dataclasses
+
+
+import numpy as np
+
+from idistill_jax import artifacts, records
+from idistill_jax.data import batches, example, similarity, tables, tokenize
+from idistill_jax.train import networks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+  """The collection as numbers."""
+
+  passages: tables.Passages
+  queries: tables.Queries
+  passage_tokens: tokenize.TokenTable
+  query_tokens: tokenize.TokenTable
+  similarity: similarity.Similarities
+
+  def ranked(self, payload: bytes) -> batches.TrainingList:
+    """The LLM's order: values are places, 0 = best."""
+    one = example.decode(records.RankedList, payload)
+    known = np.ones(len(one.passage_ids), bool)
+    known[list(one.filled_places)] = False
+    return self._list(one.query_id, one.passage_ids, np.arange(len(known)), known)
+
+  def scored(self, payload: bytes) -> batches.TrainingList:
+    """A teacher's scores: values are logits, best first."""
+    one = example.decode(records.ScoredList, payload)
+    return self._list(one.query_id, one.passage_ids, np.asarray(one.scores), np.ones(len(one.scores), bool))
+
+  def _list(self, query_id: str, passage_ids: tuple[str, ...], values: np.ndarray, known: np.ndarray) -> batches.TrainingList:
+    return batches.TrainingList(
+      query_row=self.queries.row(query_id), passage_rows=np.array([self.passages.row(i) for i in passage_ids]),
+      values=values.astype(np.float32), known=known,
+    )
+
+
+def load(job: artifacts.Job, network: networks.Network) -> Inputs:
+  """From the collection and candidates folders of a job."""
+  passages = tables.load_passages(job.inputs["collection"])
+  queries = tables.load_queries(job.inputs["collection"])
+  tokenizer, cfg = network.tokenizer, job.cfg.encoder
+  return Inputs(
+    passages=passages, queries=queries,
+    passage_tokens=tokenizer.table(passages.texts, cfg.passage_tokens),
+    query_tokens=tokenizer.table(queries.texts, cfg.query_tokens),
+    similarity=similarity.load(job.inputs["candidates"]),
+  )
+
+

@@ -1,0 +1,142 @@
+"""The one training loop: batches and a loss function -> parameters, checkpointed and resumable.
+
+The device never waits for the host: a step is dispatched before the metrics of the one before are fetched, and
+batches are packed ahead in threads.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from idistill_jax import config as config_lib
+from idistill_jax import sharding
+from idistill_jax.data import batches as batches_lib
+from idistill_jax.data import pack
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import checkpoint, networks, optim, progress
+from idistill_jax.train import step as step_lib
+
+
+class NonFiniteLossError(FloatingPointError):
+  """Training diverged; the message names the step and the lists of its batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """One training: a network, what it learns from, and how.
+
+  folder: where checkpoints and metrics.jsonl live; found again by a restarted run.
+  """
+
+  name: str
+  network: networks.Network
+  loss_fn: step_lib.LossFn
+  batches: batches_lib.Batches
+  optim: config_lib.Optim
+  mesh: jax.sharding.Mesh
+  folder: pathlib.Path
+  checkpoint_every: int
+  seed: int
+
+
+def train(training: Training) -> Any:
+  """Parameters after all steps.  Raises NonFiniteLossError; the last good checkpoint is kept."""
+  steps = len(training.batches)
+  learning_rate = optim.schedule(training.optim, steps + 1)
+
+  # -- State: starting weights onto the mesh, or the newest checkpoint -------------------------------------------------
+  params = training.network.initial(training.seed)
+  tx = optim.adamw(training.optim, steps, table_lib.decay_mask(training.network.table, params))
+  state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
+  del params
+  data = batches_lib.iterator(training.batches)
+  checkpoints = checkpoint.Checkpoints(training.folder / "checkpoints")
+  state = checkpoints.restore(state, data) or state
+  start = int(state.step)
+  if start:
+    logging.info("%s continues at step %d of %d", training.name, start, steps)
+  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
+
+  # -- Steps, looking back one -----------------------------------------------------------------------------------------
+  train_step = step_lib.make_step(training.loss_fn, tx)
+  pending: Pending | None = None
+  watched = progress.bar(training.name, total=steps, done=start)
+  with contextlib.closing(checkpoints), watched as bar, jax.transfer_guard("disallow"):
+    for step in range(start, steps):
+      batch = next(data)
+      tokens = pack.real_tokens(batch.rows)
+      state, seen = train_step(state, place(batch, training.mesh))
+      now = Pending(step=step, seen=seen, tokens=tokens, started=time.perf_counter(),
+                    fill=tokens / batch.rows.token_ids.size)
+      if pending is not None:
+        bar.update(step, **settle(pending, training, learning_rate, log, until=now.started))
+      pending = now
+      if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
+        checkpoints.save(step + 1, state, data)
+    if pending is not None:
+      jax.block_until_ready(pending.seen)
+      bar.update(steps, **settle(pending, training, learning_rate, log, until=time.perf_counter()))
+  return state.params
+
+
+def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.ListBatch:
+  """The batch on the mesh: rows cut over the data axes, everything small on every device."""
+  by_rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
+  layout = jax.tree.map(lambda _: everywhere, batch)
+  rows = jax.tree.map(lambda array: by_rows if array.ndim == 2 else everywhere, batch.rows)
+  return jax.device_put(batch, dataclasses.replace(layout, rows=rows))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pending:
+  """A dispatched step whose metrics are still on the device."""
+
+  step: int
+  seen: Mapping[str, jax.Array]
+  tokens: int
+  fill: float
+  started: float
+
+
+def settle(pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", until: float) -> dict[str, float]:
+  """Fetches and logs a step's metrics; raises NonFiniteLossError."""
+  seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
+  if not np.isfinite(seen["loss"]):
+    records = [slot.record for slot in training.batches.slots(pending.step)]
+    raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
+                             f"checkpoints before it are kept in {training.folder}")
+  row = {"step": pending.step + 1, **seen, "fill": round(pending.fill, 4),
+         "tokens_per_second": round(pending.tokens / max(until - pending.started, 1e-9))}
+  with jax.transfer_guard("allow"):
+    row["lr"] = float(learning_rate(pending.step))
+  log.write(row)
+  return {"loss": seen["loss"], "tokens_per_second": row["tokens_per_second"]}
+
+
+class MetricsLog:
+  """One JSON object a step; a restarted run drops the lines of steps that it takes again."""
+
+  def __init__(self, path: pathlib.Path, keep_until: int):
+    self._path = path
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if _step_of(line) <= keep_until]
+    path.write_text("".join(line + "\n" for line in kept))
+
+  def write(self, row: Mapping[str, float]) -> None:
+    with self._path.open("a") as out:
+      out.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except json.JSONDecodeError:
+    return float("inf")  # torn by a kill; its step is taken again

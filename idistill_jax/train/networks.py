@@ -1,0 +1,79 @@
+"""Model folders in HF layout -> networks: the graph, its parameters, its table and its tokenizer."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from idistill_jax import config as config_lib
+from idistill_jax.data import pack, tokenize
+from idistill_jax.hf import weights
+from idistill_jax.models import bert, cross_encoder, dual_encoder
+from idistill_jax.models import table as table_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
+
+  abstract: params tree of shapes.  source: the folder that the starting weights come from.
+  """
+
+  graph: nnx.GraphDef
+  abstract: Any
+  table: table_lib.Table
+  source: pathlib.Path
+  dtype: Any
+  fresh: tuple[str, ...]
+  build: Callable[[], nnx.Module]
+
+  def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
+    return nnx.merge(self.graph, params)(rows, self.dtype)
+
+  @property
+  def tokenizer(self) -> tokenize.Tokenizer:
+    return tokenize.Tokenizer(self.source)
+
+  def initial(self, seed: int) -> Any:
+    """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""
+    flat = table_lib.from_hf(self.table, weights.read_tensors(self.source), self.abstract, optional=self.fresh)
+    missing = [path for path in self.fresh if path not in flat]
+    if missing:
+      # Only the few fresh leaves survive; the rest of this random model is never materialised.
+      keep = jax.jit(lambda: {path: leaf for path, leaf in table_lib.flatten(_params(self.build(seed))).items() if path in missing})
+      flat |= keep()
+    return table_lib.unflatten(flat)
+
+  def shardings(self, mesh: jax.sharding.Mesh) -> Any:
+    return table_lib.shardings(self.table, self.abstract, mesh)
+
+
+def retriever(cfg: config_lib.Encoder) -> Network:
+  """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
+  source = weights.resolve(cfg.weights)
+  sizes, embedding = bert.read_config(source), dual_encoder.read_embedding_config(source)
+  return _network(cfg, source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+                  dual_encoder.table(sizes), ())
+
+
+def ranker(cfg: config_lib.Encoder) -> Network:
+  """The cross-encoder whose encoder starts from `cfg.weights`."""
+  source = weights.resolve(cfg.weights)
+  sizes = bert.read_config(source)
+  return _network(cfg, source, lambda seed: cross_encoder.CrossEncoder(sizes, rngs=nnx.Rngs(seed)),
+                  cross_encoder.table(sizes), cross_encoder.FRESH)
+
+
+def _network(cfg: config_lib.Encoder, source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
+             fresh: tuple[str, ...]) -> Network:
+  graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
+  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source,
+                 dtype=jnp.dtype(cfg.compute_dtype), fresh=fresh, build=build)
+
+
+def _params(model: nnx.Module) -> Any:
+  return nnx.to_pure_dict(nnx.state(model))

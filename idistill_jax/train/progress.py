@@ -1,0 +1,44 @@
+"""A live progress bar with rate and time left; plain log lines where no terminal is watching."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from absl import logging
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+PLAIN_EVERY_SECONDS = 15.0
+
+
+class Bar:
+  """`update(done, **facts)` moves the bar and shows the facts beside it."""
+
+  def __init__(self, name: str, total: int, done: int, live: rich_progress.Progress | None):
+    self._name, self._total, self._live = name, total, live
+    self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
+    self._task = live.add_task(name, total=total, completed=done, facts="") if live else None
+
+  def update(self, done: int, **facts: float) -> None:
+    text = " ".join(f"{key.replace('tokens_per_second', 'tok/s')} {value:,.4g}" for key, value in facts.items())
+    if self._live is not None and self._task is not None:
+      self._live.update(self._task, completed=done, facts=text)
+    elif time.monotonic() - self._said > PLAIN_EVERY_SECONDS or done >= self._total:
+      self._said = time.monotonic()
+      spent = self._said - self._started
+      left = spent / max(done - self._first, 1) * (self._total - done)
+      logging.info("%s %d/%d  %s  %.0f s left", self._name, done, self._total, text, left)
+
+
+@contextlib.contextmanager
+def bar(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
+  console = rich_console.Console(stderr=True)
+  if not console.is_terminal:
+    yield Bar(name, total, done, None)
+    return
+  columns = (
+    rich_progress.TextColumn("{task.description:>16}"), rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(),
+    rich_progress.TimeElapsedColumn(), rich_progress.TimeRemainingColumn(), rich_progress.TextColumn("{task.fields[facts]}"),
+  )
+  with rich_progress.Progress(*columns, console=console) as live:
+    yield Bar(name, total, done, live)

@@ -1,0 +1,53 @@
+"""State and step: what changes during training, and the one function that changes it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from idistill_jax.data import batches as batches_lib
+
+# (params, batch) -> scalar loss in float32.
+LossFn = Callable[[Any, batches_lib.ListBatch], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+  """Arrays that change."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def init(params: Any, tx: optax.GradientTransformation, shardings: Any, mesh: jax.sharding.Mesh) -> State:
+  """Params onto the mesh; optimizer slots are born with their parameter's sharding."""
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  params = jax.tree.map(jax.device_put, params, shardings)
+  # jit, so that slots are created where their parameters are rather than on device 0.
+  opt_state = jax.jit(tx.init, out_shardings=_like_params(tx, params, shardings, replicated))(params)
+  return State(step=jax.device_put(jnp.zeros((), jnp.int32), replicated), params=params, opt_state=opt_state)
+
+
+def _like_params(tx: optax.GradientTransformation, params: Any, shardings: Any, replicated: Any) -> Any:
+  """Shardings of the optimizer state: a subtree shaped like params takes theirs, everything else is replicated."""
+  abstract = jax.eval_shape(tx.init, params)
+  return optax.tree_map_params(tx, lambda _, sharding: sharding, abstract, shardings,
+                               transform_non_params=lambda _: replicated)
+
+
+def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Callable[[State, batches_lib.ListBatch], tuple[State, Mapping[str, jax.Array]]]:
+  """The jitted step; the old state's buffers are reused for the new one."""
+
+  def step(state: State, batch: batches_lib.ListBatch) -> tuple[State, Mapping[str, jax.Array]]:
+    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    seen = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    return State(step=state.step + 1, params=params, opt_state=opt_state), seen
+
+  return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,217 @@
+"""ScaNN is honest against exact search, and everything that it stumbles over is settled before."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from idistill_jax import config
+from idistill_jax.retrieval import ann, exact, hits, index
+
+# Not importorskip: importing scann in this process brings TensorFlow in, where that is installed.
+if importlib.util.find_spec("scann") is None:
+  pytest.skip("the extra `retrieval` is not installed", allow_module_level=True)
+
+CFG = config.Index(kind="scann", leaves_fraction=0.2, reorder=100)
+
+
+def clustered(passages: int, width: int = 32, seed: int = 0) -> np.ndarray:
+  """Unit vectors around 20 centres."""
+  rng = np.random.default_rng(seed)
+  vectors = rng.standard_normal((20, width))[rng.integers(0, 20, passages)] + 0.5 * rng.standard_normal(
+    (passages, width)
+  )
+  return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def names(count: int) -> list[str]:
+  return [f"p{number}" for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> np.ndarray:
+  return clustered(3000)
+
+
+@pytest.fixture(scope="module")
+def built(corpus) -> ann.Scann:
+  return ann.build(corpus, names(3000), CFG)
+
+
+def test_finds_most_of_what_exact_search_finds(corpus, built):
+  oracle = exact.Exact(corpus, names(3000))
+  queries = clustered(100, seed=1)
+  found = index.compare_with_exact(oracle, built, queries, 10, repeats=1)
+  assert found.recall > 0.9
+  assert found.exact_queries_per_second > 0 and found.index_queries_per_second > 0
+  # Control: an index over shuffled vectors finds next to nothing.
+  shuffled = ann.build(corpus[::-1], names(3000), CFG)
+  assert index.compare_with_exact(oracle, shuffled, queries, 10, repeats=1).recall < 0.1
+
+
+def test_scores_are_the_inner_products(corpus, built):
+  queries = clustered(5, seed=2)
+  found = built.search(queries, 7)
+  np.testing.assert_allclose(
+    found.scores, np.take_along_axis(queries @ corpus.T, found.rows, axis=1), atol=1e-5
+  )
+  assert (np.diff(found.scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("passages", [1, 2, 15, 16, 17, 50])
+def test_small_corpora_fill_every_place(passages):
+  """Few leaves hold few passages: what ScaNN leaves open is asked for again."""
+  vectors = clustered(passages)
+  small = ann.build(vectors, names(passages), CFG)
+  found = small.search(vectors, passages + 5)
+  assert found.rows.shape == (passages, passages)
+  assert all(sorted(rows) == list(range(passages)) for rows in found.rows.tolist())
+
+
+def test_a_place_that_scann_leaves_open_points_nowhere():
+  """Control of the test above: with one leaf searched there are such places."""
+  vectors = clustered(50)
+  places, scores = ann.build(vectors, names(50), CFG)._ask(vectors, 50, leaves=1)
+  assert np.isnan(scores).any()
+  assert not places[np.isnan(scores)].any()
+
+
+def test_ties_follow_the_ids():
+  vectors = np.repeat(clustered(10), 4, axis=0)
+  ids = [f"{number % 4}-{number // 4}" for number in range(40)]
+  one = ann.build(vectors, ids, config.Index(kind="scann", leaves_fraction=1.0)).search(vectors, 40)
+  other = exact.Exact(vectors, ids).search(vectors, 40)
+  groups = [[ids[row][0] for row in rows[:4]] for rows in one.rows]
+  assert groups == [["3", "2", "1", "0"]] * 40
+  np.testing.assert_array_equal(one.rows[:, :4], other.rows[:, :4])
+
+
+LOAD = """
+import sys, numpy as np
+from idistill_jax.retrieval import ann
+found = ann.load(sys.argv[1]).search(np.load(sys.argv[2]), 10)
+np.save(sys.argv[3], found.rows)
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_a_saved_index_may_move(built, tmp_path):
+  queries = clustered(20, seed=4)
+  built.save(tmp_path / "here")
+  shutil.move(tmp_path / "here", tmp_path / "there")
+  np.save(tmp_path / "queries.npy", queries)
+  arguments = [str(tmp_path / name) for name in ("there", "queries.npy", "rows.npy")]
+  done = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr[-2000:]
+  np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), built.search(queries, 10).rows)
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no saved ScaNN index"):
+    ann.load(tmp_path)
+  (tmp_path / ann.SETTINGS).write_text("{")
+  with pytest.raises(ValueError, match="index.json: not the description"):
+    ann.load(tmp_path)
+
+
+def test_vectors_that_would_end_the_process_are_refused():
+  vectors = clustered(100)
+  vectors[7, 3] = np.nan
+  with pytest.raises(hits.VectorError, match="'p7'"):
+    ann.build(vectors, names(100), CFG)
+  with pytest.raises(hits.VectorError, match="no passages"):
+    ann.build(vectors[:0], [], CFG)
+
+
+@pytest.mark.parametrize(
+  ("queries", "k", "message"),
+  [
+    (np.ones((1, 32)), 0, "k must be"),
+    (np.ones((1, 3)), 1, "width 32"),
+    (np.full((1, 32), np.nan), 1, "query rows: 0"),
+  ],
+)
+def test_queries_that_cannot_be_searched(built, queries, k, message):
+  with pytest.raises(ValueError, match=message):
+    built.search(queries, k)
+
+
+def test_no_queries_no_hits(built):
+  assert built.search(np.zeros((0, 32)), 5).rows.shape == (0, 5)
+
+
+def test_settings_follow_the_size_of_the_corpus():
+  for passages in (1, 50, 20_000, 5_000_000):
+    found = ann.settings_for(passages, config.Index())
+    assert 1 <= found.leaves_to_search <= found.leaves <= passages
+    assert found.reorder <= passages and found.training_sample <= passages
+  with pytest.raises(ValueError, match="leaves_fraction"):
+    ann.settings_for(50, config.Index(leaves_fraction=0.0))
+
+
+def test_the_processor_is_looked_at_first():
+  haswell = "processor : 0\nflags\t\t: fpu sse2 avx fma avx2\n"
+  assert ann.missing_cpu_features(haswell, "x86_64") == []
+  assert ann.missing_cpu_features(haswell.replace(" fma", "").replace(" avx2", ""), "x86_64") == [
+    "avx2",
+    "fma",
+  ]
+  assert ann.missing_cpu_features("Features : fp asimd", "aarch64") == []
+
+
+def test_a_processor_without_avx2_is_an_error_and_not_a_crash(monkeypatch):
+  monkeypatch.setattr(ann, "missing_cpu_features", lambda cpuinfo, machine: ["avx2"])
+  with pytest.raises(ann.ScannUnavailableError, match="avx2.*index.kind=exact"):
+    ann.build(clustered(20), names(20), CFG)
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, "scann", None)
+  with pytest.raises(ann.ScannUnavailableError, match=r"idistill-jax\[retrieval\]"):
+    ann.build(clustered(20), names(20), CFG)
+
+
+def test_importing_scann_leaves_tensorflow_as_it_was(monkeypatch):
+  marker = type(sys)("tensorflow")
+  monkeypatch.setitem(sys.modules, "tensorflow", marker)
+  ann._scann()
+  assert sys.modules["tensorflow"] is marker
+  monkeypatch.delitem(sys.modules, "tensorflow")
+  ann._scann()
+  assert "tensorflow" not in sys.modules
+
+
+def test_the_kind_follows_the_size():
+  assert index.choose("auto", index.EXACT_BELOW - 1) == "exact"
+  assert index.choose("auto", index.EXACT_BELOW) == "scann"
+  assert index.choose("scann", 5) == "scann" and index.choose("exact", 10**9) == "exact"
+  with pytest.raises(ValueError, match="known are auto, exact, scann"):
+    index.choose("faiss", 5)
+
+
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
+  vectors, ids = corpus[:200], names(200)
+  assert index.write(tmp_path, vectors, ids, config.Index(kind=kind, leaves_fraction=1.0)) == kind
+  found = index.open_default(tmp_path, ids).search(vectors[:20], 5)
+  assert found.rows[:, 0].tolist() == list(range(20))
+  said = index.honesty(tmp_path, ids, vectors[:20], 10, config.Index(leaves_fraction=1.0))
+  assert said["index"] == kind and said["recall@10 of exact"] > 0.9
+  assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
+
+
+def test_an_index_of_another_collection_is_refused(tmp_path, corpus):
+  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="scann"))
+  with pytest.raises(ValueError, match="run the index stage again"):
+    index.open_scann(tmp_path, names(200)[::-1])
+
+
+def test_without_scann_exact_search_is_still_reported(monkeypatch, tmp_path, corpus):
+  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="exact"))
+  monkeypatch.setitem(sys.modules, "scann", None)
+  said = index.honesty(tmp_path, names(200), corpus[:5], 10, config.Index())
+  assert said["recall@10 of exact"] is None and said["scann_queries_per_second"] is None
+  assert said["exact_queries_per_second"] > 0

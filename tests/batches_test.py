@@ -1,0 +1,86 @@
+"""Batches: a pure function of records, seed and step; resumable; what is in them is what the lists say."""
+
+import numpy as np
+import pytest
+import tiny_world
+
+from idistill_jax.data import batches, tfrecord
+from idistill_jax.train import networks
+
+
+@pytest.fixture
+def network(tiny_weights):
+  return networks.retriever(tiny_world.encoder(tiny_weights))
+
+
+@pytest.fixture
+def stream(tmp_path, network):
+  tiny_world.write_lists(tmp_path)
+  return tiny_world.stream(tmp_path, network, pairs=False)
+
+
+def _same(one: batches.ListBatch, other: batches.ListBatch) -> bool:
+  return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("passage_rows", "values", "where")) and (
+    np.array_equal(one.rows.token_ids, other.rows.token_ids))
+
+
+def test_a_step_is_a_function_of_seed_and_step(stream, tmp_path, network):
+  again = tiny_world.stream(tmp_path, network, pairs=False)
+  other = tiny_world.stream(tmp_path, network, pairs=False, seed=1)
+  assert all(_same(stream[i], again[i]) for i in range(len(stream)))
+  assert not all(_same(stream[i], other[i]) for i in range(len(stream)))
+
+
+def test_an_iterator_resumes_at_the_exact_step(stream):
+  whole = list(batches.iterator(stream))
+  first = batches.iterator(stream)
+  for _ in range(3):
+    next(first)
+  second = batches.iterator(stream)
+  second.set_state(first.get_state())
+  rest = list(second)
+  assert len(rest) == len(whole) - 3
+  assert all(_same(one, other) for one, other in zip(rest, whole[3:], strict=True))
+  assert not _same(rest[0], whole[0])
+
+
+def test_every_list_takes_part_once_an_epoch(stream):
+  per_epoch = [[slot.record for step in range(len(stream)) for slot in stream.slots(step) if slot.epoch == epoch]
+               for epoch in range(tiny_world.EPOCHS)]
+  assert [sorted(records) for records in per_epoch] == [list(range(tiny_world.LISTS))] * tiny_world.EPOCHS
+
+
+def test_absent_lists_and_passages_are_masked(stream):
+  sizes = [len(stream.slots(step)) for step in range(len(stream))]
+  assert min(sizes) < 3
+  for step, size in enumerate(sizes):
+    batch = stream[step]
+    assert batch.where.any(1).sum() == size
+    assert (batch.where.sum(1)[:size] == 4).all()
+
+
+def test_the_best_of_each_list_takes_part(stream):
+  for step in range(len(stream)):
+    batch = stream[step]
+    assert (batch.values[batch.where.any(1)].max(1) == 0).all()
+
+
+def test_all_steps_share_one_shape(stream):
+  shapes = {stream[step].rows.token_ids.shape for step in range(len(stream))}
+  assert shapes == {(stream.rows, 32)}
+
+
+def test_a_corrupted_record_stops_with_its_name(stream, tmp_path, network):
+  path = sorted(tmp_path.glob("lists-*.tfrecord"))[1]
+  data = bytearray(path.read_bytes())
+  data[40] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(tfrecord.CorruptRecord, match=path.name):
+    tiny_world.stream(tmp_path, network, pairs=False)
+
+
+def test_no_lists_is_an_error_that_says_where_to_look(network, tmp_path):
+  data = tiny_world._inputs(network)
+  with pytest.raises(ValueError, match="no lists to train on"):
+    batches.Batches(records=[], decode=data.scored, texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+                    shape=batches.Shape(lists=1, passages=1, always_best=1, row_tokens=32), similarity=data.similarity, epochs=1, seed=0)

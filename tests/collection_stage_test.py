@@ -1,0 +1,142 @@
+"""The collection stage: the folder that every later stage reads, and who may read the generated pairs."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import pytest
+
+from idistill_jax import artifacts, config
+from idistill_jax.data import tables
+from idistill_jax.data.corpora import stdlib
+from idistill_jax.stages import collection as stage
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def stdlib_config(**limits: int) -> config.Config:
+  return config.Config(name="test", collection=config.Collection(source="stdlib", **limits))
+
+
+def execute(root: pathlib.Path, cfg: config.Config) -> tuple[pathlib.Path, dict]:
+  workdir = artifacts.Workdir(root)
+  return workdir.folder("collection"), workdir.execute(stage.STAGE, cfg)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    path.relative_to(folder).as_posix(): path.read_bytes()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name != artifacts.MANIFEST
+  }
+
+
+def test_the_folder_holds_what_later_stages_read(tmp_path):
+  folder, manifest = execute(tmp_path, stdlib_config())
+  passages, queries, lists = (
+    load(folder) for load in (tables.load_passages, tables.load_queries, tables.load_lists)
+  )
+  assert "heapq.merge" in passages and len(queries) == 2408
+  for split in ("dev", "test"):
+    judged = tables.load_qrels(folder, split)
+    assert {query.id for query in queries.of_split(split)} == judged.keys()
+    assert all(passage_id in passages for grades in judged.values() for passage_id in grades)
+  assert not (folder / "qrels" / "train.tsv").exists()
+  assert all(one.scores == () and queries.by_id(one.query_id).split == "train" for one in lists)
+  facts = json.loads((folder / stage.STATISTICS).read_text())
+  assert facts == manifest["counts"]
+  assert facts["passages"] == len(passages) and facts["lists"] == len(lists)
+  assert facts["queries"] == {"dev": 155, "test": 397, "train": 1856}
+  assert facts["mean_words"] == round(sum(len(text.split()) for text in passages.texts) / len(passages), 1)
+
+
+def test_running_twice_gives_the_same_bytes(tmp_path):
+  cfg = stdlib_config(max_passages=200, max_queries_per_split=8)
+  first, _ = execute(tmp_path / "a", cfg)
+  second, _ = execute(tmp_path / "b", cfg)
+  assert contents(first) == contents(second)
+  other, _ = execute(tmp_path / "c", stdlib_config(max_passages=201, max_queries_per_split=8))
+  assert contents(first) != contents(other)
+
+
+def test_limits_are_kept_and_what_they_cost_is_counted(tmp_path):
+  folder, manifest = execute(tmp_path, stdlib_config(max_passages=200, max_queries_per_split=8))
+  passages, queries, lists = (
+    load(folder) for load in (tables.load_passages, tables.load_queries, tables.load_lists)
+  )
+  assert len(passages) == 200
+  assert [len(queries.of_split(split)) for split in ("train", "dev", "test")] == [8, 8, 8]
+  assert lists and all(passage_id in passages for one in lists for passage_id in one.passage_ids)
+  assert manifest["drops"]["query beyond collection.max_queries_per_split"]["count"] == 2408 - 24
+  beyond = manifest["drops"]["passage beyond collection.max_passages"]
+  assert beyond["count"] > 3000 and len(beyond["examples"]) == artifacts.EXAMPLES_PER_DROP
+
+
+def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
+  data = tmp_path / "data"
+  data.mkdir()
+  (data / "corpus.jsonl").write_text('{"_id": "p", "text": "x"}\n')
+  (data / "queries.jsonl").write_text('{"_id": "q", "text": "y"}\n')
+  cfg = config.Config(name="test", collection=config.Collection(source="beir", path=str(data)))
+  folder, _ = execute(tmp_path / "run", cfg)
+  assert sorted(contents(folder)) == [
+    "collection.json",
+    "passages-00000-of-00001.tfrecord",
+    "queries-00000-of-00001.tfrecord",
+  ]
+  assert tables.load_lists(folder) is None
+  with pytest.raises(FileNotFoundError, match="some for: none"):
+    tables.load_qrels(folder, "test")
+
+
+def test_a_changed_input_makes_the_stage_stale(tmp_path):
+  data = tmp_path / "data"
+  data.mkdir()
+  (data / "corpus.jsonl").write_text('{"_id": "p", "text": "x"}\n')
+  (data / "queries.jsonl").write_text('{"_id": "q", "text": "y"}\n')
+  cfg = config.Config(name="test", collection=config.Collection(source="beir", path=str(data)))
+  execute(tmp_path / "run", cfg)
+  workdir = artifacts.Workdir(tmp_path / "run")
+  assert workdir.is_done(stage.STAGE, cfg)
+  (data / "corpus.jsonl").write_text('{"_id": "p", "text": "changed"}\n')
+  assert not workdir.is_done(stage.STAGE, cfg)
+
+
+# `train_sources.tsv` says which passage each train query was generated from.  It exists for the baseline of
+# training on those pairs directly, and the method must know nothing of it.
+
+PAIR_FILES = {
+  # The packaged file: read by the source that packages it.
+  r"train_sources": {"idistill_jax/data/corpora/stdlib.py"},
+  # Its copy in the workdir: written by the collection stage, read where teacher "pairs" trains the retriever.
+  r"(?<!train_)sources\.tsv": {"idistill_jax/stages/collection.py", "idistill_jax/stages/train_retriever.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", PAIR_FILES)
+def test_only_the_contrastive_baseline_names_the_generated_pairs(pattern):
+  sources = [path for folder in ("idistill_jax", "configs", "launch") for path in (ROOT / folder).rglob("*")]
+  naming = {
+    path.relative_to(ROOT).as_posix()
+    for path in sources
+    if path.suffix in (".py", ".sh", ".html", ".j2", ".toml") and re.search(pattern, path.read_text())
+  }
+  assert naming <= PAIR_FILES[pattern]
+  assert naming
+
+
+def test_the_generated_pairs_reach_nothing_but_their_own_file(tmp_path, monkeypatch):
+  cfg = stdlib_config(max_passages=200, max_queries_per_split=8)
+  with_pairs, _ = execute(tmp_path / "with", cfg)
+  changed = tmp_path / "quickstart"
+  shutil.copytree(stdlib.QUICKSTART, changed)
+  pairs = tables.read_qrels(changed / "qrels" / "train_sources.tsv")
+  turned = dict(zip(pairs, list(pairs.values())[1:] + list(pairs.values())[:1], strict=True))
+  tables.write_qrels(changed / "qrels" / "train_sources.tsv", turned)
+  monkeypatch.setattr(stdlib, "QUICKSTART", changed)
+  with_others, _ = execute(tmp_path / "others", cfg)
+  before, after = contents(with_pairs), contents(with_others)
+  assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {
+    "sources.tsv"
+  }

@@ -1,0 +1,301 @@
+"""Sources of collections: the docstrings of the running Python, and folders in BEIR's layout."""
+
+import gzip
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import get_args, get_type_hints
+
+import pytest
+
+from idistill_jax import config
+from idistill_jax.data import collection, corpora
+from idistill_jax.data.corpora import beir, docstrings, jsonl, stdlib
+
+ROOT = pathlib.Path(__file__).parents[1]
+STDLIB = config.Collection(source="stdlib")
+
+
+def shared(folder: str) -> pathlib.Path:
+  """A real collection; skips where the machine has none."""
+  root = os.environ.get("IDISTILL_DATA")
+  if root is None:
+    pytest.skip("IDISTILL_DATA is not set: no real collections on this machine")
+  return pathlib.Path(root) / folder
+
+
+# The standard library
+
+
+@pytest.fixture(scope="module")
+def quickstart() -> collection.Collection:
+  return stdlib.load(STDLIB)
+
+
+@pytest.mark.skipif(
+  platform.python_version() != "3.11.7", reason="the recorded corpus is that of CPython 3.11.7"
+)
+def test_extraction_equals_the_recorded_corpus(quickstart):
+  recorded = list(jsonl.read(shared("quickstart") / "corpus_3.11.7.jsonl.gz"))
+  assert [{"_id": p.id, "title": p.title, "text": p.text} for p in quickstart.passages] == [
+    row.values for row in recorded
+  ]
+
+
+def test_packaged_files_are_the_recorded_ones():
+  for path in stdlib.QUICKSTART.rglob("*.*"):
+    assert path.read_bytes() == (shared("quickstart") / path.relative_to(stdlib.QUICKSTART)).read_bytes()
+
+
+def test_extraction_does_not_see_what_this_process_has_done(quickstart, monkeypatch):
+  def imposter():
+    """A function that pretends to be of this module and says so in more than eight words."""
+
+  monkeypatch.setattr(json, "imposter", imposter, raising=False)
+  monkeypatch.setattr(json, "__all__", [*json.__all__, "imposter"])
+  imposter.__module__ = "json"
+  # Negative control: extraction in this process would find it.
+  inside = docstrings.Extraction()
+  inside._add_with_members("json.imposter", json.imposter)
+  assert docstrings._belongs("json", json.imposter) and len(inside.passages) == 1
+  passages, _ = stdlib.extract()
+  assert tuple(passages) == quickstart.passages
+
+
+def test_extraction_needs_no_docstrings_in_this_process(quickstart):
+  program = (
+    "from idistill_jax.data.corpora import stdlib; print(len(stdlib.extract()[0]), bool(stdlib.__doc__))"
+  )
+  done = subprocess.run(
+    [sys.executable, "-OO", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout.split() == [str(len(quickstart.passages)), "False"]
+
+
+def test_extraction_rules(quickstart):
+  by_id = {p.id: p for p in quickstart.passages}
+  assert all(docstrings.MIN_WORDS <= len(p.text.split()) <= docstrings.MAX_WORDS for p in quickstart.passages)
+  assert len({p.text.lower() for p in quickstart.passages}) > 0.99 * len(by_id)
+  assert by_id["heapq.merge"].text.startswith("Merge multiple sorted inputs into a single sorted output.")
+  assert "pathlib.Path.mkdir" in by_id
+  # Neither private modules, nor such as later Pythons removed, nor third-party packages.
+  assert not [i for i in by_id if i.startswith("_")]
+  assert not {i.split(".")[0] for i in by_id} & {"telnetlib", "imp", "cgi", "numpy", "pytest", "jax"}
+
+
+def test_the_embedded_collection_is_whole(quickstart):
+  splits = [q.split for q in quickstart.queries]
+  assert (splits.count("train"), splits.count("dev"), splits.count("test")) == (1856, 155, 397)
+  assert {split: len(qrels) for split, qrels in quickstart.qrels.items() if qrels} == {
+    "dev": 155,
+    "test": 397,
+  }
+  assert len(quickstart.pairs) == 1856
+  train = {q.id for q in quickstart.queries if q.split == "train"}
+  assert all(one.query_id in train and len(one.passage_ids) == 20 for one in quickstart.lists)
+  # Lists fall away with a passage that another Python lacks, and say so.
+  gone = [drop for drop in quickstart.drops if drop.reason.startswith("recorded list")]
+  assert len(quickstart.lists) + len(gone) == 1000
+  assert not gone or platform.python_version() != "3.11.7"
+
+
+def test_what_names_a_passage_that_this_python_lacks_is_left_out(quickstart, monkeypatch):
+  source = next(iter(quickstart.qrels["test"].values()))
+  (lacking,) = source
+  passages, missing = stdlib.extract()
+  monkeypatch.setattr(stdlib, "extract", lambda: ([p for p in passages if p.id != lacking], missing))
+  found = stdlib.load(STDLIB)
+  named = [drop for drop in found.drops if lacking in drop.what]
+  lists = [one for one in quickstart.lists if lacking in one.passage_ids]
+  assert lists and len(found.lists) == len(quickstart.lists) - len(lists)
+  assert sum(drop.reason == "recorded list naming a passage left out" for drop in named) == len(lists)
+  lost = [drop.what for drop in found.drops if drop.reason == "query of test without a relevant passage left"]
+  assert lost and len(found.qrels["test"]) == len(quickstart.qrels["test"]) - len(lost)
+  assert {q.id for q in quickstart.queries} - {q.id for q in found.queries} == set(lost)
+
+
+def test_a_module_that_cannot_be_imported_is_named(quickstart):
+  if sys.platform == "win32":
+    pytest.skip("winreg and its like import on Windows")
+  names = [
+    d.what for d in quickstart.drops if d.reason == "standard library module that cannot be imported here"
+  ]
+  assert "winsound" in names
+
+
+def test_a_failing_extraction_shows_why(monkeypatch, tmp_path):
+  broken = tmp_path / "docstrings.py"
+  broken.write_text("raise SystemExit('no library here')")
+  monkeypatch.setattr(docstrings, "__file__", str(broken))
+  with pytest.raises(collection.CollectionError, match="ended with status 1:\nno library here"):
+    stdlib.extract()
+
+
+def test_stdlib_takes_no_path():
+  with pytest.raises(config.ConfigError, match=r"collection.path is 'x', but .* 'stdlib' reads no folder"):
+    stdlib.load(config.Collection(source="stdlib", path="x"))
+
+
+# BEIR folders
+
+
+def folder_with(root: pathlib.Path, **files: str) -> config.Collection:
+  """A valid small folder, in which `files` replace contents (`corpus`, `queries`, `qrels_test`, ...)."""
+  contents = {
+    "corpus": '{"_id": "p1", "title": "One", "text": "first"}\n{"_id": "p2", "text": "second"}\n',
+    "queries": '{"_id": "q1", "text": "which one", "metadata": {}}\n{"_id": "q2", "text": "another"}\n',
+    "qrels_test": "query-id\tcorpus-id\tscore\nq1\tp1\t1\n",
+  } | files
+  (root / "qrels").mkdir(parents=True)
+  for name, content in contents.items():
+    kind, _, split = name.partition("_")
+    path = root / "qrels" / f"{split}.tsv" if kind == "qrels" else root / f"{name}.jsonl"
+    path.write_text(content)
+  return config.Collection(source="beir", path=str(root))
+
+
+def test_a_folder_is_read(tmp_path):
+  found = beir.load(folder_with(tmp_path / "small"))
+  assert found.title == "small"
+  assert [(p.id, p.full_text) for p in found.passages] == [("p1", "One first"), ("p2", "second")]
+  assert [(q.id, q.split) for q in found.queries] == [("q1", "test"), ("q2", "train")]
+  assert found.qrels["test"] == {"q1": {"p1": 1}}
+  assert found.drops == ()
+
+
+def test_gzipped_files_give_the_same(tmp_path):
+  plain = folder_with(tmp_path / "a" / "x")
+  zipped = folder_with(tmp_path / "b" / "x")
+  for path in pathlib.Path(zipped.path).glob("*.jsonl"):
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+  assert beir.load(zipped) == beir.load(plain)
+
+
+def test_a_stated_split_goes_before_judgements(tmp_path):
+  queries = '{"_id": "q1", "text": "t", "metadata": {"split": "dev"}}\n'
+  found = beir.load(folder_with(tmp_path / "x", queries=queries))
+  assert found.queries[0].split == "dev"
+  assert found.qrels["dev"] == {"q1": {"p1": 1}}
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    (
+      {"corpus": '{"_id": "p1", "text": "x"}\n{"_id": "p2", "te\n'},
+      r"corpus.jsonl:2: not JSON .*found '{\"_id\"",
+    ),
+    ({"corpus": '{"_id": "p1", "text": "x"}\n["p2"]\n'}, r"corpus.jsonl:2: expected a JSON object"),
+    ({"corpus": '{"id": "p1", "text": "x"}\n'}, r"corpus.jsonl:1: no '_id'; the line has 'id', 'text'"),
+    ({"corpus": '{"_id": 1, "text": "x"}\n'}, r"corpus.jsonl:1: '_id' must be a string, found 1"),
+    ({"corpus": '{"_id": "a b", "text": "x"}\n'}, r"corpus.jsonl:1: the id 'a b' .* white space"),
+    ({"corpus": '{"_id": "", "text": "x"}\n'}, r"corpus.jsonl:1: the id '' is empty"),
+    ({"corpus": '{"_id": "p1"}\n'}, r"corpus.jsonl:1: no 'text'"),
+    ({"corpus": '{"_id": "p1", "text": null}\n'}, r"corpus.jsonl:1: 'text' must be a string, found None"),
+    ({"corpus": ""}, r"x: the collection has no passage; left out: "),
+    ({"queries": ""}, r"x: the collection has no query; left out: "),
+    (
+      {"corpus": '{"_id": "p1", "text": "x"}\n\n{"_id": "p1", "text": "y"}\n'},
+      r"corpus.jsonl:3: the id 'p1' stands in .*corpus.jsonl:1 already",
+    ),
+    ({"queries": '{"_id": "q1", "text": "x"}\n' * 2}, r"queries.jsonl:2: the id 'q1' stands in"),
+    (
+      {"queries": '{"_id": "q1", "text": "x", "metadata": {"split": "../test"}}\n'},
+      r"queries.jsonl:1: metadata.split '../test' cannot name a file",
+    ),
+  ],
+)
+def test_bad_input_names_file_and_line(tmp_path, files, message):
+  with pytest.raises(collection.CollectionError, match=message):
+    beir.load(folder_with(tmp_path / "x", **files))
+
+
+def test_bytes_that_are_not_utf8_name_file_and_line(tmp_path):
+  cfg = folder_with(tmp_path / "x")
+  (tmp_path / "x" / "corpus.jsonl").write_bytes(b'{"_id": "p1", "text": "\xff"}\n')
+  with pytest.raises(collection.CollectionError, match=r"corpus.jsonl:1: not JSON"):
+    beir.load(cfg)
+
+
+@pytest.mark.parametrize("keep", [15, -9])
+def test_a_damaged_gzip_file_names_file_and_line(tmp_path, keep):
+  cfg = folder_with(tmp_path / "x")
+  path = tmp_path / "x" / "corpus.jsonl"
+  path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes())[:keep])
+  path.unlink()
+  with pytest.raises(
+    collection.CollectionError, match=r"corpus.jsonl.gz:\d: the gzip file cannot be read further"
+  ):
+    beir.load(cfg)
+
+
+def test_what_is_empty_or_points_nowhere_is_counted(tmp_path):
+  found = beir.load(
+    folder_with(
+      tmp_path / "x",
+      corpus='{"_id": "p1", "text": "x"}\n{"_id": "p2", "title": "", "text": " "}\n',
+      qrels_test="query-id\tcorpus-id\tscore\nq1\tp1\t1\nq1\tp9\t1\nq9\tp1\t1\n",
+    )
+  )
+  assert [(drop.reason, drop.what) for drop in found.drops] == [
+    ("passage without text", "p2"),
+    ("judgement of an unknown passage", "q1 p9"),
+    ("judgements of an unknown query", "q9"),
+  ]
+
+
+def test_missing_and_ambiguous_files_are_named(tmp_path):
+  with pytest.raises(config.ConfigError, match=r"collection.path must name a folder"):
+    beir.load(config.Collection(source="beir"))
+  with pytest.raises(FileNotFoundError, match=r"nowhere: neither corpus.jsonl nor corpus.jsonl.gz is there"):
+    beir.load(config.Collection(source="beir", path=str(tmp_path / "nowhere")))
+  cfg = folder_with(tmp_path / "x")
+  (tmp_path / "x" / "queries.jsonl.gz").write_bytes(b"")
+  with pytest.raises(collection.CollectionError, match=r"both queries.jsonl and queries.jsonl.gz are there"):
+    beir.load(cfg)
+
+
+@pytest.mark.parametrize(
+  ("name", "passages", "splits"),
+  [
+    ("scifact", 5183, {"train": 809, "test": 300}),
+    ("wiki-qa", 11_600, {"train": 1561, "dev": 289, "test": 805, "multihop": 200}),
+    ("trec-dl", 14_091, {"dl20": 54}),
+  ],
+)
+def test_real_folders_load(name, passages, splits):
+  found = beir.load(config.Collection(source="beir", path=str(shared(name))))
+  assert len(found.passages) == passages
+  assert {split: len(qrels) for split, qrels in found.qrels.items()} == splits
+  assert len(found.queries) == sum(splits.values())
+
+
+# Both
+
+
+@pytest.mark.parametrize("changed", ["corpus", "queries", "qrels_test"])
+def test_the_fingerprint_sees_every_file_and_nothing_else(tmp_path, changed):
+  first = folder_with(tmp_path / "a")
+  same = folder_with(tmp_path / "b")
+  (tmp_path / "b" / "notes.txt").write_text("not read")
+  assert beir.fingerprint(first) == beir.fingerprint(same)
+  extra = {"corpus": "\n", "queries": "\n", "qrels_test": "q2\tp1\t1\n"}[changed]
+  path = tmp_path / "b" / ("qrels/test.tsv" if changed == "qrels_test" else f"{changed}.jsonl")
+  with open(path, "a") as file:
+    file.write(extra)
+  assert beir.fingerprint(first) != beir.fingerprint(same)
+
+
+def test_the_embedded_fingerprint_sees_the_python_that_runs(monkeypatch):
+  before = stdlib.fingerprint(STDLIB)
+  assert before == stdlib.fingerprint(STDLIB)
+  monkeypatch.setattr(sys, "version", "9.9")
+  assert before != stdlib.fingerprint(STDLIB)
+
+
+def test_every_source_in_the_config_has_its_functions():
+  assert set(get_args(get_type_hints(config.Collection)["source"])) == corpora.SOURCES.keys()

@@ -1,0 +1,291 @@
+"""The labels stage: recorded and live lists in, ranked lists and their statuses out."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import pytest
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example, tables
+from idistill_jax.llm import parse, prompt
+from idistill_jax.stages import labels as stage
+
+QUICKSTART = pathlib.Path(stage.__file__).parents[1] / "data" / "quickstart"
+RECORDING = "package:quickstart/llm_answers.jsonl"
+KEY = "not-a-real-key-5f1c0a77"
+
+
+def make_workdir(root, passages, queries, lists=None, candidates=()):
+  """A workdir whose collection and candidates are committed."""
+
+  def collection(job):
+    example.write_records(job.out, tables.PASSAGES, passages)
+    example.write_records(job.out, tables.QUERIES, queries)
+    if lists is not None:
+      example.write_records(job.out, tables.LISTS, lists)
+
+  def found(job):
+    example.write_records(job.out, "candidates", candidates)
+
+  workdir = artifacts.Workdir(root)
+  cfg = config.Config(name="t")
+  workdir.execute(artifacts.Stage(name="collection", reads=(), config=(), run=collection), cfg)
+  workdir.execute(artifacts.Stage(name="candidates", reads=("collection",), config=(), run=found), cfg)
+  return workdir
+
+
+def candidate_list(query_id, ids, scores=()):
+  return records.CandidateList(query_id=query_id, passage_ids=tuple(ids), scores=tuple(scores))
+
+
+def small(root, queries=6, passages=12, lists=None):
+  """Queries `q0`.. with all passages as candidates, `p0` best."""
+  ids = [f"p{i}" for i in range(passages)]
+  return make_workdir(
+    root,
+    [records.Passage(id=i, title="", text=f"text of {i}") for i in ids],
+    [records.Query(id=f"q{i}", text=f"query {i}", split="train") for i in range(queries)]
+    + [records.Query(id="t0", text="query of the test split", split="test")],
+    lists,
+    [candidate_list(f"q{i}", ids, [1.0 - j / passages for j in range(passages)]) for i in range(queries)],
+  )
+
+
+def live(server, **fields):
+  defaults = dict(
+    provider="openai", model="m", base_url=f"{server.url}/v1", list_size=5, concurrency=3, attempts=1
+  )
+  return config.Config(name="t", labels=config.Labels(**{**defaults, **fields}))
+
+
+@pytest.fixture
+def key(monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def rankings(workdir):
+  return list(example.read_records(workdir.folder("labels"), stage.RANKINGS, records.RankedList))
+
+
+def statuses(workdir):
+  return json.loads((workdir.folder("labels") / stage.STATUSES).read_text())
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+  """The quickstart's recorded answers over stand-in passages."""
+  answers = [json.loads(line) for line in (QUICKSTART / "llm_answers.jsonl").read_text().splitlines()]
+  ids = sorted({passage_id for answer in answers for passage_id in answer["candidates"]})
+  queries = [json.loads(line) for line in (QUICKSTART / "queries.jsonl").read_text().splitlines()]
+  workdir = make_workdir(
+    tmp_path_factory.mktemp("recorded"),
+    [records.Passage(id=i, title=i, text="documentation") for i in ids],
+    [records.Query(id=q["_id"], text=q["text"], split=q["metadata"]["split"]) for q in queries],
+    [candidate_list(answer["query_id"], answer["candidates"]) for answer in answers],
+  )
+  cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=RECORDING))
+  return workdir, cfg, workdir.execute(stage.STAGE, cfg), answers
+
+
+def test_recorded_answers_become_rankings(recorded):
+  workdir, _, manifest, answers = recorded
+  found = rankings(workdir)
+  assert manifest["counts"]["lists"] == len(found) == 1000 and not manifest["drops"]
+  for ranking, answer in zip(found, answers, strict=True):
+    order = [int(number) - 1 for number in re.findall(r"\d+", answer["response"])]
+    assert ranking == records.RankedList(
+      query_id=answer["query_id"],
+      passage_ids=tuple(answer["candidates"][i] for i in order),
+      status="complete",
+    )
+
+
+def test_statuses_of_recorded_answers(recorded):
+  workdir, *_ = recorded
+  found = statuses(workdir)
+  assert (found["complete"], found["repaired"], found["refused"]) == (1000, 0, {})
+  assert abs(found["position_bias"]) < 0.01
+  assert found["usage"] == {"answers": 1000, "input_tokens": None, "output_tokens": None, "dollars": None}
+  assert found["template"] == prompt.fingerprint()
+
+
+def test_a_second_recorded_run_is_answered_by_the_cache(recorded):
+  workdir, cfg, manifest, _ = recorded
+  assert workdir.is_done(stage.STAGE, cfg)
+  before = rankings(workdir)
+  shutil.rmtree(workdir.folder("labels"))
+  again = workdir.execute(stage.STAGE, cfg)
+  assert (manifest["counts"]["paid"], again["counts"]["paid"]) == (1000, 0)
+  assert rankings(workdir) == before
+
+
+def test_only_the_first_lists_are_used(recorded):
+  workdir, _, _, answers = recorded
+  fewer = config.Config(name="t", labels=config.Labels(provider="replay", recording=RECORDING, lists=7))
+  assert not workdir.is_done(stage.STAGE, fewer)
+  copy = artifacts.Workdir(workdir.root.with_name("fewer"))
+  shutil.copytree(workdir.root, copy.root)
+  copy.execute(stage.STAGE, fewer)
+  assert [r.query_id for r in rankings(copy)] == [answer["query_id"] for answer in answers[:7]]
+
+
+def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
+  recording = tmp_path / "r.jsonl"
+  shown = ["p1", "p0", "p2", "p3"]
+  answers = {
+    "q0": "[2] > [1] > [4] > [3]",
+    "q1": "[2] > [1] > [4]",
+    "q2": "I cannot rank these.",
+    "q3": "[2] > [1] > [4] > [3]",
+  }
+  recording.write_text(
+    "".join(
+      json.dumps({"query_id": q, "candidates": shown, "response": text}) + "\n" for q, text in answers.items()
+    )
+  )
+  workdir = small(
+    tmp_path / "w",
+    lists=[
+      candidate_list("q0", shown),
+      candidate_list("q1", shown),
+      candidate_list("q2", shown),
+      candidate_list("q3", shown[::-1]),
+      candidate_list("nobody", shown),
+      candidate_list("t0", shown),
+      candidate_list("q4", ["p1", "gone"]),
+      candidate_list("q4", ["p1", "p1", "p2"]),
+      candidate_list("q5", ["p1"]),
+    ],
+  )
+  cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=str(recording)))
+  manifest = workdir.execute(stage.STAGE, cfg)
+  assert rankings(workdir) == [
+    records.RankedList(query_id="q0", passage_ids=("p0", "p1", "p3", "p2"), status="complete"),
+    records.RankedList(
+      query_id="q1", passage_ids=("p0", "p1", "p3", "p2"), status="repaired", filled_places=(3,)
+    ),
+  ]
+  assert {reason: drop["examples"] for reason, drop in manifest["drops"].items()} == {
+    "refused: refusal": ["q2"],
+    "not recorded": ["q3"],
+    "list of a query that the collection lacks": ["nobody"],
+    "list of a query outside the training split": ["t0"],
+    "list with a passage that the collection lacks": ["q4"],
+    "list that shows a passage twice": ["q4"],
+    "list of fewer than two passages": ["q5"],
+  }
+  found = statuses(workdir)
+  assert (found["complete"], found["repaired"], found["refused"]) == (1, 1, {"refusal": 1})
+  assert found["unanswered"] == {"not recorded": 1} and found["repairs"] == {"missing": 1}
+
+
+def test_live_lists_are_the_best_candidates_shuffled(tmp_path, key):
+  workdir = small(tmp_path)
+  with LoopbackLLM() as server:
+    workdir.execute(
+      stage.STAGE, live(server, dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=10.0)
+    )
+  shown = {r.query_id: r.passage_ids[::-1] for r in rankings(workdir)}  # the server ranks the last first
+  assert len(shown) == 6
+  assert all(sorted(ids) == [f"p{i}" for i in range(5)] for ids in shown.values())
+  assert len(set(shown.values())) > 3 and tuple(f"p{i}" for i in range(5)) not in list(shown.values())[:1]
+  assert statuses(workdir)["position_bias"] == -1.0
+  assert statuses(workdir)["usage"] == {
+    "answers": 6,
+    "input_tokens": 66,
+    "output_tokens": 42,
+    "dollars": pytest.approx((66 + 420) / 1e6),
+  }
+
+
+def test_the_seed_chooses_and_shuffles_and_fewer_lists_are_the_first_of_more():
+  candidates = [candidate_list(f"q{i}", [f"p{j}" for j in range(30)]) for i in range(50)]
+  first = stage.sampled(candidates, size=20, seed=0)
+  assert first == stage.sampled(candidates[::-1], size=20, seed=0)
+  other = stage.sampled(candidates, size=20, seed=1)
+  assert [s.query_id for s in first] != [s.query_id for s in other]
+  by_id = {s.query_id: s for s in other}
+  assert all(s.passage_ids != by_id[s.query_id].passage_ids for s in first)
+  ranks = [[int(i[1:]) for i in s.passage_ids] for s in first]
+  bias = stage.position_bias(parse.Parsed(tuple(r), "complete") for r in ranks)
+  assert abs(bias) < 0.1
+
+
+def test_killed_and_run_again_only_the_rest_is_paid(tmp_path, key):
+  workdir = small(tmp_path)
+  with LoopbackLLM(
+    lambda n, text: reversed_order(n, text) if n <= 3 else Reply("bad key", status=401)
+  ) as server:
+    with pytest.raises(ValueError, match="401"):
+      workdir.execute(stage.STAGE, live(server, concurrency=1))
+    answered = len(server.answered)
+    server.reply = reversed_order
+    manifest = workdir.execute(stage.STAGE, live(server, concurrency=1))
+  assert answered == 3
+  assert manifest["counts"]["paid"] == 3 and manifest["counts"]["lists"] == 6
+
+
+def test_no_usable_answer_is_an_error(tmp_path, key):
+  workdir = small(tmp_path)
+  with (
+    LoopbackLLM(lambda n, text: Reply("", finish="content_filter")) as server,
+    pytest.raises(ValueError, match=r"none of 6 lists.*6: refused: empty \(ended by: blocked\)"),
+  ):
+    workdir.execute(stage.STAGE, live(server))
+
+
+def test_no_lists_is_an_error(tmp_path, key):
+  workdir = small(tmp_path, lists=[candidate_list("t0", ["p1", "p2"])])
+  with (
+    LoopbackLLM() as server,
+    pytest.raises(ValueError, match=r"no list to ask about.*outside the training split"),
+  ):
+    workdir.execute(stage.STAGE, live(server))
+
+
+def test_the_key_is_in_no_file_of_the_workdir(tmp_path, key):
+  workdir = small(tmp_path)
+  with LoopbackLLM() as server:
+    workdir.execute(stage.STAGE, live(server))
+  files = [path for path in workdir.root.rglob("*") if path.is_file()]
+  assert len(files) > 5
+  assert all(KEY.encode() not in path.read_bytes() for path in files)
+
+
+@pytest.mark.parametrize(
+  "field", [{"list_size": 1}, {"lists": 0}, {"passage_words": 0}, {"concurrency": 0}, {"attempts": 0}]
+)
+def test_a_config_that_asks_for_nothing_is_refused(field):
+  config.validate(config.Config(name="t"))
+  with pytest.raises(config.ConfigError, match=next(iter(field))):
+    config.validate(config.Config(name="t", labels=config.Labels(**field)))
+
+
+def test_position_bias_is_spearman_over_named_passages():
+  def answer(order, filled=()):
+    return parse.Parsed(tuple(order), "repaired" if filled else "complete", tuple(filled))
+
+  assert stage.position_bias([answer([0, 1, 2, 3])]) == 1.0
+  assert stage.position_bias([answer([3, 2, 1, 0])]) == -1.0
+  assert stage.position_bias([answer([1, 0, 2])]) == 0.5  # 1 - 6 * 2 / (3 * 8)
+  assert stage.position_bias([answer([0, 1, 2]), answer([2, 1, 0])]) == 0.0
+  assert stage.position_bias([answer([3, 1, 0, 2], filled=[2, 3])]) == -1.0  # only 3 > 1 was said
+  assert stage.position_bias([parse.Parsed((), "refused")]) is None
+
+
+def test_a_changed_recording_makes_the_stage_run_again(tmp_path):
+  recording = tmp_path / "r.jsonl"
+  line = json.dumps({"query_id": "q0", "candidates": ["p0", "p1"], "response": "[2] > [1]"}) + "\n"
+  recording.write_text(line)
+  workdir = small(tmp_path / "w", lists=[candidate_list("q0", ["p0", "p1"])])
+  cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=str(recording)))
+  workdir.execute(stage.STAGE, cfg)
+  assert workdir.is_done(stage.STAGE, cfg) and rankings(workdir)[0].passage_ids == ("p1", "p0")
+  recording.write_text(line.replace("[2] > [1]", "[1] > [2]"))
+  assert not workdir.is_done(stage.STAGE, cfg)
+  workdir.execute(stage.STAGE, cfg)
+  assert rankings(workdir)[0].passage_ids == ("p0", "p1")

@@ -1,0 +1,156 @@
+"""Asking: order, concurrency, cache, kill and restart, and when to stop."""
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import config
+from idistill_jax.llm import cache, label, prompt, protocol, providers
+
+KEY = "not-a-real-key-5f1c0a77"
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def requests(count):
+  return [
+    protocol.Request(f"q{i}", ("a", "b", "c"), prompt.render(f"query {i}", ["x", "y", "z"], 45))
+    for i in range(count)
+  ]
+
+
+def build(server, **fields):
+  return providers.build(
+    config.Labels(
+      provider="openai",
+      model="m",
+      base_url=f"{server.url}/v1",
+      **{"attempts": 2, "timeout_seconds": 10.0, **fields},
+    )
+  )
+
+
+def ask_all(server, path, count, concurrency=4, **fields):
+  with cache.AnswerCache(path) as opened:
+    return list(label.label(build(server, **fields), opened, requests(count), concurrency=concurrency))
+
+
+def test_outcomes_come_in_the_order_of_requests_whoever_is_first(tmp_path):
+  def reply(number, text):
+    answer = reversed_order(number, text)
+    return Reply(answer.text, delay=0.3 if "query 0\n" in text else 0.02 * (number % 3))
+
+  with LoopbackLLM(reply) as server:
+    outcomes = ask_all(server, tmp_path / "c", 24)
+  assert [outcome.request.query_id for outcome in outcomes] == [f"q{i}" for i in range(24)]
+  assert all(outcome.parsed.order == (2, 1, 0) and outcome.paid for outcome in outcomes)
+  assert 2 <= server.most_at_once <= 4
+
+
+def test_a_second_run_pays_for_nothing(tmp_path):
+  with LoopbackLLM() as server:
+    first = ask_all(server, tmp_path / "c", 6)
+    second = ask_all(server, tmp_path / "c", 8)
+  assert len(server.asked) == 8
+  assert [o.answer for o in first] == [o.answer for o in second[:6]]
+  assert [o.paid for o in second] == [False] * 6 + [True] * 2
+
+
+def test_the_cache_holds_no_key(tmp_path):
+  with LoopbackLLM() as server:
+    ask_all(server, tmp_path / "c", 3)
+  assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_a_request_without_answer_is_named_and_the_others_go_on(tmp_path):
+  def reply(number, text):
+    return Reply(status=400 + 29) if "query 2\n" in text else reversed_order(number, text)
+
+  with LoopbackLLM(reply) as server:
+    outcomes = ask_all(server, tmp_path / "c", 5, attempts=1)
+    lost = [outcome for outcome in outcomes if isinstance(outcome, label.Unlabelled)]
+    assert [(o.request.query_id, o.reason) for o in lost] == [("q2", "unanswered")] and "429" in lost[
+      0
+    ].message
+    server.reply = reversed_order
+    again = ask_all(server, tmp_path / "c", 5, attempts=1)
+  assert [isinstance(o, label.Labelled) and o.paid for o in again] == [False, False, True, False, False]
+
+
+def test_a_wrong_key_stops_the_run_at_once(tmp_path):
+  with (
+    LoopbackLLM(lambda number, text: Reply("bad key", status=401)) as server,
+    pytest.raises(protocol.Stop, match=r"401.*API key"),
+  ):
+    ask_all(server, tmp_path / "c", 200)
+  assert len(server.asked) < 40
+
+
+def test_an_endpoint_that_is_down_stops_the_run_and_keeps_what_was_answered(tmp_path):
+  def reply(number, text):
+    return reversed_order(number, text) if number <= 5 else Reply(status=503)
+
+  with (
+    LoopbackLLM(reply) as server,
+    pytest.raises(protocol.Stop, match=r"10 requests in a row.*run the same command again"),
+  ):
+    ask_all(server, tmp_path / "c", 60, attempts=1)
+  with cache.AnswerCache(tmp_path / "c") as opened:
+    assert len(opened) == 5
+
+
+RUN = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[3])
+import llm_label_test as t
+import types
+outcomes = t.ask_all(types.SimpleNamespace(url=sys.argv[1]), pathlib.Path(sys.argv[2]), 40)
+print(sum(outcome.paid for outcome in outcomes))
+"""
+
+
+def test_killed_and_started_again_no_answered_call_is_paid_twice(tmp_path):
+  def reply(number, text):
+    return Reply(reversed_order(number, text).text, delay=0.05)
+
+  with LoopbackLLM(reply) as server:
+    command = [sys.executable, "-c", RUN, server.url, str(tmp_path / "c"), os.path.dirname(__file__)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while len(server.asked) < 15 and time.monotonic() < deadline:
+      time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    time.sleep(0.3)  # what it had sent by then arrives
+    asked_before = len(server.asked)
+    assert 15 <= asked_before < 40
+    paid = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+  counts = collections.Counter(server.asked)
+  assert len(counts) == 40
+  twice = [text for text, count in counts.items() if count > 1]
+  assert len(twice) <= 4 and max(counts.values()) <= 2  # calls in flight when it died
+  assert paid == 40 - asked_before + len(twice)
+
+
+def test_tally_counts_statuses_tokens_and_dollars():
+  tally, prices = label.Tally(), label.Prices(0.5, 2.0)
+  request = requests(1)[0]
+  assert tally.dollars(prices) is None
+  for text in ("[1] > [2] > [3]", "[1] > [2]", "no"):
+    parsed = label.parse.parse(text, 3)
+    tally.add(label.Labelled(request, protocol.Answer(text, "stop", 1000, 100), parsed, paid=True))
+  tally.add(label.Unlabelled(request, "not recorded", "m"))
+  assert tally.statuses == {"complete": 1, "repaired": 1, "refused": 1, "unanswered": 1}
+  assert tally.dollars(prices) == pytest.approx((3000 * 0.5 + 300 * 2.0) / 1e6)
+  assert tally.dollars(label.Prices(0.5, None)) is None
+  assert "3,000+300 tokens" in tally.text(prices) and "$0.0021" in tally.text(prices)

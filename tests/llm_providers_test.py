@@ -1,0 +1,250 @@
+"""Providers: the real SDKs against a server on 127.0.0.1, and recorded answers."""
+
+import datetime
+import email.utils
+import json
+import logging
+import subprocess
+import sys
+import traceback
+
+import pytest
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import config
+from idistill_jax.llm import prompt, protocol, providers
+from idistill_jax.llm.providers import replay
+
+KEY = "not-a-real-key-5f1c0a77"
+SDKS = ("openai", "gemini", "gemini_legacy")
+REQUEST = protocol.Request("q1", ("a", "b", "c"), prompt.render("query", ["x", "y", "z"], 45))
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+  for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+    monkeypatch.setenv(name, KEY)
+  for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    monkeypatch.delenv(name, raising=False)
+
+
+def build(name, server, **fields):
+  pytest.importorskip(
+    {"openai": "openai", "gemini": "google.genai", "gemini_legacy": "google.generativeai"}[name]
+  )
+  url = server.url + ("/v1" if name == "openai" else "")
+  cfg = config.Labels(
+    provider=name, model="m", base_url=url, **{"attempts": 3, "timeout_seconds": 10.0, **fields}
+  )
+  return providers.build(cfg)
+
+
+def quick(provider):
+  """The same provider with short waits between tries."""
+  provider._first_wait = 0.01
+  return provider
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_asks_and_reads_text_usage_and_end(name):
+  with LoopbackLLM() as server:
+    answer = build(name, server).ask(REQUEST)
+  assert answer == protocol.Answer("[3] > [2] > [1]", "stop", 11, 7)
+  assert server.asked == [REQUEST.prompt]
+  assert KEY not in json.dumps(server.bodies)
+
+
+@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize(("finish", "expected"), [("length", "length"), ("content_filter", "blocked")])
+def test_names_how_an_answer_ended(name, finish, expected):
+  with LoopbackLLM(lambda number, text: Reply("[3] >", finish=finish)) as server:
+    assert build(name, server).ask(REQUEST) == protocol.Answer("[3] >", expected, 11, 7)
+
+
+@pytest.mark.parametrize("name", ["gemini", "gemini_legacy"])
+def test_a_blocked_prompt_is_an_empty_answer(name):
+  body = json.dumps(
+    {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 5}}
+  ).encode()
+  with LoopbackLLM(lambda number, text: Reply(body=body)) as server:
+    assert build(name, server).ask(REQUEST) == protocol.Answer("", "blocked", 5, 0)
+
+
+@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_transient_fault_is_asked_again(name, status):
+  with LoopbackLLM(lambda n, text: Reply(status=status) if n == 1 else reversed_order(n, text)) as server:
+    assert quick(build(name, server)).ask(REQUEST).text == "[3] > [2] > [1]"
+  assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_retry_after_is_honoured(name):
+  def reply(number, text):
+    return Reply(status=429, headers={"Retry-After": "1"}) if number == 1 else reversed_order(number, text)
+
+  with LoopbackLLM(reply) as server:
+    quick(build(name, server)).ask(REQUEST)
+  assert 1.0 <= server.times[1] - server.times[0] < 5
+
+
+def test_without_retry_after_the_wait_is_short():
+  with LoopbackLLM(lambda n, text: Reply(status=429) if n == 1 else reversed_order(n, text)) as server:
+    quick(build("openai", server)).ask(REQUEST)
+  assert server.times[1] - server.times[0] < 0.9
+
+
+def test_a_wait_longer_than_the_longest_is_not_sat_out():
+  with (
+    LoopbackLLM(lambda n, text: Reply(status=429, headers={"Retry-After": "86400"})) as server,
+    pytest.raises(protocol.Unanswered, match="1 try"),
+  ):
+    build("openai", server).ask(REQUEST)
+  assert len(server.asked) == 1
+
+
+def test_retry_after_takes_seconds_and_dates():
+  when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=30)
+  assert protocol.retry_after({"retry-after": "2.5"}) == 2.5
+  assert 28 < protocol.retry_after({"retry-after": email.utils.format_datetime(when, usegmt=True)}) <= 30
+  assert protocol.retry_after({"retry-after": "soon"}) is None
+  assert protocol.retry_after({}) is None
+  assert protocol.retry_after(None) is None
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_tries_are_bounded(name):
+  with (
+    LoopbackLLM(lambda number, text: Reply("busy", status=503)) as server,
+    pytest.raises(protocol.Unanswered, match=r"3 tries.*503"),
+  ):
+    quick(build(name, server)).ask(REQUEST)
+  assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_hard_error_stops_at_once_and_hides_the_key(name, status, caplog):
+  caplog.set_level(logging.INFO)
+  with (
+    LoopbackLLM(lambda number, text: Reply(f"invalid key {KEY}", status=status)) as server,
+    pytest.raises(protocol.Stop, match=str(status)) as error,
+  ):
+    quick(build(name, server)).ask(REQUEST)
+  assert len(server.asked) == 1
+  shown = "".join(traceback.format_exception(error.value))
+  assert "***" in shown and KEY not in shown and KEY not in repr(error.value) and KEY not in caplog.text
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_a_timeout_is_transient(name):
+  with LoopbackLLM(lambda n, text: Reply(delay=2.0) if n == 1 else reversed_order(n, text)) as server:
+    assert quick(build(name, server, timeout_seconds=1.0)).ask(REQUEST).text == "[3] > [2] > [1]"
+  assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", SDKS)
+@pytest.mark.parametrize(
+  "broken",
+  [
+    Reply(close=True),
+    Reply(body=b"<html>Bad Gateway</html>", headers={"Content-Type": "text/html"}),
+    Reply(body=b'{"choices": [{"mess'),
+    Reply(body=b"{}"),
+  ],
+  ids=["reset", "html", "truncated", "empty object"],
+)
+def test_an_unreadable_answer_is_transient(name, broken):
+  with LoopbackLLM(lambda n, text: broken if n == 1 else reversed_order(n, text)) as server:
+    assert quick(build(name, server)).ask(REQUEST).text == "[3] > [2] > [1]"
+  assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize("name", SDKS)
+def test_a_missing_key_names_its_variables(name, monkeypatch):
+  for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+    monkeypatch.delenv(variable)
+  with pytest.raises(
+    protocol.Stop, match="OPENAI_API_KEY" if name == "openai" else "GEMINI_API_KEY or GOOGLE_API_KEY"
+  ):
+    providers.build(config.Labels(provider=name, model="m"))
+
+
+def test_a_local_openai_endpoint_needs_no_key(monkeypatch):
+  monkeypatch.delenv("OPENAI_API_KEY")
+  with LoopbackLLM() as server:
+    assert build("openai", server).ask(REQUEST).text
+
+
+def test_a_key_does_not_show_itself():
+  key = protocol.secret("OPENAI_API_KEY")
+  assert KEY not in f"{key} {key!r} {[key]}" and key.cover(f"<{KEY}>") == "<***>" and key.reveal() == KEY
+
+
+def test_a_missing_sdk_names_its_extra():
+  with pytest.raises(protocol.Stop, match=r"pip install 'idistill_jax\[llm\]'"):
+    protocol.sdk("no_such_sdk", "llm")
+
+
+def test_labelling_imports_neither_jax_nor_an_sdk():
+  code = (
+    "import sys, idistill_jax.llm.label, idistill_jax.llm.providers\n"
+    "print([m for m in ('jax', 'flax', 'numpy', 'openai', 'google.genai', 'tenacity') if m in sys.modules])"
+  )
+  assert (
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    == "[]"
+  )
+
+
+def test_an_unknown_provider_names_the_known():
+  with pytest.raises(ValueError, match="replay, gemini"):
+    providers.build(config.Labels(provider="oracle"))
+
+
+class TestReplay:
+  def write(self, path, *lines):
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+  def test_answers_by_query_and_order_shown(self, tmp_path):
+    recording = self.write(
+      tmp_path / "r.jsonl",
+      {"query_id": "q1", "candidates": ["a", "b", "c"], "response": "[2] > [1] > [3]"},
+      {"query_id": "q1", "candidates": ["c", "b", "a"], "response": "[1] > [2] > [3]"},
+    )
+    provider = providers.build(config.Labels(provider="replay", recording=recording))
+    assert provider.ask(REQUEST) == protocol.Answer("[2] > [1] > [3]", "stop")
+    for query_id, ids in (("q1", ("a", "c", "b")), ("q2", ("a", "b", "c")), ("q1", ("a", "b"))):
+      with pytest.raises(protocol.NotRecorded, match=query_id):
+        provider.ask(protocol.Request(query_id, ids, "p"))
+
+  @pytest.mark.parametrize(
+    ("line", "message"),
+    [
+      ('{"query_id": "q', "r.jsonl:2: not JSON"),
+      ("[1]", "r.jsonl:2: expected"),
+      ('{"query_id": 3, "candidates": ["a"], "response": "x"}', "r.jsonl:2: expected"),
+      ('{"query_id": "q", "candidates": "a", "response": "x"}', "r.jsonl:2: expected"),
+      ('{"query_id": "q", "candidates": ["a"]}', "r.jsonl:2: expected"),
+    ],
+  )
+  def test_a_malformed_line_is_named(self, tmp_path, line, message):
+    good = {"query_id": "q1", "candidates": ["a"], "response": "[1]"}
+    with pytest.raises(ValueError, match=message):
+      replay.Replay(self.write(tmp_path / "r.jsonl", good, line))
+
+  def test_files_inside_the_package(self):
+    assert len(replay.Replay("package:quickstart/llm_answers.jsonl")) == 1000
+    with pytest.raises(FileNotFoundError, match=r"labels.recording"):
+      replay.locate("package:quickstart/none.jsonl")
+
+  def test_fingerprint_follows_the_content(self, tmp_path):
+    line = {"query_id": "q1", "candidates": ["a"], "response": "[1]"}
+    first = replay.fingerprint(self.write(tmp_path / "a.jsonl", line))
+    assert first == replay.fingerprint(self.write(tmp_path / "b.jsonl", line))
+    assert first != replay.fingerprint(self.write(tmp_path / "c.jsonl", line, line))
+
+  def test_needs_a_recording(self):
+    with pytest.raises(protocol.Stop, match=r"labels.recording"):
+      providers.build(config.Labels(provider="replay"))

@@ -1,0 +1,81 @@
+"""Packing: every token is placed once, within its row, and the rows are full."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from idistill_jax.data import pack, tokenize
+
+LENGTHS = st.lists(st.integers(0, 32), max_size=60)
+
+
+def _texts(lengths):
+  return [np.arange(1, n + 1) + 100 * i for i, n in enumerate(lengths)]
+
+
+@given(LENGTHS)
+def test_every_token_is_placed_exactly_once(lengths):
+  placement = pack.place(lengths, 32)
+  texts = _texts(lengths)
+  rows = pack.fill(texts, None, placement, rows=placement.rows, row_tokens=32)
+  assert pack.real_tokens(rows) == sum(lengths)
+  for i, text in enumerate(texts):
+    mine = rows.text_ids == i
+    assert rows.token_ids[mine].tolist() == text.tolist()
+    assert rows.positions[mine].tolist() == list(range(len(text)))
+    if len(text):
+      assert rows.token_ids.reshape(-1)[rows.starts[i]] == text[0]
+      assert len(np.unique(rows.segment_ids[mine])) == 1
+
+
+@given(LENGTHS)
+def test_texts_of_a_row_have_segments_of_their_own(lengths):
+  placement = pack.place(lengths, 32)
+  rows = pack.fill(_texts(lengths), None, placement, rows=placement.rows, row_tokens=32)
+  for row in range(placement.rows):
+    real = rows.segment_ids[row] > 0
+    pairs = set(zip(rows.segment_ids[row][real].tolist(), rows.text_ids[row][real].tolist(), strict=True))
+    assert len(pairs) == len({segment for segment, _ in pairs}) == len({text for _, text in pairs})
+
+
+@given(LENGTHS, st.integers(1, 4))
+def test_no_row_holds_more_texts_than_allowed(lengths, most):
+  placement = pack.place(lengths, 32, most)
+  real = np.asarray(lengths) > 0
+  if real.any():
+    assert np.bincount(placement.row[real]).max() <= most
+
+
+def test_rows_are_full_on_a_real_length_distribution():
+  lengths = np.clip(np.random.default_rng(0).lognormal(3.8, 0.7, 2000).astype(int), 5, 72)
+  placement = pack.place(lengths, 128)
+  assert lengths.sum() / (placement.rows * 128) > 0.97
+  # Control: one text a row, as padding does it, is far from that.
+  assert lengths.mean() / 72 < 0.75
+
+
+def test_a_text_longer_than_a_row_is_refused():
+  with pytest.raises(pack.DoesNotFitError, match="33 tokens does not fit into rows of 32"):
+    pack.place([5, 33], 32)
+
+
+def test_too_few_rows_are_refused():
+  placement = pack.place([30, 30], 32)
+  with pytest.raises(pack.DoesNotFitError, match="need 2 rows, 1 are given"):
+    pack.fill(_texts([30, 30]), None, placement, rows=1, row_tokens=32)
+
+
+def test_a_pair_is_what_the_tokenizer_makes_of_it(tiny_weights):
+  import tokenizers
+
+  from idistill_jax.hf import weights
+
+  folder = weights.resolve(tiny_weights)
+  table = tokenize.Tokenizer(folder).table(["merge two lists", "Merge multiple sorted inputs."], 16)
+  ids, types = tokenize.pair(table[0], table[1])
+  reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  reference.no_padding()
+  expected = reference.encode("merge two lists", "Merge multiple sorted inputs.")
+  assert ids.tolist() == expected.ids
+  assert types.tolist() == expected.type_ids

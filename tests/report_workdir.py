@@ -1,0 +1,137 @@
+"""A workdir as a run leaves it, made in a second: real records, runs, measures and manifests, drawn ranks."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from idistill_jax import artifacts, records
+from idistill_jax import config as config_lib
+from idistill_jax.data import example, tables
+from idistill_jax.report import gather
+from idistill_jax.retrieval import measures, runs, summary
+
+# Mean of the judged passage's drawn rank: smaller is better.
+QUALITY = {"initial": 9.0, "bm25": 12.0, "ranker": 6.0, "distilled": 4.0}
+DEPTH = 100
+
+
+def build(
+  root: pathlib.Path,
+  passages: Sequence[records.Passage],
+  queries: Sequence[records.Query],
+  qrels: tables.Qrels,
+  quality: dict[str, float] = QUALITY,
+  but: Sequence[str] = (),
+) -> artifacts.Workdir:
+  """Commits every stage but those in `but`; queries must be of the test split and judged."""
+  workdir = artifacts.Workdir(root)
+  cfg = config_lib.Config(name="quickstart")
+  root.mkdir(parents=True, exist_ok=True)
+  (root / "config.json").write_text(json.dumps(config_lib.as_dict(cfg)))
+  random = np.random.default_rng(0)
+
+  def collection(job: artifacts.Job) -> None:
+    example.write_records(job.out, tables.PASSAGES, passages)
+    example.write_records(job.out, tables.QUERIES, queries)
+    tables.write_qrels(job.out / "qrels" / "test.tsv", qrels)
+    job.count(passages=len(passages), queries=len(queries), judgements={"test": len(qrels)})
+    job.drop("judged passage that this Python lacks", "q0815 nntplib.NNTP")
+
+  def labels(job: artifacts.Job) -> None:
+    (job.out / "statuses.json").write_text(
+      json.dumps(
+        {
+          "complete": 962,
+          "repaired": 31,
+          "refused": {"no ranking in the answer": 5},
+          "unanswered": {"deadline": 2},
+          "repairs": {"passages left out": 31},
+          "position_bias": 0.1184,
+          "usage": {"answers": 998, "input_tokens": 1_412_311, "output_tokens": 99_123, "dollars": None},
+          "template": "ab12",
+        }
+      )
+    )
+    job.count(lists=993)
+    for number in range(7):
+      job.drop("refused: no ranking in the answer", f"q{number:04}")
+
+  def training(steps: int, rate: float) -> Callable[[artifacts.Job], None]:
+    def run(job: artifacts.Job) -> None:
+      rows = [
+        {
+          "step": step + 1,
+          "loss": 1.6 * math.exp(-3 * step / steps) + 0.8 + 0.15 * random.standard_normal(),
+          "grad_norm": 1.0,
+          "lr": rate * min(step / (steps / 10), (steps - step) / (0.9 * steps)),
+          "fill": 0.96,
+          "tokens_per_second": 2900 + 200 * random.standard_normal(),
+        }
+        for step in range(steps)
+      ]
+      (job.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+      job.count(steps=steps, rows=24)
+
+    return run
+
+  def evaluate(job: artifacts.Job) -> None:
+    measured = {}
+    for system, mean in quality.items():
+      found = runs.from_order(_orders(passages, qrels, mean, random))
+      runs.write_trec(job.out / "runs" / f"{system}.trec", found, system)
+      measured[system] = measures.per_query(qrels, found)
+    summary.write_per_query(job.out / "per_query.csv", measured)
+    pairs = [
+      (one, other)
+      for one, other in (("distilled", "initial"), ("ranker", "initial"), ("distilled", "bm25"))
+      if one in quality and other in quality
+    ]
+    (job.out / "metrics.json").write_text(
+      json.dumps(
+        {
+          "split": "test",
+          "queries": len(queries),
+          **summary.summarise(measured, pairs, 2000),
+          "ann": {
+            "recall@100 of exact": 0.9987,
+            "exact_queries_per_second": 8123.4,
+            "scann_queries_per_second": 20311.9,
+            "index": "exact",
+          },
+          "dropped_queries": 0,
+        }
+      )
+    )
+    job.count(queries=len(queries))
+
+  does = {
+    "collection": collection,
+    "labels": labels,
+    "train_ranker": training(250, 2e-4),
+    "train_retriever": training(90, 1e-4),
+    "evaluate": evaluate,
+  }
+  for name in gather.STAGES:
+    if name not in but:
+      stage = artifacts.Stage(
+        name=name, reads=(), config=("name",), run=does.get(name, lambda job: job.count(things=3))
+      )
+      workdir.execute(stage, cfg)
+  return workdir
+
+
+def _orders(passages, qrels, mean: float, random: np.random.Generator) -> dict[str, list[str]]:
+  """Random passages, the judged one at a geometrically drawn rank."""
+  ids = [passage.id for passage in passages]
+  orders = {}
+  for query_id, judged in qrels.items():
+    order = [
+      ids[i] for i in random.choice(len(ids), min(DEPTH, len(ids)), replace=False) if ids[i] not in judged
+    ]
+    for passage_id in judged:
+      order.insert(random.geometric(1 / mean) - 1, passage_id)
+    orders[query_id] = order[:DEPTH]
+  return orders

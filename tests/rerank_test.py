@@ -1,0 +1,42 @@
+"""The ranker moves the first places only."""
+
+import numpy as np
+import pytest
+
+from idistill_jax.retrieval import hits, rerank
+
+IDS = ["a", "b", "c", "d"]
+TEXTS = ["A", "B", "C", "D"]
+FOUND = hits.Hits(
+  rows=np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.int32),
+  scores=np.array([[9, 8, 7, 6], [5, 4, 3, 2]], np.float32),
+  found=np.array([4, 4], np.int32),
+)
+
+
+def test_the_first_places_are_reordered_and_the_rest_stays():
+  asked = []
+
+  def score(queries, passages, similarities):
+    asked.extend(zip(queries, passages, similarities.tolist(), strict=True))
+    return -similarities
+
+  orders = rerank.rerank(score, ["x", "y"], TEXTS, IDS, FOUND, 3)
+  assert orders == [["c", "b", "a", "d"], ["b", "c", "d", "a"]]
+  assert asked == [("x", "A", 9), ("x", "B", 8), ("x", "C", 7), ("y", "D", 5), ("y", "C", 4), ("y", "B", 3)]
+
+
+def test_deeper_than_the_hits_and_ties():
+  orders = rerank.rerank(lambda q, p, s: np.zeros(len(q)), ["x", "y"], TEXTS, IDS, FOUND, 10)
+  assert orders == [["d", "c", "b", "a"]] * 2
+
+
+@pytest.mark.parametrize("scores", [np.full(4, np.nan), np.zeros(3), np.zeros((4, 1))])
+def test_scores_that_rank_nothing(scores):
+  with pytest.raises(ValueError, match="for 4 pairs"):
+    rerank.rerank(lambda q, p, s: scores, ["x", "y"], TEXTS, IDS, FOUND, 2)
+
+
+def test_no_place_to_reorder():
+  with pytest.raises(ValueError, match="at least one place"):
+    rerank.rerank(lambda q, p, s: s, ["x", "y"], TEXTS, IDS, FOUND, 0)

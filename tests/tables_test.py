@@ -1,0 +1,87 @@
+"""Tables over a collection folder, and judgement files."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idistill_jax import records
+from idistill_jax.data import example, tables
+
+PASSAGES = [records.Passage(id="b", title="T", text="x"), records.Passage(id="a", title="", text="y")]
+QUERIES = [
+  records.Query(id=query_id, text=f"text {query_id}", split=split)
+  for query_id, split in (("q2", "test"), ("q0", "train"), ("q1", "test"))
+]
+
+
+def test_rows_follow_the_collection_order(tmp_path):
+  example.write_records(tmp_path, tables.PASSAGES, PASSAGES, shards=2)
+  table = tables.load_passages(tmp_path)
+  assert table.ids == ["b", "a"]
+  assert [table.row(passage_id) for passage_id in table.ids] == [0, 1]
+  assert table.texts == ["T x", "y"]
+  assert (table.by_id("a"), len(table), list(table)) == (PASSAGES[1], 2, PASSAGES)
+  assert "a" in table and "c" not in table
+  with pytest.raises(tables.UnknownIdError, match="Passages: none of 2 has the id 'c'"):
+    table.row("c")
+
+
+def test_a_split_keeps_order_and_rows(tmp_path):
+  example.write_records(tmp_path, tables.QUERIES, QUERIES)
+  table = tables.load_queries(tmp_path)
+  assert [query.id for query in table.of_split("test")] == ["q2", "q1"]
+  assert [table.row(query.id) for query in table.of_split("test")] == [0, 2]
+  assert table.of_split("dev") == ()
+
+
+def test_a_repeated_id_is_refused():
+  with pytest.raises(ValueError, match="Passages: the id 'b' occurs more than once"):
+    tables.Passages([PASSAGES[0], PASSAGES[1], PASSAGES[0]])
+
+
+def test_lists_are_optional(tmp_path):
+  assert tables.load_lists(tmp_path) is None
+  shown = records.CandidateList(query_id="q0", passage_ids=("b", "a"), scores=())
+  example.write_records(tmp_path, tables.LISTS, [shown])
+  assert tables.load_lists(tmp_path) == (shown,)
+
+
+ids = st.text(st.characters(categories=("L", "N", "P")), min_size=1, max_size=5)
+
+
+@given(
+  qrels=st.dictionaries(ids, st.dictionaries(ids, st.integers(-1, 3), min_size=1, max_size=3), max_size=4)
+)
+@settings(max_examples=50, deadline=None)
+def test_judgements_come_back(tmp_path_factory, qrels):
+  path = tmp_path_factory.mktemp("qrels") / "test.tsv"
+  tables.write_qrels(path, qrels)
+  assert tables.read_qrels(path) == qrels
+
+
+def test_a_split_without_judgements_names_those_that_have_some(tmp_path):
+  tables.write_qrels(tmp_path / "qrels" / "dev.tsv", {"q": {"p": 1}})
+  assert tables.load_qrels(tmp_path, "dev") == {"q": {"p": 1}}
+  with pytest.raises(FileNotFoundError, match=r"no judgements for the split 'test'; .* some for: dev"):
+    tables.load_qrels(tmp_path, "test")
+
+
+HEADER = "query-id\tcorpus-id\tscore\n"
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("", r"qrels.tsv:1: expected the header .*, found ''"),
+    ("q1\tp1\t1\n", r"qrels.tsv:1: expected the header .*, found 'q1"),
+    (HEADER + "q1\tp1\t1\nq1 p2 1\n", r"qrels.tsv:3: expected .*, found 'q1 p2 1"),
+    (HEADER + "q1\tp1\t0.5\n", r"qrels.tsv:2: expected .* integer score"),
+    (HEADER + "q1\t\t1\n", r"qrels.tsv:2: expected"),
+    (HEADER + "q1\tp1\t1\nq1\tp1\t2\n", r"qrels.tsv:3: q1 p1 is judged 2 here and 1 above"),
+  ],
+)
+def test_malformed_judgements_name_file_and_line(tmp_path, content, message):
+  path = tmp_path / "qrels.tsv"
+  path.write_text(content)
+  with pytest.raises(ValueError, match=message):
+    tables.read_qrels(path)

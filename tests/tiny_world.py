@@ -1,0 +1,87 @@
+"""A small world to train in: BERT-tiny, a few words' worth of passages, lists in TFRecords."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from idistill_jax import config, losses, records
+from idistill_jax.data import batches, example, similarity, tables, tfrecord
+from idistill_jax.train import inputs, loop, networks
+
+WORDS = "merge sort split open close read write lock wait parse print join copy move hash date time path file list".split()
+LISTS, LENGTH, EPOCHS = 10, 5, 2
+
+
+def encoder(weights: str) -> config.Encoder:
+  return config.Encoder(weights=weights, query_tokens=8, passage_tokens=16, row_tokens=32)
+
+
+def _inputs(network: networks.Network) -> inputs.Inputs:
+  rng = np.random.default_rng(0)
+  say = lambda: " ".join(rng.choice(WORDS, rng.integers(2, 10)))
+  passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=say()) for i in range(40))
+  queries = tables.Queries(records.Query(id=f"q{i}", text=say(), split="train") for i in range(LISTS))
+  return inputs.Inputs(
+    passages=passages, queries=queries,
+    passage_tokens=network.tokenizer.table(passages.texts, 16), query_tokens=network.tokenizer.table(queries.texts, 8),
+    similarity=similarity.Similarities(rng.normal(size=(LISTS, 4)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)),
+  )
+
+
+def write_lists(folder: pathlib.Path) -> None:
+  rng = np.random.default_rng(1)
+  example.write_records(folder, "lists", (
+    records.ScoredList(query_id=f"q{i}", passage_ids=tuple(f"p{j}" for j in rng.choice(40, LENGTH, replace=False)),
+                       scores=tuple(float(-place) for place in range(LENGTH)))
+    for i in range(LISTS)
+  ), shards=2)
+
+
+def stream(folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8) -> batches.Batches:
+  data = _inputs(network)
+  texts = batches.PairTexts if pairs else batches.DualTexts
+  return batches.Batches(
+    records=tfrecord.ShardedRecords(folder, "lists"), decode=data.scored,
+    texts=texts(queries=data.query_tokens, passages=data.passage_tokens),
+    shape=batches.Shape(lists=3, passages=4, always_best=1, row_tokens=32, row_multiple=row_multiple),
+    similarity=data.similarity, epochs=EPOCHS, seed=seed,
+  )
+
+
+def retriever_loss(network: networks.Network):
+  def loss_fn(params, batch):
+    lists, width = batch.where.shape
+    vectors = network.apply(params, batch.rows)
+    targets = losses.RetrieverTargets(teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
+                                      passage_rows=batch.passage_rows, where=batch.where)
+    scores = jnp.einsum("be,me->bm", vectors[:lists], vectors[lists:])
+    return losses.DISTILLATION["kl_batch"](scores, targets, student_temperature=0.05)
+
+  return loss_fn
+
+
+def ranker_loss(network: networks.Network):
+  def loss_fn(params, batch):
+    scores = network.apply(params, batch.rows).reshape(batch.where.shape) + batch.similarities
+    return losses.LISTWISE["listmle"](scores, -batch.values, where=batch.where)
+
+  return loss_fn
+
+
+def training(folder: pathlib.Path, weights: str, mesh: jax.sharding.Mesh, *, pairs: bool, checkpoint_every: int = 3) -> loop.Training:
+  """Eight steps of either training; lists are written on the first call."""
+  if not tfrecord.exists(folder, "lists"):
+    write_lists(folder)
+  network = (networks.ranker if pairs else networks.retriever)(encoder(weights))
+  loss = (ranker_loss if pairs else retriever_loss)(network)
+  return loop.Training(
+    name="test", network=network, loss_fn=loss, batches=stream(folder, network, pairs),
+    optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder, checkpoint_every=checkpoint_every, seed=0,
+  )
+
+
+def with_loss(one: loop.Training, loss_fn) -> loop.Training:
+  return dataclasses.replace(one, loss_fn=loss_fn)

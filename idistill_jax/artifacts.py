@@ -160,10 +160,12 @@ class Workdir:
     manifest = {
       "stage": stage.name,
       "key": key,
-      "inputs": {name: self.manifest(name)["key"] for name in stage.reads},  # ty: ignore
+      "inputs": {name: json.loads((folder / MANIFEST).read_text())["key"] for name, folder in inputs.items()},
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
-      "drops": {reason: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for reason, what in job.drops.items()},
+      "drops": {
+        reason: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for reason, what in job.drops.items()
+      },
       "seconds": round(seconds, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": _versions(),

@@ -1,7 +1,8 @@
 """The only absl flags: what to run (--config), where (--workdir), and what to take over (--reuse).
 
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
-    python -m idistill_jax.stages.train_ranker --config=configs/quickstart.py:tiny --config.ranker.optim.peak_lr=3e-5 --workdir=runs/w
+    python -m idistill_jax.stages.train_ranker --config=configs/quickstart.py:tiny --workdir=runs/tiny \\
+      --config.ranker.optim.peak_lr=3e-5
 """
 
 import dataclasses
@@ -33,7 +34,9 @@ def _register_choices() -> None:
 
 
 _register_choices()
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: a file in configs/, with :variant.", lock_config=False)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment: a file in configs/, with :variant.", lock_config=False
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
 
@@ -44,20 +47,26 @@ def main(stage: artifacts.Stage) -> None:
 
 
 def run_app(work: Callable[["Runner"], object]) -> None:
-  """Parses flags, sets up logging and devices, and calls `work`; errors that a user can cause end without a traceback."""
+  """Parses flags, sets up logging and calls `work`; errors that a user can cause end without a traceback."""
 
   def start(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments {argv[1:]}")
     for name in ("config", "workdir"):
       if flags.FLAGS[name].value is None:
-        raise app.UsageError(f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart")
+        raise app.UsageError(
+          f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart"
+        )
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     cfg = _CONFIG.value
     try:
       config_lib.validate(cfg)
-      work(Runner(cfg, artifacts.Workdir(_WORKDIR.value), [artifacts.Workdir(root) for root in _REUSE.value]))
+      work(
+        Runner(
+          cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), [artifacts.Workdir(root) for root in _REUSE.value]
+        )
+      )
     except USER_ERRORS as e:
       logging.debug("traceback", exc_info=True)
       sys.exit(f"{type(e).__name__}: {e}")

@@ -7,6 +7,9 @@ that `--help` and a labelling machine need no accelerator stack.
 import dataclasses
 import hashlib
 import json
+import types
+import typing
+from collections.abc import Iterator
 from typing import Any, Literal
 
 
@@ -198,7 +201,7 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
 def render(cfg: Config) -> str:
   """Sorted `path: value` lines: what a golden test and a reader compare."""
 
-  def lines(prefix: str, value: Any):
+  def lines(prefix: str, value: Any) -> Iterator[str]:
     if isinstance(value, dict):
       for key in sorted(value):
         yield from lines(f"{prefix}.{key}" if prefix else key, value[key])
@@ -219,7 +222,8 @@ class ConfigError(ValueError):
 
 
 def validate(cfg: Config) -> None:
-  """Raises ConfigError where fields of different stages contradict each other."""
+  """Raises ConfigError where a value is not of its field's type, and where fields contradict each other."""
+  _check_types("", cfg)
   rules = (
     (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
     (min(cfg.labels.lists, cfg.labels.passage_words, cfg.labels.concurrency, cfg.labels.attempts) >= 1,
@@ -232,3 +236,33 @@ def validate(cfg: Config) -> None:
   for holds, message in rules:
     if not holds:
       raise ConfigError(message)
+
+
+def _check_types(prefix: str, section: Any) -> None:
+  """A config file assigns freely; flags and the file must end up under the same rules."""
+  for name, hint in typing.get_type_hints(type(section)).items():
+    value, path = getattr(section, name), f"{prefix}{name}"
+    if dataclasses.is_dataclass(hint):
+      if not isinstance(value, typing.cast(type, hint)):
+        raise ConfigError(f"{path} is {value!r}; it must be a {getattr(hint, '__name__', hint)}")
+      _check_types(f"{path}.", value)
+    elif not any(_fits(value, one) for one in _alternatives(hint)):
+      raise ConfigError(f"{path} is {value!r}; it must be {_describe(hint)}")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+  return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+  if typing.get_origin(hint) is Literal:
+    return value in typing.get_args(hint)
+  if hint is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _describe(hint: Any) -> str:
+  if typing.get_origin(hint) is Literal:
+    return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+  return " or ".join("None" if one is type(None) else one.__name__ for one in _alternatives(hint))

@@ -18,7 +18,11 @@ class Passage:
 
   @property
   def full_text(self) -> str:
-    return f"{self.title} {self.text}".strip()
+    """The title as a sentence of its own, then the text."""
+    title = self.title.strip()
+    if not title or title[-1] in ".?!:":
+      return f"{title} {self.text}".strip()
+    return f"{title}. {self.text}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

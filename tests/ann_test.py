@@ -113,7 +113,7 @@ def test_loading_says_what_is_wrong(tmp_path):
   with pytest.raises(FileNotFoundError, match="no saved ScaNN index"):
     ann.load(tmp_path)
   (tmp_path / ann.SETTINGS).write_text("{")
-  with pytest.raises(ValueError, match="index.json: not the description"):
+  with pytest.raises(ValueError, match=r"index\.json: not the description"):
     ann.load(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_the_processor_is_looked_at_first():
 
 def test_a_processor_without_avx2_is_an_error_and_not_a_crash(monkeypatch):
   monkeypatch.setattr(ann, "missing_cpu_features", lambda cpuinfo, machine: ["avx2"])
-  with pytest.raises(ann.ScannUnavailableError, match="avx2.*index.kind=exact"):
+  with pytest.raises(ann.ScannUnavailableError, match=r"avx2.*index\.kind=exact"):
     ann.build(clustered(20), names(20), CFG)
 
 

@@ -20,8 +20,9 @@ def stream(tmp_path, network):
 
 
 def _same(one: batches.ListBatch, other: batches.ListBatch) -> bool:
-  return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("passage_rows", "values", "where")) and (
-    np.array_equal(one.rows.token_ids, other.rows.token_ids))
+  return all(
+    np.array_equal(getattr(one, name), getattr(other, name)) for name in ("passage_rows", "values", "where")
+  ) and (np.array_equal(one.rows.token_ids, other.rows.token_ids))
 
 
 def test_a_step_is_a_function_of_seed_and_step(stream, tmp_path, network):
@@ -82,5 +83,12 @@ def test_a_corrupted_record_stops_with_its_name(stream, tmp_path, network):
 def test_no_lists_is_an_error_that_says_where_to_look(network, tmp_path):
   data = tiny_world._inputs(network)
   with pytest.raises(ValueError, match="no lists to train on"):
-    batches.Batches(records=[], decode=data.scored, texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-                    shape=batches.Shape(lists=1, passages=1, always_best=1, row_tokens=32), similarity=data.similarity, epochs=1, seed=0)
+    batches.Batches(
+      records=[],
+      decode=data.scored,
+      texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+      shape=batches.Shape(lists=1, passages=1, always_best=1, row_tokens=32),
+      similarity=data.similarity,
+      epochs=1,
+      seed=0,
+    )

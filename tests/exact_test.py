@@ -127,7 +127,7 @@ def test_passages_that_are_not_finite_are_named(bad):
 
 
 def test_many_bad_rows_are_counted():
-  with pytest.raises(hits.VectorError, match="9 of 9 .*and 4 more"):
+  with pytest.raises(hits.VectorError, match=r"9 of 9 .*and 4 more"):
     exact.Exact(np.full((9, 2), np.nan), list("abcdefghi"))
 
 

@@ -102,7 +102,7 @@ def test_json():
 
 def test_bad_input():
   with pytest.raises(
-    significance.PairingError, match="1 queries were measured for one system only, for example .'q2'"
+    significance.PairingError, match=r"1 queries were measured for one system only, for example .'q2'"
   ):
     significance.compare(named([1, 2]), named([1, 2, 3]))
   with pytest.raises(significance.PairingError, match="at least two queries, found 1"):

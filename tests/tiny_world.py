@@ -11,7 +11,9 @@ from idistill_jax import config, losses, records
 from idistill_jax.data import batches, example, similarity, tables, tfrecord
 from idistill_jax.train import inputs, loop, networks
 
-WORDS = "merge sort split open close read write lock wait parse print join copy move hash date time path file list".split()
+WORDS = (
+  "merge sort split open close read write lock wait parse print join copy move hash date time path file list".split()
+)
 LISTS, LENGTH, EPOCHS = 10, 5, 2
 
 
@@ -25,9 +27,13 @@ def _inputs(network: networks.Network) -> inputs.Inputs:
   passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=say()) for i in range(40))
   queries = tables.Queries(records.Query(id=f"q{i}", text=say(), split="train") for i in range(LISTS))
   return inputs.Inputs(
-    passages=passages, queries=queries,
-    passage_tokens=network.tokenizer.table(passages.texts, 16), query_tokens=network.tokenizer.table(queries.texts, 8),
-    similarity=similarity.Similarities(rng.normal(size=(LISTS, 4)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)),
+    passages=passages,
+    queries=queries,
+    passage_tokens=network.tokenizer.table(passages.texts, 16),
+    query_tokens=network.tokenizer.table(queries.texts, 8),
+    similarity=similarity.Similarities(
+      rng.normal(size=(LISTS, 4)).astype(np.float32), rng.normal(size=(40, 4)).astype(np.float32)
+    ),
   )
 
 
@@ -40,7 +46,9 @@ def write_lists(folder: pathlib.Path) -> None:
   ), shards=2)
 
 
-def stream(folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8) -> batches.Batches:
+def stream(
+  folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8
+) -> batches.Batches:
   data = _inputs(network)
   texts = batches.PairTexts if pairs else batches.DualTexts
   return batches.Batches(
@@ -55,8 +63,12 @@ def retriever_loss(network: networks.Network):
   def loss_fn(params, batch):
     lists, width = batch.where.shape
     vectors = network.apply(params, batch.rows)
-    targets = losses.RetrieverTargets(teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
-                                      passage_rows=batch.passage_rows, where=batch.where)
+    targets = losses.RetrieverTargets(
+      teacher_scores=batch.values,
+      own_slots=jnp.arange(lists * width).reshape(lists, width),
+      passage_rows=batch.passage_rows,
+      where=batch.where,
+    )
     scores = jnp.einsum("be,me->bm", vectors[:lists], vectors[lists:])
     return losses.DISTILLATION["kl_batch"](scores, targets, student_temperature=0.05)
 
@@ -71,7 +83,9 @@ def ranker_loss(network: networks.Network):
   return loss_fn
 
 
-def training(folder: pathlib.Path, weights: str, mesh: jax.sharding.Mesh, *, pairs: bool, checkpoint_every: int = 3) -> loop.Training:
+def training(
+  folder: pathlib.Path, weights: str, mesh: jax.sharding.Mesh, *, pairs: bool, checkpoint_every: int = 3
+) -> loop.Training:
   """Eight steps of either training; lists are written on the first call."""
   if not tfrecord.exists(folder, "lists"):
     write_lists(folder)

@@ -51,7 +51,17 @@ class Texts(Protocol):
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
 
-  def batch(self, lists: Sequence[tuple[int, np.ndarray]], size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
+  def batch(
+    self, lists: Sequence[tuple[int, np.ndarray]], size: int, width: int
+  ) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
+
+
+class Records(Protocol):
+  """Encoded lists by index: `tfrecord.ShardedRecords`, or a list of bytes."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> bytes: ...
 
 
 _ABSENT = np.zeros(0, np.int32)
@@ -108,7 +118,7 @@ class Shape:
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
-  def __init__(self, *, records: Sequence[bytes], decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
+  def __init__(self, *, records: Records, decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
     if not len(records):
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
@@ -139,7 +149,9 @@ class Batches:
     return self._steps[step]
 
   def _sampled(self, one: TrainingList, slot: deal.Slot) -> TrainingList:
-    places = deal.sample(len(one.passage_rows), self._shape.passages, self._shape.always_best, seed=self._seed, slot=slot)
+    places = deal.sample(
+      len(one.passage_rows), self._shape.passages, self._shape.always_best, seed=self._seed, slot=slot
+    )
     return dataclasses.replace(one, passage_rows=one.passage_rows[places], values=one.values[places],
                                known=one.known[places])
 

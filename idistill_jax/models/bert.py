@@ -71,12 +71,21 @@ ROWS = (
   table_lib.Row("norm/scale", ("embed_out",), "embeddings.LayerNorm.weight", "d -> d"),
   table_lib.Row("norm/bias", ("embed_out",), "embeddings.LayerNorm.bias", "d -> d"),
   table_lib.Row("layers/query/kernel", _HEADS_IN, _LAYER + "attention.self.query.weight", "(h k) d -> d h k"),
-  table_lib.Row("layers/query/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.query.bias", "(h k) -> h k"),
+  table_lib.Row(
+    "layers/query/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.query.bias", "(h k) -> h k"
+  ),
   table_lib.Row("layers/key/kernel", _HEADS_IN, _LAYER + "attention.self.key.weight", "(h k) d -> d h k"),
   table_lib.Row("layers/key/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.key.bias", "(h k) -> h k"),
   table_lib.Row("layers/value/kernel", _HEADS_IN, _LAYER + "attention.self.value.weight", "(h k) d -> d h k"),
-  table_lib.Row("layers/value/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.value.bias", "(h k) -> h k"),
-  table_lib.Row("layers/out/kernel", ("layer", "heads", "head_dim", "embed"), _LAYER + "attention.output.dense.weight", "d (h k) -> h k d"),
+  table_lib.Row(
+    "layers/value/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.value.bias", "(h k) -> h k"
+  ),
+  table_lib.Row(
+    "layers/out/kernel",
+    ("layer", "heads", "head_dim", "embed"),
+    _LAYER + "attention.output.dense.weight",
+    "d (h k) -> h k d",
+  ),
   table_lib.Row("layers/out/bias", _BIAS, _LAYER + "attention.output.dense.bias", "d -> d"),
   table_lib.Row("layers/attention_norm/scale", _BIAS, _LAYER + "attention.output.LayerNorm.weight", "d -> d"),
   table_lib.Row("layers/attention_norm/bias", _BIAS, _LAYER + "attention.output.LayerNorm.bias", "d -> d"),
@@ -190,8 +199,9 @@ class Bert(nnx.Module):
     self.position = Embedding(cfg.max_position_embeddings, cfg.hidden_size, rngs=rngs)
     self.type = Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
     self.norm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+    # mypy: `...` is a filter too, which nnx's annotation of StateAxes leaves out.
     keys = nnx.split_rngs(splits=cfg.num_hidden_layers)(
-      nnx.vmap(lambda rngs: Layer(cfg, rngs=rngs), in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)
+      nnx.vmap(lambda rngs: Layer(cfg, rngs=rngs), in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)  # type: ignore[arg-type]
     )
     self.layers = keys(rngs)
 

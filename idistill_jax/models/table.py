@@ -106,7 +106,9 @@ def from_hf(table: Table, tensors: Mapping[str, np.ndarray], abstract: Mapping[s
       parts = [einops.rearrange(tensors[key], row.layout, **_used(table.sizes, row.layout)) for key in keys]
       array = np.stack(parts) if row.stacked else parts[0]
     except (einops.EinopsError, ValueError) as e:
-      problems.append(f"~ {keys[0]}: {np.shape(tensors[keys[0]])} does not read as {row.layout!r}: {str(e).splitlines()[0]}")
+      problems.append(
+        f"~ {keys[0]}: {np.shape(tensors[keys[0]])} does not read as {row.layout!r}: {str(e).splitlines()[0]}"
+      )
       continue
     if array.shape != shapes[path]:
       problems.append(f"~ {keys[0]}: gives {array.shape}, {path} is {shapes[path]}")
@@ -115,7 +117,9 @@ def from_hf(table: Table, tensors: Mapping[str, np.ndarray], abstract: Mapping[s
   unknown = [key for key in tensors if key not in taken and not _is_ignored(table, key)]
   problems += [f"+ {key} {np.shape(tensors[key])}" for key in sorted(unknown)]
   if problems:
-    raise WeightsError("checkpoint does not fit the model (- missing, + unknown, ~ wrong shape):\n  " + "\n  ".join(problems))
+    raise WeightsError(
+      "checkpoint does not fit the model (- missing, + unknown, ~ wrong shape):\n  " + "\n  ".join(problems)
+    )
   return out
 
 

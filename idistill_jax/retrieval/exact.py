@@ -7,6 +7,7 @@ keeps the k best of its own part, and only those travel.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from idistill_jax.retrieval import hits as hits_lib
 # Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
 PASSAGE_BLOCK = 16_384
 QUERY_BLOCK = 256
+
+# Scores and places, of the same shape.
+Best = tuple[jax.Array, jax.Array]
 
 
 class Exact:
@@ -88,7 +92,7 @@ class Exact:
     return scores[:count], rows[:count]
 
 
-def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes) -> jax.Array:
+def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes: Any) -> jax.Array:
   """To the device, or to the mesh with the first axis laid over `axes`."""
   if mesh is None:
     return jnp.asarray(array)
@@ -96,7 +100,15 @@ def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes) -> jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _merge(best, queries_BxE, block_SxPxE, start, passages, *, mesh: jax.sharding.Mesh | None):
+def _merge(
+  best: Best,
+  queries_BxE: jax.Array,
+  block_SxPxE: jax.Array,
+  start: jax.Array,
+  passages: jax.Array,
+  *,
+  mesh: jax.sharding.Mesh | None,
+) -> Best:
   """The k best of those so far and of one block.  Earlier places stand first, so that they win ties."""
   shards, size, _ = block_SxPxE.shape
   k = best[0].shape[1]
@@ -123,7 +135,9 @@ def _merge(best, queries_BxE, block_SxPxE, start, passages, *, mesh: jax.shardin
   return top, jnp.take_along_axis(places, index, axis=1)
 
 
-def _local_best(queries_BxE, block_SxPxE, first_S, passages, *, k: int):
+def _local_best(
+  queries_BxE: jax.Array, block_SxPxE: jax.Array, first_S: jax.Array, passages: jax.Array, *, k: int
+) -> Best:
   """Scores and places [B, S, k] of the best of each shard."""
   scores_BxSxP = jnp.einsum("be,spe->bsp", queries_BxE, block_SxPxE, precision=jax.lax.Precision.HIGHEST)
   # -0.0 sorts below 0.0 in top_k, but is no worse a score.

@@ -7,7 +7,7 @@ is measured.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +77,7 @@ def check_k(k: int) -> None:
     raise ValueError(f"k must be at least 1, found {k}")
 
 
-def _finite(vectors: np.ndarray, name, what: str) -> np.ndarray:
+def _finite(vectors: np.ndarray, name: Callable[[int], str], what: str) -> np.ndarray:
   if vectors.shape[1] == 0:
     raise VectorError(f"vectors of {what} have width 0; did the encoder return an empty embedding?")
   # Float32 first: a float64 value may be finite and yet overflow to inf here.

@@ -6,7 +6,7 @@ where one of k is relevant, trec_eval's success), "recall@k" (share of the relev
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from idistill_jax.retrieval import runs
@@ -81,8 +81,8 @@ def _first(run: runs.Run, depth: int | None) -> runs.Run:
 
 
 def _trec_eval(
-  qrels, run: runs.Run, names: Sequence[str], asked: Mapping[str, tuple[str, int]], relevant_from: int
-):
+  qrels: Any, run: runs.Run, names: Sequence[str], asked: Mapping[str, tuple[str, int]], relevant_from: int
+) -> Iterator[tuple[str, str, float]]:
   """Yields (measure, query id, value) for queries that the run holds."""
   ir_measures = _package()
   objects: dict[str, Any] = {

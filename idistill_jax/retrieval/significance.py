@@ -38,7 +38,7 @@ class Comparison:
   losses: int
   ties: int
 
-  def as_json(self) -> dict[str, float | int | None | list[float]]:
+  def as_json(self) -> dict[str, float | int | list[float] | None]:
     return {**dataclasses.asdict(self), "ci95": list(self.ci95)}
 
 

@@ -5,7 +5,7 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, records
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact

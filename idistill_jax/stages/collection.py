@@ -1,5 +1,7 @@
 """corpus, queries, judgements -> one folder that every later stage reads.
 
+    python -m idistill_jax.stages.collection --config=configs/quickstart.py --workdir=runs/quickstart
+
 Writes `passages-*.tfrecord`, `queries-*.tfrecord`, `qrels/<split>.tsv` and `collection.json` (what a report
 shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded elsewhere) and
 `sources.tsv` (generated query-passage pairs, for the contrastive baseline alone).

@@ -5,6 +5,8 @@
 collection, candidates, labels, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from idistill_jax import artifacts, cli, records
@@ -35,10 +37,12 @@ def run(job: artifacts.Job) -> None:
   job.count(lists=len(lists), pairs=len(scores))
 
 
-def _lists(job: artifacts.Job):
+def _lists(job: artifacts.Job) -> Iterator[tuple[str, tuple[str, ...]]]:
   """(query id, passage ids) to score: each query's candidates to the depth, and with them what the LLM ordered."""
   cfg = job.cfg.scores
-  ranked = {one.query_id: one for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)}
+  ranked = {
+    one.query_id: one for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
+  }
   unlabelled = 0
   for one in example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList):
     if not one.passage_ids:
@@ -60,7 +64,10 @@ def _best_first(query_id: str, ids: tuple[str, ...], scores: np.ndarray) -> reco
 
 
 STAGE = artifacts.Stage(
-  name="scores", reads=("collection", "candidates", "labels", "train_ranker"), config=("encoder", "ranker", "scores"), run=run,
+  name="scores",
+  reads=("collection", "candidates", "labels", "train_ranker"),
+  config=("encoder", "ranker", "scores"),
+  run=run,
 )
 
 if __name__ == "__main__":

@@ -5,6 +5,10 @@
 collection, candidates (similarities), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
+from typing import Any
+
+import jax
+
 from idistill_jax import artifacts, cli, losses, sharding
 from idistill_jax.data import batches, tfrecord
 from idistill_jax.hf import weights
@@ -25,7 +29,7 @@ def run(job: artifacts.Job) -> None:
   )
   loss = losses.LISTWISE[cfg.loss]
 
-  def loss_fn(params, batch: batches.ListBatch):
+  def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
     scores_BxN = network.apply(params, batch.rows).reshape(batch.where.shape)
     if cfg.similarity_weight is not None:
       scores_BxN = scores_BxN + cfg.similarity_weight * batch.similarities
@@ -40,7 +44,10 @@ def run(job: artifacts.Job) -> None:
 
 
 STAGE = artifacts.Stage(
-  name="train_ranker", reads=("collection", "candidates", "labels"), config=("encoder", "ranker", "mesh", "seed"), run=run,
+  name="train_ranker",
+  reads=("collection", "candidates", "labels"),
+  config=("encoder", "ranker", "mesh", "seed"),
+  run=run,
   fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
 )
 

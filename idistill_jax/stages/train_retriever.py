@@ -6,7 +6,9 @@ collection, candidates, labels, scores -> teacher-*.tfrecord (what it learned fr
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from idistill_jax import artifacts, cli, losses, records, sharding
@@ -31,7 +33,7 @@ def run(job: artifacts.Job) -> None:
   )
   loss = losses.DISTILLATION[cfg.loss]
 
-  def loss_fn(params, batch: batches.ListBatch):
+  def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
     lists, width = batch.where.shape
     vectors = network.apply(params, batch.rows)
     queries_BxE, passages_MxE = vectors[:lists], vectors[lists:]

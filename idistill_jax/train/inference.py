@@ -11,7 +11,6 @@ import numpy as np
 from idistill_jax import config as config_lib
 from idistill_jax import sharding
 from idistill_jax.data import pack, tokenize
-from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, networks, progress
 
 # Texts that are packed together: enough for full rows, few enough to hold.
@@ -81,21 +80,30 @@ def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
   return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens), cfg.ranker.similarity_weight)
 
 
-def _forward(cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int) -> "Forward":
-  mesh = sharding.make_mesh(cfg.mesh)
+def load_params(network: networks.Network, folder: pathlib.Path | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
+  """Parameters trained in a stage's folder, or the initial ones where it is None, laid over the mesh."""
   layout = network.shardings(mesh)
   if folder is None:
-    params = jax.tree.map(jax.device_put, network.initial(cfg.seed), layout)
-  else:
-    abstract = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), network.abstract, layout)
-    params = checkpoint.load_model(folder / MODEL, abstract)
+    return jax.tree.map(jax.device_put, network.initial(seed), layout)
+  place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+  abstract = jax.tree.map(place, network.abstract, layout)
+  return checkpoint.load_model(folder / MODEL, abstract)
+
+
+def _forward(
+  cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int
+) -> "Forward":
+  mesh = sharding.make_mesh(cfg.mesh)
+  params = load_params(network, folder, mesh, cfg.seed)
   return Forward(network, params, mesh, row_tokens, cfg.encoder.rows_per_step)
 
 
 class Forward:
   """A jitted forward pass over many packed texts, one static shape."""
 
-  def __init__(self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, rows_per_step: int):
+  def __init__(
+    self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, rows_per_step: int
+  ):
     self.network = network
     self.params = params
     self._mesh, self._row_tokens = mesh, row_tokens
@@ -103,7 +111,9 @@ class Forward:
     self._per_row = max(1, row_tokens // SHORTEST_TEXT)
     self._apply = jax.jit(network.apply)
 
-  def __call__(self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> np.ndarray:
+  def __call__(
+    self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+  ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, type ids) of each."""
     out: np.ndarray | None = None
     done = 0
@@ -125,7 +135,9 @@ class Forward:
     by_rows, everywhere = sharding.rows(self._mesh), sharding.replicated(self._mesh)
     return jax.device_put(rows, jax.tree.map(lambda array: by_rows if array.ndim == 2 else everywhere, rows))
 
-  def _steps(self, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
+  def _steps(
+    self, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
     """(text indices, their output slots, packed rows) of each step."""
     for begin in range(0, len(lengths), LOOKAHEAD):
       window = np.arange(begin, min(begin + LOOKAHEAD, len(lengths)))

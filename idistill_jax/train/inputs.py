@@ -2,7 +2,6 @@
 
 import dataclasses
 
-
 import numpy as np
 
 from idistill_jax import artifacts, records
@@ -32,7 +31,9 @@ class Inputs:
     one = example.decode(records.ScoredList, payload)
     return self._list(one.query_id, one.passage_ids, np.asarray(one.scores), np.ones(len(one.scores), bool))
 
-  def _list(self, query_id: str, passage_ids: tuple[str, ...], values: np.ndarray, known: np.ndarray) -> batches.TrainingList:
+  def _list(
+    self, query_id: str, passage_ids: tuple[str, ...], values: np.ndarray, known: np.ndarray
+  ) -> batches.TrainingList:
     return batches.TrainingList(
       query_row=self.queries.row(query_id), passage_rows=np.array([self.passages.row(i) for i in passage_ids]),
       values=values.astype(np.float32), known=known,

@@ -106,7 +106,9 @@ class Pending:
   started: float
 
 
-def settle(pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", until: float) -> dict[str, float]:
+def settle(
+  pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", until: float
+) -> dict[str, float]:
   """Fetches and logs a step's metrics; raises NonFiniteLossError."""
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   if not np.isfinite(seen["loss"]):

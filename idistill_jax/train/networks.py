@@ -29,7 +29,7 @@ class Network:
   source: pathlib.Path
   dtype: Any
   fresh: tuple[str, ...]
-  build: Callable[[], nnx.Module]
+  build: Callable[[int], nnx.Module]
 
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
     return nnx.merge(self.graph, params)(rows, self.dtype)
@@ -44,7 +44,9 @@ class Network:
     missing = [path for path in self.fresh if path not in flat]
     if missing:
       # Only the few fresh leaves survive; the rest of this random model is never materialised.
-      keep = jax.jit(lambda: {path: leaf for path, leaf in table_lib.flatten(_params(self.build(seed))).items() if path in missing})
+      keep = jax.jit(
+        lambda: {path: leaf for path, leaf in table_lib.flatten(_params(self.build(seed))).items() if path in missing}
+      )
       flat |= keep()
     return table_lib.unflatten(flat)
 

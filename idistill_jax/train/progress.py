@@ -37,8 +37,12 @@ def bar(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
     yield Bar(name, total, done, None)
     return
   columns = (
-    rich_progress.TextColumn("{task.description:>16}"), rich_progress.BarColumn(), rich_progress.MofNCompleteColumn(),
-    rich_progress.TimeElapsedColumn(), rich_progress.TimeRemainingColumn(), rich_progress.TextColumn("{task.fields[facts]}"),
+    rich_progress.TextColumn("{task.description:>16}"),
+    rich_progress.BarColumn(),
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.TimeElapsedColumn(),
+    rich_progress.TimeRemainingColumn(),
+    rich_progress.TextColumn("{task.fields[facts]}"),
   )
   with rich_progress.Progress(*columns, console=console) as live:
     yield Bar(name, total, done, live)

@@ -40,7 +40,9 @@ def _like_params(tx: optax.GradientTransformation, params: Any, shardings: Any, 
                                transform_non_params=lambda _: replicated)
 
 
-def make_step(loss_fn: LossFn, tx: optax.GradientTransformation) -> Callable[[State, batches_lib.ListBatch], tuple[State, Mapping[str, jax.Array]]]:
+def make_step(
+  loss_fn: LossFn, tx: optax.GradientTransformation
+) -> Callable[[State, batches_lib.ListBatch], tuple[State, Mapping[str, jax.Array]]]:
   """The jitted step; the old state's buffers are reused for the new one."""
 
   def step(state: State, batch: batches_lib.ListBatch) -> tuple[State, Mapping[str, jax.Array]]:

@@ -1,0 +1,210 @@
+"""Facts of a run -> the model card of an exported folder: YAML front matter and Markdown.
+
+Every number comes from the config, a manifest or metrics.json; what is not known is said to be so, never made up.
+"""
+
+import dataclasses
+import importlib.resources
+import pathlib
+import re
+import string
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from idistill_jax import config as config_lib
+from idistill_jax.models import bert, dual_encoder
+
+# System in metrics.json that each model is measured as.
+Kind = Literal["retriever", "ranker"]
+_SYSTEMS: dict[Kind, str] = {"retriever": "distilled", "ranker": "ranker"}
+_PIPELINE_TAGS: dict[Kind, str] = {"retriever": "sentence-similarity", "ranker": "text-ranking"}
+_TAGS: dict[Kind, tuple[str, ...]] = {
+  "retriever": ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax"),
+  "ranker": ("sentence-transformers", "cross-encoder", "reranker", "distillation", "jax"),
+}
+_BASE_SYSTEM = "initial"
+# What the retriever learnt from, by config.Retriever.teacher.
+_LEARNT_FROM = {
+  "ranker": "the scores of a cross-encoder, which itself learnt the order in which a large language model put passages",
+  "llm": "the order in which a large language model put passages",
+  "both": "the order in which a large language model put passages, and the scores of a cross-encoder taught by it",
+  "pairs": "pairs of a query and the passage that it was generated from",
+}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+  """What a card tells.
+
+  collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
+  with.  metrics: metrics.json, or None where nothing was measured.
+  """
+
+  cfg: config_lib.Config
+  source: pathlib.Path
+  collection: Mapping[str, Any]
+  labels: Mapping[str, Any]
+  training: Mapping[str, Any]
+  versions: Mapping[str, str]
+  metrics: Mapping[str, Any] | None
+
+
+def render(kind: Kind, facts: Facts, name: str) -> str:
+  """The card of the model that is loaded as `name` (a folder or a repository)."""
+  readme = _readme(facts.source)
+  base = base_model(facts.cfg.encoder.weights, readme)
+  licence = licence_of(readme)
+  encoder = facts.cfg.encoder
+  template = importlib.resources.files("idistill_jax.hf").joinpath("templates", f"{kind}.md")
+  at_hub = f"[{base}](https://huggingface.co/{base})"
+  return string.Template(template.read_text(encoding="utf-8")).substitute(
+    front_matter=_front_matter(kind, base, licence),
+    title=facts.cfg.name,
+    name=name,
+    width=bert.read_config(facts.source).hidden_size,
+    starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
+    learnt_from=_LEARNT_FROM[facts.cfg.retriever.teacher],
+    query_tokens=encoder.query_tokens,
+    passage_tokens=encoder.passage_tokens,
+    pair_tokens=encoder.query_tokens + encoder.passage_tokens - 1,
+    snippet=_snippet(facts, name, base),
+    similarity=_similarity(facts),
+    data=_data(facts),
+    recipe=_recipe(kind, facts),
+    results=_results(kind, facts.metrics),
+    licence=_licence(licence),
+    versions=_bullets(facts.versions),
+  )
+
+
+def licence_of(readme: str) -> str | None:
+  """`license` of a README's front matter."""
+  front = re.match(r"\s*---\n(.*?)\n---\n", readme, re.DOTALL)
+  stated = front and re.search(r"^license:\s*['\"]?([\w.-]+)", front[1], re.MULTILINE)
+  return stated[1] if stated else None
+
+
+def base_model(stated: str, readme: str) -> str | None:
+  """Name on the Hub of the starting weights: `stated` where it is one, else the one that their README loads."""
+  if _HUB_NAME.fullmatch(stated) and not pathlib.Path(stated).exists():
+    return stated
+  shown = re.search(r"SentenceTransformer\(\s*['\"]([^'\"]+)['\"]", readme)
+  return shown[1] if shown and _HUB_NAME.fullmatch(shown[1]) else None
+
+
+def _readme(source: pathlib.Path) -> str:
+  path = source / "README.md"
+  return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _without_path(stated: str) -> str:
+  """A folder's own name: where it lies on this machine is nobody's business."""
+  return pathlib.Path(stated).name if pathlib.Path(stated).exists() else stated
+
+
+def _front_matter(kind: Kind, base: str | None, licence: str | None) -> str:
+  lines = ["---", "library_name: sentence-transformers", f"pipeline_tag: {_PIPELINE_TAGS[kind]}"]
+  lines += [f"license: {licence}"] if licence else []
+  lines += [f"base_model: {base}"] if base else []
+  lines += ["tags:", *(f"- {tag}" for tag in _TAGS[kind]), "---"]
+  return "\n".join(lines)
+
+
+def _snippet(facts: Facts, name: str, base: str | None) -> str:
+  """Code that scores pairs; with the similarity of the initial retriever where training added it."""
+  head = [
+    'queries = ["how do I merge two sorted files?"]',
+    'passages = ["heapq.merge Merge multiple sorted inputs into a single sorted output."]',
+  ]
+  weight = facts.cfg.ranker.similarity_weight
+  if weight is None:
+    body = [
+      "from sentence_transformers import CrossEncoder",
+      "",
+      *head,
+      f'ranker = CrossEncoder("{name}")',
+      "scores = ranker.predict(list(zip(queries, passages)))",
+    ]
+  else:
+    normalise = dual_encoder.read_embedding_config(facts.source).normalize
+    body = [
+      "from sentence_transformers import CrossEncoder, SentenceTransformer",
+      "",
+      *head,
+      f'ranker, initial = CrossEncoder("{name}"), SentenceTransformer("{base or "path/to/starting-weights"}")',
+      f"q, p = (initial.encode(texts, normalize_embeddings={normalise}) for texts in (queries, passages))",
+      f"scores = ranker.predict(list(zip(queries, passages))) + {weight} * (q * p).sum(-1)",
+    ]
+  return "\n".join([*body, "print(scores)"])
+
+
+def _similarity(facts: Facts) -> str:
+  weight = facts.cfg.ranker.similarity_weight
+  if weight is None:
+    return "The score is the model's raw logit: no activation, no other term."
+  return (f"The score is the model's raw logit plus {weight} times the similarity that the initial retriever (the "
+          "starting weights, before any training) gives the pair. The logit was trained as a correction to that term, "
+          "and the results below are those of the whole score.")
+
+
+def _data(facts: Facts) -> str:
+  labels = facts.cfg.labels
+  return "\n".join([
+    _bullets({"Collection": facts.collection["title"], **{k: v for k, v in facts.collection.items() if k != "title"}}),
+    f"- Teacher: {_teacher(labels)}, which put lists of at most {labels.list_size} passages in order",
+    _bullets({f"Teacher's lists, {k}": v for k, v in facts.labels.items()}),
+  ])
+
+
+def _teacher(labels: config_lib.Labels) -> str:
+  """Recorded answers are their recording's: `labels.model` was asked for none of them."""
+  if labels.provider == "replay":
+    return "a large language model, by answers recorded earlier"
+  return f"`{labels.model}` (provider `{labels.provider}`)"
+
+
+def _recipe(kind: Kind, facts: Facts) -> str:
+  section = config_lib.as_dict(facts.cfg)[kind]
+  optim = {f"optim.{k}": v for k, v in section.pop("optim").items()}
+  rows = section | optim | {f"training.{k}": v for k, v in facts.training.items()} | {"seed": facts.cfg.seed}
+  return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
+
+
+def _results(kind: Kind, metrics: Mapping[str, Any] | None) -> str:
+  if metrics is None:
+    return "Not measured."
+  measures = metrics["measures"]
+  lines = [
+    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed.",
+    "",
+    "| system | " + " | ".join(measures) + " |",
+    "|---|" + "---|" * len(measures),
+  ]
+  for system, values in metrics["systems"].items():
+    shown = f"**{system}** (this model)" if system == _SYSTEMS[kind] else system
+    bounds = metrics["intervals"].get(system, {})
+    lines.append(f"| {shown} | " + " | ".join(_cell(values.get(m), bounds.get(m)) for m in measures) + " |")
+  test = metrics["tests"].get(f"{_SYSTEMS[kind]} vs {_BASE_SYSTEM}", {})
+  lines += [""] + [
+    f"- {measure}: {found['delta']:+.4f} against {_BASE_SYSTEM} (p = {found['p']:.4g}; "
+    f"{found['wins']} queries better, {found['losses']} worse, {found['ties']} equal)"
+    for measure, found in test.items()
+  ]
+  return "\n".join(lines).rstrip()
+
+
+def _cell(value: float | None, bounds: Any) -> str:
+  if value is None:
+    return "–"
+  return f"{value:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")
+
+
+def _licence(licence: str | None) -> str:
+  if licence is None:
+    return "The starting weights come without a stated licence: find theirs before you pass this model on."
+  return f"The starting weights are under `{licence}`, as is this model; the licence of the data is the data's own."
+
+
+def _bullets(facts: Mapping[str, Any]) -> str:
+  return "\n".join(f"- {name}: {value}" for name, value in facts.items())

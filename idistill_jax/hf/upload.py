@@ -1,0 +1,46 @@
+"""A finished model folder -> a repository on the Hugging Face Hub, in one commit.
+
+The token comes from HF_TOKEN and the address from HF_ENDPOINT, both from the environment and from nowhere else.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+TOKEN, ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"
+
+
+class UploadError(OSError):
+  """A folder that could not be uploaded; the message says why and what to do."""
+
+
+def client() -> Any:
+  """A huggingface_hub.HfApi; raises UploadError where the extra or the token is missing.
+
+  Asked for before a long job, it fails while nothing has been done yet.
+  """
+  try:
+    import huggingface_hub  # an extra: export itself needs none of it
+  except ModuleNotFoundError as e:
+    raise UploadError("uploading needs huggingface_hub: pip install 'idistill_jax[hf]'") from e
+  token = os.environ.get(TOKEN)
+  if not token:
+    raise UploadError(f"uploading needs a token that may write, in the environment variable {TOKEN} "
+                      "(https://huggingface.co/settings/tokens); or unset --config.export.upload_*")
+  return huggingface_hub.HfApi(endpoint=os.environ.get(ENDPOINT), token=token)
+
+
+def upload(api: Any, folder: pathlib.Path, repository: str, *, private: bool) -> str:
+  """Makes the repository (`owner/name`) where it is missing, and commits the folder's files; returns the commit's URL.
+
+  `private` says how a new repository is made; one that is there keeps its visibility.
+  Raises UploadError where the Hub refuses or cannot be reached.
+  """
+  try:
+    api.create_repo(repository, private=private, exist_ok=True)
+    commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload the trained model")
+  except Exception as e:
+    # Not a list of classes: refused connections come as those of the HTTP library that this version of the client uses.
+    raise UploadError(f"{folder} could not be uploaded to {api.endpoint}/{repository}: {e}\n"
+                      f"The folder is whole; check that {TOKEN} may write there, and run the same command again") from e
+  return commit.commit_url

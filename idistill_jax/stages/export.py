@@ -1,0 +1,74 @@
+"""Ranker and retriever as Hugging Face folders, and onto the Hub where the config names a repository.
+
+    python -m idistill_jax.stages.export --config=configs/quickstart.py --workdir=runs/quickstart
+
+train_ranker, train_retriever (parameters), collection, labels, evaluate (facts for the cards) -> ranker/, retriever/.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from idistill_jax import artifacts, cli, sharding
+from idistill_jax.hf import card, export, upload
+from idistill_jax.train import inference, networks
+
+RANKER, RETRIEVER = "ranker", "retriever"
+_METRICS = "metrics.json"
+
+
+def run(job: artifacts.Job) -> None:
+  cfg = job.cfg
+  repositories = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
+  # First of all, so that a missing token is told before anything is written.
+  api = upload.client() if any(repositories.values()) else None
+  mesh = sharding.make_mesh(cfg.mesh)
+  cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
+
+  network = networks.ranker(cfg.encoder)
+  params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
+  text = card.render("ranker", facts(job, "train_ranker", network.source), repositories[RANKER] or f"path/to/{RANKER}")
+  export.export_ranker(params, network, job.out / RANKER, cut=cut, card=text,
+                       similarity_weight=cfg.ranker.similarity_weight)
+
+  network = networks.retriever(cfg.encoder)
+  params = inference.load_params(network, job.inputs["train_retriever"], mesh, cfg.seed)
+  text = card.render("retriever", facts(job, "train_retriever", network.source),
+                     repositories[RETRIEVER] or f"path/to/{RETRIEVER}")
+  export.export_retriever(params, network, job.out / RETRIEVER, cut=cut, card=text)
+
+  for name, repository in repositories.items():
+    if repository is not None:
+      job.count(**{f"{name} uploaded": upload.upload(api, job.out / name, repository, private=cfg.export.private)})
+  job.count(**{f"{name} bytes": _size(job.out / name) for name in repositories})
+
+
+def facts(job: artifacts.Job, training: str, source: pathlib.Path) -> card.Facts:
+  """What the model card tells, from the manifests of the stages that made the model."""
+  manifests = {name: _read_json(job.inputs[name] / artifacts.MANIFEST) for name in ("collection", "labels", training)}
+  metrics = job.inputs["evaluate"] / _METRICS
+  return card.Facts(
+    cfg=job.cfg, source=source,
+    collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
+    training=manifests[training]["counts"], versions=manifests[training]["versions"],
+    metrics=_read_json(metrics) if metrics.exists() else None,
+  )
+
+
+def _read_json(path: pathlib.Path) -> Any:
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _size(folder: pathlib.Path) -> int:
+  return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+STAGE = artifacts.Stage(
+  name="export",
+  reads=("collection", "labels", "train_ranker", "train_retriever", "evaluate"),
+  config=("name", "seed", "encoder", "labels", "ranker", "retriever", "export"),
+  run=run,
+)
+
+if __name__ == "__main__":
+  cli.main(STAGE)

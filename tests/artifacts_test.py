@@ -1,0 +1,214 @@
+"""The workdir: done is skipped, changed is redone, killed continues, missing names its command, half is never seen."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from idistill_jax import artifacts, config
+
+
+class Counted:
+  """A stage that writes one file and counts its runs; `outside` is what it reads from outside the workdir."""
+
+  def __init__(self, name: str = "labels", reads: tuple[str, ...] = (), sections: tuple[str, ...] = ("labels",)):
+    self.runs, self.outside, self.fail_after = 0, "a", ""
+    self.stage = artifacts.Stage(
+      name=name, reads=reads, config=sections, run=self.run, fingerprint=lambda cfg: self.outside)
+
+  def run(self, job: artifacts.Job) -> None:
+    self.runs += 1
+    before = "".join((folder / "text").read_text() for folder in job.inputs.values())
+    (job.out / "text").write_text(f"{before}{self.stage.name} {self.runs};")
+    if self.fail_after:
+      raise RuntimeError(self.fail_after)
+
+
+@pytest.fixture
+def workdir(tmp_path: pathlib.Path) -> artifacts.Workdir:
+  return artifacts.Workdir(tmp_path / "w")
+
+
+@pytest.fixture
+def cfg() -> config.Config:
+  return config.Config(name="x")
+
+
+def test_done_until_something_it_depends_on_changes(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  one = Counted()
+  assert not workdir.is_done(one.stage, cfg)
+  workdir.execute(one.stage, cfg)
+  assert workdir.is_done(one.stage, cfg)
+  # Another section and another process's objects change nothing.
+  cfg.ranker.epochs += 1
+  assert artifacts.Workdir(workdir.root).is_done(one.stage, cfg)
+  # Its own section and its outside do.
+  cfg.labels.lists += 1
+  assert not workdir.is_done(one.stage, cfg)
+  cfg.labels.lists -= 1
+  one.outside = "b"
+  assert not workdir.is_done(one.stage, cfg)
+
+
+def test_change_spreads_downstream(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  first, second = Counted("first", (), ("collection",)), Counted("second", ("first",), ("labels",))
+  third = Counted("third", ("second",), ())
+  for one in (first, second, third):
+    workdir.execute(one.stage, cfg)
+  cfg.collection.max_passages = 5
+  assert not workdir.is_done(first.stage, cfg)
+  # Not yet: what they read is still the old folder.
+  assert workdir.is_done(second.stage, cfg)
+  workdir.execute(first.stage, cfg)
+  assert not workdir.is_done(second.stage, cfg)
+  workdir.execute(second.stage, cfg)
+  assert not workdir.is_done(third.stage, cfg)
+
+
+def test_same_inputs_made_again_change_nothing(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  first, second = Counted("first", (), ()), Counted("second", ("first",), ())
+  workdir.execute(first.stage, cfg)
+  workdir.execute(second.stage, cfg)
+  workdir.execute(first.stage, cfg)
+  assert workdir.is_done(second.stage, cfg)
+
+
+def test_manifest_says_what_happened(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  def run(job: artifacts.Job) -> None:
+    job.count(lists=3)
+    for i in range(25):
+      job.drop("too long", f"q{i}")
+
+  stage = artifacts.Stage(name="labels", reads=(), config=("labels", "seed"), run=run)
+  manifest = workdir.execute(stage, cfg)
+  assert manifest == workdir.manifest("labels")
+  assert manifest["counts"] == {"lists": 3}
+  assert manifest["drops"]["too long"]["count"] == 25
+  assert manifest["drops"]["too long"]["examples"] == [f"q{i}" for i in range(artifacts.EXAMPLES_PER_DROP)]
+  assert manifest["config"] == {"labels": config.as_dict(cfg)["labels"], "seed": 0}
+  assert manifest["versions"]["jax"]
+
+
+def test_missing_input_names_its_command(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  stage = Counted("labels", ("collection",)).stage
+  with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection --config"):
+    workdir.execute(stage, cfg)
+  # A folder without a manifest was not committed by anyone.
+  workdir.folder("collection").mkdir(parents=True)
+  with pytest.raises(artifacts.MissingInputError):
+    workdir.execute(stage, cfg)
+  assert not workdir.is_done(stage, cfg)
+
+
+def test_failed_stage_leaves_the_old_folder_and_its_own_work(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  one = Counted()
+  workdir.execute(one.stage, cfg)
+  cfg.labels.lists += 1
+  one.fail_after = "disk full"
+  with pytest.raises(RuntimeError, match="disk full"):
+    workdir.execute(one.stage, cfg)
+  assert (workdir.folder("labels") / "text").read_text() == "labels 1;"
+  assert not workdir.is_done(one.stage, cfg)
+  left = [path for path in workdir.root.glob(".labels-*/text")]
+  assert len(left) == 1 and left[0].read_text() == "labels 2;"
+  one.fail_after = ""
+  workdir.execute(one.stage, cfg)
+  assert (workdir.folder("labels") / "text").read_text() == "labels 3;"
+  assert [path.name for path in workdir.root.iterdir()] == ["labels"], "no working folder stays behind"
+
+
+KILLED = textwrap.dedent("""
+  import os, signal, sys
+  from idistill_jax import artifacts, config
+
+  def run(job):
+    log = job.out / "log"
+    steps = len(log.read_text().split()) if log.exists() else 0
+    while steps < 4:
+      with log.open("a") as f:
+        f.write(f"{steps} ")
+      steps += 1
+      if steps == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    job.count(steps=steps)
+
+  cfg = config.Config(name="x", seed=int(sys.argv[3]))
+  workdir = artifacts.Workdir(sys.argv[1])
+  first = artifacts.Stage(name="first", reads=(), config=(), run=lambda job: None)
+  if not workdir.is_done(first, cfg):
+    workdir.execute(first, cfg)
+  workdir.execute(artifacts.Stage(name="second", reads=("first",), config=("seed",), run=run), cfg)
+""")
+
+
+def start(root: pathlib.Path, kill_at: int, seed: int) -> int:
+  return subprocess.run([sys.executable, "-c", KILLED, str(root), str(kill_at), str(seed)], timeout=60).returncode
+
+
+def test_killed_stage_continues_in_its_own_folder(tmp_path: pathlib.Path) -> None:
+  workdir = artifacts.Workdir(tmp_path)
+  assert start(tmp_path, kill_at=2, seed=0) == -signal.SIGKILL
+  first = workdir.manifest("first")
+  assert first and workdir.manifest("second") is None
+  assert start(tmp_path, kill_at=9, seed=0) == 0
+  assert workdir.manifest("first") == first, "what was finished is not made again"
+  assert (workdir.folder("second") / "log").read_text() == "0 1 2 3 "
+
+
+def test_killed_stage_of_another_config_is_not_continued(tmp_path: pathlib.Path) -> None:
+  """The control: two steps of seed 0 are no part of seed 1's result, and do not stay on the disk."""
+  assert start(tmp_path, kill_at=2, seed=0) == -signal.SIGKILL
+  assert start(tmp_path, kill_at=3, seed=1) == -signal.SIGKILL
+  logs = list(tmp_path.glob(".second-*/log"))
+  assert [log.read_text() for log in logs] == ["0 1 2 "]
+
+
+def test_killed_between_the_two_renames(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  """The old folder stepped aside and the new one is not in place: the next run makes it and sweeps up."""
+  one = Counted()
+  workdir.execute(one.stage, cfg)
+  workdir.folder("labels").rename(workdir.root / ".labels-replaced")
+  assert not workdir.is_done(one.stage, cfg)
+  workdir.execute(one.stage, cfg)
+  assert [path.name for path in workdir.root.iterdir()] == ["labels"]
+
+
+def test_folder_is_never_seen_half(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  def run(job: artifacts.Job) -> None:
+    (job.out / "a").write_text("1")
+    assert workdir.manifest("labels") is None and not workdir.folder("labels").exists()
+    (job.out / "b").write_text("2")
+
+  workdir.execute(artifacts.Stage(name="labels", reads=(), config=(), run=run), cfg)
+  assert sorted(path.name for path in workdir.folder("labels").iterdir()) == ["a", "b", "manifest.json"]
+
+
+def test_torn_manifest_is_an_error_that_says_what_to_do(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  one = Counted()
+  workdir.execute(one.stage, cfg)
+  path = workdir.folder("labels") / artifacts.MANIFEST
+  path.write_text(path.read_text()[:40])
+  with pytest.raises(ValueError, match=r"labels/manifest\.json: not JSON .* delete the folder"):
+    workdir.is_done(one.stage, cfg)
+
+
+def test_take_over_from_another_workdir(tmp_path: pathlib.Path, cfg: config.Config) -> None:
+  ours, theirs = artifacts.Workdir(tmp_path / "ours"), artifacts.Workdir(tmp_path / "theirs")
+  one = Counted()
+  assert not ours.take_over(one.stage, cfg, theirs)
+  theirs.execute(one.stage, cfg)
+  assert ours.take_over(one.stage, cfg, theirs)
+  assert ours.is_done(one.stage, cfg) and one.runs == 1
+  assert os.path.samefile(ours.folder("labels") / "text", theirs.folder("labels") / "text")
+  # Made again there, it stays what it was here.
+  theirs.execute(one.stage, cfg)
+  assert (ours.folder("labels") / "text").read_text() == "labels 1;"
+  # Another config is not taken over.
+  cfg.labels.lists += 1
+  assert not ours.take_over(one.stage, cfg, theirs)
+  assert json.loads((ours.folder("labels") / artifacts.MANIFEST).read_text())["config"]["labels"]["lists"] == 1000

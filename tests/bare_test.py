@@ -1,0 +1,72 @@
+"""The training core stands alone: it imports and trains where no extra, no TensorFlow and no torch is installed."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+EXTRAS = (
+  *("bm25s", "google.genai", "google.generativeai", "huggingface_hub", "ir_measures", "jinja2", "matplotlib", "openai"),
+  *("pytrec_eval", "scann", "sentence_transformers", "Stemmer", "tensorflow", "torch", "transformers"),
+)
+# What is named cannot be found: neither by `import` nor by those who ask beforehand whether it is there.
+BLOCK = textwrap.dedent("""
+  import importlib.machinery, sys
+
+  class Without:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+      if name not in sys.argv[1].split(","):
+        return importlib.machinery.PathFinder.find_spec(name, path, target)
+
+  sys.meta_path[:] = [Without if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
+""")
+
+
+def python(code: str, blocked: tuple[str, ...] = EXTRAS, *arguments: str) -> subprocess.CompletedProcess[str]:
+  command = [sys.executable, "-c", BLOCK + textwrap.dedent(code), ",".join(blocked), *arguments]
+  # One device: what is compiled here is compiled once.
+  return subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"XLA_FLAGS": ""})
+
+
+def test_the_block_blocks() -> None:
+  done = python("import torch")
+  assert done.returncode == 1 and "ModuleNotFoundError: No module named 'torch'" in done.stderr
+
+
+def test_training_core_imports() -> None:
+  done = python("""
+    import idistill_jax.train.loop, idistill_jax.train.inference
+    from idistill_jax.stages import collection, candidates, labels, train_ranker, scores, train_retriever
+    from idistill_jax.hf import weights
+    assert not set(sys.modules) & set(sys.argv[1].split(","))
+  """)
+  assert done.returncode == 0, done.stderr
+
+
+def test_both_trainings_run(tiny_weights: str, tmp_path) -> None:
+  code = """
+    import pathlib
+    sys.path.insert(0, sys.argv[4])
+    import tiny_world
+    from idistill_jax import config, sharding
+    from idistill_jax.train import loop
+    mesh = sharding.make_mesh(config.Mesh())
+    for pairs in (False,):
+      folder = pathlib.Path(sys.argv[2]) / str(pairs)
+      folder.mkdir()
+      loop.train(tiny_world.training(folder, sys.argv[3], mesh, pairs=pairs, checkpoint_every=100))
+      assert (folder / "metrics.jsonl").exists()
+  """
+  done = python(code, EXTRAS, str(tmp_path), tiny_weights, str(__file__.rpartition("/")[0]))
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+  "module", ["config", "artifacts", "records", "cli", "llm.label", "llm.parse", "llm.prompt", "llm.cache"]
+)
+def test_labelling_and_help_need_no_jax(module: str) -> None:
+  done = python(f"import idistill_jax.{module}", (*EXTRAS, "jax", "jaxlib", "flax", "optax", "orbax", "grain"))
+  assert done.returncode == 0, done.stderr

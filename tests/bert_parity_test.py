@@ -1,0 +1,194 @@
+"""The same numbers as torch from the same checkpoint: states, embeddings, logits, gradients, AdamW.
+
+Both sides compute in float32; tolerances are stated at each comparison.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import rows_of
+from flax import nnx
+
+from idistill_jax import config
+from idistill_jax.data import tokenize
+from idistill_jax.hf import export, weights
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import networks, optim
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+sentence_transformers = pytest.importorskip("sentence_transformers")
+pytestmark = pytest.mark.torch
+
+CUT = export.Cut(query_tokens=16, passage_tokens=48)
+ROW = 64
+QUERIES = ["how do I merge two sorted files?", "naïve Café 北京", "wait", "[MASK] & \t tabs\nlines", ""]
+PASSAGES = [
+  "heapq.merge Merge multiple sorted inputs into a single sorted output.",
+  "os.wait Wait for completion of a child process, and return a tuple containing its pid and exit status. " * 6,
+  "x", "str.casefold Return a casefolded copy: ß becomes ss, İ stays 2 code points.", "",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """One checkpoint as both models, and their exported folders."""
+
+  retriever: networks.Network
+  retriever_params: dict
+  ranker: networks.Network
+  ranker_params: dict
+  folder: pathlib.Path
+
+
+@pytest.fixture(scope="module", params=["minilm_weights", "tiny_weights"])
+def world(request, tmp_path_factory) -> World:
+  encoder = config.Encoder(weights=request.getfixturevalue(request.param))
+  retriever, ranker = networks.retriever(encoder), networks.ranker(encoder)
+  retriever_params, ranker_params = retriever.initial(0), ranker.initial(0)
+  # The classifier starts at zero, where every score is zero and no gradient passes.
+  kernel = np.random.default_rng(0).normal(size=ranker_params["classifier"]["kernel"].shape)
+  ranker_params["classifier"]["kernel"] = kernel.astype(np.float32)
+  ranker_params["classifier"]["bias"] = np.array([0.25], np.float32)
+  folder = tmp_path_factory.mktemp(request.param)
+  export.export_retriever(retriever_params, retriever, folder / "retriever", cut=CUT, card="card\n")
+  export.export_ranker(ranker_params, ranker, folder / "ranker", cut=CUT, similarity_weight=None, card="card\n")
+  return World(retriever, retriever_params, ranker, ranker_params, folder)
+
+
+def single_rows(network: networks.Network, texts: list[str]):
+  table = network.tokenizer.table(texts, CUT.passage_tokens)
+  return rows_of.packed([table[i] for i in range(len(texts))], None, ROW)
+
+
+def pair_rows(network: networks.Network):
+  queries = network.tokenizer.table(QUERIES, CUT.query_tokens)
+  passages = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
+  pairs = [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  return rows_of.packed([ids for ids, _ in pairs], [types for _, types in pairs], ROW)
+
+
+def torch_batch(network: networks.Network) -> dict:
+  """The pairs padded, from our own token ids, so that only the model is compared."""
+  queries = network.tokenizer.table(QUERIES, CUT.query_tokens)
+  passages = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
+  pairs = [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  names = ("input_ids", "token_type_ids", "attention_mask")
+  batch = {name: torch.zeros((len(pairs), ROW), dtype=torch.long) for name in names}
+  for i, (ids, types) in enumerate(pairs):
+    batch["input_ids"][i, :len(ids)] = torch.tensor(ids)
+    batch["token_type_ids"][i, :len(ids)] = torch.tensor(types)
+    batch["attention_mask"][i, :len(ids)] = 1
+  return batch
+
+
+def torch_ranker(world: World):
+  return transformers.BertForSequenceClassification.from_pretrained(world.folder / "ranker").eval()
+
+
+def test_token_states_equal_those_of_the_original_checkpoint(world):
+  """Against the starting folder, not our export: import and forward, and no step of ours on the other side."""
+  model = transformers.BertModel.from_pretrained(world.retriever.source).eval()
+  network = world.retriever
+  rows = single_rows(network, PASSAGES)
+  encoder = lambda params: nnx.merge(network.graph, params).encoder(rows, jnp.float32)
+  states = np.asarray(jax.jit(encoder)(world.retriever_params))
+  table = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
+  for i in range(len(PASSAGES)):
+    with torch.no_grad():
+      expected = model(input_ids=torch.tensor(table[i])[None].long()).last_hidden_state[0].numpy()
+    # Entries are of order 1 (layer norm); 2e-5 is a few hundred roundings of float32.
+    np.testing.assert_allclose(states[rows.text_ids == i], expected, atol=2e-5)
+
+
+def test_embeddings_equal_sentence_transformers(world):
+  texts = PASSAGES + QUERIES
+  folder = str(world.folder / "retriever")
+  theirs = sentence_transformers.SentenceTransformer(folder, device="cpu", local_files_only=True)
+  ours = jax.jit(world.retriever.apply)(world.retriever_params, single_rows(world.retriever, texts))
+  np.testing.assert_allclose(ours, theirs.encode(texts), atol=1e-5)
+
+
+def test_embeddings_equal_those_of_the_original_folder(world):
+  """Sentence-transformers on the starting checkpoint itself, where that says how it pools."""
+  if not (world.retriever.source / "modules.json").exists():
+    pytest.skip("the starting checkpoint is a plain encoder: how it pools is our own choice")
+  theirs = sentence_transformers.SentenceTransformer(str(world.retriever.source), device="cpu", local_files_only=True)
+  theirs.max_seq_length = CUT.passage_tokens
+  ours = jax.jit(world.retriever.apply)(world.retriever_params, single_rows(world.retriever, PASSAGES))
+  np.testing.assert_allclose(ours, theirs.encode(PASSAGES), atol=1e-5)
+
+
+def test_scores_equal_sequence_classification(world):
+  with torch.no_grad():
+    expected = torch_ranker(world)(**torch_batch(world.ranker)).logits[:, 0].numpy()
+  found = jax.jit(world.ranker.apply)(world.ranker_params, pair_rows(world.ranker))
+  # A logit sums `width` products of order 1: magnitudes around 10.
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert np.ptp(expected) > 0.1, "all scores alike would agree with anything"
+
+
+def test_gradients_of_every_parameter(world):
+  cotangent = np.linspace(-1.0, 1.5, len(QUERIES), dtype=np.float32)
+  model = torch_ranker(world)
+  (model(**torch_batch(world.ranker)).logits[:, 0] * torch.tensor(cotangent)).sum().backward()
+  expected = {weights.canonical(name): p.grad.numpy() for name, p in model.named_parameters()}
+
+  rows = pair_rows(world.ranker)
+  loss = lambda params: (world.ranker.apply(params, rows) * cotangent).sum()
+  # Each mapping is a permutation of entries, so gradients go through the same table as weights.
+  found = table_lib.to_hf(world.ranker.table, jax.jit(jax.grad(loss))(world.ranker_params))
+
+  assert set(found) == set(expected)
+  largest = max(np.abs(g).max() for g in expected.values())
+  for name, gradient in expected.items():
+    # Within 1e-4 of the tensor's largest entry; the floor is for key biases, whose true gradient is zero.
+    allowed = 1e-4 * np.abs(gradient).max() + 1e-6 * largest
+    np.testing.assert_allclose(found[name], gradient, atol=allowed, rtol=0, err_msg=name)
+
+
+def test_adamw_steps_equal_torch(world, tiny_weights):
+  """Same gradients into both optimizers, three steps: warm-up, clipping, moments and which parameters decay.
+
+  Gradients are given rather than computed: Adam divides by their size, so the rounding of a gradient that is
+  truly zero would become a full step of either sign.
+  """
+  if world.retriever.source != weights.resolve(tiny_weights):
+    pytest.skip("drawn gradients do not depend on the weights: the small checkpoint says it all")
+  steps = 3
+  cfg = config.Optim(peak_lr=1e-2, warmup_fraction=0.5, weight_decay=0.1, b1=0.8, b2=0.95, clip_norm=1.0)
+  table, params = world.ranker.table, jax.tree.map(jnp.asarray, world.ranker_params)
+  tx = optim.adamw(cfg, steps, table_lib.decay_mask(table, params))
+  model = torch_ranker(world)
+  named = {weights.canonical(name): p for name, p in model.named_parameters()}
+  plain = lambda name: name.endswith("bias") or "LayerNorm" in name
+  theirs = torch.optim.AdamW(
+    [{"params": [p for name, p in named.items() if not plain(name)], "weight_decay": cfg.weight_decay},
+     {"params": [p for name, p in named.items() if plain(name)], "weight_decay": 0.0}],
+    betas=(cfg.b1, cfg.b2), eps=1e-8)
+  rate = optim.schedule(cfg, steps + 1)
+  update = jax.jit(lambda g, s, p: (lambda u, s: (optax.apply_updates(p, u), s))(*tx.update(g, s, p)))
+  state = tx.init(params)
+  rng = np.random.default_rng(0)
+  for step in range(steps):
+    tensors = {name: rng.normal(size=p.shape).astype(np.float32) * 1e-3 for name, p in named.items()}
+    grads = table_lib.unflatten(table_lib.from_hf(table, tensors, world.ranker.abstract))
+    params, state = update(grads, state, params)
+    for name, p in named.items():
+      p.grad = torch.tensor(tensors[name])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_norm)
+    for group in theirs.param_groups:
+      group["lr"] = float(rate(step))
+    theirs.step()
+  found, start = table_lib.to_hf(table, params), table_lib.to_hf(table, world.ranker_params)
+  moved = 0.0
+  for name, p in named.items():
+    # Steps are of order peak_lr = 1e-2.
+    np.testing.assert_allclose(found[name], p.detach().numpy(), atol=2e-6, rtol=1e-5, err_msg=name)
+    moved = max(moved, float(np.abs(found[name] - start[name]).max()))
+  assert moved > 1e-3, "nothing moved"

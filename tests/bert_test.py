@@ -1,0 +1,107 @@
+"""Packing is invisible: many texts a row give the values and gradients of one text a row, for both models."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rows_of
+
+from idistill_jax import config
+from idistill_jax.data import pack, tokenize
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import networks
+
+ROW = 48
+LENGTHS = (3, 20, 7, 31, 12, 2, 25)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A model with its texts in both layouts, and value and gradient as one jitted function."""
+
+  packed: pack.Rows
+  apart: pack.Rows
+  params: dict
+  run: object
+
+
+@pytest.fixture(scope="module", params=["retriever", "ranker"])
+def case(request, tiny_weights) -> Case:
+  network = getattr(networks, request.param)(config.Encoder(weights=tiny_weights))
+  params = network.initial(0)
+  rng = np.random.default_rng(0)
+  if request.param == "ranker":
+    # At its starting value of zero the head hides everything that happens below it.
+    params["classifier"]["kernel"] = rng.normal(size=params["classifier"]["kernel"].shape).astype(np.float32)
+  texts = [np.concatenate([[101], rng.integers(1000, 20000, n - 2), [102]]).astype(np.int32) for n in LENGTHS]
+  types = None
+  if request.param == "ranker":
+    pairs = [tokenize.pair(text[:len(text) // 2], text[len(text) // 2 - 1:]) for text in texts]
+    texts, types = [ids for ids, _ in pairs], [kinds for _, kinds in pairs]
+  shape = jax.eval_shape(network.apply, params, rows_of.one_a_row(texts, types, ROW)).shape
+  cotangent = jnp.asarray(rng.normal(size=shape).astype(np.float32))
+
+  @jax.jit
+  def run(params, rows):
+    def loss(params):
+      out = network.apply(params, rows)
+      return (out * cotangent).sum(), out
+
+    (_, out), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return out, grads
+
+  # Equal shapes, so that one compiled function serves both layouts.
+  return Case(packed=rows_of.packed(texts, types, ROW, rows=len(texts)), apart=rows_of.one_a_row(texts, types, ROW),
+              params=params, run=run)
+
+
+def worst(case: Case, rows: pack.Rows) -> tuple[float, float]:
+  """Largest difference to one text a row: of a value, and of a gradient as a share of its tensor's largest entry."""
+  expected, expected_grads = case.run(case.params, case.apart)
+  found, found_grads = case.run(case.params, rows)
+  floor = 1e-6 * max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected_grads))
+  share = lambda a, b: float(jnp.abs(a - b).max() / (jnp.abs(b).max() + floor))
+  shares = jax.tree.map(share, found_grads, expected_grads)
+  # A key's bias moves all logits of a query alike: its gradient is rounding, around zero.
+  shares["encoder"]["layers"]["key"]["bias"] = 0.0
+  return float(jnp.abs(found - expected).max()), max(jax.tree.leaves(shares))
+
+
+def test_packed_equals_one_text_a_row(case):
+  assert case.packed.segment_ids.max() > 1, "nothing was packed"
+  value, gradient = worst(case, case.packed)
+  assert value < 1e-5
+  assert gradient < 1e-4
+
+
+@pytest.mark.parametrize("broken", ["segments", "positions"])
+def test_a_broken_layout_is_noticed(case, broken):
+  rows = case.packed
+  if broken == "segments":
+    rows = dataclasses.replace(rows, segment_ids=(rows.segment_ids > 0).astype(np.int32))
+  else:
+    rows = dataclasses.replace(rows, positions=np.broadcast_to(np.arange(ROW, dtype=np.int32), rows.positions.shape))
+  value, gradient = worst(case, rows)
+  assert value > 1e-3
+  assert gradient > 1e-2
+
+
+def test_what_padding_holds_is_never_read(case):
+  rows = dataclasses.replace(case.packed, token_ids=np.where(case.packed.segment_ids > 0, case.packed.token_ids, 7777))
+  assert (rows.token_ids != case.packed.token_ids).any()
+  expected, expected_grads = case.run(case.params, case.packed)
+  found, found_grads = case.run(case.params, rows)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  np.testing.assert_array_equal(found_grads["encoder"]["word"]["embedding"][7777], 0.0)
+  assert set(table_lib.flatten(found_grads)) == set(table_lib.flatten(expected_grads))
+
+
+def test_an_absent_text_is_finite(case):
+  """Batches pad short lists with empty texts: their outputs are masked away, so they must hold no NaN."""
+  rows = dataclasses.replace(
+    case.packed, segment_ids=np.zeros_like(case.packed.segment_ids),
+    text_ids=np.full_like(case.packed.text_ids, len(LENGTHS)), starts=np.zeros_like(case.packed.starts))
+  out, grads = case.run(case.params, rows)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, grads)))

@@ -1,0 +1,225 @@
+"""The config tree: what the files in configs/ say (golden), and what a typo, an unknown flag or a bad value meets."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from idistill_jax import config as config_lib
+from idistill_jax import losses
+from idistill_jax.data import corpora
+from idistill_jax.llm import providers
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+VARIANTS = {"quickstart": None, "quickstart:tiny": "tiny"}
+
+
+def load(name: str, folder: pathlib.Path = ROOT / "configs") -> config_lib.Config:
+  """As the flag does it: the file's module, and its `get_config(variant)`."""
+  file, _, variant = name.partition(":")
+  source = compile((folder / f"{file}.py").read_text(), file, "exec")
+  module: dict = {}
+  exec(source, module)
+  return module["get_config"](variant or None)
+
+
+def test_every_config_file_is_golden() -> None:
+  assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {name.partition(":")[0] for name in VARIANTS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rendered(name: str) -> None:
+  cfg = load(name)
+  config_lib.validate(cfg)
+  path = GOLDEN / f"config_{name.replace(':', '_')}.txt"
+  if os.environ.get("UPDATE_GOLDEN"):
+    path.write_text(config_lib.render(cfg))
+  assert path.exists(), f"{path} is missing: run this test with UPDATE_GOLDEN=1 and read what it wrote"
+  assert config_lib.render(cfg) == path.read_text(), "review the change, then run this test with UPDATE_GOLDEN=1"
+
+
+def test_render_shows_every_field() -> None:
+  cfg = config_lib.Config(name="x")
+  lines = config_lib.render(cfg).splitlines()
+  assert "ranker.optim.b1: 0.9" in lines and "name: 'x'" in lines and lines == sorted(lines)
+  cfg.ranker.optim.b1 = 0.8
+  assert "ranker.optim.b1: 0.8" in config_lib.render(cfg).splitlines()
+
+
+def test_dict_and_back() -> None:
+  cfg = load("quickstart:tiny")
+  cfg.retriever.optim.clip_norm = 2.5
+  assert config_lib.from_dict(config_lib.as_dict(cfg)) == cfg
+  values = config_lib.as_dict(cfg)
+  values["ranker"]["optim"]["typo"] = 1
+  with pytest.raises(TypeError, match="typo"):
+    config_lib.from_dict(values)
+
+
+def test_typo_in_a_config_file(tmp_path: pathlib.Path) -> None:
+  text = (ROOT / "configs/quickstart.py").read_text()
+  (tmp_path / "typo.py").write_text(text.replace("  match variant:", "  cfg.ranker.lost = 'listmle'\n  match variant:"))
+  with pytest.raises(AttributeError, match="lost"):
+    load("typo", tmp_path)
+
+
+def test_unknown_variant() -> None:
+  with pytest.raises(ValueError, match="no variant 'tinny'"):
+    load("quickstart:tinny")
+
+
+# -- Flags ---------------------------------------------------------------------------------------------------------
+
+
+def run(*flags: str, module: str = "collection", cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
+  command = [sys.executable, "-m", f"idistill_jax.stages.{module}", *flags]
+  return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  {
+    "unknown field": ("--config.collection.pth=x", "pth"),
+    "unknown section": ("--config.colection.path=x", "colection"),
+    "unknown flag": ("--wrokdir=x", "wrokdir"),
+    "text for a number": ("--config.collection.max_passages=many", "max_passages"),
+    "fraction for a whole number": ("--config.seed=0.5", "seed"),
+    "unknown loss": ("--config.ranker.loss=hinge", "listmle"),
+    "unknown provider": ("--config.labels.provider=oracle", "replay"),
+    "contradiction": ("--config.ranker.always_best=99", "always_best"),
+  }.values(),
+  ids=lambda value: None,
+)
+def test_bad_flag_stops_before_any_work(flag: str, words: str, tmp_path: pathlib.Path) -> None:
+  done = run("--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag)
+  assert done.returncode != 0
+  assert words in done.stderr
+  assert not (tmp_path / "w").exists()
+
+
+def test_good_flags_reach_the_config(tmp_path: pathlib.Path) -> None:
+  """The control of the test above: the same command without a mistake."""
+  done = run(
+    "--config=configs/quickstart.py:tiny",
+    f"--workdir={tmp_path / 'w'}",
+    "--config.seed=7",
+    "--config.ranker.loss=ranknet",
+    "--config.ranker.optim.peak_lr=3e-5",
+    "--config.collection.max_passages=300",
+  )
+  assert done.returncode == 0, done.stderr
+  from idistill_jax import cli
+
+  cfg = cli.load_config(tmp_path / "w")
+  assert (cfg.seed, cfg.ranker.loss, cfg.ranker.optim.peak_lr) == (7, "ranknet", 3e-5)
+  assert cfg.collection.max_passages == 300
+  assert (tmp_path / "w" / "collection" / "manifest.json").exists()
+
+
+def test_missing_flags_are_named() -> None:
+  done = run()
+  assert done.returncode != 0 and "--config is needed" in done.stdout + done.stderr
+
+
+PARSE = """
+import json, sys
+from absl import flags
+from idistill_jax import cli, config
+flags.FLAGS(sys.argv)
+config.validate(flags.FLAGS.config)
+print(json.dumps(config.as_dict(flags.FLAGS.config)))
+"""
+
+
+def leaves(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+  """(path, type) of every field that holds a value."""
+  for name, hint in typing.get_type_hints(cls).items():
+    if dataclasses.is_dataclass(hint):
+      yield from leaves(typing.cast(type, hint), f"{prefix}{name}.")
+    else:
+      yield prefix + name, hint
+
+
+def some_value(hint: Any) -> Any:
+  """A value of the type that no default has, as far as there is one."""
+  if typing.get_origin(hint) is typing.Literal:
+    return typing.get_args(hint)[-1]
+  if isinstance(hint, types.UnionType):
+    return some_value(typing.get_args(hint)[0])
+  return {int: 97, float: 0.375, str: "other", bool: False}[hint]
+
+
+def test_every_field_can_be_overridden() -> None:
+  values = {path: some_value(hint) for path, hint in leaves(config_lib.Config)}
+  command = [f"--config.{path}={value}" for path, value in values.items()]
+  done = subprocess.run([sys.executable, "-c", PARSE, "--config=configs/quickstart.py", *command],
+                        capture_output=True, text=True, cwd=ROOT, timeout=60)
+  assert done.returncode == 0, done.stderr
+  cfg = config_lib.from_dict(json.loads(done.stdout))
+  for path, value in values.items():
+    assert functools.reduce(getattr, path.split("."), cfg) == value, path
+
+
+# -- validate ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  "section, field, value",
+  [
+    ("ranker", "loss", "hinge"),
+    ("retriever", "loss", "kl"),
+    ("retriever", "teacher", None),
+    ("labels", "provider", "oracle"),
+    ("collection", "source", "bier"),
+    ("encoder", "compute_dtype", "float16"),
+    ("index", "kind", "faiss"),
+    ("evaluate", "split", "train"),
+    ("ranker", "epochs", 1.5),
+    ("ranker", "epochs", True),
+    ("ranker", "top_places", "3"),
+    ("encoder", "weights", None),
+    ("ranker", "similarity_weight", "10"),
+    ("ranker", "optim", {"peak_lr": 1e-5}),
+  ],
+)
+def test_wrong_value_is_refused_with_its_path(section: str, field: str, value: object) -> None:
+  cfg = config_lib.Config(name="x")
+  config_lib.validate(cfg)
+  setattr(getattr(cfg, section), field, value)
+  with pytest.raises(config_lib.ConfigError, match=rf"{section}\.{field} is "):
+    config_lib.validate(cfg)
+
+
+@pytest.mark.parametrize(
+  "section, field, value",
+  [("ranker", "similarity_weight", None), ("ranker", "similarity_weight", 10), ("ranker", "top_places", 3),
+   ("ranker", "loss", "lambda"), ("collection", "path", "x"), ("export", "private", False)],
+)  # fmt: skip
+def test_right_value_is_taken(section: str, field: str, value: object) -> None:
+  cfg = config_lib.Config(name="x")
+  setattr(getattr(cfg, section), field, value)
+  config_lib.validate(cfg)
+
+
+def choices(cls: type, field: str) -> set[str]:
+  return set(typing.get_args(typing.get_type_hints(cls)[field]))
+
+
+def test_choices_are_the_functions_that_exist() -> None:
+  from idistill_jax.stages import train_retriever
+
+  assert choices(config_lib.Ranker, "loss") == set(losses.LISTWISE)
+  assert choices(config_lib.Retriever, "loss") == set(losses.DISTILLATION)
+  assert choices(config_lib.Retriever, "teacher") == set(train_retriever.TEACHERS)
+  assert choices(config_lib.Labels, "provider") == set(providers.PROVIDERS)
+  assert choices(config_lib.Collection, "source") == set(corpora.SOURCES)

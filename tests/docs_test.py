@@ -1,0 +1,189 @@
+"""The documents do not lie: every command in them exists and its flags parse, every path that they name is there."""
+
+import ast
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "BUILD.md")
+COMMAND = re.compile(r"^(?:[A-Z][A-Z0-9_]*=\S* )*(?:python3? -m \S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$")
+# Loads everything once, then parses each command in a child of its own, as absl's flags are global; a line each comes
+# out: what is wrong, or nothing.
+PARSE = """
+import importlib, json, os, sys
+from absl import flags
+
+commands = json.load(sys.stdin)
+for module in {module for module, _ in commands}:
+  importlib.import_module(module)
+config = importlib.import_module("idistill_jax.config")
+for module, argv in commands:
+  child = os.fork()
+  if not child:
+    sys.argv = [module, *argv]
+    wrong = ""
+    try:
+      rest = flags.FLAGS(sys.argv)[1:]
+      if flags.FLAGS["config"].value is not None:
+        config.validate(flags.FLAGS["config"].value)
+      named = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
+      theirs = {"idistill_jax.cli", module}
+      foreign = [name for name in named
+                 if not name.startswith("config.") and flags.FLAGS.find_module_defining_flag(name) not in theirs]
+      assert not foreign, f"no flag {foreign}"
+      assert bool(rest) == (module == "idistill_jax.search"), f"unexpected words {rest}"
+    except BaseException as e:
+      wrong = f"{type(e).__name__}: {e}".replace("\\n", " ")
+    print(wrong, flush=True)
+    os._exit(0)
+  os.waitpid(child, 0)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  where: str
+  words: tuple[str, ...]
+
+
+def commands_in(text: str, where: str) -> list[Command]:
+  """Lines that are a command, `\\\\` continued; a `$ ` before it and a `  # remark` behind it are no part of it."""
+  found = []
+  for line in text.replace("\\\n", " ").splitlines():
+    line = line.strip().removeprefix("$ ")
+    if COMMAND.match(line):
+      words = shlex.split(line, comments=True)
+      while re.match(r"^[A-Z][A-Z0-9_]*=", words[0]):
+        words = words[1:]
+      found.append(Command(where, tuple(words)))
+  return found
+
+
+def code_blocks(markdown: str) -> str:
+  """What stands between fences, and between single backticks."""
+  fenced = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", markdown, re.S | re.M)
+  inline = re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", markdown, flags=re.S | re.M))
+  return "\n".join([*fenced, *inline])
+
+
+def docstrings() -> list[tuple[str, str]]:
+  paths = [*(ROOT / "idistill_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+  return [(str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or "") for path in sorted(paths)]
+
+
+def comments(script: str) -> str:
+  return "\n".join(line.lstrip("# ") for line in script.splitlines() if line.startswith("#"))
+
+
+def all_commands() -> list[Command]:
+  found = []
+  for name in DOCUMENTS:
+    found += commands_in(code_blocks((ROOT / name).read_text()), name)
+  for name, text in docstrings():
+    found += commands_in(text, name)
+  for path in sorted((ROOT / "launch").glob("*.sh")):
+    found += commands_in(comments(path.read_text()), path.name)
+  return found
+
+
+def as_module(command: Command) -> tuple[str, list[str]] | None:
+  """(module, its arguments) that a command ends in; None for those that take no flags of ours."""
+  words = list(command.words)
+  if words[0].startswith("python"):
+    return (words[2], words[3:]) if words[2].startswith("idistill_jax") else None
+  if words[0] == "launch/local.sh" and words[1:]:
+    return f"idistill_jax.stages.{words[1]}", words[2:]
+  if words[0] == "launch/quickstart.sh":
+    return "idistill_jax.pipeline", ["--config=configs/quickstart.py", "--workdir=runs/quickstart", *words[1:]]
+  return None
+
+
+def test_commands_are_found() -> None:
+  text = "```\n$ A=1 python -m idistill_jax.pipeline --x=1 \\\n  --y  # why\nls\n```\nand `launch/test.sh -k a` too"
+  assert [command.words for command in commands_in(code_blocks(text), "t")] == [
+    ("python", "-m", "idistill_jax.pipeline", "--x=1", "--y"),
+    ("launch/test.sh", "-k", "a"),
+  ]
+  found = all_commands()
+  assert {"README.md", "BUILD.md", "idistill_jax/pipeline.py"} <= {command.where for command in found}
+  assert len(found) > 20
+
+
+# Commands as they would look after something was renamed, each with the word that the error must hold.
+STALE = (
+  ("wrokdir", ("idistill_jax.pipeline", ["--wrokdir=x"])),
+  ("lost", ("idistill_jax.pipeline", ["--config=configs/quickstart.py", "--config.ranker.lost=x"])),
+  ("hinge", ("idistill_jax.pipeline", ["--config=configs/quickstart.py", "--config.ranker.loss=hinge"])),
+  ("tinny", ("idistill_jax.pipeline", ["--config=configs/quickstart.py:tinny"])),
+  ("top", ("idistill_jax.pipeline", ["--top=3"])),
+  ("stray", ("idistill_jax.pipeline", ["stray"])),
+)
+
+
+def test_every_command_parses_and_a_stale_one_would_not() -> None:
+  written = [(command.where, one) for command in all_commands() if (one := as_module(command))]
+  commands = [one for _, one in (*written, *STALE)]
+  done = subprocess.run([sys.executable, "-W", "ignore", "-c", PARSE], input=json.dumps(commands), capture_output=True,
+                        text=True, cwd=ROOT, timeout=300)  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  wrong = done.stdout.splitlines()
+  assert len(wrong) == len(commands)
+  assert not [f"{where}: {command}: {said}" for (where, command), said in zip(written, wrong, strict=False) if said]
+  for (word, _), said in zip(STALE, wrong[len(written):], strict=True):
+    assert word in said
+
+
+def test_scripts_and_tests_that_are_named_exist() -> None:
+  for command in all_commands():
+    script = command.words[1] if command.words[0] == "source" else command.words[0]
+    if script.startswith("launch/"):
+      path = ROOT / script
+      assert path.exists(), f"{command.where}: {script}"
+      assert script == "launch/env.sh" or path.stat().st_mode & 0o111, f"{script} is not executable"
+    for word in command.words[1:]:
+      if word.startswith("tests/"):
+        assert (ROOT / word.partition("::")[0]).exists(), f"{command.where}: {word}"
+
+
+def test_extras_that_are_named_exist() -> None:
+  extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+  for name in DOCUMENTS:
+    text = (ROOT / name).read_text()
+    for named in re.findall(r"(?:\.|idistill[-_]jax)\[([\w,-]+)\]", text):
+      assert set(named.split(",")) <= extras, f"{name}: {named}"
+    for command in commands_in(code_blocks(text), name):
+      if command.words[:2] == ("source", "launch/env.sh"):
+        assert set(command.words[2:]) <= extras, f"{name}: {command.words}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_and_paths_lead_somewhere(name: str) -> None:
+  text = (ROOT / name).read_text()
+  for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+    assert (ROOT / target).exists(), f"{name} links to {target}"
+  for target in re.findall(r"`((?:idistill_jax|configs|launch|tests)/[\w/.-]+)`", text):
+    assert (ROOT / target).exists(), f"{name} names {target}"
+
+
+def test_the_tree_of_the_package_is_whole() -> None:
+  """BUILD.md glosses every module, and no module that is gone."""
+  tree = (ROOT / "BUILD.md").read_text().partition("## The tree")[2].partition("\n## ")[0]
+  glossed, folders = set(), []
+  for line in code_blocks(tree).splitlines():
+    if match := re.match(r"^( *)([\w.]+(?:/|\.py))(?:  |$)", line):
+      depth = len(match[1]) // 2
+      folders[depth:] = [match[2].rstrip("/")]
+      glossed.add("/".join(folders))
+  modules = {
+    str(path.relative_to(ROOT)) for path in (ROOT / "idistill_jax").rglob("*.py") if path.name != "__init__.py"
+  }
+  assert modules - glossed == set(), "these are missing from the tree"
+  assert {one for one in glossed if one.startswith("idistill_jax/") and one.endswith(".py")} - modules == set()

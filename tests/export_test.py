@@ -1,0 +1,300 @@
+"""Exported folders load without our code and give our numbers; the card says what the run did, and its code runs."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from idistill_jax import artifacts, config, sharding
+from idistill_jax.data import tokenize
+from idistill_jax.hf import card, export, upload, weights
+from idistill_jax.models import dual_encoder
+from idistill_jax.stages import export as export_stage
+from idistill_jax.train import checkpoint, inference, networks
+
+QUERIES = ["how do I merge two sorted files?", "wait for a child process", "naïve Café"]
+PASSAGES = [
+  "heapq.merge Merge multiple sorted inputs into a single sorted output.",
+  "os.wait Wait for completion of a child process, and return a tuple containing its pid and exit status.",
+  "str.casefold Return a casefolded copy of the string.",
+]
+METRICS = {
+  "split": "test", "queries": 397, "measures": ["MRR@10", "hit@1"],
+  "systems": {"initial": {"MRR@10": 0.3712, "hit@1": 0.29}, "ranker": {"MRR@10": 0.4444, "hit@1": 0.33},
+              "distilled": {"MRR@10": 0.4071, "hit@1": 0.31}},
+  "intervals": {"distilled": {"MRR@10": [0.3811, 0.4312]}},
+  "tests": {"distilled vs initial": {"MRR@10": {"delta": 0.0359, "relative": 0.097, "p": 0.0123, "ci95": [0.01, 0.06],
+                                                "wins": 80, "losses": 41, "ties": 276}}},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A workdir in which the export stage has run."""
+
+  cfg: config.Config
+  workdir: artifacts.Workdir
+
+  def folder(self, name: str) -> pathlib.Path:
+    return self.workdir.folder("export") / name
+
+  def card(self, name: str) -> str:
+    return (self.folder(name) / "README.md").read_text()
+
+
+def stages(cfg: config.Config):
+  """The stages that export reads, each leaving what the real one leaves, with parameters moved off their start."""
+  def train(make):
+    def run(job):
+      network = make(cfg.encoder)
+      rng = np.random.default_rng(1)
+      params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.01 * rng.normal(size=leaf.shape).astype(np.float32),
+                            network.initial(0))
+      layout = network.shardings(sharding.make_mesh(cfg.mesh))
+      checkpoint.save_model(job.out / inference.MODEL, jax.tree.map(jax.device_put, params, layout))
+      job.count(steps=123, rows=16)
+    return run
+
+  def evaluate(job):
+    (job.out / "metrics.json").write_text(json.dumps(METRICS))
+
+  runs = {
+    "collection": lambda job: job.count(title="Standard library", passages=3743, queries={"train": 1000, "test": 397}),
+    "labels": lambda job: job.count(lists=993, asked=1000, complete=962, repaired=31),
+    "train_ranker": train(networks.ranker),
+    "train_retriever": train(networks.retriever),
+    "evaluate": evaluate,
+  }
+  return [artifacts.Stage(name=name, reads=(), config=(), run=run) for name, run in runs.items()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_weights) -> Run:
+  cfg = config.Config(name="tiny", encoder=config.Encoder(
+    weights=tiny_weights, query_tokens=16, passage_tokens=40, row_tokens=64, rows_per_step=8))
+  cfg.mesh = config.Mesh(fsdp=2, tensor=2)
+  workdir = artifacts.Workdir(tmp_path_factory.mktemp("workdir"))
+  for stage in (*stages(cfg), export_stage.STAGE):
+    workdir.execute(stage, cfg)
+  return Run(cfg, workdir)
+
+
+def snippet(text: str) -> str:
+  return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+@pytest.mark.torch
+def test_sentence_transformer_gives_our_embeddings(run):
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  theirs = sentence_transformers.SentenceTransformer(str(run.folder("retriever")), device="cpu", local_files_only=True)
+  ours = inference.load_retriever(run.cfg, run.workdir.folder("train_retriever"))
+  assert theirs.max_seq_length == run.cfg.encoder.passage_tokens
+  long = "words that go on and on " * 30
+  np.testing.assert_allclose(theirs.encode([*PASSAGES, long]), ours.encode_passages([*PASSAGES, long]), atol=1e-4)
+  np.testing.assert_allclose(theirs.encode(QUERIES), ours.encode_queries(QUERIES), atol=1e-4)
+  initial = inference.load_retriever(run.cfg, None)
+  assert np.abs(initial.encode_queries(QUERIES) - theirs.encode(QUERIES)).max() > 1e-3, "training left no trace"
+
+
+@pytest.mark.torch
+def test_the_cards_code_gives_our_scores(run):
+  """The card's own lines, run with folders in place of the names they show."""
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  code = snippet(run.card("ranker"))
+  initial_folder = str(weights.resolve(run.cfg.encoder.weights))
+  in_place_of = {"path/to/ranker": str(run.folder("ranker")), "path/to/starting-weights": initial_folder}
+  for shown, folder in in_place_of.items():
+    assert f'"{shown}"' in code
+    code = code.replace(shown, folder)
+  code = re.sub(r"queries = .*\npassages = .*", f"queries = {QUERIES!r}\npassages = {PASSAGES!r}", code)
+  names: dict = {}
+  exec(code, names)
+
+  ours = inference.load_ranker(run.cfg, run.workdir.folder("train_ranker"))
+  initial = inference.load_retriever(run.cfg, None)
+  similarities = (initial.encode_queries(QUERIES) * initial.encode_passages(PASSAGES)).sum(-1)
+  np.testing.assert_allclose(names["scores"], ours.score(QUERIES, PASSAGES, similarities), atol=1e-4)
+
+  theirs = sentence_transformers.CrossEncoder(str(run.folder("ranker")), device="cpu", local_files_only=True)
+  logits = dataclasses.replace(ours, similarity_weight=None).score(QUERIES, PASSAGES, similarities)
+  found = theirs.predict(list(zip(QUERIES, PASSAGES, strict=True)))
+  np.testing.assert_allclose(found, logits, atol=1e-4)
+  assert np.abs(1 / (1 + np.exp(-logits)) - found).max() > 1e-2, "a sigmoid in between would not be noticed"
+  assert theirs.max_seq_length == 16 + 40 - 1
+
+
+@pytest.mark.torch
+def test_the_retriever_cards_code_runs(run):
+  pytest.importorskip("sentence_transformers")
+  names: dict = {}
+  exec(snippet(run.card("retriever")).replace("path/to/retriever", str(run.folder("retriever"))), names)
+  assert names["queries"].shape == (1, 128)
+
+
+@pytest.mark.torch
+def test_transformers_loads_every_weight(run):
+  transformers = pytest.importorskip("transformers")
+  model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+    run.folder("ranker"), local_files_only=True, output_loading_info=True)
+  assert type(model).__name__ == "BertForSequenceClassification"
+  assert model.config.num_labels == 1
+  # Loaders also accept an encoder without its prefix; what is written is what save_pretrained would write.
+  assert set(safetensors.numpy.load_file(run.folder("ranker") / "model.safetensors")) == set(model.state_dict())
+  assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+  model, info = transformers.AutoModel.from_pretrained(
+    run.folder("retriever"), local_files_only=True, output_loading_info=True)
+  assert type(model).__name__ == "BertModel"
+  # BERT-tiny comes without a pooler, which no embedding reads.
+  assert set(info["missing_keys"]) <= {"pooler.dense.weight", "pooler.dense.bias"}
+  assert not info["unexpected_keys"]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model", ["ranker", "retriever"])
+def test_auto_tokenizer_gives_our_tokens_and_types(run, model):
+  transformers = pytest.importorskip("transformers")
+  theirs = transformers.AutoTokenizer.from_pretrained(run.folder(model), local_files_only=True)
+  ours = tokenize.Tokenizer(run.folder(model))
+  texts = [*QUERIES, "İstanbul 北京 [MASK] ß\tx", ""]
+  table = ours.table(texts, 16)
+  for i, text in enumerate(texts):
+    assert theirs(text, truncation=True, max_length=16)["input_ids"] == table[i].tolist()
+  ids, types = tokenize.pair(table[0], table[1])
+  both = theirs(texts[0], texts[1])
+  assert both["input_ids"] == ids.tolist()
+  assert both["token_type_ids"] == types.tolist()
+
+
+def test_an_exported_retriever_is_a_starting_checkpoint(run):
+  """What is written reads back through our own importer: poolings, lengths and every parameter."""
+  encoder = dataclasses.replace(run.cfg.encoder, weights=str(run.folder("retriever")))
+  again = networks.retriever(encoder).initial(0)
+  trained = inference.load_params(networks.retriever(run.cfg.encoder), run.workdir.folder("train_retriever"),
+                                  sharding.make_mesh(run.cfg.mesh), 0)
+  jax.tree.map(np.testing.assert_array_equal, again, trained)
+
+
+def test_a_checkpoints_own_pooler_and_pooling_come_along(tmp_path, minilm_weights):
+  network = networks.retriever(config.Encoder(weights=minilm_weights))
+  cut = export.Cut(query_tokens=8, passage_tokens=9)
+  export.export_retriever(network.initial(0), network, tmp_path, cut=cut, card="")
+  before = weights.read_tensors(network.source)
+  after = safetensors.numpy.load_file(tmp_path / "model.safetensors")
+  assert set(before) - set(after) == {"embeddings.position_ids"}
+  for name, tensor in after.items():
+    np.testing.assert_array_equal(tensor, before[name], err_msg=name)
+  pooled = dual_encoder.read_embedding_config
+  assert pooled(tmp_path) == pooled(network.source) == dual_encoder.EmbeddingConfig(pooling="mean", normalize=True)
+
+
+def test_files_of_the_ranker(run):
+  read = lambda name: json.loads((run.folder("ranker") / name).read_text())
+  assert read("idistill.json") == {"similarity_weight": 10.0, "query_tokens": 16, "passage_tokens": 40}
+  assert read("tokenizer.json")["truncation"] is None
+  assert read("tokenizer.json")["padding"] is None
+  assert read("tokenizer_config.json")["tokenizer_class"] == "BertTokenizer"
+
+
+def test_a_card_tells_the_run_and_nothing_else(run):
+  text = run.card("retriever")
+  front = text.split("---\n")[1]
+  assert "library_name: sentence-transformers\n" in front
+  assert "pipeline_tag: sentence-similarity\n" in front
+  assert "license" not in front
+  assert "base_model" not in front
+  for said in ("3743", "993", "| training.steps | `123` |", "| student_temperature | `0.05` |",
+               "0.4071 [0.3811, 0.4312]",
+               "+0.0359 against initial (p = 0.0123; 80 queries better, 41 worse, 276 equal)", "- jax: "):
+    assert said in text, said
+  assert "without a stated licence" in text
+  assert str(run.workdir.root) not in text
+  assert "site-packages" not in text
+  assert "pipeline_tag: text-ranking\n" in run.card("ranker")
+  # No test of the ranker against the initial retriever was measured, so none is told.
+  assert " against initial" not in run.card("ranker")
+
+
+def facts(run: Run, **changes) -> card.Facts:
+  unchanged = card.Facts(cfg=run.cfg, source=weights.resolve(run.cfg.encoder.weights), collection={"title": "t"},
+                         labels={}, training={}, versions={}, metrics=None)
+  return dataclasses.replace(unchanged, **changes)
+
+
+def test_an_unmeasured_model_has_no_numbers(run):
+  assert "## Results\n\nNot measured.\n" in card.render("ranker", facts(run), "owner/name")
+
+
+@pytest.mark.parametrize("teacher, said, not_said", [
+  ("llm", "learnt from the order in which", "cross-encoder, which"),
+  ("pairs", "learnt from pairs", "learnt from the order"),
+  ("ranker", "scores of a cross-encoder, which itself", "learnt from pairs")])
+def test_the_card_names_the_teacher_that_taught(run, teacher, said, not_said):
+  cfg = dataclasses.replace(run.cfg, retriever=dataclasses.replace(run.cfg.retriever, teacher=teacher))
+  text = card.render("retriever", facts(run, cfg=cfg), "owner/name")
+  assert said in text
+  assert not_said not in text
+
+
+def test_recorded_answers_are_not_ascribed_to_the_configured_model(run):
+  assert run.cfg.labels.model in run.card("ranker")
+  cfg = dataclasses.replace(run.cfg, labels=dataclasses.replace(run.cfg.labels, provider="replay"))
+  assert run.cfg.labels.model not in card.render("ranker", facts(run, cfg=cfg), "owner/name")
+
+
+def test_without_a_similarity_term_the_card_asks_for_none(run):
+  ranker = dataclasses.replace(run.cfg.ranker, similarity_weight=None)
+  text = card.render("ranker", facts(run, cfg=dataclasses.replace(run.cfg, ranker=ranker)), "owner/name")
+  assert "SentenceTransformer(" not in text
+  assert 'CrossEncoder("owner/name")' in text
+
+
+def test_licence_and_base_come_from_the_starting_weights(run, minilm_weights):
+  encoder = dataclasses.replace(run.cfg.encoder, weights=minilm_weights)
+  changed = facts(run, cfg=dataclasses.replace(run.cfg, encoder=encoder), source=weights.resolve(minilm_weights))
+  text = card.render("retriever", changed, "owner/name")
+  assert "license: apache-2.0\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n" in text
+  assert 'SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")' in card.render("ranker", changed, "owner/name")
+
+
+@pytest.mark.parametrize("readme, licence", [
+  ("---\nlicense: mit\ntags:\n- a\n---\n", "mit"), ('---\ntags: []\nlicense: "cc-by-4.0"\n---\nx', "cc-by-4.0"),
+  ("license: mit", None), ("---\ntags: []\n---\nlicense: mit\n", None), ("", None)])
+def test_licence_of(readme, licence):
+  assert card.licence_of(readme) == licence
+
+
+def test_source_without_a_tokenizer(run, tmp_path):
+  @dataclasses.dataclass(frozen=True)
+  class Elsewhere:
+    table: object
+    source: pathlib.Path
+
+  network = networks.ranker(run.cfg.encoder)
+  (tmp_path / "config.json").write_text((network.source / "config.json").read_text())
+  with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing"):
+    export.export_ranker(network.initial(0), Elsewhere(network.table, tmp_path), tmp_path / "out",
+                         cut=export.Cut(query_tokens=8, passage_tokens=8), similarity_weight=None, card="")
+
+
+def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monkeypatch):
+  pytest.importorskip("huggingface_hub")
+  monkeypatch.delenv("HF_TOKEN", raising=False)
+  cfg = dataclasses.replace(run.cfg, export=config.Export(upload_ranker="owner/name"))
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path,
+                      inputs={name: run.workdir.folder(name) for name in export_stage.STAGE.reads})
+  with pytest.raises(upload.UploadError, match="HF_TOKEN"):
+    export_stage.run(job)
+  assert not list(tmp_path.iterdir())
+
+
+def test_export_needs_neither_torch_nor_transformers():
+  code = ("import sys; from idistill_jax.stages import export; "
+          "print(sorted({'torch', 'transformers', 'huggingface_hub', 'jinja2'} & set(sys.modules)))")
+  assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,20 @@
+"""Token sequences -> `pack.Rows`, packed or one text a row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from idistill_jax.data import pack
+
+
+def packed(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, row_tokens: int,
+           rows: int | None = None) -> pack.Rows:
+  """As few rows as they need, or `rows` of which the last stay empty."""
+  placement = pack.place([len(text) for text in texts], row_tokens)
+  return pack.fill(texts, types, placement, rows=rows or placement.rows, row_tokens=row_tokens)
+
+
+def one_a_row(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, row_tokens: int) -> pack.Rows:
+  n = len(texts)
+  placement = pack.Placement(np.arange(n, dtype=np.int32), np.zeros(n, np.int32), n)
+  return pack.fill(texts, types, placement, rows=n, row_tokens=row_tokens)

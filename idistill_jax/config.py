@@ -44,8 +44,20 @@ class Encoder:
   query_tokens: int = 64
   passage_tokens: int = 256
   row_tokens: int = 256
-  rows_per_step: int = 32
+  # In lists (both trainings, the ranker's scoring) passages are cut here and packed into rows of this many tokens;
+  # None: as above.  Shorter is cheaper, and an index entry still sees the whole passage.
+  list_passage_tokens: int | None = None
+  list_row_tokens: int | None = None
+  tokens_per_step: int = 8192
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+  @property
+  def list_cut(self) -> int:
+    return self.passage_tokens if self.list_passage_tokens is None else self.list_passage_tokens
+
+  @property
+  def list_row(self) -> int:
+    return self.row_tokens if self.list_row_tokens is None else self.list_row_tokens
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -94,6 +106,8 @@ class Optim:
 class Ranker:
   """Cross-encoder training on the LLM's order."""
 
+  # "pair_cosine" starts near the level of embedding weights; "classifier" exports as a plain CrossEncoder.
+  head: Literal["pair_cosine", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.
   top_places: int | None = None

@@ -1,22 +1,32 @@
-# shellcheck shell=bash
-# The environment, for the other scripts here:  source launch/env.sh [extra...]
+#!/usr/bin/env bash
+# The environment:  source launch/env.sh [extra...]
 #
-# Goes to the repository's root, makes .venv there from constraints.txt where it is missing or its pins changed, with
-# the extras asked for (see pyproject.toml) beside those it has, and puts it first on PATH.  Does nothing, fast, when
-# nothing changed.  PYTHON names the interpreter to make .venv with; without it, the first fitting one on PATH.
+# Makes .venv in the repository's root from constraints.txt where it is missing or its pins changed, with the extras
+# asked for (see pyproject.toml) beside those it has, and puts it first on PATH.  Does nothing, fast, when nothing
+# changed.  PYTHON names the interpreter to make .venv with; without it, the first fitting one on PATH.
+
+if (return 0 2>/dev/null); then
+  # Sourced, maybe by a shell that someone types into: the work is a process of its own, which leaves no option and no
+  # folder behind.  zsh has the script's name in $0.
+  env_root="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)" || return
+  bash "$env_root/launch/env.sh" "$@" || return
+  export VIRTUAL_ENV="$env_root/.venv" PATH="$env_root/.venv/bin:$PATH"
+  return
+fi
 
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "$0")/.."
 
 env_find_python() {
-  local candidate
-  for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+  local candidate candidates=(python3 python3.13 python3.12 python3.11)
+  [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "launch/env.sh: no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python3.12 $0" >&2
+  echo "launch/env.sh: no Python 3.11 or newer among: ${candidates[*]}; name one in front, PYTHON=/path/to/python3.12" >&2
   return 1
 }
 
@@ -60,6 +70,11 @@ env_ensure() {
   fi
   local wanted="$had"
   for extra in "$@"; do
+    # pip only warns of an extra that it does not know.
+    if ! grep -q "^$extra = \[" <(sed -n '/^\[project.optional-dependencies\]/,/^\[tool/p' pyproject.toml); then
+      echo "launch/env.sh: pyproject.toml has no extra '$extra'" >&2
+      return 1
+    fi
     [[ ",$wanted," == *",$extra,"* ]] || wanted="${wanted:+$wanted,}$extra"
   done
   if [[ ! -e .venv/.installed || "$pins" != "$(env_pins)" || "$wanted" != "$had" ]]; then
@@ -67,5 +82,9 @@ env_ensure() {
   fi
 }
 
+# One at a time, and never beside what a killed start left running: pip inherits the lock.  macOS has no flock.
+if command -v flock >/dev/null; then
+  exec 9>>.venv.lock
+  flock -n 9 || { echo "launch/env.sh: waiting for another one that is at work on .venv" >&2 && flock 9; }
+fi
 env_ensure "$@"
-export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH"

@@ -3,6 +3,7 @@
 # runs/quickstart.  Run again, it skips what is finished and continues what was killed.  Flags are passed on:
 #   launch/quickstart.sh --config.labels.provider=gemini
 set -euo pipefail
+cd "$(dirname "$0")/.."
 # shellcheck source=launch/env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh" retrieval report
+source launch/env.sh retrieval report
 exec python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart "$@"

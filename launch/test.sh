@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Every check: lint, types, tests.  Arguments go to pytest:  launch/test.sh tests/losses_test.py -k listmle
 set -euo pipefail
+cd "$(dirname "$0")/.."
 # shellcheck source=launch/env.sh
-source "$(dirname "${BASH_SOURCE[0]}")/env.sh" retrieval report llm gemini-legacy hf test
+source launch/env.sh retrieval report llm gemini-legacy hf tfds test
 ruff check .
 mypy
 # Two workers for two cores; a file's tests stay together, so that its compiled programs are compiled once.

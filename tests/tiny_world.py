@@ -89,7 +89,7 @@ def training(
   """Eight steps of either training; lists are written on the first call."""
   if not tfrecord.exists(folder, "lists"):
     write_lists(folder)
-  network = (networks.ranker if pairs else networks.retriever)(encoder(weights))
+  network = networks.ranker(encoder(weights), "pair_cosine") if pairs else networks.retriever(encoder(weights))
   loss = (ranker_loss if pairs else retriever_loss)(network)
   return loop.Training(
     name="test", network=network, loss_fn=loss, batches=stream(folder, network, pairs),

@@ -28,8 +28,9 @@ def hub(monkeypatch):
 def folders(tmp_path_factory, tiny_weights):
   root = tmp_path_factory.mktemp("export")
   encoder, cut = config.Encoder(weights=tiny_weights), export.Cut(query_tokens=8, passage_tokens=16)
-  network = networks.ranker(encoder)
-  export.export_ranker(network.initial(0), network, root / "ranker", cut=cut, similarity_weight=10.0, card=CARD)
+  network = networks.ranker(encoder, "classifier")
+  export.export_ranker(network.initial(0), network, root / "ranker", head="classifier", cut=cut,
+                       similarity_weight=10.0, card=CARD)
   network = networks.retriever(encoder)
   export.export_retriever(network.initial(0), network, root / "retriever", cut=cut, card=CARD)
   return root

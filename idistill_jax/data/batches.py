@@ -46,14 +46,16 @@ class TrainingList:
   known: np.ndarray
 
 
+# (query row, passage rows) of each list of a batch.
+Lists = Sequence[tuple[int, np.ndarray]]
+
+
 class Texts(Protocol):
   """Which texts a batch holds, and how long they are."""
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
 
-  def batch(
-    self, lists: Sequence[tuple[int, np.ndarray]], size: int, width: int
-  ) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
 
 
 class Records(Protocol):
@@ -77,7 +79,7 @@ class PairTexts:
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
     return self.queries.lengths[query_row] + self.passages.lengths[passage_rows] - 1
 
-  def batch(self, lists, size, width):
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     texts, types = [_ABSENT] * (size * width), [_ABSENT] * (size * width)
     for b, (query_row, passage_rows) in enumerate(lists):
       for n, passage_row in enumerate(passage_rows):
@@ -95,7 +97,7 @@ class DualTexts:
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
     return np.append(self.passages.lengths[passage_rows], self.queries.lengths[query_row])
 
-  def batch(self, lists, size, width):
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], None]:
     texts = [_ABSENT] * (size * (1 + width))
     for b, (query_row, passage_rows) in enumerate(lists):
       texts[b] = self.queries[query_row]

@@ -5,6 +5,7 @@ Every number comes from the config, a manifest or metrics.json; what is not know
 
 import dataclasses
 import importlib.resources
+import json
 import pathlib
 import re
 import string
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from idistill_jax import config as config_lib
+from idistill_jax import records
+from idistill_jax.hf import export
 from idistill_jax.models import bert, dual_encoder
 
 # System in metrics.json that each model is measured as.
@@ -30,6 +33,13 @@ _LEARNT_FROM = {
   "both": "the order in which a large language model put passages, and the scores of a cross-encoder taught by it",
   "pairs": "pairs of a query and the passage that it was generated from",
 }
+# Of the labels stage's counts: what bears on the data, not on the bill.
+_LABEL_COUNTS = ("asked", "lists", "complete", "repaired", "template")
+# A passage in the form that every model reads.
+_QUERY = "how do I merge two sorted files?"
+_PASSAGE = records.Passage(
+  id="heapq.merge", title="heapq.merge", text="Merge multiple sorted inputs into a single sorted output."
+).full_text
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -67,12 +77,15 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     learnt_from=_LEARNT_FROM[facts.cfg.retriever.teacher],
     query_tokens=encoder.query_tokens,
     passage_tokens=encoder.passage_tokens,
-    pair_tokens=encoder.query_tokens + encoder.passage_tokens - 1,
+    list_tokens=encoder.list_cut,
+    pair_tokens=export.Cut(query_tokens=encoder.query_tokens, passage_tokens=encoder.list_cut).pair_tokens,
+    query=json.dumps(_QUERY),
+    passage=json.dumps(_PASSAGE),
     snippet=_snippet(facts, name, base),
     similarity=_similarity(facts),
     data=_data(facts),
     recipe=_recipe(kind, facts),
-    results=_results(kind, facts.metrics),
+    results=_results(kind, facts.metrics, facts.cfg.evaluate.rerank_depth),
     licence=_licence(licence),
     versions=_bullets(facts.versions),
   )
@@ -114,16 +127,18 @@ def _front_matter(kind: Kind, base: str | None, licence: str | None) -> str:
 def _snippet(facts: Facts, name: str, base: str | None) -> str:
   """Code that scores pairs; with the similarity of the initial retriever where training added it."""
   head = [
-    'queries = ["how do I merge two sorted files?"]',
-    'passages = ["heapq.merge Merge multiple sorted inputs into a single sorted output."]',
+    f"queries = [{json.dumps(_QUERY)}]",
+    f"passages = [{json.dumps(_PASSAGE)}]",
   ]
   weight = facts.cfg.ranker.similarity_weight
+  # Of a class outside its own package sentence-transformers wants to be told that it may import it.
+  trust = ", trust_remote_code=True" if facts.cfg.ranker.head == "pair_cosine" else ""
   if weight is None:
     body = [
       "from sentence_transformers import CrossEncoder",
       "",
       *head,
-      f'ranker = CrossEncoder("{name}")',
+      f'ranker = CrossEncoder("{name}"{trust})',
       "scores = ranker.predict(list(zip(queries, passages)))",
     ]
   else:
@@ -132,7 +147,8 @@ def _snippet(facts: Facts, name: str, base: str | None) -> str:
       "from sentence_transformers import CrossEncoder, SentenceTransformer",
       "",
       *head,
-      f'ranker, initial = CrossEncoder("{name}"), SentenceTransformer("{base or "path/to/starting-weights"}")',
+      f'ranker, initial = CrossEncoder("{name}"{trust}), SentenceTransformer("{base or "path/to/starting-weights"}")',
+      f"initial.max_seq_length = {facts.cfg.encoder.passage_tokens}  # as its similarities were made",
       f"q, p = (initial.encode(texts, normalize_embeddings={normalise}) for texts in (queries, passages))",
       f"scores = ranker.predict(list(zip(queries, passages))) + {weight} * (q * p).sum(-1)",
     ]
@@ -153,7 +169,7 @@ def _data(facts: Facts) -> str:
   return "\n".join([
     _bullets({"Collection": facts.collection["title"], **{k: v for k, v in facts.collection.items() if k != "title"}}),
     f"- Teacher: {_teacher(labels)}, which put lists of at most {labels.list_size} passages in order",
-    _bullets({f"Teacher's lists, {k}": v for k, v in facts.labels.items()}),
+    _bullets({f"Teacher's lists, {k}": facts.labels[k] for k in _LABEL_COUNTS if k in facts.labels}),
   ])
 
 
@@ -171,12 +187,13 @@ def _recipe(kind: Kind, facts: Facts) -> str:
   return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
 
 
-def _results(kind: Kind, metrics: Mapping[str, Any] | None) -> str:
+def _results(kind: Kind, metrics: Mapping[str, Any] | None, rerank_depth: int) -> str:
   if metrics is None:
     return "Not measured."
   measures = metrics["measures"]
   lines = [
-    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed.",
+    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
+    f"`{_SYSTEMS['ranker']}` puts the first {rerank_depth} passages of `{_BASE_SYSTEM}` in another order.",
     "",
     "| system | " + " | ".join(measures) + " |",
     "|---|" + "---|" * len(measures),
@@ -207,4 +224,8 @@ def _licence(licence: str | None) -> str:
 
 
 def _bullets(facts: Mapping[str, Any]) -> str:
-  return "\n".join(f"- {name}: {value}" for name, value in facts.items())
+  return "\n".join(f"- {name}: {_said(value)}" for name, value in facts.items())
+
+
+def _said(value: Any) -> str:
+  return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, Mapping) else str(value)

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import dual_encoder
+from idistill_jax.models import cross_encoder, dual_encoder
 from idistill_jax.models import table as table_lib
 
 # What sentence-transformers cannot hold: the weight of the term that is added to the ranker's logit, and how we cut.
@@ -25,6 +25,8 @@ _NOT_CARRIED = (
   "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "architectures", "id2label", "label2id",
   "num_labels", "problem_type", "finetuning_task", "sentence_transformers", "sbert_ce_default_activation_function",
 )
+_IDENTITY = "torch.nn.modules.linear.Identity"
+_PAIR_COSINE = "idistill_jax.hf.pair_cosine.PairCosine"
 _SPECIAL_TOKENS = {
   "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
@@ -93,26 +95,57 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, cut: Cut, similarity_weight: float | None,
-                  card: str) -> None:
-  """Writes what AutoModelForSequenceClassification, AutoTokenizer and CrossEncoder load; `card` becomes README.md.
+def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, head: str, cut: Cut,
+                  similarity_weight: float | None, card: str) -> None:
+  """Writes what transformers and CrossEncoder load; `card` becomes README.md.
 
-  CrossEncoder.predict gives the raw logit; `similarity_weight` x (similarity of the initial retriever) is added by
+  With the head "classifier" the folder is a plain AutoModelForSequenceClassification.  With "pair_cosine" it is an
+  AutoModel, and CrossEncoder finds the comparison of the halves in hf.pair_cosine (see there).
+
+  CrossEncoder.predict gives the score of the joint reading; `similarity_weight` x (similarity of the initial retriever) is added by
   the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of its longer text there,
   while training cut query and passage each at its own length: scores of over-long pairs can differ.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = table_lib.to_hf(network.table, params)
+  _RANKERS[head](table_lib.to_hf(network.table, params), network.source, folder)
+  _write_tokenizer(network.source, folder, cut.pair_tokens)
+  _write_json(folder / SIDECAR, {"head": head, "similarity_weight": similarity_weight} | dataclasses.asdict(cut))
+  (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_classifier(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
   _write_weights(folder, {_in_task_model(key): value for key, value in tensors.items()})
-  _write_json(folder / "config.json", _config(network.source) | {
+  _write_json(folder / "config.json", _config(source) | {
     "architectures": ["BertForSequenceClassification"],
     "id2label": {"0": "LABEL_0"},
     "label2id": {"LABEL_0": 0},
-    "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+    "sentence_transformers": {"activation_fn": _IDENTITY},
   })
-  _write_tokenizer(network.source, folder, cut.pair_tokens)
-  _write_json(folder / SIDECAR, {"similarity_weight": similarity_weight} | dataclasses.asdict(cut))
-  (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
+  # The pooler is no part of the score, but transformers expects one: it stays as the starting checkpoint had it.
+  untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
+  _write_weights(folder, untouched | dict(tensors))
+  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]})
+  _write_json(folder / "config_sentence_transformers.json", {
+    "__version__": {}, "prompts": {}, "default_prompt_name": None, "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
+  })
+  kinds = {"": "sentence_transformers.base.modules.transformer.Transformer", "1_PairCosine": _PAIR_COSINE}
+  _write_json(folder / "modules.json", [
+    {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())
+  ])
+  (folder / "1_PairCosine").mkdir(exist_ok=True)
+  _write_json(folder / "1_PairCosine" / "config.json", {"scale": cross_encoder.PairCosine.SCALE})
+  _write_json(folder / "sentence_bert_config.json", {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+  })
+
+
+# config.Ranker.head -> (HF tensors, source folder, folder) written as that head's loaders expect.
+_RANKERS = {"classifier": _write_classifier, "pair_cosine": _write_pair_cosine}
 
 
 def _in_task_model(key: str) -> str:
@@ -136,10 +169,11 @@ def _write_tokenizer(source: pathlib.Path, folder: pathlib.Path, max_tokens: int
   if not path.exists():
     raise tokenize.TokenizerError(f"{path} is missing; save it with AutoTokenizer.save_pretrained")
   raw = json.loads(path.read_text(encoding="utf-8"))
+  options = _bert_tokenizer_options(raw, path)
   _write_json(folder / "tokenizer.json", raw | {"truncation": None, "padding": None})
   special = _special_tokens(source)
   _write_json(folder / "special_tokens_map.json", special)
-  _write_json(folder / "tokenizer_config.json", special | _normalizer_options(raw) | {
+  _write_json(folder / "tokenizer_config.json", special | options | {
     # This class emits token type ids; the generic fast one does not.
     "tokenizer_class": "BertTokenizer",
     "model_max_length": max_tokens,
@@ -150,11 +184,17 @@ def _write_tokenizer(source: pathlib.Path, folder: pathlib.Path, max_tokens: int
                                     encoding="utf-8")
 
 
-def _normalizer_options(raw: Mapping[str, Any]) -> dict[str, Any]:
-  """BertTokenizer's own options, as tokenizer.json has them: it builds its normaliser from these."""
-  normalizer = raw["normalizer"]
-  if normalizer is None or normalizer["type"] != "BertNormalizer":
-    raise tokenize.TokenizerError(f"tokenizer.json: normalizer {normalizer} cannot be said by a BertTokenizer")
+def _bert_tokenizer_options(raw: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """BertTokenizer's own options, as tokenizer.json has them: it builds its normaliser from these.
+
+  Raises tokenize.TokenizerError for word pieces or a normaliser of another kind, which that class cannot express.
+  """
+  normalizer, pieces = raw["normalizer"] or {}, raw["model"].get("type", "WordPiece")
+  if (normalizer.get("type"), pieces) != ("BertNormalizer", "WordPiece"):
+    raise tokenize.TokenizerError(
+      f"{path}: normalizer {normalizer.get('type')!r} with model {pieces!r} is no BertTokenizer's "
+      "('BertNormalizer' with 'WordPiece'); such a checkpoint trains here but cannot be exported"
+    )
   return {
     "do_lower_case": normalizer["lowercase"],
     "strip_accents": normalizer["strip_accents"],

@@ -1,9 +1,12 @@
 """The ranker: query and passage read together -> one score.
 
-The head is BertForSequenceClassification's (first token, dense, tanh, one linear unit), so that the ranker exports as
-a plain CrossEncoder.  The classifier starts at zero: with the initial retriever's similarity added to the score, the
-untrained ranker orders exactly as the retriever does, and training only has to learn corrections.
+Two heads.  `PairCosine` compares what the joint reading made of the two halves; it adds no parameter, and weights that
+were trained as an embedding start near the retriever's level there, so a thousand lists suffice.  `CrossEncoder` has
+BertForSequenceClassification's head (first token, dense, tanh, one linear unit): the one for starting weights that
+read pairs already, and it exports as a plain CrossEncoder.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +25,24 @@ class CrossEncoder(nnx.Module):
     self.encoder = bert.Bert(cfg, rngs=rngs)
     self.pooler = bert.Dense("td,de->te", (width, width), (width,), rngs=rngs)
     self.classifier = bert.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
-    self.classifier.kernel[...] = jnp.zeros((width, 1))
 
   def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     first_TxD = pooling.first(self.encoder(rows, dtype), rows)
     return self.classifier(jnp.tanh(self.pooler(first_TxD)))[:, 0]
+
+
+class PairCosine(nnx.Module):
+  """Packed pairs -> SCALE x cosine of the means of query half and passage half [T], float32."""
+
+  SCALE = 20.0
+
+  def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
+    self.encoder = bert.Bert(cfg, rngs=rngs)
+
+  def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    halves_Tx2xD = pooling.halves(self.encoder(rows, dtype), rows)
+    units_Tx2xD = halves_Tx2xD * jax.lax.rsqrt(jnp.maximum(jnp.square(halves_Tx2xD).sum(-1, keepdims=True), 1e-12))
+    return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 
 HEAD_ROWS = (
@@ -40,5 +56,22 @@ HEAD_ROWS = (
 FRESH = ("pooler/kernel", "pooler/bias", "classifier/kernel", "classifier/bias")
 
 
-def table(cfg: bert.BertConfig) -> table_lib.Table:
-  return bert.table_of(cfg, HEAD_ROWS, ignored=(), prefix="encoder/")
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+  """A ranker's module, the rows that it adds to the encoder's, and what of them an embedding checkpoint lacks."""
+
+  module: type[CrossEncoder] | type[PairCosine]
+  rows: tuple[table_lib.Row, ...]
+  fresh: tuple[str, ...]
+  ignored: tuple[str, ...]
+
+
+# config.Ranker.head -> Head.
+HEADS = {
+  "classifier": Head(module=CrossEncoder, rows=HEAD_ROWS, fresh=FRESH, ignored=()),
+  "pair_cosine": Head(module=PairCosine, rows=(), fresh=(), ignored=("pooler.*", "classifier.*")),
+}
+
+
+def table(cfg: bert.BertConfig, head: str = "classifier") -> table_lib.Table:
+  return bert.table_of(cfg, HEADS[head].rows, ignored=HEADS[head].ignored, prefix="encoder/")

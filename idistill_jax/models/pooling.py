@@ -12,12 +12,23 @@ Pooling = Literal["mean", "cls"]
 
 def mean(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
   """Mean of each text's token states [T, D], in float32."""
+  return _mean_by(states_RxLxD, rows.text_ids, rows.starts.shape[0])
+
+
+def halves(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
+  """Means of each pair's query half and passage half, told apart by type id, [T, 2, D], in float32."""
   texts = rows.starts.shape[0]
+  means_2TxD = _mean_by(states_RxLxD, 2 * rows.text_ids + rows.type_ids, 2 * texts)
+  return means_2TxD.reshape(texts, 2, -1)
+
+
+def _mean_by(states_RxLxD: jax.Array, groups_RxL: jax.Array, count: int) -> jax.Array:
+  """Mean state of each group [count, D]; tokens of groups from `count` on belong to none."""
   states_TxD = states_RxLxD.astype(jnp.float32).reshape(-1, states_RxLxD.shape[-1])
-  owners = rows.text_ids.reshape(-1)
-  sums_TxD = jax.ops.segment_sum(states_TxD, owners, num_segments=texts + 1)[:texts]
-  counts_T = jax.ops.segment_sum(jnp.ones_like(owners, jnp.float32), owners, num_segments=texts + 1)[:texts]
-  return sums_TxD / jnp.maximum(counts_T, 1.0)[:, None]
+  groups = groups_RxL.reshape(-1)
+  sums = jax.ops.segment_sum(states_TxD, groups, num_segments=count + 1)[:count]
+  counts = jax.ops.segment_sum(jnp.ones_like(groups, jnp.float32), groups, num_segments=count + 1)[:count]
+  return sums / jnp.maximum(counts, 1.0)[:, None]
 
 
 def first(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:

@@ -96,7 +96,7 @@ def _trec_eval(
     yield named[metric.measure], metric.query_id, metric.value
 
 
-def _package():
+def _package() -> Any:
   try:
     import ir_measures
     import pytrec_eval  # noqa: F401  (ir-measures would only say that the provider is unavailable)

@@ -108,7 +108,7 @@ def _bootstrap(values_Q: np.ndarray, resamples: int, seed: int) -> tuple[float, 
   return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def _mean(values, axis):
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
   return np.mean(values, axis=axis)
 
 

@@ -24,11 +24,12 @@ def run(job: artifacts.Job) -> None:
   api = upload.client() if any(repositories.values()) else None
   mesh = sharding.make_mesh(cfg.mesh)
   cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
+  list_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.list_cut)
 
-  network = networks.ranker(cfg.encoder)
+  network = networks.ranker(cfg.encoder, cfg.ranker.head)
   params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
   text = card.render("ranker", facts(job, "train_ranker", network.source), repositories[RANKER] or f"path/to/{RANKER}")
-  export.export_ranker(params, network, job.out / RANKER, cut=cut, card=text,
+  export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=list_cut, card=text,
                        similarity_weight=cfg.ranker.similarity_weight)
 
   network = networks.retriever(cfg.encoder)
@@ -66,7 +67,7 @@ def _size(folder: pathlib.Path) -> int:
 STAGE = artifacts.Stage(
   name="export",
   reads=("collection", "labels", "train_ranker", "train_retriever", "evaluate"),
-  config=("name", "seed", "encoder", "labels", "ranker", "retriever", "export"),
+  config=("name", "seed", "encoder", "labels", "ranker", "retriever", "evaluate", "export"),
   run=run,
 )
 

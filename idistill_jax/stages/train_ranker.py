@@ -18,13 +18,13 @@ from idistill_jax.train import checkpoint, inference, inputs, loop, networks
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.ranker
   mesh = sharding.make_mesh(job.cfg.mesh)
-  network = networks.ranker(job.cfg.encoder)
+  network = networks.ranker(job.cfg.encoder, cfg.head)
   data = inputs.load(job, network)
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=job.cfg.encoder.row_tokens, row_multiple=sharding.batch_shards(mesh)),
+                        row_tokens=job.cfg.encoder.list_row, row_multiple=sharding.batch_shards(mesh)),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
   )
   loss = losses.LISTWISE[cfg.loss]
@@ -40,7 +40,7 @@ def run(job: artifacts.Job) -> None:
     folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
   ))
   checkpoint.save_model(job.out / inference.MODEL, params)
-  job.count(steps=len(stream), rows=stream.rows, row_tokens=job.cfg.encoder.row_tokens)
+  job.count(steps=len(stream), rows=stream.rows, row_tokens=job.cfg.encoder.list_row)
 
 
 STAGE = artifacts.Stage(

@@ -28,7 +28,7 @@ def run(job: artifacts.Job) -> None:
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=job.cfg.encoder.row_tokens, row_multiple=sharding.batch_shards(mesh)),
+                        row_tokens=job.cfg.encoder.list_row, row_multiple=sharding.batch_shards(mesh)),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
   )
   loss = losses.DISTILLATION[cfg.loss]
@@ -50,7 +50,7 @@ def run(job: artifacts.Job) -> None:
   ))
   checkpoint.save_model(job.out / inference.MODEL, params)
   job.count(teacher=cfg.teacher, lists=len(stream.records), steps=len(stream), rows=stream.rows,
-            row_tokens=job.cfg.encoder.row_tokens)
+            row_tokens=job.cfg.encoder.list_row)
 
 
 def _from_ranker(job: artifacts.Job) -> Iterator[records.ScoredList]:

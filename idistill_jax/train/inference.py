@@ -54,7 +54,7 @@ class Ranker:
     distinct_passages, passage_of = np.unique(np.asarray(passages, object), return_inverse=True)
     tokenizer = self.forward.network.tokenizer
     query_table = tokenizer.table(distinct_queries.tolist(), self.cfg.query_tokens)
-    passage_table = tokenizer.table(distinct_passages.tolist(), self.cfg.passage_tokens)
+    passage_table = tokenizer.table(distinct_passages.tolist(), self.cfg.list_cut)
     return self.score_rows(query_table, passage_table, query_of, passage_of, similarities)
 
   def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,
@@ -76,8 +76,8 @@ def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None) -> Retri
 
 def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
   """The ranker trained in a stage's folder, or the untrained one where `folder` is None."""
-  network = networks.ranker(cfg.encoder)
-  return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens), cfg.ranker.similarity_weight)
+  network = networks.ranker(cfg.encoder, cfg.ranker.head)
+  return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.list_row), cfg.ranker.similarity_weight)
 
 
 def load_params(network: networks.Network, folder: pathlib.Path | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
@@ -95,7 +95,7 @@ def _forward(
 ) -> "Forward":
   mesh = sharding.make_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
-  return Forward(network, params, mesh, row_tokens, cfg.encoder.rows_per_step)
+  return Forward(network, params, mesh, row_tokens, max(1, cfg.encoder.tokens_per_step // row_tokens))
 
 
 class Forward:

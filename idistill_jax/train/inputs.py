@@ -47,7 +47,7 @@ def load(job: artifacts.Job, network: networks.Network) -> Inputs:
   tokenizer, cfg = network.tokenizer, job.cfg.encoder
   return Inputs(
     passages=passages, queries=queries,
-    passage_tokens=tokenizer.table(passages.texts, cfg.passage_tokens),
+    passage_tokens=tokenizer.table(passages.texts, cfg.list_cut),
     query_tokens=tokenizer.table(queries.texts, cfg.query_tokens),
     similarity=similarity.load(job.inputs["candidates"]),
   )

@@ -50,7 +50,7 @@ class Training:
 def train(training: Training) -> Any:
   """Parameters after all steps.  Raises NonFiniteLossError; the last good checkpoint is kept."""
   steps = len(training.batches)
-  learning_rate = optim.schedule(training.optim, steps + 1)
+  learning_rate = optim.schedule(training.optim, steps)
 
   # -- State: starting weights onto the mesh, or the newest checkpoint -------------------------------------------------
   params = training.network.initial(training.seed)
@@ -66,7 +66,7 @@ def train(training: Training) -> Any:
   log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
-  train_step = step_lib.make_step(training.loss_fn, tx)
+  train_step = step_lib.make_step(training.loss_fn, tx, state)
   pending: Pending | None = None
   watched = progress.bar(training.name, total=steps, done=start)
   with contextlib.closing(checkpoints), watched as bar, jax.transfer_guard("disallow"):

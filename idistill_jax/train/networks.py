@@ -62,12 +62,13 @@ def retriever(cfg: config_lib.Encoder) -> Network:
                   dual_encoder.table(sizes), ())
 
 
-def ranker(cfg: config_lib.Encoder) -> Network:
-  """The cross-encoder whose encoder starts from `cfg.weights`."""
+def ranker(cfg: config_lib.Encoder, head: str) -> Network:
+  """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
   source = weights.resolve(cfg.weights)
   sizes = bert.read_config(source)
-  return _network(cfg, source, lambda seed: cross_encoder.CrossEncoder(sizes, rngs=nnx.Rngs(seed)),
-                  cross_encoder.table(sizes), cross_encoder.FRESH)
+  chosen = cross_encoder.HEADS[head]
+  return _network(cfg, source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+                  cross_encoder.table(sizes, head), chosen.fresh)
 
 
 def _network(cfg: config_lib.Encoder, source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,

@@ -41,9 +41,13 @@ def _like_params(tx: optax.GradientTransformation, params: Any, shardings: Any, 
 
 
 def make_step(
-  loss_fn: LossFn, tx: optax.GradientTransformation
+  loss_fn: LossFn, tx: optax.GradientTransformation, state: State
 ) -> Callable[[State, batches_lib.ListBatch], tuple[State, Mapping[str, jax.Array]]]:
-  """The jitted step; the old state's buffers are reused for the new one."""
+  """The jitted step; the old state's buffers are reused for the new one, which keeps `state`'s layout.
+
+  Without the layout the compiler chooses one for what comes out, and compiles once more for what then goes in.
+  """
+  layout = jax.tree.map(lambda leaf: leaf.sharding, state)
 
   def step(state: State, batch: batches_lib.ListBatch) -> tuple[State, Mapping[str, jax.Array]]:
     loss, grads = jax.value_and_grad(loss_fn)(state.params, batch)
@@ -52,4 +56,4 @@ def make_step(
     seen = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return State(step=state.step + 1, params=params, opt_state=opt_state), seen
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=(layout, None))

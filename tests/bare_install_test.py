@@ -1,5 +1,6 @@
-"""The training core stands alone: it imports and trains where no extra, no TensorFlow and no torch is installed."""
+"""The training core stands alone, where no extra, no TensorFlow and no torch is installed; and all go together."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -15,11 +16,11 @@ EXTRAS = (
 BLOCK = textwrap.dedent("""
   import importlib.machinery, sys
 
-  class Without:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
+  class Without(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
       if name not in sys.argv[1].split(","):
-        return importlib.machinery.PathFinder.find_spec(name, path, target)
+        return super().find_spec(name, path, target)
 
   sys.meta_path[:] = [Without if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 """)
@@ -46,7 +47,7 @@ def test_training_core_imports() -> None:
   assert done.returncode == 0, done.stderr
 
 
-def test_both_trainings_run(tiny_weights: str, tmp_path) -> None:
+def test_training_runs(tiny_weights: str, tmp_path) -> None:
   code = """
     import pathlib
     sys.path.insert(0, sys.argv[4])
@@ -54,11 +55,9 @@ def test_both_trainings_run(tiny_weights: str, tmp_path) -> None:
     from idistill_jax import config, sharding
     from idistill_jax.train import loop
     mesh = sharding.make_mesh(config.Mesh())
-    for pairs in (False,):
-      folder = pathlib.Path(sys.argv[2]) / str(pairs)
-      folder.mkdir()
-      loop.train(tiny_world.training(folder, sys.argv[3], mesh, pairs=pairs, checkpoint_every=100))
-      assert (folder / "metrics.jsonl").exists()
+    folder = pathlib.Path(sys.argv[2])
+    loop.train(tiny_world.training(folder, sys.argv[3], mesh, pairs=False, checkpoint_every=100))
+    assert (folder / "metrics.jsonl").exists()
   """
   done = python(code, EXTRAS, str(tmp_path), tiny_weights, str(__file__.rpartition("/")[0]))
   assert done.returncode == 0, done.stderr
@@ -69,4 +68,27 @@ def test_both_trainings_run(tiny_weights: str, tmp_path) -> None:
 )
 def test_labelling_and_help_need_no_jax(module: str) -> None:
   done = python(f"import idistill_jax.{module}", (*EXTRAS, "jax", "jaxlib", "flax", "optax", "orbax", "grain"))
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.tf
+@pytest.mark.torch
+def test_every_extra_in_one_process() -> None:
+  """Their pins meet in protobuf and in TensorFlow's binary interface, where a clash shows at import or at first use."""
+  together = (*EXTRAS, "tensorflow_datasets")
+  if absent := [name for name in together if not importlib.util.find_spec(name.partition(".")[0])]:
+    pytest.skip(f"{absent} are not installed; launch/test.sh installs them")
+  done = python("""
+    import importlib
+    import idistill_jax.pipeline
+    for name in sys.argv[2].split(","):
+      importlib.import_module(name)
+    import numpy, scann, tensorflow, tensorflow_datasets
+    points = numpy.eye(20, dtype=numpy.float32)
+    searcher = scann.scann_ops_pybind.builder(points, 1, "dot_product").score_brute_force().build()
+    found, _ = searcher.search_batched(points)
+    assert found[:, 0].tolist() == list(range(20))
+    # Where its protobuf is too old the package imports all the same, but then has no version.
+    assert tensorflow_datasets.__version__ and int(tensorflow.constant(1) + 1) == 2
+  """, (), ",".join(together))
   assert done.returncode == 0, done.stderr

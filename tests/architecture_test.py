@@ -192,7 +192,7 @@ def declared(project: dict[str, typing.Any], extras: typing.Iterable[str]) -> di
 
 def test_dependencies_are_what_is_imported() -> None:
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-  known = declared(project, ["retrieval", "report", "llm", "gemini-legacy", "hf"])
+  known = declared(project, ["retrieval", "report", "llm", "gemini-legacy", "hf", "torch"])
   source = "\n".join(module.path.read_text() for module in modules().values())
   unused = [name for name, module in known.items() if module not in source]
   assert not unused, f"pyproject.toml asks for {unused}, which no module imports"

@@ -214,7 +214,8 @@ def test_a_checkpoints_own_pooler_and_pooling_come_along(tmp_path, minilm_weight
 
 def test_files_of_the_ranker(run):
   read = lambda name: json.loads((run.folder("ranker") / name).read_text())
-  assert read("idistill.json") == {"head": "classifier", "similarity_weight": 10.0, "query_tokens": 16, "passage_tokens": 32}
+  assert read("idistill.json") == {
+    "head": "classifier", "similarity_weight": 10.0, "query_tokens": 16, "passage_tokens": 32}
   assert read("tokenizer.json")["truncation"] is None
   assert read("tokenizer.json")["padding"] is None
   assert read("tokenizer_config.json")["tokenizer_class"] == "BertTokenizer"

@@ -50,7 +50,7 @@ def _merged(network, params):
 
 @pytest.mark.torch
 def test_cross_encoder_loads_the_exported_folder_with_the_same_scores(network, pairs, tmp_path):
-  sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers (extra: test)")
+  sentence_transformers = pytest.importorskip("sentence_transformers")
   params = network.initial(0)
   export.export_ranker(params, network, tmp_path / "ranker", head="pair_cosine", similarity_weight=10.0, card="card\n",
                        cut=export.Cut(query_tokens=32, passage_tokens=32))

@@ -102,8 +102,8 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
   With the head "classifier" the folder is a plain AutoModelForSequenceClassification.  With "pair_cosine" it is an
   AutoModel, and CrossEncoder finds the comparison of the halves in hf.pair_cosine (see there).
 
-  CrossEncoder.predict gives the score of the joint reading; `similarity_weight` x (similarity of the initial retriever) is added by
-  the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of its longer text there,
+  CrossEncoder.predict gives the score of the joint reading; `similarity_weight` x (similarity of the initial
+  retriever) is added by the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of its longer text there,
   while training cut query and passage each at its own length: scores of over-long pairs can differ.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,8 @@ def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, 
   _write_weights(folder, untouched | dict(tensors))
   _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]})
   _write_json(folder / "config_sentence_transformers.json", {
-    "__version__": {}, "prompts": {}, "default_prompt_name": None, "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
+    "__version__": {}, "prompts": {}, "default_prompt_name": None,
+    "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
   })
   kinds = {"": "sentence_transformers.base.modules.transformer.Transformer", "1_PairCosine": _PAIR_COSINE}
   _write_json(folder / "modules.json", [

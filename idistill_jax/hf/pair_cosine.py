@@ -4,6 +4,8 @@ An exported ranker with this head names this class in modules.json.  sentence-tr
 packages only where it is told to:  CrossEncoder(folder, trust_remote_code=True), with idistill_jax installed.
 """
 
+from typing import ClassVar
+
 import torch
 from sentence_transformers.base.modules import Module
 
@@ -11,7 +13,7 @@ from sentence_transformers.base.modules import Module
 class PairCosine(Module):
   """features["scores"] [pairs, 1]; the halves are told apart by token type, padding by the attention mask."""
 
-  config_keys = ["scale"]
+  config_keys: ClassVar[list[str]] = ["scale"]
 
   def __init__(self, scale: float):
     super().__init__()

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from idistill_jax.data import pack
 
@@ -22,7 +23,7 @@ def halves(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
   return means_2TxD.reshape(texts, 2, -1)
 
 
-def _mean_by(states_RxLxD: jax.Array, groups_RxL: jax.Array, count: int) -> jax.Array:
+def _mean_by(states_RxLxD: jax.Array, groups_RxL: jax.Array | np.ndarray, count: int) -> jax.Array:
   """Mean state of each group [count, D]; tokens of groups from `count` on belong to none."""
   states_TxD = states_RxLxD.astype(jnp.float32).reshape(-1, states_RxLxD.shape[-1])
   groups = groups_RxL.reshape(-1)

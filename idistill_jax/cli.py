@@ -80,7 +80,7 @@ def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
 
 
 # Errors whose message says what to do; anything else is a defect and keeps its traceback.
-USER_ERRORS = (artifacts.MissingInputError, config_lib.ConfigError, ValueError, FileNotFoundError, OSError)
+USER_ERRORS = (artifacts.MissingInputError, config_lib.ConfigError, ValueError, OSError, ImportError)
 
 
 class Runner:

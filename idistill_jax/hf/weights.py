@@ -31,7 +31,9 @@ def resolve(weights: str) -> pathlib.Path:
     raise FileNotFoundError(
       f"encoder.weights={weights!r} is no folder; to fetch it from the Hugging Face Hub: pip install 'idistill_jax[hf]'"
     ) from e
-  return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
+  # README.md states the licence, which the model cards of what is trained from it carry on.
+  wanted = ["*.json", "*.txt", "*.safetensors", "README.md"]
+  return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=wanted))
 
 
 def _in_site_packages(weights: str) -> pathlib.Path:

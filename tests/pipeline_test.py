@@ -1,0 +1,112 @@
+"""The whole pipeline on the real collection with BERT-tiny: every stage, skipped when done, taken over, searched."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from idistill_jax import artifacts, pipeline, search
+
+COMMAND = (sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/quickstart.py:tiny")
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+  # One device, as a user's laptop has; the suite itself runs on eight.
+  environment = os.environ | {"XLA_FLAGS": ""}
+  return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, tiny_weights):
+  root = tmp_path_factory.mktemp("runs") / "tiny"
+  done = run(f"--workdir={root}")
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "distilled" in done.stdout
+  return artifacts.Workdir(root)
+
+
+def test_every_stage_commits_a_folder_with_its_manifest(workdir):
+  for stage in pipeline.STAGES:
+    manifest = workdir.manifest(stage.name)
+    assert manifest["stage"] == stage.name
+    assert manifest["inputs"] == {name: workdir.manifest(name)["key"] for name in stage.reads}
+  assert not [path for path in workdir.root.iterdir() if path.name.startswith(".")]
+  assert (workdir.root / "report.html").stat().st_size > 50_000
+
+
+def test_metrics_have_the_promised_form(workdir):
+  metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
+  assert set(metrics["systems"]) == {"initial", "bm25", "ranker", "distilled"}
+  for measured in metrics["systems"].values():
+    assert {"MRR@10", "nDCG@10", "recall@20", "recall@100", "hit@1"} <= set(measured)
+  assert {"delta", "p", "ci95"} <= set(metrics["tests"]["distilled vs initial"]["MRR@10"])
+  assert metrics["systems"]["bm25"]["MRR@10"] > 0.2
+  for system in metrics["systems"]:
+    assert (workdir.folder("evaluate") / "runs" / f"{system}.trec").exists()
+
+
+def test_the_teachers_lists_are_real_answers(workdir):
+  statuses = json.loads((workdir.folder("labels") / "statuses.json").read_text())
+  counts = workdir.manifest("labels")["counts"]
+  assert counts["complete"] == counts["lists"] > 10
+  assert statuses["complete"] == counts["complete"]
+
+
+def test_run_again_does_nothing(workdir):
+  before = {path: path.stat().st_mtime_ns for path in workdir.root.glob("*/manifest.json")}
+  started = time.monotonic()
+  done = run(f"--workdir={workdir.root}")
+  assert done.returncode == 0
+  assert done.stderr.count("done already") == len(pipeline.STAGES)
+  assert {path: path.stat().st_mtime_ns for path in workdir.root.glob("*/manifest.json")} == before
+  assert time.monotonic() - started < 60
+
+
+def test_a_changed_knob_reruns_only_what_depends_on_it(workdir, tmp_path):
+  # Another workdir, so that this one stays whole; unchanged stages are taken over from it.
+  done = run(f"--workdir={tmp_path}", f"--reuse={workdir.root}", "--config.retriever.teacher=llm")
+  assert done.returncode == 0, done.stderr[-3000:]
+  taken = [stage.name for stage in pipeline.STAGES if f"{stage.name}: taken over" in done.stderr]
+  assert taken == ["collection", "candidates", "labels", "train_ranker", "scores"]
+  assert artifacts.Workdir(tmp_path).manifest("train_retriever")["counts"]["teacher"] == "llm"
+
+
+def test_search_shows_three_systems(workdir):
+  answers = search.search(workdir.root, "how do I merge two sorted iterables")
+  assert set(answers) == {"initial", "distilled", "ranker"}
+  for answer in answers.values():
+    assert len(answer.passages) == 5
+
+
+def test_a_missing_input_names_the_command_that_makes_it(tmp_path):
+  done = subprocess.run(
+    [sys.executable, "-m", "idistill_jax.stages.scores", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path}"],
+    capture_output=True, text=True, timeout=120)
+  assert done.returncode == 1
+  assert "python -m idistill_jax.stages.collection" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+@pytest.mark.torch
+def test_the_exported_folders_give_the_same_numbers(workdir):
+  sentence_transformers = pytest.importorskip("sentence_transformers")
+  import numpy as np
+
+  from idistill_jax import cli
+  from idistill_jax.train import inference
+
+  cfg = cli.load_config(workdir.root)
+  texts = ["heapq.merge. Merge multiple sorted inputs into a single sorted output.", "open a file"]
+  ours = inference.load_retriever(cfg, workdir.folder("train_retriever")).encode_passages(texts)
+  theirs = sentence_transformers.SentenceTransformer(str(workdir.folder("export") / "retriever"), device="cpu")
+  np.testing.assert_allclose(theirs.encode(texts), ours, atol=1e-4)
+
+  pairs = [("merge sorted lists", texts[0]), ("merge sorted lists", texts[1])]
+  learned = inference.load_ranker(cfg, workdir.folder("train_ranker")).score(
+    [query for query, _ in pairs], [passage for _, passage in pairs], np.zeros(2))
+  exported = sentence_transformers.CrossEncoder(str(workdir.folder("export") / "ranker"), device="cpu",
+                                                trust_remote_code=True)
+  np.testing.assert_allclose(exported.predict(pairs), learned, atol=1e-4)

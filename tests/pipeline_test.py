@@ -82,9 +82,8 @@ def test_search_shows_three_systems(workdir):
 
 
 def test_a_missing_input_names_the_command_that_makes_it(tmp_path):
-  done = subprocess.run(
-    [sys.executable, "-m", "idistill_jax.stages.scores", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path}"],
-    capture_output=True, text=True, timeout=120)
+  stage = (sys.executable, "-m", "idistill_jax.stages.scores", "--config=configs/quickstart.py:tiny")
+  done = subprocess.run([*stage, f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=120)
   assert done.returncode == 1
   assert "python -m idistill_jax.stages.collection" in done.stderr
   assert "Traceback" not in done.stderr

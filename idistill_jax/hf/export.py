@@ -103,8 +103,9 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
   AutoModel, and CrossEncoder finds the comparison of the halves in hf.pair_cosine (see there).
 
   CrossEncoder.predict gives the score of the joint reading; `similarity_weight` x (similarity of the initial
-  retriever) is added by the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of its longer text there,
-  while training cut query and passage each at its own length: scores of over-long pairs can differ.
+  retriever) is added by the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of
+  its longer text there, while training cut query and passage each at its own length: scores of over-long pairs can
+  differ.
   """
   folder.mkdir(parents=True, exist_ok=True)
   _RANKERS[head](table_lib.to_hf(network.table, params), network.source, folder)

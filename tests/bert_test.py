@@ -29,7 +29,8 @@ class Case:
 
 @pytest.fixture(scope="module", params=["retriever", "ranker"])
 def case(request, tiny_weights) -> Case:
-  network = getattr(networks, request.param)(config.Encoder(weights=tiny_weights))
+  encoder = config.Encoder(weights=tiny_weights)
+  network = networks.retriever(encoder) if request.param == "retriever" else networks.ranker(encoder, "classifier")
   params = network.initial(0)
   rng = np.random.default_rng(0)
   if request.param == "ranker":

@@ -160,7 +160,7 @@ def folder_with(root: pathlib.Path, **files: str) -> config.Collection:
 def test_a_folder_is_read(tmp_path):
   found = beir.load(folder_with(tmp_path / "small"))
   assert found.title == "small"
-  assert [(p.id, p.full_text) for p in found.passages] == [("p1", "One first"), ("p2", "second")]
+  assert [(p.id, p.full_text) for p in found.passages] == [("p1", "One. first"), ("p2", "second")]
   assert [(q.id, q.split) for q in found.queries] == [("q1", "test"), ("q2", "train")]
   assert found.qrels["test"] == {"q1": {"p1": 1}}
   assert found.drops == ()

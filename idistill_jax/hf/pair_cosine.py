@@ -11,7 +11,7 @@ from sentence_transformers.base.modules import Module
 
 
 class PairCosine(Module):
-  """features["scores"] [pairs, 1]; the halves are told apart by token type, padding by the attention mask."""
+  """features["scores"] [pairs]; the halves are told apart by token type, padding by the attention mask."""
 
   config_keys: ClassVar[list[str]] = ["scale"]
 
@@ -22,7 +22,7 @@ class PairCosine(Module):
   def forward(self, features: dict[str, torch.Tensor], **kwargs: object) -> dict[str, torch.Tensor]:
     real, types = features["attention_mask"], features["token_type_ids"]
     query, passage = (self._mean(features["token_embeddings"], real * (types == half)) for half in (0, 1))
-    features["scores"] = self.scale * torch.nn.functional.cosine_similarity(query, passage, dim=-1)[:, None]
+    features["scores"] = self.scale * torch.nn.functional.cosine_similarity(query, passage, dim=-1)
     return features
 
   def _mean(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

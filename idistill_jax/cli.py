@@ -12,7 +12,7 @@ import pathlib
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -24,8 +24,28 @@ CONFIG_SNAPSHOT = "config.json"
 
 
 
-def _register_choices() -> None:
-  """Teaches config_flags every `Literal` of the config tree: `--config.labels.provider=x` names the choices."""
+class _OrNone(flags.ArgumentParser):
+  """Reads `none` as absence and hands everything else on; `validate` refuses it where a field must have a value."""
+
+  def __init__(self, inner: flags.ArgumentParser):
+    self._inner = inner
+
+  def parse(self, argument: str) -> Any:
+    if isinstance(argument, str) and argument.lower() == "none":
+      return None
+    return self._inner.parse(argument)
+
+  def flag_type(self) -> str:
+    return f"{self._inner.flag_type()} or none"
+
+
+def _register_parsers() -> None:
+  """Teaches config_flags absence, and every `Literal` of the config tree: a wrong choice names the right ones."""
+  parsers: dict[type, flags.ArgumentParser] = {
+    int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser(),
+  }
+  for kind, parser in parsers.items():
+    config_flags.register_flag_parser_for_type(kind, _OrNone(parser))
   for section in vars(config_lib).values():
     if dataclasses.is_dataclass(section):
       for hint in typing.get_type_hints(section).values():
@@ -33,7 +53,7 @@ def _register_choices() -> None:
           config_flags.register_flag_parser_for_type(hint, flags.EnumParser(list(typing.get_args(hint))))
 
 
-_register_choices()
+_register_parsers()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment: a file in configs/, with :variant.", lock_config=False
 )

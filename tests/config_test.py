@@ -116,6 +116,7 @@ def test_good_flags_reach_the_config(tmp_path: pathlib.Path) -> None:
     "--config.ranker.loss=ranknet",
     "--config.ranker.optim.peak_lr=3e-5",
     "--config.collection.max_passages=300",
+    "--config.ranker.top_places=none",
   )
   assert done.returncode == 0, done.stderr
   from idistill_jax import cli
@@ -123,6 +124,7 @@ def test_good_flags_reach_the_config(tmp_path: pathlib.Path) -> None:
   cfg = cli.load_config(tmp_path / "w")
   assert (cfg.seed, cfg.ranker.loss, cfg.ranker.optim.peak_lr) == (7, "ranknet", 3e-5)
   assert cfg.collection.max_passages == 300
+  assert cfg.ranker.top_places is None
   assert (tmp_path / "w" / "collection" / "manifest.json").exists()
 
 

@@ -60,6 +60,14 @@ def test_absent_lists_and_passages_are_masked(stream):
     assert (batch.where.sum(1)[:size] == 4).all()
 
 
+def test_the_whole_list_is_known_though_some_are_drawn(stream):
+  for step in range(len(stream)):
+    batch = stream[step]
+    for b in np.flatnonzero(batch.where.any(1)):
+      assert set(batch.passage_rows[b][batch.where[b]]) < set(batch.list_rows[b])
+      assert len(set(batch.list_rows[b])) == tiny_world.LENGTH
+
+
 def test_the_best_of_each_list_takes_part(stream):
   for step in range(len(stream)):
     batch = stream[step]

@@ -68,7 +68,7 @@ def key(monkeypatch):
 
 
 def rankings(workdir):
-  return list(example.read_records(workdir.folder("labels"), stage.RANKINGS, records.RankedList))
+  return list(example.read_records(workdir.folder("labels"), artifacts.RANKINGS, records.RankedList))
 
 
 def statuses(workdir):

@@ -52,6 +52,15 @@ def test_an_own_passage_elsewhere_is_no_negative():
   assert float(in_batch.target[0, 2]) == 0
 
 
+def test_an_own_passage_that_was_not_drawn_is_no_negative():
+  probs, slots, rows = np.full((2, 2), 0.5), np.arange(4).reshape(2, 2), np.array([[10, 11], [12, 13]])
+  seen = in_batch_targets(probs, slots, rows, slots=4, list_rows=np.array([[10, 11, 13], [12, 13, 12]]))
+  np.testing.assert_array_equal(seen.where.astype(int), [[1, 1, 1, 0], [1, 1, 1, 1]])
+  np.testing.assert_array_equal(seen.target, in_batch_targets(probs, slots, rows, slots=4).target)
+  # Control: without the whole list 13 counts as a negative of the first query.
+  assert in_batch_targets(probs, slots, rows, slots=4).where.all()
+
+
 def test_absent_passages_are_nowhere():
   where = [[True, False], [True, True], [False, False]]
   # The absent one claims a slot and a row that belong to others.

@@ -68,6 +68,7 @@ def retriever_loss(network: networks.Network):
       own_slots=jnp.arange(lists * width).reshape(lists, width),
       passage_rows=batch.passage_rows,
       where=batch.where,
+      list_rows=batch.list_rows,
     )
     scores = jnp.einsum("be,me->bm", vectors[:lists], vectors[lists:])
     return losses.DISTILLATION["kl_batch"](scores, targets, student_temperature=0.05)

@@ -25,6 +25,7 @@ class ListBatch:
   where: bool [B, N]; False where a list is shorter or a batch holds fewer lists.
   known: bool [B, N]; False where the LLM left a place out and the parser filled it.
   passage_rows: int32 [B, N]; which passage of the corpus; equal numbers are equal passages.
+  list_rows: int32 [B, W]; every passage of each list, drawn or not; short lists repeat their first.
   similarities: float32 [B, N]; cosine of the initial retriever.
   """
 
@@ -33,6 +34,7 @@ class ListBatch:
   where: Any
   known: Any
   passage_rows: Any
+  list_rows: Any
   similarities: Any
 
 
@@ -128,6 +130,7 @@ class Batches:
     self._shape, self._similarity, self._seed = shape, similarity, seed
     self._steps: list[list[deal.Slot]] = []
     lists = [decode(record) for record in (records[i] for i in range(len(records)))]
+    self._longest = max(len(one.passage_rows) for one in lists)
     rows = 0
     for epoch in range(epochs):
       lengths = [texts.lengths(one.query_row, self._sampled(one, deal.Slot(epoch, i)).passage_rows)
@@ -159,7 +162,8 @@ class Batches:
 
   def __getitem__(self, step: int) -> ListBatch:
     size, width = self._shape.lists, self._shape.passages
-    lists = [self._sampled(self._decode(self.records[slot.record]), slot) for slot in self._steps[step]]
+    whole = [self._decode(self.records[slot.record]) for slot in self._steps[step]]
+    lists = [self._sampled(one, slot) for one, slot in zip(whole, self._steps[step], strict=True)]
     texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
     placement = pack.place(lengths, self._shape.row_tokens)
@@ -168,13 +172,16 @@ class Batches:
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)
     passage_rows = np.zeros((size, width), np.int32)
+    list_rows = np.zeros((size, self._longest), np.int32)
     for b, one in enumerate(lists):
       n = len(one.passage_rows)
+      list_rows[b] = whole[b].passage_rows[0]
+      list_rows[b, :len(whole[b].passage_rows)] = whole[b].passage_rows
       values[b, :n], where[b, :n], known[b, :n] = one.values, True, one.known
       passage_rows[b, :n] = one.passage_rows
       similarities[b, :n] = self._similarity(one.query_row, one.passage_rows)
     return ListBatch(rows=rows, values=values, where=where, known=known, passage_rows=passage_rows,
-                     similarities=similarities)
+                     list_rows=list_rows, similarities=similarities)
 
 
 def iterator(batches: Batches, *, start_threads: int = 2) -> grain.DatasetIterator:

@@ -25,12 +25,15 @@ class RetrieverTargets:
   own_slots: int, the slot of each passage, 0 <= slot < M.
   passage_rows: int, which passage of the corpus it is; equal rows are the same passage.
   where: bool, passages that exist; the other fields may hold anything where it is False.
+  list_rows: int [B, W], every passage of each list, where only some were drawn into the batch; a repeated passage
+    does no harm.  None: those drawn are all.
   """
 
   teacher_scores: jax.Array
   own_slots: jax.Array
   passage_rows: jax.Array
   where: jax.Array
+  list_rows: jax.Array | None = None
 
 
 class InBatch(NamedTuple):
@@ -47,6 +50,7 @@ def in_batch_targets(
   *,
   slots: int,
   where: jax.Array | None = None,
+  list_rows: jax.Array | None = None,
 ) -> InBatch:
   """Each list's distribution [B, N] spread over the slots of the batch, and which slots are its negatives.
 
@@ -83,6 +87,8 @@ def in_batch_targets(
   first_M = filled_M & ~(same_MxM & earlier_MxM).any(1)
   # A query holds the passage of a slot when it owns some slot with the same passage.
   held_BxM = jnp.einsum("bm,mk->bk", own_BxM.astype(jnp.float32), same_MxM.astype(jnp.float32)) > 0
+  if list_rows is not None:
+    held_BxM = held_BxM | (rows_M[None, :, None] == list_rows[:, None, :]).any(-1)
   negative_BxM = first_M[None, :] & ~held_BxM & own_BxM.any(1, keepdims=True)
   return InBatch(target_BxM, own_BxM | negative_BxM)
 
@@ -95,7 +101,8 @@ def _own(scores: jax.Array, targets: RetrieverTargets) -> jax.Array:
 def _spread(scores: jax.Array, targets: RetrieverTargets) -> InBatch:
   probs = distillation.score_distribution(targets.teacher_scores, temperature=1.0, where=targets.where)
   return in_batch_targets(
-    probs, targets.own_slots, targets.passage_rows, slots=scores.shape[-1], where=targets.where
+    probs, targets.own_slots, targets.passage_rows, slots=scores.shape[-1], where=targets.where,
+    list_rows=targets.list_rows,
   )
 
 

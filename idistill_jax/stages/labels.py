@@ -23,7 +23,7 @@ from idistill_jax.llm import cache as cache_lib
 from idistill_jax.llm import label, parse, prompt, protocol, providers
 from idistill_jax.llm.providers import replay
 
-RANKINGS, STATUSES, CANDIDATES = "rankings", "statuses.json", "candidates"
+STATUSES = "statuses.json"
 CACHE = "llm.sqlite"
 _LISTS_PER_SHARD = 50_000
 
@@ -35,7 +35,7 @@ def run(job: artifacts.Job) -> None:
 
   lists = tables.load_lists(job.inputs["collection"])
   if lists is None:
-    candidates = example.read_records(job.inputs["candidates"], CANDIDATES, records.CandidateList)
+    candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, seed=job.cfg.seed)
   kept = list(usable(job, lists, queries, passages))[: cfg.lists]
   if not kept:
@@ -52,7 +52,7 @@ def run(job: artifacts.Job) -> None:
   summary = summarise(outcomes, prices)
   if not rankings:
     raise ValueError(f"none of {len(requests)} lists got a usable answer: {tally_of(job.drops)}")
-  example.write_records(job.out, RANKINGS, rankings, shards=-(-len(rankings) // _LISTS_PER_SHARD))
+  example.write_records(job.out, artifacts.RANKINGS, rankings, shards=-(-len(rankings) // _LISTS_PER_SHARD))
   (job.out / STATUSES).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(
     lists=len(rankings),

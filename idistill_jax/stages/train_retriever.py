@@ -39,7 +39,7 @@ def run(job: artifacts.Job) -> None:
     queries_BxE, passages_MxE = vectors[:lists], vectors[lists:]
     targets = losses.RetrieverTargets(
       teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
-      passage_rows=batch.passage_rows, where=batch.where,
+      passage_rows=batch.passage_rows, where=batch.where, list_rows=batch.list_rows,
     )
     scores_BxM = jnp.einsum("be,me->bm", queries_BxE, passages_MxE)
     return loss(scores_BxM, targets, student_temperature=cfg.student_temperature)

@@ -44,9 +44,10 @@ class Encoder:
   query_tokens: int = 64
   passage_tokens: int = 256
   row_tokens: int = 256
-  # In lists (both trainings, the ranker's scoring) passages are cut here and packed into rows of this many tokens;
-  # None: as above.  Shorter is cheaper, and an index entry still sees the whole passage.
+  # In lists passages are cut here, when the retriever trains and when the ranker reads pairs, and packed into rows of
+  # this many tokens; None: as above.  Shorter is cheaper, and an index entry still sees the whole passage.
   list_passage_tokens: int | None = None
+  pair_passage_tokens: int | None = None
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -54,6 +55,10 @@ class Encoder:
   @property
   def list_cut(self) -> int:
     return self.passage_tokens if self.list_passage_tokens is None else self.list_passage_tokens
+
+  @property
+  def pair_cut(self) -> int:
+    return self.list_cut if self.pair_passage_tokens is None else self.pair_passage_tokens
 
   @property
   def list_row(self) -> int:

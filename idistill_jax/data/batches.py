@@ -1,7 +1,7 @@
 """Streams of packed training batches: TFRecords of lists -> static-shape arrays, step by step.
 
-`Batches[step]` reads the step's lists from the records, samples passages, looks up tokens and packs them; it is a
-pure function of (records, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
+`Batches[step]` takes the step's lists, samples passages, looks up tokens and packs them; it is a pure function of
+(records, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
 """
 
 import dataclasses
@@ -126,10 +126,12 @@ class Batches:
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
     if not len(records):
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
-    self.records, self._decode, self._texts = records, decode, texts
+    self.records, self._texts = records, texts
     self._shape, self._similarity, self._seed = shape, similarity, seed
     self._steps: list[list[deal.Slot]] = []
-    lists = [decode(record) for record in (records[i] for i in range(len(records)))]
+    # Once, here, and not in the threads that read ahead: the plan needs every list's length anyway, and protobuf has
+    # crashed when several threads parsed at once.
+    self._lists = lists = [decode(record) for record in (records[i] for i in range(len(records)))]
     self._longest = max(len(one.passage_rows) for one in lists)
     rows = 0
     for epoch in range(epochs):
@@ -162,7 +164,7 @@ class Batches:
 
   def __getitem__(self, step: int) -> ListBatch:
     size, width = self._shape.lists, self._shape.passages
-    whole = [self._decode(self.records[slot.record]) for slot in self._steps[step]]
+    whole = [self._lists[slot.record] for slot in self._steps[step]]
     lists = [self._sampled(one, slot) for one, slot in zip(whole, self._steps[step], strict=True)]
     texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]

@@ -24,12 +24,12 @@ def run(job: artifacts.Job) -> None:
   api = upload.client() if any(repositories.values()) else None
   mesh = sharding.make_mesh(cfg.mesh)
   cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
-  list_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.list_cut)
+  pair_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.pair_cut)
 
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
   text = card.render("ranker", facts(job, "train_ranker", network.source), repositories[RANKER] or f"path/to/{RANKER}")
-  export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=list_cut, card=text,
+  export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=pair_cut, card=text,
                        similarity_weight=cfg.ranker.similarity_weight)
 
   network = networks.retriever(cfg.encoder)

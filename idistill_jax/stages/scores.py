@@ -27,7 +27,7 @@ def run(job: artifacts.Job) -> None:
   tokenizer = ranker.forward.network.tokenizer
   scores = ranker.score_rows(
     tokenizer.table(queries.texts, job.cfg.encoder.query_tokens),
-    tokenizer.table(passages.texts, job.cfg.encoder.list_cut), query_of, passage_of, initial,
+    tokenizer.table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of, initial,
   )
 
   ends = np.cumsum([len(ids) for _, ids in lists])

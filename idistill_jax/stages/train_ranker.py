@@ -19,7 +19,7 @@ def run(job: artifacts.Job) -> None:
   cfg = job.cfg.ranker
   mesh = sharding.make_mesh(job.cfg.mesh)
   network = networks.ranker(job.cfg.encoder, cfg.head)
-  data = inputs.load(job, network)
+  data = inputs.load(job, network, job.cfg.encoder.pair_cut)
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),

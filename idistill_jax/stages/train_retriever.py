@@ -23,7 +23,7 @@ def run(job: artifacts.Job) -> None:
 
   mesh = sharding.make_mesh(job.cfg.mesh)
   network = networks.retriever(job.cfg.encoder)
-  data = inputs.load(job, network)
+  data = inputs.load(job, network, job.cfg.encoder.list_cut)
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),

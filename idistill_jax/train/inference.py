@@ -54,7 +54,7 @@ class Ranker:
     distinct_passages, passage_of = np.unique(np.asarray(passages, object), return_inverse=True)
     tokenizer = self.forward.network.tokenizer
     query_table = tokenizer.table(distinct_queries.tolist(), self.cfg.query_tokens)
-    passage_table = tokenizer.table(distinct_passages.tolist(), self.cfg.list_cut)
+    passage_table = tokenizer.table(distinct_passages.tolist(), self.cfg.pair_cut)
     return self.score_rows(query_table, passage_table, query_of, passage_of, similarities)
 
   def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,

@@ -40,14 +40,14 @@ class Inputs:
     )
 
 
-def load(job: artifacts.Job, network: networks.Network) -> Inputs:
-  """From the collection and candidates folders of a job."""
+def load(job: artifacts.Job, network: networks.Network, passage_tokens: int) -> Inputs:
+  """From the collection and candidates folders of a job; passages are cut at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   tokenizer, cfg = network.tokenizer, job.cfg.encoder
   return Inputs(
     passages=passages, queries=queries,
-    passage_tokens=tokenizer.table(passages.texts, cfg.list_cut),
+    passage_tokens=tokenizer.table(passages.texts, passage_tokens),
     query_tokens=tokenizer.table(queries.texts, cfg.query_tokens),
     similarity=similarity.load(job.inputs["candidates"]),
   )

@@ -113,17 +113,17 @@ class Workdir:
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
     sections = config_lib.as_dict(cfg)
-    input_keys = {}
-    for name in stage.reads:
-      manifest = self.manifest(name)
-      input_keys[name] = manifest and manifest["key"]
     return config_lib.digest({
       "layout": LAYOUT_VERSION,
       "stage": stage.name,
       "config": {name: sections[name] for name in stage.config},
-      "inputs": input_keys,
+      "inputs": self._input_keys(stage),
       "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })
+
+  def _input_keys(self, stage: Stage) -> dict[str, str | None]:
+    manifests = {name: self.manifest(name) for name in stage.reads}
+    return {name: None if manifest is None else manifest["key"] for name, manifest in manifests.items()}
 
   def is_done(self, stage: Stage, cfg: config_lib.Config) -> bool:
     manifest = self.manifest(stage.name)
@@ -160,7 +160,7 @@ class Workdir:
     manifest = {
       "stage": stage.name,
       "key": key,
-      "inputs": {name: json.loads((folder / MANIFEST).read_text())["key"] for name, folder in inputs.items()},
+      "inputs": self._input_keys(stage),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
       "drops": {

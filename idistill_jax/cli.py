@@ -23,7 +23,6 @@ from idistill_jax import config as config_lib
 CONFIG_SNAPSHOT = "config.json"
 
 
-
 class _OrNone(flags.ArgumentParser):
   """Reads `none` as absence and hands everything else on; `validate` refuses it where a field must have a value."""
 

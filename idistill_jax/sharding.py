@@ -4,6 +4,8 @@ A parameter names what its axes mean ("embed", "heads"); the rules below say whi
 over.  Change a strategy here, never in a model.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -73,6 +75,12 @@ def spec(path: str, logical_axes: tuple[str, ...], shape: tuple[int, ...], mesh:
 def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Sharding of an array whose first axis is the rows of a batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def packed(batch_rows: Any, mesh: jax.sharding.Mesh) -> Any:
+  """Shardings of packed texts: arrays [R, L] cut by rows, everything else on every device."""
+  by_rows, everywhere = rows(mesh), replicated(mesh)
+  return jax.tree.map(lambda array: by_rows if array.ndim == 2 else everywhere, batch_rows)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

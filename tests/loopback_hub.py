@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import http.server
 import json
-import threading
 from typing import Any
+
+import loopback
 
 
 @dataclasses.dataclass
@@ -22,7 +23,7 @@ class Repository:
   commits: list[str] = dataclasses.field(default_factory=list)
 
 
-class LoopbackHub:
+class LoopbackHub(loopback.Loopback):
   """`with LoopbackHub(token) as hub:`; `hub.url`, `hub.repositories`, `hub.asked`: paths in order of arrival."""
 
   def __init__(self, token: str):
@@ -52,17 +53,9 @@ class LoopbackHub:
       def log_message(self, *args):
         pass
 
-    self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    self.server.daemon_threads = True
-    self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-  def __enter__(self):
-    threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    return self
-
-  def __exit__(self, *exc):
-    self.server.shutdown()
-    self.server.server_close()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    super().__init__(server)
 
   def allows(self, headers: Any) -> bool:
     return headers.get("authorization") == f"Bearer {self.token}"

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import loopback
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -31,7 +33,7 @@ def reversed_order(number: int, prompt: str) -> Reply:
   return Reply(" > ".join(f"[{i}]" for i in range(count, 0, -1)))
 
 
-class LoopbackLLM:
+class LoopbackLLM(loopback.Loopback):
   """`with LoopbackLLM(reply) as server:`; `server.url`, and `server.asked`: prompts in order of arrival."""
 
   def __init__(self, reply: Callable[[int, str], Reply] = reversed_order):
@@ -61,16 +63,7 @@ class LoopbackLLM:
       def handle_error(self, request, client_address):
         pass  # clients that were killed or ran out of patience
 
-    self.server = Server(("127.0.0.1", 0), Handler)
-    self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-  def __enter__(self):
-    threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    return self
-
-  def __exit__(self, *exc):
-    self.server.shutdown()
-    self.server.server_close()
+    super().__init__(Server(("127.0.0.1", 0), Handler))
 
   def serve(self, handler: http.server.BaseHTTPRequestHandler) -> None:
     body = json.loads(handler.rfile.read(int(handler.headers["content-length"])))

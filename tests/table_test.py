@@ -32,7 +32,8 @@ MODELS = {
       cfg, dual_encoder.EmbeddingConfig(pooling="mean", normalize=True), rngs=nnx.Rngs(0)),
     dual_encoder.table,
   ),
-  "ranker": (lambda cfg: cross_encoder.CrossEncoder(cfg, rngs=nnx.Rngs(0)), cross_encoder.table),
+  "ranker": (lambda cfg: cross_encoder.CrossEncoder(cfg, rngs=nnx.Rngs(0)),
+             lambda cfg: cross_encoder.table(cfg, "classifier")),
 }
 
 

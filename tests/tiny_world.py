@@ -4,12 +4,11 @@ import dataclasses
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from idistill_jax import config, losses, records
+from idistill_jax import config, records
 from idistill_jax.data import batches, example, similarity, tables, tfrecord
-from idistill_jax.train import inputs, loop, networks
+from idistill_jax.train import inputs, loop, networks, objectives
 
 WORDS = (
   "merge sort split open close read write lock wait parse print join copy move hash date time path file list".split()
@@ -51,37 +50,18 @@ def stream(
 ) -> batches.Batches:
   data = _inputs(network)
   texts = batches.PairTexts if pairs else batches.DualTexts
+
+  def places(payload: bytes) -> batches.TrainingList:
+    """The scores are minus the places."""
+    one = data.scored(payload)
+    return dataclasses.replace(one, values=-one.values)
+
   return batches.Batches(
-    records=tfrecord.ShardedRecords(folder, "lists"), decode=data.scored,
+    records=tfrecord.ShardedRecords(folder, "lists"), decode=places if pairs else data.scored,
     texts=texts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=3, passages=4, always_best=1, row_tokens=32, row_multiple=row_multiple),
     similarity=data.similarity, epochs=EPOCHS, seed=seed,
   )
-
-
-def retriever_loss(network: networks.Network):
-  def loss_fn(params, batch):
-    lists, width = batch.where.shape
-    vectors = network.apply(params, batch.rows)
-    targets = losses.RetrieverTargets(
-      teacher_scores=batch.values,
-      own_slots=jnp.arange(lists * width).reshape(lists, width),
-      passage_rows=batch.passage_rows,
-      where=batch.where,
-      list_rows=batch.list_rows,
-    )
-    scores = jnp.einsum("be,me->bm", vectors[:lists], vectors[lists:])
-    return losses.DISTILLATION["kl_batch"](scores, targets, student_temperature=0.05)
-
-  return loss_fn
-
-
-def ranker_loss(network: networks.Network):
-  def loss_fn(params, batch):
-    scores = network.apply(params, batch.rows).reshape(batch.where.shape) + batch.similarities
-    return losses.LISTWISE["listmle"](scores, -batch.values, where=batch.where)
-
-  return loss_fn
 
 
 def training(
@@ -91,7 +71,9 @@ def training(
   if not tfrecord.exists(folder, "lists"):
     write_lists(folder)
   network = networks.ranker(encoder(weights), "pair_cosine") if pairs else networks.retriever(encoder(weights))
-  loss = (ranker_loss if pairs else retriever_loss)(network)
+  ranker = config.Ranker(loss="listmle", similarity_weight=1.0)
+  retriever = config.Retriever(loss="kl_batch", student_temperature=0.05)
+  loss = objectives.ranker(ranker, network) if pairs else objectives.retriever(retriever, network)
   return loop.Training(
     name="test", network=network, loss_fn=loss, batches=stream(folder, network, pairs),
     optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder, checkpoint_every=checkpoint_every, seed=0,

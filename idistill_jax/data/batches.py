@@ -126,7 +126,7 @@ class Batches:
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
     if not len(records):
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
-    self.records, self._texts = records, texts
+    self._texts = texts
     self._shape, self._similarity, self._seed = shape, similarity, seed
     self._steps: list[list[deal.Slot]] = []
     # Once, here, and not in the threads that read ahead: the plan needs every list's length anyway, and protobuf has
@@ -150,6 +150,11 @@ class Batches:
   def __repr__(self) -> str:
     # Grain compares this with the one in a checkpoint.
     return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows}, seed={self._seed})"
+
+  @property
+  def lists(self) -> int:
+    """How many lists there are to train on."""
+    return len(self._lists)
 
   def slots(self, step: int) -> list[deal.Slot]:
     """Which lists the step trains on: what an error message names."""

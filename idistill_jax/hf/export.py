@@ -65,10 +65,7 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   tensors = table_lib.to_hf(network.table, params)
   width = tensors["embeddings.word_embeddings.weight"].shape[1]
   folder.mkdir(parents=True, exist_ok=True)
-  # The pooler is no part of an embedding, but transformers expects one: it stays as the starting checkpoint had it.
-  untouched = {key: value for key, value in weights.read_tensors(network.source).items() if key.startswith("pooler.")}
-  _write_weights(folder, untouched | tensors)
-  _write_json(folder / "config.json", _config(network.source) | {"architectures": ["BertModel"]})
+  _write_encoder(tensors, network.source, folder)
   _write_tokenizer(network.source, folder, cut.passage_tokens)
   _write_json(folder / "sentence_bert_config.json", {"max_seq_length": cut.passage_tokens, "do_lower_case": False})
   _write_json(folder / "config_sentence_transformers.json", {
@@ -76,12 +73,7 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
     "similarity_fn_name": "cosine" if embedding.normalize else "dot",
   })
   kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
-  _write_json(folder / "modules.json", [
-    {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-    for i, (path, kind) in enumerate(kinds.items())
-  ])
-  for path in filter(None, kinds):
-    (folder / path).mkdir(exist_ok=True)
+  _write_modules({path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()}, folder)
   _write_json(folder / "1_Pooling" / "config.json", {
     "word_embedding_dimension": width,
     "pooling_mode_cls_token": embedding.pooling == "cls",
@@ -125,19 +117,13 @@ def _write_classifier(tensors: Mapping[str, np.ndarray], source: pathlib.Path, f
 
 
 def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
-  # The pooler is no part of the score, but transformers expects one: it stays as the starting checkpoint had it.
-  untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
-  _write_weights(folder, untouched | dict(tensors))
-  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]})
+  _write_encoder(tensors, source, folder)
   _write_json(folder / "config_sentence_transformers.json", {
     "__version__": {}, "prompts": {}, "default_prompt_name": None,
     "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
   })
-  kinds = {"": "sentence_transformers.base.modules.transformer.Transformer", "1_PairCosine": _PAIR_COSINE}
-  _write_json(folder / "modules.json", [
-    {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())
-  ])
-  (folder / "1_PairCosine").mkdir(exist_ok=True)
+  transformer = "sentence_transformers.base.modules.transformer.Transformer"
+  _write_modules({"": transformer, "1_PairCosine": _PAIR_COSINE}, folder)
   _write_json(folder / "1_PairCosine" / "config.json", {"scale": cross_encoder.PairCosine.SCALE})
   _write_json(folder / "sentence_bert_config.json", {
     "transformer_task": "feature-extraction",
@@ -153,6 +139,22 @@ _RANKERS = {"classifier": _write_classifier, "pair_cosine": _write_pair_cosine}
 def _in_task_model(key: str) -> str:
   """Canonical name -> the name in BertForSequenceClassification: everything but the head lies under "bert."."""
   return key if key.startswith("classifier.") else f"bert.{key}"
+
+
+def _write_encoder(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
+  # The pooler takes no part, but transformers expects one: it stays as the starting checkpoint had it.
+  untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
+  _write_weights(folder, untouched | dict(tensors))
+  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]})
+
+
+def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:
+  """modules.json, from subfolder to class, and the subfolders."""
+  _write_json(folder / "modules.json", [
+    {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())
+  ])
+  for path in filter(None, kinds):
+    (folder / path).mkdir(exist_ok=True)
 
 
 def _write_weights(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:

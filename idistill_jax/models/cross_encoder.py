@@ -40,8 +40,7 @@ class PairCosine(nnx.Module):
     self.encoder = bert.Bert(cfg, rngs=rngs)
 
   def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    halves_Tx2xD = pooling.halves(self.encoder(rows, dtype), rows)
-    units_Tx2xD = halves_Tx2xD * jax.lax.rsqrt(jnp.maximum(jnp.square(halves_Tx2xD).sum(-1, keepdims=True), 1e-12))
+    units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, dtype), rows))
     return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 
@@ -73,5 +72,5 @@ HEADS = {
 }
 
 
-def table(cfg: bert.BertConfig, head: str = "classifier") -> table_lib.Table:
+def table(cfg: bert.BertConfig, head: str) -> table_lib.Table:
   return bert.table_of(cfg, HEADS[head].rows, ignored=HEADS[head].ignored, prefix="encoder/")

@@ -61,10 +61,7 @@ class DualEncoder(nnx.Module):
 
   def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, dtype), rows)
-    if not self.embedding.normalize:
-      return vectors_TxE
-    # Absent texts are zero vectors; the floor keeps their gradient finite.
-    return vectors_TxE * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors_TxE).sum(-1, keepdims=True), 1e-12))
+    return pooling.unit(vectors_TxE) if self.embedding.normalize else vectors_TxE
 
 
 def table(cfg: bert.BertConfig) -> table_lib.Table:

@@ -37,4 +37,9 @@ def first(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
   return states_RxLxD.reshape(-1, states_RxLxD.shape[-1])[rows.starts].astype(jnp.float32)
 
 
+def unit(vectors: jax.Array) -> jax.Array:
+  """Vectors [..., D] at length 1.  Absent texts are zero vectors; the floor keeps their gradient finite."""
+  return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), 1e-12))
+
+
 POOLINGS = {"mean": mean, "cls": first}

@@ -5,14 +5,10 @@
 collection, candidates (similarities), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from typing import Any
-
-import jax
-
-from idistill_jax import artifacts, cli, losses, sharding
+from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import batches, tfrecord
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
 
 
 def run(job: artifacts.Job) -> None:
@@ -27,17 +23,9 @@ def run(job: artifacts.Job) -> None:
                         row_tokens=job.cfg.encoder.list_row, row_multiple=sharding.batch_shards(mesh)),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
   )
-  loss = losses.LISTWISE[cfg.loss]
-
-  def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
-    scores_BxN = network.apply(params, batch.rows).reshape(batch.where.shape)
-    if cfg.similarity_weight is not None:
-      scores_BxN = scores_BxN + cfg.similarity_weight * batch.similarities
-    return loss(scores_BxN, batch.values, where=batch.where, top_places=cfg.top_places, known=batch.known)
-
   params = loop.train(loop.Training(
-    name="train ranker", network=network, loss_fn=loss_fn, batches=stream, optim=cfg.optim, mesh=mesh,
-    folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
+    name="train ranker", network=network, loss_fn=objectives.ranker(cfg, network), batches=stream,
+    optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
   ))
   checkpoint.save_model(job.out / inference.MODEL, params)
   job.count(steps=len(stream), rows=stream.rows, row_tokens=job.cfg.encoder.list_row)

@@ -6,15 +6,11 @@ collection, candidates, labels, scores -> teacher-*.tfrecord (what it learned fr
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from idistill_jax import artifacts, cli, losses, records, sharding
+from idistill_jax import artifacts, cli, records, sharding
 from idistill_jax.data import batches, example, tables, tfrecord
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
 
 
 def run(job: artifacts.Job) -> None:
@@ -31,25 +27,12 @@ def run(job: artifacts.Job) -> None:
                         row_tokens=job.cfg.encoder.list_row, row_multiple=sharding.batch_shards(mesh)),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
   )
-  loss = losses.DISTILLATION[cfg.loss]
-
-  def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
-    lists, width = batch.where.shape
-    vectors = network.apply(params, batch.rows)
-    queries_BxE, passages_MxE = vectors[:lists], vectors[lists:]
-    targets = losses.RetrieverTargets(
-      teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
-      passage_rows=batch.passage_rows, where=batch.where, list_rows=batch.list_rows,
-    )
-    scores_BxM = jnp.einsum("be,me->bm", queries_BxE, passages_MxE)
-    return loss(scores_BxM, targets, student_temperature=cfg.student_temperature)
-
   params = loop.train(loop.Training(
-    name="train retriever", network=network, loss_fn=loss_fn, batches=stream, optim=cfg.optim, mesh=mesh,
-    folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
+    name="train retriever", network=network, loss_fn=objectives.retriever(cfg, network), batches=stream,
+    optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
   ))
   checkpoint.save_model(job.out / inference.MODEL, params)
-  job.count(teacher=cfg.teacher, lists=len(stream.records), steps=len(stream), rows=stream.rows,
+  job.count(teacher=cfg.teacher, lists=stream.lists, steps=len(stream), rows=stream.rows,
             row_tokens=job.cfg.encoder.list_row)
 
 

@@ -132,8 +132,7 @@ class Forward:
     return out if out is not None else np.zeros((0,), np.float32)
 
   def _place(self, rows: pack.Rows) -> pack.Rows:
-    by_rows, everywhere = sharding.rows(self._mesh), sharding.replicated(self._mesh)
-    return jax.device_put(rows, jax.tree.map(lambda array: by_rows if array.ndim == 2 else everywhere, rows))
+    return jax.device_put(rows, sharding.packed(rows, self._mesh))
 
   def _steps(
     self, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]

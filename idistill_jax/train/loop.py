@@ -89,10 +89,8 @@ def train(training: Training) -> Any:
 
 def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.ListBatch:
   """The batch on the mesh: rows cut over the data axes, everything small on every device."""
-  by_rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
-  layout = jax.tree.map(lambda _: everywhere, batch)
-  rows = jax.tree.map(lambda array: by_rows if array.ndim == 2 else everywhere, batch.rows)
-  return jax.device_put(batch, dataclasses.replace(layout, rows=rows))
+  layout = jax.tree.map(lambda _: sharding.replicated(mesh), batch)
+  return jax.device_put(batch, dataclasses.replace(layout, rows=sharding.packed(batch.rows, mesh)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -183,7 +183,7 @@ def test_every_field_can_be_overridden() -> None:
     ("retriever", "teacher", None),
     ("labels", "provider", "oracle"),
     ("collection", "source", "bier"),
-    ("encoder", "compute_dtype", "float16"),
+    ("encoder", "training_dtype", "float16"),
     ("index", "kind", "faiss"),
     ("evaluate", "split", "train"),
     ("ranker", "epochs", 1.5),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idistill_jax.models import attention, layers, precision
 from idistill_jax.models import table as table_lib
 
 
@@ -117,103 +118,49 @@ def table_of(cfg: BertConfig, extra_rows: tuple[table_lib.Row, ...], ignored: tu
   )
 
 
-def lift(vector: jax.Array, like: jax.Array) -> jax.Array:
-  """Leading unit axes, so that adding a bias is no implicit rank promotion."""
-  return vector.reshape((1,) * (like.ndim - vector.ndim) + vector.shape).astype(like.dtype)
-
-
-class Dense(nnx.Module):
-  """x @ kernel + bias; kernel axes may be split (heads, head_dim), so the contraction is an equation."""
-
-  def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...], *, rngs: nnx.Rngs):
-    self.equation = equation
-    self.kernel = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, kernel, jnp.float32))
-    self.bias = nnx.Param(jnp.zeros(bias, jnp.float32))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = jnp.einsum(self.equation, x, self.kernel[...].astype(x.dtype))
-    return y + lift(self.bias[...], y)
-
-
-class LayerNorm(nnx.Module):
-  """Statistics in float32 whatever the compute dtype."""
-
-  def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
-    self.eps = eps
-    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    centred = x32 - x32.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + self.eps)
-    return (y * lift(self.scale[...], y) + lift(self.bias[...], y)).astype(x.dtype)
-
-
-class Embedding(nnx.Module):
-  def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
-    self.embedding = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, (rows, width), jnp.float32))
-
-  def __call__(self, ids: jax.Array) -> jax.Array:
-    return jnp.take(self.embedding[...], ids, axis=0)
-
-
 class Layer(nnx.Module):
   """Self-attention and MLP, each followed by residual and norm."""
 
   def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
     d, h, k, f = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size
-    self.query = Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
-    self.key = Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
-    self.value = Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
-    self.out = Dense("rlhk,hkd->rld", (h, k, d), (d,), rngs=rngs)
-    self.attention_norm = LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
-    self.up = Dense("rld,df->rlf", (d, f), (f,), rngs=rngs)
-    self.down = Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
-    self.mlp_norm = LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
+    self.query = layers.Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
+    self.key = layers.Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
+    self.value = layers.Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
+    self.out = layers.Dense("rlhk,hkd->rld", (h, k, d), (d,), rngs=rngs)
+    self.attention_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
+    self.up = layers.Dense("rld,df->rlf", (d, f), (f,), rngs=rngs)
+    self.down = layers.Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
+    self.mlp_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
 
-  def __call__(self, x_RxLxD: jax.Array, mask_RxLxL: jax.Array) -> jax.Array:
-    mixed = attend(self.query(x_RxLxD), self.key(x_RxLxD), self.value(x_RxLxD), mask_RxLxL)
-    x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed))
-    hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD), approximate=False)
-    return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF))
-
-
-def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, mask_RxLxL: jax.Array) -> jax.Array:
-  """Scaled dot-product attention within `mask`; softmax in float32.
-
-  Why not `jax.nn.dot_product_attention`: on CPU it runs at half the speed of this form (see BUILD.md, performance).
-  """
-  logits = jnp.einsum("rqhk,rshk->rhqs", q_RxLxHxK * q_RxLxHxK.shape[-1] ** -0.5, k_RxLxHxK)
-  logits = jnp.where(mask_RxLxL[:, None], logits.astype(jnp.float32), -1e9)
-  weights = jax.nn.softmax(logits, axis=-1).astype(v_RxLxHxK.dtype)
-  return jnp.einsum("rhqs,rshk->rqhk", weights, v_RxLxHxK)
+  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, products: Any) -> jax.Array:
+    q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
+    x_RxLxD = self.attention_norm(x_RxLxD + self.out(attention.attend(q, k, v, segments_RxL), products))
+    hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
+    return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
 
 
 class Bert(nnx.Module):
   """Embeddings and a stack of layers whose parameters carry a leading "layer" axis."""
 
   def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
-    self.word = Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
-    self.position = Embedding(cfg.max_position_embeddings, cfg.hidden_size, rngs=rngs)
-    self.type = Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
-    self.norm = LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+    self.word = layers.Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
+    self.position = layers.Embedding(cfg.max_position_embeddings, cfg.hidden_size, rngs=rngs)
+    self.type = layers.Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
+    self.norm = layers.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
     # mypy: `...` is a filter too, which nnx's annotation of StateAxes leaves out.
     keys = nnx.split_rngs(splits=cfg.num_hidden_layers)(
       nnx.vmap(lambda rngs: Layer(cfg, rngs=rngs), in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)  # type: ignore[arg-type]
     )
     self.layers = keys(rngs)
 
-  def __call__(self, tokens: Any, dtype: jnp.dtype) -> jax.Array:
-    """Token states [R, L, D] of packed rows (see `data.pack.Rows`), in `dtype`."""
+  def __call__(self, tokens: Any, types: precision.Precision) -> jax.Array:
+    """Token states [R, L, D] of packed rows (see `data.pack.Rows`)."""
     x_RxLxD = self.word(tokens.token_ids) + self.position(tokens.positions) + self.type(tokens.type_ids)
-    x_RxLxD = self.norm(x_RxLxD).astype(dtype)
-    segments = tokens.segment_ids
-    mask_RxLxL = segments[:, :, None] == segments[:, None, :]
+    x_RxLxD = self.norm(x_RxLxD).astype(types.states)
     graph, stacked = nnx.split(self.layers)
 
     def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
-      return nnx.merge(graph, params)(x_RxLxD, mask_RxLxL), None
+      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, types.products), None
 
-    return jax.lax.scan(layer, x_RxLxD, stacked)[0]
+    # Unrolled: a rolled loop copies what the gradient needs of each layer into one array and out again.
+    return jax.lax.scan(layer, x_RxLxD, stacked, unroll=True)[0]

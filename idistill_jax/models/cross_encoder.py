@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, pooling
+from idistill_jax.models import bert, layers, pooling, precision
 from idistill_jax.models import table as table_lib
 
 
@@ -23,11 +23,11 @@ class CrossEncoder(nnx.Module):
   def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
     width = cfg.hidden_size
     self.encoder = bert.Bert(cfg, rngs=rngs)
-    self.pooler = bert.Dense("td,de->te", (width, width), (width,), rngs=rngs)
-    self.classifier = bert.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
+    self.pooler = layers.Dense("td,de->te", (width, width), (width,), rngs=rngs)
+    self.classifier = layers.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
 
-  def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    first_TxD = pooling.first(self.encoder(rows, dtype), rows)
+  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
+    first_TxD = pooling.first(self.encoder(rows, types), rows)
     return self.classifier(jnp.tanh(self.pooler(first_TxD)))[:, 0]
 
 
@@ -39,8 +39,8 @@ class PairCosine(nnx.Module):
   def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
     self.encoder = bert.Bert(cfg, rngs=rngs)
 
-  def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, dtype), rows))
+  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
+    units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, types), rows))
     return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 

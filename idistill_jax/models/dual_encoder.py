@@ -6,11 +6,10 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, pooling
+from idistill_jax.models import bert, pooling, precision
 from idistill_jax.models import table as table_lib
 
 
@@ -59,8 +58,8 @@ class DualEncoder(nnx.Module):
     self.encoder = bert.Bert(cfg, rngs=rngs)
     self.embedding = embedding
 
-  def __call__(self, rows: pack.Rows, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, dtype), rows)
+  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
+    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, types), rows)
     return pooling.unit(vectors_TxE) if self.embedding.normalize else vectors_TxE
 
 

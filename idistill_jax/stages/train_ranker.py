@@ -14,7 +14,7 @@ from idistill_jax.train import checkpoint, inference, inputs, loop, networks, ob
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.ranker
   mesh = sharding.make_mesh(job.cfg.mesh)
-  network = networks.ranker(job.cfg.encoder, cfg.head)
+  network = networks.ranker(job.cfg.encoder, cfg.head).computing_in(job.cfg.encoder.training_dtype)
   data = inputs.load(job, network, job.cfg.encoder.pair_cut)
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,

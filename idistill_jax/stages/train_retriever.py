@@ -18,7 +18,7 @@ def run(job: artifacts.Job) -> None:
   example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
 
   mesh = sharding.make_mesh(job.cfg.mesh)
-  network = networks.retriever(job.cfg.encoder)
+  network = networks.retriever(job.cfg.encoder).computing_in(job.cfg.encoder.training_dtype)
   data = inputs.load(job, network, job.cfg.encoder.list_cut)
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,

@@ -70,13 +70,13 @@ class Ranker:
 
 def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None) -> Retriever:
   """The retriever trained in a stage's folder, or the initial one where `folder` is None."""
-  network = networks.retriever(cfg.encoder)
+  network = networks.retriever(cfg.encoder).computing_in(cfg.encoder.inference_dtype)
   return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens))
 
 
 def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
   """The ranker trained in a stage's folder, or the untrained one where `folder` is None."""
-  network = networks.ranker(cfg.encoder, cfg.ranker.head)
+  network = networks.ranker(cfg.encoder, cfg.ranker.head).computing_in(cfg.encoder.inference_dtype)
   return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.list_row), cfg.ranker.similarity_weight)
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import bert, cross_encoder, dual_encoder
+from idistill_jax.models import bert, cross_encoder, dual_encoder, precision
 from idistill_jax.models import table as table_lib
 
 
@@ -27,12 +26,16 @@ class Network:
   abstract: Any
   table: table_lib.Table
   source: pathlib.Path
-  dtype: Any
   fresh: tuple[str, ...]
   build: Callable[[int], nnx.Module]
+  types: precision.Precision = precision.FLOAT32
 
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
-    return nnx.merge(self.graph, params)(rows, self.dtype)
+    return nnx.merge(self.graph, params)(rows, self.types)
+
+  def computing_in(self, dtype: str) -> "Network":
+    """The same network with matrix products of this type ("float32", "bfloat16")."""
+    return dataclasses.replace(self, types=precision.choose(dtype, jax.default_backend()))
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
@@ -58,7 +61,7 @@ def retriever(cfg: config_lib.Encoder) -> Network:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
   source = weights.resolve(cfg.weights)
   sizes, embedding = bert.read_config(source), dual_encoder.read_embedding_config(source)
-  return _network(cfg, source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  return _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), ())
 
 
@@ -67,15 +70,14 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   source = weights.resolve(cfg.weights)
   sizes = bert.read_config(source)
   chosen = cross_encoder.HEADS[head]
-  return _network(cfg, source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+  return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh)
 
 
-def _network(cfg: config_lib.Encoder, source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
+def _network(source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
              fresh: tuple[str, ...]) -> Network:
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
-  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source,
-                 dtype=jnp.dtype(cfg.compute_dtype), fresh=fresh, build=build)
+  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build)
 
 
 def _params(model: nnx.Module) -> Any:

@@ -1,0 +1,69 @@
+"""Attention within the texts of packed rows."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
+APART = -1e9
+
+
+@jax.custom_vjp
+def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array) -> jax.Array:
+  """softmax(q k' / sqrt(K)) v over tokens of equal segment [R, L, H, K], in the type of q; sums in float32.
+
+  Why not `jax.nn.dot_product_attention`, and why a gradient of its own: heads in front of tokens, and a softmax that
+  divides after the second product, run several times as fast on CPU (see BUILD.md, performance), and recomputing the
+  weights costs less than keeping them.
+  """
+  return _forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)[0]
+
+
+def _forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
+             segments_RxL: jax.Array) -> tuple[jax.Array, Any]:
+  q, k, v = _heads_first(q_RxLxHxK), _heads_first(k_RxLxHxK), _heads_first(v_RxLxHxK)
+  weights, total = _weights(q, k, segments_RxL)
+  mixed_RxHxLxK = _product(weights.astype(v.dtype), v) / total
+  mixed = _heads_first(mixed_RxHxLxK).astype(q_RxLxHxK.dtype)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, mixed)
+
+
+def _backward(saved: Any, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+  *qkv, segments, mixed = saved
+  q, k, v, mixed, dmixed = map(_heads_first, (*qkv, mixed, dmixed))
+  short, scale = q.dtype, q.shape[-1] ** -0.5
+  weights, total = _weights(q, k, segments)
+  weights = weights / total
+  carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
+  dlogits = (weights * (_product(dmixed, _transposed(v)) - carried)).astype(short)
+  dq = _product(dlogits, k) * scale
+  dk = _product(_transposed(dlogits), q) * scale
+  dv = _product(_transposed(weights.astype(short)), dmixed)
+  dq, dk, dv = (_heads_first(gradient).astype(short) for gradient in (dq, dk, dv))
+  return dq, dk, dv, None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, segments_RxL: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """exp(logits - their maximum) [R, H, L, L] and its sums [R, H, L, 1], float32."""
+  logits = _product(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK))
+  together_RxLxL = segments_RxL[:, :, None] == segments_RxL[:, None, :]
+  logits = jnp.where(together_RxLxL[:, None], logits, APART)
+  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+  return weights, weights.sum(-1, keepdims=True)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+  """[R, L, H, K] -> [R, H, L, K], and back."""
+  return jnp.swapaxes(x, 1, 2)
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+  return jnp.swapaxes(x, -1, -2)
+
+
+_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)

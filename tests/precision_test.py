@@ -1,0 +1,53 @@
+"""Matrix products of short operands: float32 sums, the types promised, gradients near the exact ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idistill_jax.models import precision
+
+EQUATIONS = {"rld,df->rlf": ((2, 6, 8), (8, 12)), "rlhk,hkd->rld": ((2, 6, 4, 3), (4, 3, 8)),
+             "rld,dhk->rlhk": ((2, 6, 8), (8, 4, 3))}
+
+
+def drawn(equation: str) -> tuple[jax.Array, jax.Array]:
+  shapes = EQUATIONS[equation]
+  return tuple(jax.random.normal(jax.random.key(i), shape, jnp.float32) for i, shape in enumerate(shapes))
+
+
+def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
+  cpu, gpu = precision.choose("bfloat16", "cpu"), precision.choose("bfloat16", "gpu")
+  assert cpu == precision.Precision(products=jnp.dtype("bfloat16"), states=jnp.dtype("float32"))
+  assert gpu == precision.Precision(products=jnp.dtype("bfloat16"), states=jnp.dtype("bfloat16"))
+  assert precision.choose("float32", "gpu") == precision.choose("float32", "cpu") == precision.FLOAT32
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+@pytest.mark.parametrize("operands", ["float32", "bfloat16"])
+def test_product_and_gradients_equal_einsum(equation, operands):
+  x, kernel = drawn(equation)
+  y, pull = jax.vjp(lambda x, kernel: precision.product(equation, operands, x, kernel), x, kernel)
+  exact, exact_pull = jax.vjp(lambda x, kernel: jnp.einsum(equation, x, kernel), x, kernel)
+  # 8 bits of mantissa in each factor, over sums of at most 12 of them; float32 sums add nothing to that.
+  tolerance = {"float32": 1e-5, "bfloat16": 0.05}[operands]
+  np.testing.assert_allclose(y, exact, atol=tolerance * 3)
+  for found, expected in zip(pull(exact), exact_pull(exact), strict=True):
+    assert found.dtype == jnp.float32
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(found / scale, expected / scale, atol=tolerance)
+
+
+def test_sums_are_of_float32_whatever_the_operands():
+  # Added one by one in bfloat16, 1 + 256 x 2^-9 stays 1: each addend is below half of the last place.
+  x = jnp.concatenate([jnp.ones(1), jnp.full(256, 2.0 ** -9)]).reshape(1, 1, -1)
+  summed = precision.product("rld,df->rlf", "bfloat16", x, jnp.ones((257, 1)))
+  assert float(summed[0, 0, 0]) == 1.5
+
+
+def test_short_states_stay_short_and_parameters_get_long_gradients():
+  x, kernel = drawn("rld,df->rlf")
+  y, pull = jax.vjp(lambda x, kernel: precision.product("rld,df->rlf", "bfloat16", x, kernel),
+                    x.astype(jnp.bfloat16), kernel)
+  dx, dkernel = pull(y)
+  assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)

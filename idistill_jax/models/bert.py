@@ -10,7 +10,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.models import attention, layers, precision

@@ -50,7 +50,7 @@ class Encoder:
   pair_passage_tokens: int | None = None
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
-  # What matrix products read; parameters, sums and losses are float32 always (see models/precision.py).
+  # What matrix products read; parameters, sums and losses are float32 always (see models/execution.py).
   training_dtype: Literal["float32", "bfloat16"] = "bfloat16"
   inference_dtype: Literal["float32", "bfloat16"] = "float32"
 

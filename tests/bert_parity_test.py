@@ -17,7 +17,6 @@ from flax import nnx
 from idistill_jax import config
 from idistill_jax.data import tokenize
 from idistill_jax.hf import export, weights
-from idistill_jax.models import precision
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, optim
 
@@ -99,7 +98,7 @@ def test_token_states_equal_those_of_the_original_checkpoint(world):
   model = transformers.BertModel.from_pretrained(world.retriever.source).eval()
   network = world.retriever
   rows = single_rows(network, PASSAGES)
-  encoder = lambda params: nnx.merge(network.graph, params).encoder(rows, precision.FLOAT32)
+  encoder = lambda params: nnx.merge(network.graph, params).encoder(rows, network.execution)
   states = np.asarray(jax.jit(encoder)(world.retriever_params))
   table = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
   for i in range(len(PASSAGES)):

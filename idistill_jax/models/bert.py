@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from flax import nnx
 
-from idistill_jax.models import attention, layers, precision
+from idistill_jax.models import execution as execution_lib
+from idistill_jax.models import layers
 from idistill_jax.models import table as table_lib
 
 
@@ -131,9 +132,10 @@ class Layer(nnx.Module):
     self.down = layers.Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
     self.mlp_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
 
-  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, products: Any) -> jax.Array:
+  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, execution: execution_lib.Execution) -> jax.Array:
+    products = execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
-    x_RxLxD = self.attention_norm(x_RxLxD + self.out(attention.attend(q, k, v, segments_RxL), products))
+    x_RxLxD = self.attention_norm(x_RxLxD + self.out(execution.attend(q, k, v, segments_RxL), products))
     hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
 
@@ -152,14 +154,13 @@ class Bert(nnx.Module):
     )
     self.layers = keys(rngs)
 
-  def __call__(self, tokens: Any, types: precision.Precision) -> jax.Array:
+  def __call__(self, tokens: Any, execution: execution_lib.Execution) -> jax.Array:
     """Token states [R, L, D] of packed rows (see `data.pack.Rows`)."""
     x_RxLxD = self.word(tokens.token_ids) + self.position(tokens.positions) + self.type(tokens.type_ids)
-    x_RxLxD = self.norm(x_RxLxD).astype(types.states)
+    x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
     graph, stacked = nnx.split(self.layers)
 
     def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
-      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, types.products), None
+      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, execution), None
 
-    # Unrolled: a rolled loop copies what the gradient needs of each layer into one array and out again.
-    return jax.lax.scan(layer, x_RxLxD, stacked, unroll=True)[0]
+    return jax.lax.scan(layer, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]

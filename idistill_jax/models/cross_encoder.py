@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, layers, pooling, precision
+from idistill_jax.models import bert, layers, pooling
+from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
 
@@ -26,8 +27,8 @@ class CrossEncoder(nnx.Module):
     self.pooler = layers.Dense("td,de->te", (width, width), (width,), rngs=rngs)
     self.classifier = layers.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
 
-  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
-    first_TxD = pooling.first(self.encoder(rows, types), rows)
+  def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
+    first_TxD = pooling.first(self.encoder(rows, execution), rows)
     return self.classifier(jnp.tanh(self.pooler(first_TxD)))[:, 0]
 
 
@@ -39,8 +40,8 @@ class PairCosine(nnx.Module):
   def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
     self.encoder = bert.Bert(cfg, rngs=rngs)
 
-  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
-    units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, types), rows))
+  def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
+    units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, execution), rows))
     return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 

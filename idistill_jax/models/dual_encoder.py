@@ -9,7 +9,8 @@ import jax
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, pooling, precision
+from idistill_jax.models import bert, pooling
+from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
 
@@ -58,8 +59,8 @@ class DualEncoder(nnx.Module):
     self.encoder = bert.Bert(cfg, rngs=rngs)
     self.embedding = embedding
 
-  def __call__(self, rows: pack.Rows, types: precision.Precision = precision.FLOAT32) -> jax.Array:
-    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, types), rows)
+  def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
+    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, execution), rows)
     return pooling.unit(vectors_TxE) if self.embedding.normalize else vectors_TxE
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idistill_jax.models import precision
+from idistill_jax.models import execution
 
 
 def lift(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -28,7 +28,7 @@ class Dense(nnx.Module):
 
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
-    y = precision.product(self.equation, products, x, self.kernel[...])
+    y = execution.product(self.equation, products, x, self.kernel[...])
     return y + lift(self.bias[...], y)
 
 

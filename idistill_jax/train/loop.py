@@ -68,22 +68,22 @@ def train(training: Training) -> Any:
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
   pending: Pending | None = None
+  finished = 0.0
   watched = progress.bar(training.name, total=steps, done=start)
   with contextlib.closing(checkpoints), watched as bar, jax.transfer_guard("disallow"):
     for step in range(start, steps):
       batch = next(data)
       tokens = pack.real_tokens(batch.rows)
       state, seen = train_step(state, place(batch, training.mesh))
-      now = Pending(step=step, seen=seen, tokens=tokens, started=time.perf_counter(),
-                    fill=tokens / batch.rows.token_ids.size)
+      now = Pending(step=step, seen=seen, tokens=tokens, fill=tokens / batch.rows.token_ids.size,
+                    started=time.perf_counter())
       if pending is not None:
-        bar.update(step, **settle(pending, training, learning_rate, log, until=now.started))
+        finished = settle(pending, training, learning_rate, log, bar, finished)
       pending = now
       if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
         checkpoints.save(step + 1, state, data)
     if pending is not None:
-      jax.block_until_ready(pending.seen)
-      bar.update(steps, **settle(pending, training, learning_rate, log, until=time.perf_counter()))
+      settle(pending, training, learning_rate, log, bar, finished)
   return state.params
 
 
@@ -95,7 +95,7 @@ def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A dispatched step whose metrics are still on the device."""
+  """A dispatched step whose metrics are still on the device.  started: when it was dispatched, by perf_counter."""
 
   step: int
   seen: Mapping[str, jax.Array]
@@ -104,21 +104,25 @@ class Pending:
   started: float
 
 
-def settle(
-  pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", until: float
-) -> dict[str, float]:
-  """Fetches and logs a step's metrics; raises NonFiniteLossError."""
+def settle(pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", bar: progress.Bar,
+           finished_before: float) -> float:
+  """Fetches, logs and shows a step's metrics -> when it was finished.  Raises NonFiniteLossError.
+
+  A step's time runs from the end of the one before, or from its own dispatch where the device stood idle (which is
+  after it was compiled).
+  """
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
+  finished = time.perf_counter()
   if not np.isfinite(seen["loss"]):
     records = [slot.record for slot in training.batches.slots(pending.step)]
     raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
                              f"checkpoints before it are kept in {training.folder}")
-  row = {"step": pending.step + 1, **seen, "fill": round(pending.fill, 4),
-         "tokens_per_second": round(pending.tokens / max(until - pending.started, 1e-9))}
+  speed = round(pending.tokens / (finished - max(finished_before, pending.started)))
   with jax.transfer_guard("allow"):
-    row["lr"] = float(learning_rate(pending.step))
-  log.write(row)
-  return {"loss": seen["loss"], "tokens_per_second": row["tokens_per_second"]}
+    rate = float(learning_rate(pending.step))
+  log.write({"step": pending.step + 1, **seen, "fill": round(pending.fill, 4), "tokens_per_second": speed, "lr": rate})
+  bar.update(pending.step + 1, loss=seen["loss"], tokens_per_second=speed)
+  return finished
 
 
 class MetricsLog:

@@ -11,7 +11,8 @@ from flax import nnx
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import bert, cross_encoder, dual_encoder, precision
+from idistill_jax.models import bert, cross_encoder, dual_encoder
+from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
 
@@ -28,14 +29,14 @@ class Network:
   source: pathlib.Path
   fresh: tuple[str, ...]
   build: Callable[[int], nnx.Module]
-  types: precision.Precision = precision.FLOAT32
+  execution: execution_lib.Execution
 
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
-    return nnx.merge(self.graph, params)(rows, self.types)
+    return nnx.merge(self.graph, params)(rows, self.execution)
 
   def computing_in(self, dtype: str) -> "Network":
-    """The same network with matrix products of this type ("float32", "bfloat16")."""
-    return dataclasses.replace(self, types=precision.choose(dtype, jax.default_backend()))
+    """The same network with matrix products of this type ("float32", which it is born with, or "bfloat16")."""
+    return dataclasses.replace(self, execution=execution_lib.choose(dtype, jax.default_backend()))
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
@@ -77,7 +78,8 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
 def _network(source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
              fresh: tuple[str, ...]) -> Network:
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
-  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build)
+  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build,
+                 execution=execution_lib.choose("float32", jax.default_backend()))
 
 
 def _params(model: nnx.Module) -> Any:

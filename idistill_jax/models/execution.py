@@ -1,33 +1,44 @@
-"""In which types a model computes: parameters are float32, matrix products read `products`, states between them are
-`states`, sums are float32 always."""
+"""How a model computes on each platform: types, attention, and how its layers are compiled.
+
+Everywhere parameters are float32 and sums are float32; matrix products read `products`, states between layers are
+`states`.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from idistill_jax.models import attention
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Precision:
-  """products: type of the operands of matrix products.  states: type of what flows between layers."""
+class Execution:
+  """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
+
+  unroll_layers: compile every layer for itself rather than one loop over them.
+  """
 
   products: Any
   states: Any
+  attend: Callable[..., jax.Array]
+  unroll_layers: bool
 
 
-FLOAT32 = Precision(products=jnp.dtype("float32"), states=jnp.dtype("float32"))
-
-
-def choose(compute_dtype: str, platform: str) -> Precision:
-  """`compute_dtype` on a platform of `jax.default_backend()`.
-
-  Accelerators are bound by memory, so states are as short as products.  A CPU multiplies bfloat16 twice as fast as
-  float32 where the result is float32, and is slow at everything else in bfloat16, so its states stay float32.
-  """
+def choose(compute_dtype: str, platform: str) -> Execution:
+  """For products of `compute_dtype` on a platform of `jax.default_backend()`."""
   products = jnp.dtype(compute_dtype)
-  return Precision(products=products, states=jnp.dtype("float32") if platform == "cpu" else products)
+  match platform:
+    case "cpu":
+      # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
+      # over layers copies what the gradient needs of each into one array and out again.
+      return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True)
+    case _:
+      # Bound by memory, so states are as short as products; unrolled layers take minutes to compile.
+      return Execution(products=products, states=products, attend=attention.attend, unroll_layers=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idistill_jax.models import precision
+from idistill_jax.models import execution
 
 EQUATIONS = {"rld,df->rlf": ((2, 6, 8), (8, 12)), "rlhk,hkd->rld": ((2, 6, 4, 3), (4, 3, 8)),
              "rld,dhk->rlhk": ((2, 6, 8), (8, 4, 3))}
@@ -17,17 +17,18 @@ def drawn(equation: str) -> tuple[jax.Array, jax.Array]:
 
 
 def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
-  cpu, gpu = precision.choose("bfloat16", "cpu"), precision.choose("bfloat16", "gpu")
-  assert cpu == precision.Precision(products=jnp.dtype("bfloat16"), states=jnp.dtype("float32"))
-  assert gpu == precision.Precision(products=jnp.dtype("bfloat16"), states=jnp.dtype("bfloat16"))
-  assert precision.choose("float32", "gpu") == precision.choose("float32", "cpu") == precision.FLOAT32
+  bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
+  types = lambda dtype, platform: (lambda e: (e.products, e.states))(execution.choose(dtype, platform))
+  assert types("bfloat16", "cpu") == (bfloat16, float32)
+  assert types("bfloat16", "gpu") == types("bfloat16", "tpu") == (bfloat16, bfloat16)
+  assert types("float32", "gpu") == types("float32", "cpu") == (float32, float32)
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)
 @pytest.mark.parametrize("operands", ["float32", "bfloat16"])
 def test_product_and_gradients_equal_einsum(equation, operands):
   x, kernel = drawn(equation)
-  y, pull = jax.vjp(lambda x, kernel: precision.product(equation, operands, x, kernel), x, kernel)
+  y, pull = jax.vjp(lambda x, kernel: execution.product(equation, operands, x, kernel), x, kernel)
   exact, exact_pull = jax.vjp(lambda x, kernel: jnp.einsum(equation, x, kernel), x, kernel)
   # 8 bits of mantissa in each factor, over sums of at most 12 of them; float32 sums add nothing to that.
   tolerance = {"float32": 1e-5, "bfloat16": 0.05}[operands]
@@ -41,13 +42,13 @@ def test_product_and_gradients_equal_einsum(equation, operands):
 def test_sums_are_of_float32_whatever_the_operands():
   # Added one by one in bfloat16, 1 + 256 x 2^-9 stays 1: each addend is below half of the last place.
   x = jnp.concatenate([jnp.ones(1), jnp.full(256, 2.0 ** -9)]).reshape(1, 1, -1)
-  summed = precision.product("rld,df->rlf", "bfloat16", x, jnp.ones((257, 1)))
+  summed = execution.product("rld,df->rlf", "bfloat16", x, jnp.ones((257, 1)))
   assert float(summed[0, 0, 0]) == 1.5
 
 
 def test_short_states_stay_short_and_parameters_get_long_gradients():
   x, kernel = drawn("rld,df->rlf")
-  y, pull = jax.vjp(lambda x, kernel: precision.product("rld,df->rlf", "bfloat16", x, kernel),
+  y, pull = jax.vjp(lambda x, kernel: execution.product("rld,df->rlf", "bfloat16", x, kernel),
                     x.astype(jnp.bfloat16), kernel)
   dx, dkernel = pull(y)
   assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)

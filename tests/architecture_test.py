@@ -278,10 +278,10 @@ def fields_read(tree: ast.AST) -> set[tuple[str, str]]:
 
   for node in ast.walk(tree):
     if isinstance(node, (ast.arg, ast.AnnAssign)) and node.annotation is not None:
-      annotation = ast.unparse(node.annotation).rpartition(".")[2]
-      if annotation in {cls.__name__ for cls in sections().values()}:
+      named = {one.strip().rpartition(".")[2] for one in ast.unparse(node.annotation).split("|")}
+      if named := named & {cls.__name__ for cls in sections().values()}:
         name = node.arg if isinstance(node, ast.arg) else ast.unparse(node.target).removeprefix("self")
-        holders.setdefault(name, set()).add(annotation)
+        holders.setdefault(name, set()).update(named)
   for _ in range(2):
     for node in ast.walk(tree):
       if isinstance(node, ast.Assign):
@@ -320,7 +320,7 @@ def test_every_knob_is_read() -> None:
   ]  # fmt: skip
   assert not dead
   control = fields_read(
-    ast.parse("def f(one: config.Optim, cfg):\n  x = cfg.ranker\n  return one.b1, x.loss, y.epochs")
+    ast.parse("def f(one: config.Optim | config.Mesh, cfg):\n  x = cfg.ranker\n  return one.b1, x.loss, y.epochs")
   )
   assert control >= {("Optim", "b1"), ("Ranker", "loss")} and not {one for one in control if one[1] == "epochs"}
 

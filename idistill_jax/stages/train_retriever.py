@@ -7,33 +7,24 @@ collection, candidates, labels, scores -> teacher-*.tfrecord (what it learned fr
 
 from collections.abc import Callable, Iterator
 
-from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax import artifacts, cli, records
 from idistill_jax.data import batches, example, tables, tfrecord
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
+from idistill_jax.train import fit, inputs, networks, objectives
 
 
 def run(job: artifacts.Job) -> None:
-  cfg = job.cfg.retriever
+  cfg, encoder = job.cfg.retriever, job.cfg.encoder
   example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
-
-  mesh = sharding.make_mesh(job.cfg.mesh)
-  network = networks.retriever(job.cfg.encoder).computing_in(job.cfg.encoder.training_dtype)
-  data = inputs.load(job, network, job.cfg.encoder.list_cut)
-  stream = batches.Batches(
+  network = networks.retriever(encoder).computing_in(encoder.training_dtype)
+  data = inputs.load(job, network, encoder.list_cut)
+  fit.fit(
+    job, "train retriever", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=job.cfg.encoder.list_row, row_multiple=sharding.batch_shards(mesh)),
-    similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
+    loss_fn=objectives.retriever(cfg, network),
   )
-  params = loop.train(loop.Training(
-    name="train retriever", network=network, loss_fn=objectives.retriever(cfg, network), batches=stream,
-    optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
-  ))
-  checkpoint.save_model(job.out / inference.MODEL, params)
-  job.count(teacher=cfg.teacher, lists=stream.lists, steps=len(stream), rows=stream.rows,
-            row_tokens=job.cfg.encoder.list_row)
+  job.count(teacher=cfg.teacher)
 
 
 def _from_ranker(job: artifacts.Job) -> Iterator[records.ScoredList]:

@@ -1,0 +1,29 @@
+"""The frame of both training stages: a network and lists -> a trained model in the stage's folder."""
+
+from collections.abc import Callable
+
+from idistill_jax import artifacts, sharding
+from idistill_jax import config as config_lib
+from idistill_jax.data import batches
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks
+from idistill_jax.train import step as step_lib
+
+
+def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Retriever, *, network: networks.Network,
+        data: inputs.Inputs, records: batches.Records, decode: Callable[[bytes], batches.TrainingList],
+        texts: batches.Texts, loss_fn: step_lib.LossFn) -> None:
+  """Trains on `records`, decoded and read as `texts`, and saves the model; checkpoints and metrics.jsonl beside it."""
+  mesh = sharding.make_mesh(job.cfg.mesh)
+  row_tokens = job.cfg.encoder.list_row
+  stream = batches.Batches(
+    records=records, decode=decode, texts=texts,
+    shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
+                        row_tokens=row_tokens, row_multiple=sharding.batch_shards(mesh)),
+    similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
+  )
+  params = loop.train(loop.Training(
+    name=name, network=network, loss_fn=loss_fn, batches=stream,
+    optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every, seed=job.cfg.seed,
+  ))
+  checkpoint.save_model(job.out / inference.MODEL, params)
+  job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)

@@ -121,6 +121,8 @@ class Ranker:
   passages_per_list: int = 8
   always_best: int = 2
   lists_per_batch: int = 4
+  # A batch's rows are encoded in so many passes, its gradient stays exact: more lists than memory holds at once.
+  passes: int = 1
   epochs: int = 1
   # score = head + similarity_weight * cosine of the initial retriever; None adds no such term.
   similarity_weight: float | None = 10.0
@@ -148,6 +150,7 @@ class Retriever:
   passages_per_list: int = 8
   always_best: int = 2
   lists_per_batch: int = 16
+  passes: int = 1  # as for the ranker
   epochs: int = 1
   # The teacher's distribution: softmax(ranker score / teacher_temperature), softmax(-LLM place / order_temperature).
   teacher_temperature: float = 0.5
@@ -249,6 +252,7 @@ def validate(cfg: Config) -> None:
     (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
     (min(cfg.labels.lists, cfg.labels.passage_words, cfg.labels.concurrency, cfg.labels.attempts) >= 1,
      "labels.lists, passage_words, concurrency and attempts must be 1 or more"),
+    (min(cfg.ranker.passes, cfg.retriever.passes) >= 1, "ranker.passes and retriever.passes must be 1 or more"),
     (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,

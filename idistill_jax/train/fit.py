@@ -18,7 +18,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Retri
   stream = batches.Batches(
     records=records, decode=decode, texts=texts,
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=row_tokens, row_multiple=sharding.batch_shards(mesh)),
+                        row_tokens=row_tokens, row_multiple=sharding.batch_shards(mesh) * cfg.passes),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
   )
   params = loop.train(loop.Training(

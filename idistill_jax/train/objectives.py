@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from idistill_jax import config as config_lib
 from idistill_jax import losses
 from idistill_jax.data import batches
-from idistill_jax.train import networks
+from idistill_jax.train import grad_cache, networks
 from idistill_jax.train import step as step_lib
 
 
 def ranker(cfg: config_lib.Ranker, network: networks.Network) -> step_lib.LossFn:
   """Loss of the scores of pairs against the LLM's places; `batch.values` are places."""
-  loss = losses.LISTWISE[cfg.loss]
+  loss, apply = losses.LISTWISE[cfg.loss], grad_cache.in_passes(network.apply, cfg.passes)
 
   def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
-    scores_BxN = network.apply(params, batch.rows).reshape(batch.where.shape)
+    scores_BxN = apply(params, batch.rows).reshape(batch.where.shape)
     if cfg.similarity_weight is not None:
       scores_BxN = scores_BxN + cfg.similarity_weight * batch.similarities
     return loss(scores_BxN, batch.values, where=batch.where, top_places=cfg.top_places, known=batch.known)
@@ -27,11 +27,11 @@ def ranker(cfg: config_lib.Ranker, network: networks.Network) -> step_lib.LossFn
 
 def retriever(cfg: config_lib.Retriever, network: networks.Network) -> step_lib.LossFn:
   """Loss of the similarities of queries and passages against the teacher; `batch.values` are its logits."""
-  loss = losses.DISTILLATION[cfg.loss]
+  loss, apply = losses.DISTILLATION[cfg.loss], grad_cache.in_passes(network.apply, cfg.passes)
 
   def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
     lists, width = batch.where.shape
-    vectors = network.apply(params, batch.rows)
+    vectors = apply(params, batch.rows)
     queries_BxE, passages_MxE = vectors[:lists], vectors[lists:]
     targets = losses.RetrieverTargets(
       teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),

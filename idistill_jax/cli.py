@@ -17,7 +17,7 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from idistill_jax import artifacts
+from idistill_jax import artifacts, validation
 from idistill_jax import config as config_lib
 
 CONFIG_SNAPSHOT = "config.json"
@@ -80,7 +80,7 @@ def run_app(work: Callable[["Runner"], object]) -> None:
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     cfg = _CONFIG.value
     try:
-      config_lib.validate(cfg)
+      validation.validate(cfg)
       work(
         Runner(
           cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), [artifacts.Workdir(root) for root in _REUSE.value]

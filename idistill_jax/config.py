@@ -1,4 +1,4 @@
-"""The typed config tree: one dataclass per stage, one `validate()`.  Values live in `configs/*.py`.
+"""The typed config tree: one dataclass per stage, checked by `validation.py`.  Values live in `configs/*.py`.
 
 A default lives here or in a config file, never at the place that reads it.  Absence is `None`.  Imports no JAX, so
 that `--help` and a labelling machine need no accelerator stack.
@@ -7,8 +7,6 @@ that `--help` and a labelling machine need no accelerator stack.
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -124,10 +122,17 @@ class Ranker:
   # A batch's rows are encoded in so many passes, its gradient stays exact: more lists than memory holds at once.
   passes: int = 1
   epochs: int = 1
-  # score = head + similarity_weight * cosine of the initial retriever; None adds no such term.
+  # Whose encoder it begins with: the starting weights, or the retriever that learned the LLM's order directly.
+  start: Literal["weights", "direct"] = "weights"
+  # score = head + similarity_weight * similarity of the retriever that it starts from; None adds no such term.
   similarity_weight: float | None = 10.0
   optim: Optim = dataclasses.field(default_factory=Optim)
   checkpoint_every: int = 50
+
+  @property
+  def start_stage(self) -> str:
+    """The stage that made the embeddings whose similarity is a term of the score."""
+    return {"weights": "candidates", "direct": "train_direct"}[self.start]
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -135,6 +140,8 @@ class Scores:
   """Which lists the trained ranker scores for the retriever to learn from."""
 
   depth: int = 20
+  # Whose first passages: the initial retriever's, or those of the one that learned the LLM's order directly.
+  candidates: Literal["initial", "direct"] = "initial"
   # "unlabelled" leaves out the lists that the LLM put in order (enough for retriever.teacher "both").
   lists: Literal["all", "unlabelled"] = "all"
   # Queries that no LLM saw, scored beside those it ranked; None takes all.
@@ -142,22 +149,30 @@ class Scores:
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
-class Retriever:
-  """Dual-encoder training on a teacher's distribution over each list."""
+class Distillation:
+  """Dual-encoder training on a distribution over each list; as `direct`, on the LLM's order with no ranker between."""
 
-  teacher: Literal["ranker", "llm", "both", "pairs"] = "both"
   loss: Literal["kl_list", "kl_batch", "margin_mse", "contrastive"] = "kl_batch"
   passages_per_list: int = 8
   always_best: int = 2
   lists_per_batch: int = 16
   passes: int = 1  # as for the ranker
   epochs: int = 1
-  # The teacher's distribution: softmax(ranker score / teacher_temperature), softmax(-LLM place / order_temperature).
-  teacher_temperature: float = 0.5
+  # softmax(-LLM place / order_temperature) is the distribution of an order.
   order_temperature: float = 1.0
   student_temperature: float = 0.05
   optim: Optim = dataclasses.field(default_factory=Optim)
   checkpoint_every: int = 50
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Retriever(Distillation):
+  """Dual-encoder training on a teacher's distribution over each list."""
+
+  teacher: Literal["ranker", "llm", "both", "pairs"] = "both"
+  start: Literal["weights", "direct"] = "weights"  # as for the ranker
+  # softmax(ranker score / teacher_temperature) is the ranker's distribution.
+  teacher_temperature: float = 0.5
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -199,6 +214,7 @@ class Config:
   encoder: Encoder = dataclasses.field(default_factory=Encoder)
   candidates: Candidates = dataclasses.field(default_factory=Candidates)
   labels: Labels = dataclasses.field(default_factory=Labels)
+  direct: Distillation = dataclasses.field(default_factory=Distillation)
   ranker: Ranker = dataclasses.field(default_factory=Ranker)
   scores: Scores = dataclasses.field(default_factory=Scores)
   retriever: Retriever = dataclasses.field(default_factory=Retriever)
@@ -243,51 +259,3 @@ def digest(value: Any) -> str:
 
 class ConfigError(ValueError):
   """A config whose parts contradict each other; the message names the fields."""
-
-
-def validate(cfg: Config) -> None:
-  """Raises ConfigError where a value is not of its field's type, and where fields contradict each other."""
-  _check_types("", cfg)
-  rules = (
-    (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
-    (min(cfg.labels.lists, cfg.labels.passage_words, cfg.labels.concurrency, cfg.labels.attempts) >= 1,
-     "labels.lists, passage_words, concurrency and attempts must be 1 or more"),
-    (min(cfg.ranker.passes, cfg.retriever.passes) >= 1, "ranker.passes and retriever.passes must be 1 or more"),
-    (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
-     "ranker.passages_per_list must hold ranker.always_best passages"),
-    (cfg.retriever.passages_per_list >= cfg.retriever.always_best,
-     "retriever.passages_per_list must hold retriever.always_best passages"),
-  )
-  for holds, message in rules:
-    if not holds:
-      raise ConfigError(message)
-
-
-def _check_types(prefix: str, section: Any) -> None:
-  """A config file assigns freely; flags and the file must end up under the same rules."""
-  for name, hint in typing.get_type_hints(type(section)).items():
-    value, path = getattr(section, name), f"{prefix}{name}"
-    if dataclasses.is_dataclass(hint):
-      if not isinstance(value, typing.cast(type, hint)):
-        raise ConfigError(f"{path} is {value!r}; it must be a {getattr(hint, '__name__', hint)}")
-      _check_types(f"{path}.", value)
-    elif not any(_fits(value, one) for one in _alternatives(hint)):
-      raise ConfigError(f"{path} is {value!r}; it must be {_describe(hint)}")
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-  return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-  if typing.get_origin(hint) is Literal:
-    return value in typing.get_args(hint)
-  if hint is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def _describe(hint: Any) -> str:
-  if typing.get_origin(hint) is Literal:
-    return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
-  return " or ".join("None" if one is type(None) else one.__name__ for one in _alternatives(hint))

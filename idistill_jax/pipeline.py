@@ -16,6 +16,7 @@ from idistill_jax.stages import (
   labels,
   report,
   scores,
+  train_direct,
   train_ranker,
   train_retriever,
 )
@@ -24,7 +25,8 @@ STAGES = (
   collection.STAGE,       # corpus, queries, judgements, in one form
   candidates.STAGE,       # the initial retriever's top passages for each query
   labels.STAGE,           # the LLM puts lists in order
-  train_ranker.STAGE,     # a cross-encoder learns that order (ListMLE)
+  train_direct.STAGE,     # the control: a dual encoder learns that order itself
+  train_ranker.STAGE,     # a cross-encoder learns it (ListMLE)
   scores.STAGE,           # it scores more and deeper lists than the LLM saw
   train_retriever.STAGE,  # a dual encoder learns the ranker's distribution (KL)
   index.STAGE,            # its embeddings of the corpus, searchable

@@ -25,7 +25,7 @@ _TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_b
 
 # Longer texts would fill the screen.
 SHOWN_CHARACTERS = 160
-READS = ("collection", "candidates", "train_ranker", "train_retriever", "index")
+READS = ("collection", "candidates", "train_direct", "train_ranker", "train_retriever", "index")
 
 
 class EmptyQueryError(ValueError):
@@ -56,6 +56,9 @@ class Searcher:
     self._initial = inference.load_retriever(cfg, None)
     self._distilled = inference.load_retriever(cfg, folders["train_retriever"])
     self._ranker = inference.load_ranker(cfg, folders["train_ranker"])
+    direct = cfg.ranker.start == "direct"
+    self._start = inference.load_retriever(cfg, folders["train_direct"]) if direct else self._initial
+    self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)
 
@@ -84,8 +87,9 @@ class Searcher:
   def _rerank(self, query: str, k: int) -> list[str]:
     depth = self._cfg.evaluate.rerank_depth
     found = self._initial_index.search(self._initial.encode_queries([query]), max(depth, k))
+    similarities_1xN = self._start.encode_queries([query]) @ self._start_PxE[found.rows[0]].T
     (order,) = rerank.rerank(
-      self._ranker.score, [query], self._passages.texts, self._passages.ids, found, depth
+      self._ranker.score, [query], self._passages.texts, self._passages.ids, found, depth, similarities_1xN
     )
     return order
 

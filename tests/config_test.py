@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from idistill_jax import config as config_lib
-from idistill_jax import losses
+from idistill_jax import losses, validation
 from idistill_jax.data import corpora
 from idistill_jax.llm import providers
 
@@ -40,7 +40,7 @@ def test_every_config_file_is_golden() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_rendered(name: str) -> None:
   cfg = load(name)
-  config_lib.validate(cfg)
+  validation.validate(cfg)
   path = GOLDEN / f"config_{name.replace(':', '_')}.txt"
   if os.environ.get("UPDATE_GOLDEN"):
     path.write_text(config_lib.render(cfg))
@@ -136,9 +136,9 @@ def test_missing_flags_are_named() -> None:
 PARSE = """
 import json, sys
 from absl import flags
-from idistill_jax import cli, config
+from idistill_jax import cli, config, validation
 flags.FLAGS(sys.argv)
-config.validate(flags.FLAGS.config)
+validation.validate(flags.FLAGS.config)
 print(json.dumps(config.as_dict(flags.FLAGS.config)))
 """
 
@@ -196,10 +196,10 @@ def test_every_field_can_be_overridden() -> None:
 )
 def test_wrong_value_is_refused_with_its_path(section: str, field: str, value: object) -> None:
   cfg = config_lib.Config(name="x")
-  config_lib.validate(cfg)
+  validation.validate(cfg)
   setattr(getattr(cfg, section), field, value)
   with pytest.raises(config_lib.ConfigError, match=rf"{section}\.{field} is "):
-    config_lib.validate(cfg)
+    validation.validate(cfg)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_wrong_value_is_refused_with_its_path(section: str, field: str, value: o
 def test_right_value_is_taken(section: str, field: str, value: object) -> None:
   cfg = config_lib.Config(name="x")
   setattr(getattr(cfg, section), field, value)
-  config_lib.validate(cfg)
+  validation.validate(cfg)
 
 
 def choices(cls: type, field: str) -> set[str]:

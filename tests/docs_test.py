@@ -24,7 +24,7 @@ from absl import flags
 commands = json.load(sys.stdin)
 for module in {module for module, _ in commands}:
   importlib.import_module(module)
-config = importlib.import_module("idistill_jax.config")
+validation = importlib.import_module("idistill_jax.validation")
 for module, argv in commands:
   child = os.fork()
   if not child:
@@ -33,7 +33,7 @@ for module, argv in commands:
     try:
       rest = flags.FLAGS(sys.argv)[1:]
       if flags.FLAGS["config"].value is not None:
-        config.validate(flags.FLAGS["config"].value)
+        validation.validate(flags.FLAGS["config"].value)
       named = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
       theirs = {"idistill_jax.cli", module}
       foreign = [name for name in named

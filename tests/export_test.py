@@ -68,6 +68,7 @@ def stages(cfg: config.Config):
   runs = {
     "collection": lambda job: job.count(title="Standard library", passages=3743, queries={"train": 1000, "test": 397}),
     "labels": lambda job: job.count(lists=993, asked=1000, paid=1000, complete=962, repaired=31),
+    "train_direct": train(networks.retriever),
     "train_ranker": train(lambda cfg: networks.ranker(cfg, "classifier")),
     "train_retriever": train(networks.retriever),
     "evaluate": evaluate,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import config, sharding
+from idistill_jax import config, sharding, validation
 from idistill_jax.models import table
 from idistill_jax.train import grad_cache, loop, networks, objectives
 
@@ -91,4 +91,4 @@ def test_no_passes_are_refused(tiny_weights):
   cfg = config.Config(name="x")
   cfg.retriever.passes = 0
   with pytest.raises(config.ConfigError, match=r"retriever\.passes"):
-    config.validate(cfg)
+    validation.validate(cfg)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import parse, prompt
 from idistill_jax.stages import labels as stage
@@ -260,9 +260,9 @@ def test_the_key_is_in_no_file_of_the_workdir(tmp_path, key):
   "field", [{"list_size": 1}, {"lists": 0}, {"passage_words": 0}, {"concurrency": 0}, {"attempts": 0}]
 )
 def test_a_config_that_asks_for_nothing_is_refused(field):
-  config.validate(config.Config(name="t"))
+  validation.validate(config.Config(name="t"))
   with pytest.raises(config.ConfigError, match=next(iter(field))):
-    config.validate(config.Config(name="t", labels=config.Labels(**field)))
+    validation.validate(config.Config(name="t", labels=config.Labels(**field)))
 
 
 def test_position_bias_is_spearman_over_named_passages():

@@ -39,7 +39,7 @@ def test_every_stage_commits_a_folder_with_its_manifest(workdir):
 
 def test_metrics_have_the_promised_form(workdir):
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
-  assert set(metrics["systems"]) == {"initial", "bm25", "ranker", "distilled"}
+  assert set(metrics["systems"]) == {"initial", "bm25", "direct", "ranker", "distilled"}
   for measured in metrics["systems"].values():
     assert {"MRR@10", "nDCG@10", "recall@20", "recall@100", "hit@1"} <= set(measured)
   assert {"delta", "p", "ci95"} <= set(metrics["tests"]["distilled vs initial"]["MRR@10"])
@@ -70,7 +70,7 @@ def test_a_changed_knob_reruns_only_what_depends_on_it(workdir, tmp_path):
   done = run(f"--workdir={tmp_path}", f"--reuse={workdir.root}", "--config.retriever.teacher=llm")
   assert done.returncode == 0, done.stderr[-3000:]
   taken = [stage.name for stage in pipeline.STAGES if f"{stage.name}: taken over" in done.stderr]
-  assert taken == ["collection", "candidates", "labels", "train_ranker", "scores"]
+  assert taken == ["collection", "candidates", "labels", "train_direct", "train_ranker", "scores"]
   assert artifacts.Workdir(tmp_path).manifest("train_retriever")["counts"]["teacher"] == "llm"
 
 

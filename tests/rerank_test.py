@@ -12,6 +12,8 @@ FOUND = hits.Hits(
   scores=np.array([[9, 8, 7, 6], [5, 4, 3, 2]], np.float32),
   found=np.array([4, 4], np.int32),
 )
+# Another retriever's than the one that found them.
+SIMILARITIES = np.array([[1, 2, 3, 4], [6, 7, 8, 9]], np.float32)
 
 
 def test_the_first_places_are_reordered_and_the_rest_stays():
@@ -21,22 +23,22 @@ def test_the_first_places_are_reordered_and_the_rest_stays():
     asked.extend(zip(queries, passages, similarities.tolist(), strict=True))
     return -similarities
 
-  orders = rerank.rerank(score, ["x", "y"], TEXTS, IDS, FOUND, 3)
-  assert orders == [["c", "b", "a", "d"], ["b", "c", "d", "a"]]
-  assert asked == [("x", "A", 9), ("x", "B", 8), ("x", "C", 7), ("y", "D", 5), ("y", "C", 4), ("y", "B", 3)]
+  orders = rerank.rerank(score, ["x", "y"], TEXTS, IDS, FOUND, 3, SIMILARITIES)
+  assert orders == [["a", "b", "c", "d"], ["d", "c", "b", "a"]]
+  assert asked == [("x", "A", 1), ("x", "B", 2), ("x", "C", 3), ("y", "D", 6), ("y", "C", 7), ("y", "B", 8)]
 
 
 def test_deeper_than_the_hits_and_ties():
-  orders = rerank.rerank(lambda q, p, s: np.zeros(len(q)), ["x", "y"], TEXTS, IDS, FOUND, 10)
+  orders = rerank.rerank(lambda q, p, s: np.zeros(len(q)), ["x", "y"], TEXTS, IDS, FOUND, 10, SIMILARITIES)
   assert orders == [["d", "c", "b", "a"]] * 2
 
 
 @pytest.mark.parametrize("scores", [np.full(4, np.nan), np.zeros(3), np.zeros((4, 1))])
 def test_scores_that_rank_nothing(scores):
   with pytest.raises(ValueError, match="for 4 pairs"):
-    rerank.rerank(lambda q, p, s: scores, ["x", "y"], TEXTS, IDS, FOUND, 2)
+    rerank.rerank(lambda q, p, s: scores, ["x", "y"], TEXTS, IDS, FOUND, 2, SIMILARITIES)
 
 
 def test_no_place_to_reorder():
   with pytest.raises(ValueError, match="at least one place"):
-    rerank.rerank(lambda q, p, s: s, ["x", "y"], TEXTS, IDS, FOUND, 0)
+    rerank.rerank(lambda q, p, s: s, ["x", "y"], TEXTS, IDS, FOUND, 0, SIMILARITIES)

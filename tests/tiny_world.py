@@ -75,8 +75,9 @@ def training(
   retriever = config.Retriever(loss="kl_batch", student_temperature=0.05)
   loss = objectives.ranker(ranker, network) if pairs else objectives.retriever(retriever, network)
   return loop.Training(
-    name="test", network=network, loss_fn=loss, batches=stream(folder, network, pairs),
-    optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder, checkpoint_every=checkpoint_every, seed=0,
+    name="test", network=network, start=lambda: network.initial(0), loss_fn=loss,
+    batches=stream(folder, network, pairs), optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder,
+    checkpoint_every=checkpoint_every,
   )
 
 

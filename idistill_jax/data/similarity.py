@@ -1,4 +1,4 @@
-"""The initial retriever's similarities, looked up in the embeddings that the candidates stage wrote."""
+"""A retriever's similarities, looked up in the embeddings that its stage wrote."""
 
 import dataclasses
 import pathlib
@@ -19,9 +19,17 @@ class Similarities:
     """float32 [N] of one query with the given passages."""
     return np.asarray(self.passages_PxE[passage_rows] @ self.queries_QxE[query_row], np.float32)
 
+  def of_lists(self, query_rows: np.ndarray, passage_rows_QxN: np.ndarray) -> np.ndarray:
+    """float32 [Q, N] of each query with the passages of its row."""
+    return np.einsum("qe,qne->qn", self.queries_QxE[query_rows], self.passages_PxE[passage_rows_QxN])
+
+  def of_pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
+    """float32 [pairs] of query_rows[i] with passage_rows[i]."""
+    return np.einsum("ie,ie->i", self.queries_QxE[query_rows], self.passages_PxE[passage_rows])
+
 
 def load(folder: pathlib.Path) -> Similarities:
-  """From the folder of the candidates stage."""
+  """From the folder of the candidates or the train_direct stage."""
   return Similarities(np.load(folder / QUERIES, mmap_mode="r"), np.load(folder / PASSAGES, mmap_mode="r"))
 
 

@@ -18,13 +18,18 @@ from idistill_jax.hf import export
 from idistill_jax.models import bert, dual_encoder
 
 # System in metrics.json that each model is measured as.
-Kind = Literal["retriever", "ranker"]
-_SYSTEMS: dict[Kind, str] = {"retriever": "distilled", "ranker": "ranker"}
-_PIPELINE_TAGS: dict[Kind, str] = {"retriever": "sentence-similarity", "ranker": "text-ranking"}
+Kind = Literal["retriever", "direct", "ranker"]
+_SYSTEMS: dict[Kind, str] = {"retriever": "distilled", "direct": "direct", "ranker": "ranker"}
+_PIPELINE_TAGS: dict[Kind, str] = {
+  "retriever": "sentence-similarity", "direct": "sentence-similarity", "ranker": "text-ranking",
+}
+_DENSE = ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax")
 _TAGS: dict[Kind, tuple[str, ...]] = {
-  "retriever": ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax"),
+  "retriever": _DENSE,
+  "direct": _DENSE,
   "ranker": ("sentence-transformers", "cross-encoder", "reranker", "distillation", "jax"),
 }
+_TEMPLATES: dict[Kind, str] = {"retriever": "retriever.md", "direct": "retriever.md", "ranker": "ranker.md"}
 _BASE_SYSTEM = "initial"
 # What the retriever learnt from, by config.Retriever.teacher.
 _LEARNT_FROM = {
@@ -66,7 +71,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
   base = base_model(facts.cfg.encoder.weights, readme)
   licence = licence_of(readme)
   encoder = facts.cfg.encoder
-  template = importlib.resources.files("idistill_jax.hf").joinpath("templates", f"{kind}.md")
+  template = importlib.resources.files("idistill_jax.hf").joinpath("templates", _TEMPLATES[kind])
   at_hub = f"[{base}](https://huggingface.co/{base})"
   return string.Template(template.read_text(encoding="utf-8")).substitute(
     front_matter=_front_matter(kind, base, licence),
@@ -74,7 +79,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     name=name,
     width=bert.read_config(facts.source).hidden_size,
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
-    learnt_from=_LEARNT_FROM[facts.cfg.retriever.teacher],
+    learnt_from=_LEARNT_FROM["llm" if kind == "direct" else facts.cfg.retriever.teacher],
     query_tokens=encoder.query_tokens,
     passage_tokens=encoder.passage_tokens,
     list_tokens=encoder.list_cut,
@@ -126,7 +131,7 @@ def _front_matter(kind: Kind, base: str | None, licence: str | None) -> str:
 
 
 def _snippet(facts: Facts, name: str, base: str | None) -> str:
-  """Code that scores pairs; with the similarity of the initial retriever where training added it."""
+  """Code that scores pairs; with the similarity of the retriever it started from where training added it."""
   head = [
     f"queries = [{json.dumps(_QUERY)}]",
     f"passages = [{json.dumps(_PASSAGE)}]",
@@ -143,14 +148,15 @@ def _snippet(facts: Facts, name: str, base: str | None) -> str:
       "scores = ranker.predict(list(zip(queries, passages)))",
     ]
   else:
+    start = f"{name}-direct" if facts.cfg.ranker.start == "direct" else base or "path/to/starting-weights"
     normalise = dual_encoder.read_embedding_config(facts.source).normalize
     body = [
       "from sentence_transformers import CrossEncoder, SentenceTransformer",
       "",
       *head,
-      f'ranker, initial = CrossEncoder("{name}"{trust}), SentenceTransformer("{base or "path/to/starting-weights"}")',
-      f"initial.max_seq_length = {facts.cfg.encoder.passage_tokens}  # as its similarities were made",
-      f"q, p = (initial.encode(texts, normalize_embeddings={normalise}) for texts in (queries, passages))",
+      f'ranker, start = CrossEncoder("{name}"{trust}), SentenceTransformer("{start}")',
+      f"start.max_seq_length = {facts.cfg.encoder.passage_tokens}  # as its similarities were made",
+      f"q, p = (start.encode(texts, normalize_embeddings={normalise}) for texts in (queries, passages))",
       f"scores = ranker.predict(list(zip(queries, passages))) + {weight} * (q * p).sum(-1)",
     ]
   return "\n".join([*body, "print(scores)"])
@@ -160,8 +166,12 @@ def _similarity(facts: Facts) -> str:
   weight = facts.cfg.ranker.similarity_weight
   if weight is None:
     return "The score is the model's raw logit: no activation, no other term."
-  return (f"The score is the model's raw logit plus {weight} times the similarity that the initial retriever (the "
-          "starting weights, before any training) gives the pair. The logit was trained as a correction to that term, "
+  start = {
+    "weights": "initial retriever (the starting weights, before any training)",
+    "direct": "retriever that learned the large language model's order directly (exported as `direct`)",
+  }[facts.cfg.ranker.start]
+  return (f"The score is the model's raw logit plus {weight} times the similarity that the {start} gives the pair. The "
+          "logit was trained as a correction to that term, "
           "and the results below are those of the whole score.")
 
 

@@ -19,6 +19,7 @@ STAGES = (
   "collection",
   "candidates",
   "labels",
+  "train_direct",
   "train_ranker",
   "scores",
   "train_retriever",
@@ -26,7 +27,7 @@ STAGES = (
   "evaluate",
   "export",
 )
-TRAININGS = ("train_ranker", "train_retriever")
+TRAININGS = ("train_direct", "train_ranker", "train_retriever")
 MAIN_MEASURE = "MRR@10"
 BEFORE, AFTER = "initial", "distilled"
 

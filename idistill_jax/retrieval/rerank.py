@@ -7,7 +7,7 @@ import numpy as np
 from idistill_jax.retrieval import hits as hits_lib
 from idistill_jax.retrieval import runs
 
-# (query texts, passage texts, initial similarities) of each pair -> float [pairs]
+# (query texts, passage texts, similarities) of each pair -> float [pairs]
 Score = Callable[[Sequence[str], Sequence[str], np.ndarray], np.ndarray]
 
 
@@ -18,8 +18,11 @@ def rerank(
   passage_ids: Sequence[str],
   hits: hits_lib.Hits,
   depth: int,
+  similarities_QxN: np.ndarray,
 ) -> list[list[str]]:
   """Passage ids of each query, the first `depth` by the ranker's score (ties as in `runs.ranked`).
+
+  similarities_QxN: a term of the score, for at least the first `depth` places of each query.
 
   Raises ValueError for depth < 1, and for scores that are not one finite number a pair.
   """
@@ -28,7 +31,7 @@ def rerank(
   head_QxN = hits.rows[:, :depth]
   queries = [text for text, rows in zip(query_texts, head_QxN, strict=True) for _ in rows]
   passages = [passage_texts[row] for row in head_QxN.ravel()]
-  scores = np.asarray(score(queries, passages, hits.scores[:, :depth].ravel()))
+  scores = np.asarray(score(queries, passages, similarities_QxN[:, :depth].ravel()))
   if scores.shape != (len(queries),) or not np.isfinite(scores).all():
     raise ValueError(
       f"the ranker gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} of them not "

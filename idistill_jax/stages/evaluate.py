@@ -1,12 +1,14 @@
-"""Before and after: initial retriever, BM25, ranker and distilled retriever on one split, with tests.
+"""Before and after: initial retriever, BM25, the LLM's order learned directly, ranker and distilled retriever.
 
     python -m idistill_jax.stages.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, candidates, train_ranker, train_retriever, index -> metrics.json, runs/<system>.trec,
+collection, candidates, train_direct, train_ranker, train_retriever, index -> metrics.json, runs/<system>.trec,
 per_query.csv.
 """
 
 import json
+
+import numpy as np
 
 from idistill_jax import artifacts, cli, records
 from idistill_jax.data import similarity, tables
@@ -15,7 +17,10 @@ from idistill_jax.train import inference
 
 METRICS, PER_QUERY, RUNS = "metrics.json", "per_query.csv", "runs"
 # The first system is tested against the second.
-TESTS = (("distilled", "initial"), ("ranker", "initial"), ("distilled", "bm25"), ("ranker", "distilled"))
+TESTS = (
+  ("distilled", "initial"), ("ranker", "initial"), ("direct", "initial"), ("distilled", "direct"), ("ranker", "direct"),
+  ("distilled", "bm25"), ("ranker", "distilled"),
+)
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
@@ -28,14 +33,18 @@ def run(job: artifacts.Job) -> None:
   queries = judged_queries(job, table, qrels)
   ids, texts = [query.id for query in queries], [query.text for query in queries]
 
-  embeddings = similarity.load(job.inputs["candidates"])
-  queries_QxE = embeddings.queries_QxE[[table.row(query_id) for query_id in ids]]
-  initial = exact.Exact(embeddings.passages_PxE, passages.ids).search(queries_QxE, cfg.depth)
+  rows = np.array([table.row(query_id) for query_id in ids])
+  initial, direct = (
+    exact.Exact(embedded.passages_PxE, passages.ids).search(embedded.queries_QxE[rows], cfg.depth)
+    for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
+  )
 
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
-  reranked = rerank.rerank(ranker.score, texts, passages.texts, passages.ids, initial, cfg.rerank_depth)
+  start = similarity.load(job.inputs[job.cfg.ranker.start_stage])
+  reranked = rerank.rerank(ranker.score, texts, passages.texts, passages.ids, initial, cfg.rerank_depth,
+                           start.of_lists(rows, initial.rows[:, :cfg.rerank_depth]))
 
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"])
   distilled_QxE = retriever.encode_queries(texts)
@@ -44,6 +53,7 @@ def run(job: artifacts.Job) -> None:
   systems = {
     "initial": runs.from_hits(ids, passages.ids, initial),
     "bm25": runs.from_hits(ids, passages.ids, by_terms),
+    "direct": runs.from_hits(ids, passages.ids, direct),
     "ranker": runs.from_order(dict(zip(ids, reranked, strict=True))),
     "distilled": runs.from_hits(ids, passages.ids, distilled),
   }
@@ -94,7 +104,7 @@ def judged_queries(job: artifacts.Job, table: tables.Queries, qrels: tables.Qrel
 
 STAGE = artifacts.Stage(
   name="evaluate",
-  reads=("collection", "candidates", "train_ranker", "train_retriever", "index"),
+  reads=("collection", "candidates", "train_direct", "train_ranker", "train_retriever", "index"),
   config=("encoder", "ranker", "index", "evaluate"),
   run=run,
 )

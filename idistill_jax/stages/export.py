@@ -2,7 +2,8 @@
 
     python -m idistill_jax.stages.export --config=configs/quickstart.py --workdir=runs/quickstart
 
-train_ranker, train_retriever (parameters), collection, labels, evaluate (facts for the cards) -> ranker/, retriever/.
+train_direct, train_ranker, train_retriever (parameters), collection, labels, evaluate (facts for the cards) -> ranker/,
+retriever/, and direct/ where its similarity is a term of the ranker's score.
 """
 
 import json
@@ -13,13 +14,15 @@ from idistill_jax import artifacts, cli, sharding
 from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
 
-RANKER, RETRIEVER = "ranker", "retriever"
+RANKER: card.Kind = "ranker"
+RETRIEVER: card.Kind = "retriever"
+DIRECT: card.Kind = "direct"
 _METRICS = "metrics.json"
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg
-  repositories = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
+  repositories: dict[card.Kind, str | None] = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
   # First of all, so that a missing token is told before anything is written.
   api = upload.client() if any(repositories.values()) else None
   mesh = sharding.make_mesh(cfg.mesh)
@@ -33,15 +36,19 @@ def run(job: artifacts.Job) -> None:
                        similarity_weight=cfg.ranker.similarity_weight)
 
   network = networks.retriever(cfg.encoder)
-  params = inference.load_params(network, job.inputs["train_retriever"], mesh, cfg.seed)
-  text = card.render("retriever", facts(job, "train_retriever", network.source),
-                     repositories[RETRIEVER] or f"path/to/{RETRIEVER}")
-  export.export_retriever(params, network, job.out / RETRIEVER, cut=cut, card=text)
+  retrievers: dict[card.Kind, str] = {RETRIEVER: "train_retriever"}
+  if cfg.ranker.start == "direct" and cfg.ranker.similarity_weight is not None:
+    # Its similarity is a term of the ranker's score.
+    retrievers[DIRECT] = "train_direct"
+  for name, stage in retrievers.items():
+    params = inference.load_params(network, job.inputs[stage], mesh, cfg.seed)
+    text = card.render(name, facts(job, stage, network.source), repositories.get(name) or f"path/to/{name}")
+    export.export_retriever(params, network, job.out / name, cut=cut, card=text)
 
   for name, repository in repositories.items():
     if repository is not None:
       job.count(**{f"{name} uploaded": upload.upload(api, job.out / name, repository, private=cfg.export.private)})
-  job.count(**{f"{name} bytes": _size(job.out / name) for name in repositories})
+  job.count(**{f"{name} bytes": _size(job.out / name) for name in (RANKER, *retrievers)})
 
 
 def facts(job: artifacts.Job, training: str, source: pathlib.Path) -> card.Facts:
@@ -66,8 +73,8 @@ def _size(folder: pathlib.Path) -> int:
 
 STAGE = artifacts.Stage(
   name="export",
-  reads=("collection", "labels", "train_ranker", "train_retriever", "evaluate"),
-  config=("name", "seed", "encoder", "labels", "ranker", "retriever", "evaluate", "export"),
+  reads=("collection", "labels", "train_direct", "train_ranker", "train_retriever", "evaluate"),
+  config=("name", "seed", "encoder", "labels", "direct", "ranker", "retriever", "evaluate", "export"),
   run=run,
 )
 

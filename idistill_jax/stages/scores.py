@@ -2,7 +2,7 @@
 
     python -m idistill_jax.stages.scores --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, candidates, labels, train_ranker -> scores-*.tfrecord (ScoredList, best first).
+collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,24 @@ import numpy as np
 
 from idistill_jax import artifacts, cli, records
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.retrieval import exact
 from idistill_jax.train import inference
 
 
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
-  lists = list(_lists(job))
+  lists = list(_lists(job, queries, passages))
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
-  similarities = similarity.load(job.inputs["candidates"])
+  similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
-  initial = np.einsum("ie,ie->i", similarities.queries_QxE[query_of], similarities.passages_PxE[passage_of])
   tokenizer = ranker.forward.network.tokenizer
   scores = ranker.score_rows(
     tokenizer.table(queries.texts, job.cfg.encoder.query_tokens),
-    tokenizer.table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of, initial,
+    tokenizer.table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of,
+    similarities.of_pairs(query_of, passage_of),
   )
 
   ends = np.cumsum([len(ids) for _, ids in lists])
@@ -37,24 +38,43 @@ def run(job: artifacts.Job) -> None:
   job.count(lists=len(lists), pairs=len(scores))
 
 
-def _lists(job: artifacts.Job) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _lists(job: artifacts.Job, queries: tables.Queries,
+           passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
   """(query id, passage ids) to score: each query's candidates to the depth, and with them what the LLM ordered."""
   cfg = job.cfg.scores
   ranked = {
     one.query_id: one for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   }
   unlabelled = 0
-  for one in example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList):
-    if not one.passage_ids:
-      job.drop("query without candidates", one.query_id)
-      continue
-    deep = one.passage_ids[:cfg.depth]
-    if one.query_id in ranked:
+  for query_id, found in CANDIDATES[cfg.candidates](job, queries, passages):
+    if not found:
+      job.drop("query without candidates", query_id)
+    elif query_id in ranked:
       if cfg.lists == "all":
-        yield one.query_id, tuple(dict.fromkeys(ranked[one.query_id].passage_ids + deep))
+        yield query_id, tuple(dict.fromkeys(ranked[query_id].passage_ids + found))
     elif cfg.unlabelled_queries is None or unlabelled < cfg.unlabelled_queries:
       unlabelled += 1
-      yield one.query_id, deep
+      yield query_id, found
+
+
+def _of_initial(job: artifacts.Job, queries: tables.Queries,
+                passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
+  for one in example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList):
+    yield one.query_id, one.passage_ids[:job.cfg.scores.depth]
+
+
+def _of_direct(job: artifacts.Job, queries: tables.Queries,
+               passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
+  train = queries.of_split("train")
+  embedded = similarity.load(job.inputs["train_direct"])
+  index = exact.Exact(embedded.passages_PxE, passages.ids)
+  hits = index.search(embedded.queries_QxE[[queries.row(query.id) for query in train]], job.cfg.scores.depth)
+  for query, rows in zip(train, hits.rows, strict=True):
+    yield query.id, tuple(passages.ids[row] for row in rows)
+
+
+# config.Scores.candidates -> each training query with its first passages.
+CANDIDATES = {"initial": _of_initial, "direct": _of_direct}
 
 
 def _best_first(query_id: str, ids: tuple[str, ...], scores: np.ndarray) -> records.ScoredList:
@@ -65,7 +85,7 @@ def _best_first(query_id: str, ids: tuple[str, ...], scores: np.ndarray) -> reco
 
 STAGE = artifacts.Stage(
   name="scores",
-  reads=("collection", "candidates", "labels", "train_ranker"),
+  reads=("collection", "candidates", "labels", "train_direct", "train_ranker"),
   config=("encoder", "ranker", "scores"),
   run=run,
 )

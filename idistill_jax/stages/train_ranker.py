@@ -2,7 +2,7 @@
 
     python -m idistill_jax.stages.train_ranker --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, candidates (similarities), labels (rankings) -> model/ (parameters), metrics.jsonl.
+collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
 from idistill_jax import artifacts, cli
@@ -14,18 +14,18 @@ from idistill_jax.train import fit, inputs, networks, objectives
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
   network = networks.ranker(encoder, cfg.head).computing_in(encoder.training_dtype)
-  data = inputs.load(job, network, encoder.pair_cut)
+  data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage)
   fit.fit(
     job, "train ranker", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    loss_fn=objectives.ranker(cfg, network),
+    loss_fn=objectives.ranker(cfg, network), start=cfg.start,
   )
 
 
 STAGE = artifacts.Stage(
   name="train_ranker",
-  reads=("collection", "candidates", "labels"),
+  reads=("collection", "candidates", "labels", "train_direct"),
   config=("encoder", "ranker", "mesh", "seed"),
   run=run,
   fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),

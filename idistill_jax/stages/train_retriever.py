@@ -2,7 +2,8 @@
 
     python -m idistill_jax.stages.train_retriever --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, candidates, labels, scores -> teacher-*.tfrecord (what it learned from), model/, metrics.jsonl.
+collection, candidates, labels, train_direct (start), scores -> teacher-*.tfrecord (what it learned from), model/,
+metrics.jsonl.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,12 +18,12 @@ def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.retriever, job.cfg.encoder
   example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
   network = networks.retriever(encoder).computing_in(encoder.training_dtype)
-  data = inputs.load(job, network, encoder.list_cut)
+  data = inputs.load(job, network, encoder.list_cut, "candidates")
   fit.fit(
     job, "train retriever", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    loss_fn=objectives.retriever(cfg, network),
+    loss_fn=objectives.retriever(cfg, network), start=cfg.start,
   )
   job.count(teacher=cfg.teacher)
 
@@ -36,9 +37,7 @@ def _from_ranker(job: artifacts.Job) -> Iterator[records.ScoredList]:
 
 def _from_llm(job: artifacts.Job) -> Iterator[records.ScoredList]:
   """The control: the LLM's own order, no ranker between."""
-  for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList):
-    logits = tuple(-place / job.cfg.retriever.order_temperature for place in range(len(one.passage_ids)))
-    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+  return inputs.orders_as_scores(job, job.cfg.retriever.order_temperature)
 
 
 def _from_both(job: artifacts.Job) -> Iterator[records.ScoredList]:
@@ -62,7 +61,7 @@ TEACHERS: dict[str, Callable[[artifacts.Job], Iterator[records.ScoredList]]] = {
 }
 
 STAGE = artifacts.Stage(
-  name="train_retriever", reads=("collection", "candidates", "labels", "scores"),
+  name="train_retriever", reads=("collection", "candidates", "labels", "train_direct", "scores"),
   config=("encoder", "retriever", "mesh", "seed"), run=run,
   fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
 )

@@ -1,6 +1,7 @@
 """What both trainings read: token tables, similarities, and lists decoded to rows."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -40,8 +41,15 @@ class Inputs:
     )
 
 
-def load(job: artifacts.Job, network: networks.Network, passage_tokens: int) -> Inputs:
-  """From the collection and candidates folders of a job; passages are cut at `passage_tokens`."""
+def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records.ScoredList]:
+  """The LLM's rankings as a teacher's logits, -place / temperature."""
+  for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList):
+    logits = tuple(-place / temperature for place in range(len(one.passage_ids)))
+    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+
+
+def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str) -> Inputs:
+  """From a job's collection and the stage that made the similarities; passages are cut at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   tokenizer, cfg = network.tokenizer, job.cfg.encoder
@@ -49,7 +57,7 @@ def load(job: artifacts.Job, network: networks.Network, passage_tokens: int) -> 
     passages=passages, queries=queries,
     passage_tokens=tokenizer.table(passages.texts, passage_tokens),
     query_tokens=tokenizer.table(queries.texts, cfg.query_tokens),
-    similarity=similarity.load(job.inputs["candidates"]),
+    similarity=similarity.load(job.inputs[similarities]),
   )
 
 

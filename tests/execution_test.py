@@ -1,11 +1,14 @@
 """Matrix products of short operands: float32 sums, the types promised, gradients near the exact ones."""
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from idistill_jax.models import execution
+from idistill_jax.models import attention, execution
 
 EQUATIONS = {"rld,df->rlf": ((2, 6, 8), (8, 12)), "rlhk,hkd->rld": ((2, 6, 4, 3), (4, 3, 8)),
              "rld,dhk->rlhk": ((2, 6, 8), (8, 4, 3))}
@@ -16,12 +19,31 @@ def drawn(equation: str) -> tuple[jax.Array, jax.Array]:
   return tuple(jax.random.normal(jax.random.key(i), shape, jnp.float32) for i, shape in enumerate(shapes))
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """As much of a device as the choice looks at."""
+
+  platform: str
+
+
+def chosen(dtype: str, platform: str) -> execution.Execution:
+  return execution.choose(dtype, types.SimpleNamespace(devices=np.array([[[Device(platform)]]], object)))
+
+
 def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
   bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
-  types = lambda dtype, platform: (lambda e: (e.products, e.states))(execution.choose(dtype, platform))
-  assert types("bfloat16", "cpu") == (bfloat16, float32)
-  assert types("bfloat16", "gpu") == types("bfloat16", "tpu") == (bfloat16, bfloat16)
-  assert types("float32", "gpu") == types("float32", "cpu") == (float32, float32)
+  pair = lambda one: (one.products, one.states)
+  assert pair(chosen("bfloat16", "cpu")) == (bfloat16, float32)
+  assert pair(chosen("bfloat16", "gpu")) == pair(chosen("bfloat16", "tpu")) == (bfloat16, bfloat16)
+  assert pair(chosen("float32", "gpu")) == pair(chosen("float32", "cpu")) == (float32, float32)
+
+
+def test_each_platform_has_its_attention():
+  assert chosen("bfloat16", "cpu").attend is attention.attend
+  assert chosen("bfloat16", "gpu").attend is attention.cudnn
+  # cuDNN takes 16-bit types only.
+  assert chosen("float32", "gpu").attend is attention.attend
+  assert "splash" in chosen("bfloat16", "tpu").attend.__qualname__
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)

@@ -1,10 +1,19 @@
-"""Attention within the texts of packed rows."""
+"""Attention within the texts of packed rows: one plain form, and those that an accelerator has a kernel for.
+
+All have the signature of `attend`: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
+"""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from idistill_jax import sharding
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 # Score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
@@ -67,3 +76,45 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 _product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+# Rows of other lengths are no whole number of the kernel's blocks.
+SPLASH_BLOCK = 128
+
+
+def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
+  """The TPU's splash attention: reads segment ids, never holds the weights.  Rows that are no multiple of SPLASH_BLOCK
+  tokens are read by `attend`.  interpret: run the kernel on a CPU, to hold it against the plain form."""
+
+  def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
+                    segments_RxL: jax.Array) -> jax.Array:
+    if q_RxLxHxK.shape[1] % SPLASH_BLOCK:
+      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+    # XLA cannot cut a kernel over the mesh by itself: each device attends within its own rows and heads.
+    rows, heads = PartitionSpec(sharding.BATCH), sharding.RULES["heads"]
+    by_head = PartitionSpec(sharding.BATCH, None, heads, None)
+    local = jax.shard_map(functools.partial(_splash, interpret=interpret), mesh=mesh, check_vma=False,
+                          in_specs=(by_head, by_head, by_head, rows), out_specs=by_head)
+    return local(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+
+  return attend_splash
+
+
+def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array, *,
+            interpret: bool) -> jax.Array:
+  # Imported where it is used: a kernel of another platform is no part of every start.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+  _, length, heads, width = q_RxLxHxK.shape
+  everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
+  kernel = splash_attention_kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
+  q, k, v = _heads_first(q_RxLxHxK) * width ** -0.5, _heads_first(k_RxLxHxK), _heads_first(v_RxLxHxK)
+  segments = splash_attention_kernel.SegmentIds(q=segments_RxL, kv=segments_RxL)
+  return _heads_first(jax.vmap(kernel)(q, k, v, segment_ids=segments)).astype(q_RxLxHxK.dtype)
+
+
+def cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array) -> jax.Array:
+  """cuDNN's fused attention, texts kept apart by a mask; for 16-bit types, which alone it takes."""
+  together_RxLxL = segments_RxL[:, :, None] == segments_RxL[:, None, :]
+  return jax.nn.dot_product_attention(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, mask=together_RxLxL[:, None],
+                                      implementation="cudnn")

@@ -6,7 +6,6 @@ Everywhere parameters are float32 and sums are float32; matrix products read `pr
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,20 +23,29 @@ class Execution:
 
   products: Any
   states: Any
-  attend: Callable[..., jax.Array]
+  attend: attention.Attend
   unroll_layers: bool
 
 
-def choose(compute_dtype: str, platform: str) -> Execution:
-  """For products of `compute_dtype` on a platform of `jax.default_backend()`."""
+# Runs anywhere, and exactly: what a network is born with.
+PLAIN = Execution(products=jnp.dtype("float32"), states=jnp.dtype("float32"), attend=attention.attend,
+                  unroll_layers=False)
+
+
+def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
+  """For products of `compute_dtype` on the devices of `mesh`."""
   products = jnp.dtype(compute_dtype)
-  match platform:
+  match mesh.devices.flat[0].platform:
     case "cpu":
       # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
       # over layers copies what the gradient needs of each into one array and out again.
       return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True)
+    # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
+    case "tpu":
+      return Execution(products=products, states=products, attend=attention.splash(mesh), unroll_layers=False)
+    case "gpu" | "cuda" if products == jnp.bfloat16:
+      return Execution(products=products, states=products, attend=attention.cudnn, unroll_layers=False)
     case _:
-      # Bound by memory, so states are as short as products; unrolled layers take minutes to compile.
       return Execution(products=products, states=products, attend=attention.attend, unroll_layers=False)
 
 

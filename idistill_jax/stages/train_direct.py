@@ -5,7 +5,7 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli
+from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import batches, example, similarity, tfrecord
 from idistill_jax.hf import weights
 from idistill_jax.train import fit, inference, inputs, networks, objectives
@@ -14,7 +14,7 @@ from idistill_jax.train import fit, inference, inputs, networks, objectives
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.direct, job.cfg.encoder
   example.write_records(job.out, artifacts.TEACHER, inputs.orders_as_scores(job, cfg.order_temperature))
-  network = networks.retriever(encoder).computing_in(encoder.training_dtype)
+  network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
   fit.fit(
     job, "train direct", cfg, network=network, data=data,

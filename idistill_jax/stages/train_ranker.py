@@ -5,7 +5,7 @@
 collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from idistill_jax import artifacts, cli
+from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import batches, tfrecord
 from idistill_jax.hf import weights
 from idistill_jax.train import fit, inputs, networks, objectives
@@ -13,7 +13,7 @@ from idistill_jax.train import fit, inputs, networks, objectives
 
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
-  network = networks.ranker(encoder, cfg.head).computing_in(encoder.training_dtype)
+  network = networks.ranker(encoder, cfg.head).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage)
   fit.fit(
     job, "train ranker", cfg, network=network, data=data,

@@ -8,7 +8,7 @@ metrics.jsonl.
 
 from collections.abc import Callable, Iterator
 
-from idistill_jax import artifacts, cli, records
+from idistill_jax import artifacts, cli, records, sharding
 from idistill_jax.data import batches, example, tables, tfrecord
 from idistill_jax.hf import weights
 from idistill_jax.train import fit, inputs, networks, objectives
@@ -17,7 +17,7 @@ from idistill_jax.train import fit, inputs, networks, objectives
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.retriever, job.cfg.encoder
   example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
-  network = networks.retriever(encoder).computing_in(encoder.training_dtype)
+  network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
   fit.fit(
     job, "train retriever", cfg, network=network, data=data,

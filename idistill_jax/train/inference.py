@@ -70,13 +70,13 @@ class Ranker:
 
 def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None) -> Retriever:
   """The retriever trained in a stage's folder, or the initial one where `folder` is None."""
-  network = networks.retriever(cfg.encoder).computing_in(cfg.encoder.inference_dtype)
+  network = networks.retriever(cfg.encoder)
   return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens))
 
 
 def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
   """The ranker trained in a stage's folder, or the untrained one where `folder` is None."""
-  network = networks.ranker(cfg.encoder, cfg.ranker.head).computing_in(cfg.encoder.inference_dtype)
+  network = networks.ranker(cfg.encoder, cfg.ranker.head)
   return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.list_row), cfg.ranker.similarity_weight)
 
 
@@ -95,6 +95,7 @@ def _forward(
 ) -> "Forward":
   mesh = sharding.make_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
+  network = network.on(mesh, cfg.encoder.inference_dtype)
   return Forward(network, params, mesh, row_tokens, max(1, cfg.encoder.tokens_per_step // row_tokens))
 
 

@@ -34,9 +34,9 @@ class Network:
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
     return nnx.merge(self.graph, params)(rows, self.execution)
 
-  def computing_in(self, dtype: str) -> "Network":
-    """The same network with matrix products of this type ("float32", which it is born with, or "bfloat16")."""
-    return dataclasses.replace(self, execution=execution_lib.choose(dtype, jax.default_backend()))
+  def on(self, mesh: jax.sharding.Mesh, dtype: str) -> "Network":
+    """The same network as it best computes there, with matrix products of this type ("float32", "bfloat16")."""
+    return dataclasses.replace(self, execution=execution_lib.choose(dtype, mesh))
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
@@ -79,7 +79,7 @@ def _network(source: pathlib.Path, build: Callable[[int], nnx.Module], table: ta
              fresh: tuple[str, ...]) -> Network:
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
   return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build,
-                 execution=execution_lib.choose("float32", jax.default_backend()))
+                 execution=execution_lib.PLAIN)
 
 
 def _params(model: nnx.Module) -> Any:

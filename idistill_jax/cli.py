@@ -68,24 +68,32 @@ def main(stage: artifacts.Stage) -> None:
 def run_app(work: Callable[["Runner"], object]) -> None:
   """Parses flags, sets up logging and calls `work`; errors that a user can cause end without a traceback."""
 
+  def run(cfg: config_lib.Config) -> None:
+    others = [artifacts.Workdir(root) for root in _REUSE.value]
+    work(Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), others))
+
+  _start(run, ("config", "workdir"))
+
+
+def config_app(work: Callable[[config_lib.Config], object]) -> None:
+  """As `run_app`, for what reads a config and writes nothing."""
+  _start(work, ("config",))
+
+
+def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...]) -> None:
   def start(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    for name in ("config", "workdir"):
+    for name in needed:
       if flags.FLAGS[name].value is None:
         raise app.UsageError(
           f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart"
         )
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
-    cfg = _CONFIG.value
     try:
-      validation.validate(cfg)
-      work(
-        Runner(
-          cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), [artifacts.Workdir(root) for root in _REUSE.value]
-        )
-      )
+      validation.validate(_CONFIG.value)
+      work(_CONFIG.value)
     except USER_ERRORS as e:
       logging.debug("traceback", exc_info=True)
       sys.exit(f"{type(e).__name__}: {e}")

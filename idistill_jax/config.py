@@ -173,6 +173,8 @@ class Retriever(Distillation):
   start: Literal["weights", "direct"] = "weights"  # as for the ranker
   # softmax(ranker score / teacher_temperature) is the ranker's distribution.
   teacher_temperature: float = 0.5
+  # What is kept is the mean of its weights and those of the direct retriever, which count with this share.
+  direct_share: float | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -4,6 +4,7 @@ A parameter names what its axes mean ("embed", "heads"); the rules below say whi
 over.  Change a strategy here, never in a model.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,9 +37,10 @@ class ShardingError(ValueError):
   """Axes that the mesh cannot carry; the message names the array, the axis and the sizes."""
 
 
-def make_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
-  """Mesh (data, fsdp, tensor) over all devices; raises ShardingError where the sizes do not multiply to them."""
-  devices = jax.device_count()
+def make_mesh(cfg: config_lib.Mesh, of: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+  """Mesh (data, fsdp, tensor) over all devices, or over those given; raises ShardingError where the sizes do not
+  multiply to them."""
+  devices = jax.device_count() if of is None else len(of)
   fixed = cfg.fsdp * cfg.tensor
   data = cfg.data if cfg.data is not None else devices // fixed
   if data * fixed != devices:
@@ -47,7 +49,7 @@ def make_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
       f"but {devices} are here; set --config.mesh.data/fsdp/tensor so that they multiply to {devices}"
     )
   # Auto, not Explicit (the default of make_mesh): XLA propagates the layouts of intermediates.
-  return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=of)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

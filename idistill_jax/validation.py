@@ -19,6 +19,8 @@ def validate(cfg: Config) -> None:
      "direct.passes, ranker.passes and retriever.passes must be 1 or more"),
     (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
      "ranker.passages_per_list must hold ranker.always_best passages"),
+    (cfg.retriever.direct_share is None or 0 <= cfg.retriever.direct_share <= 1,
+     "retriever.direct_share must lie between 0 and 1"),
     (cfg.direct.passages_per_list >= cfg.direct.always_best,
      "direct.passages_per_list must hold direct.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,

@@ -20,7 +20,7 @@ PACKAGE = "idistill_jax"
 
 # Top to bottom: a module imports its own layer and those below.
 LAYERS = (
-  ("pipeline", "search"),
+  ("pipeline", "search", "compile_for"),
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),
@@ -193,7 +193,7 @@ def declared(project: dict[str, typing.Any], extras: typing.Iterable[str]) -> di
 
 def test_dependencies_are_what_is_imported() -> None:
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-  known = declared(project, ["retrieval", "report", "llm", "gemini-legacy", "hf", "torch"])
+  known = declared(project, ["retrieval", "report", "llm", "gemini-legacy", "hf", "torch", "tpu-compile"])
   source = "\n".join(module.path.read_text() for module in modules().values())
   unused = [name for name, module in known.items() if module not in source]
   assert not unused, f"pyproject.toml asks for {unused}, which no module imports"

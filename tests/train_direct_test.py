@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, sharding
+from idistill_jax import artifacts, config, sharding, validation
 from idistill_jax.models import table
 from idistill_jax.train import checkpoint, fit, inference, networks
 
@@ -37,3 +37,18 @@ def test_the_start_fits_the_mesh(job):
   loaded = inference.load_params(network, job.inputs["train_direct"], mesh, 0)
   for path, leaf in table.flatten(fit.STARTS["direct"](job, network)).items():
     np.testing.assert_array_equal(leaf, table.flatten(loaded)[path])
+
+
+def test_weights_are_averaged_by_share(job):
+  network = networks.retriever(job.cfg.encoder)
+  own, direct = network.initial(0), fit.STARTS["direct"](job, network)
+  mixed = table.flatten(fit.averaged(job, own, 0.25))
+  for path, leaf in table.flatten(own).items():
+    np.testing.assert_allclose(mixed[path], 0.75 * leaf + 0.25 * np.asarray(table.flatten(direct)[path]), rtol=1e-5,
+                               atol=1e-7, err_msg=path)
+
+
+def test_a_share_beyond_the_whole_is_refused(job):
+  cfg = config.Config(name="x", retriever=config.Retriever(direct_share=1.5))
+  with pytest.raises(config.ConfigError, match=r"retriever\.direct_share"):
+    validation.validate(cfg)

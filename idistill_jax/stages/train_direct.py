@@ -8,7 +8,7 @@ collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; pas
 from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import batches, example, similarity, tfrecord
 from idistill_jax.hf import weights
-from idistill_jax.train import fit, inference, inputs, networks, objectives
+from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 
 
 def run(job: artifacts.Job) -> None:
@@ -16,12 +16,13 @@ def run(job: artifacts.Job) -> None:
   example.write_records(job.out, artifacts.TEACHER, inputs.orders_as_scores(job, cfg.order_temperature))
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
-  fit.fit(
+  params = fit.fit(
     job, "train direct", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.retriever(cfg, network), start="weights",
   )
+  checkpoint.save_model(job.out / inference.MODEL, params)
   retriever = inference.load_retriever(job.cfg, job.out)
   similarity.save(job.out, similarity.Similarities(retriever.encode_queries(data.queries.texts),
                                                    retriever.encode_passages(data.passages.texts)))

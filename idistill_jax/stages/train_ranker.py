@@ -8,19 +8,20 @@ collection, candidates or train_direct (similarities, start), labels (rankings) 
 from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import batches, tfrecord
 from idistill_jax.hf import weights
-from idistill_jax.train import fit, inputs, networks, objectives
+from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 
 
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
   network = networks.ranker(encoder, cfg.head).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage)
-  fit.fit(
+  params = fit.fit(
     job, "train ranker", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.ranker(cfg, network), start=cfg.start,
   )
+  checkpoint.save_model(job.out / inference.MODEL, params)
 
 
 STAGE = artifacts.Stage(

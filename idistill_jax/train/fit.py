@@ -1,21 +1,23 @@
-"""The frame of both training stages: a network and lists -> a trained model in the stage's folder."""
+"""The frame of the training stages: a network, lists and a start -> trained parameters."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+
 from idistill_jax import artifacts, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks
+from idistill_jax.train import inference, inputs, loop, networks
 from idistill_jax.train import step as step_lib
 
 
 def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Distillation, *, network: networks.Network,
         data: inputs.Inputs, records: batches.Records, decode: Callable[[bytes], batches.TrainingList],
         texts: batches.Texts, loss_fn: step_lib.LossFn,
-        start: Literal["weights", "direct"]) -> None:
-  """Trains on `records`, decoded and read as `texts`, and saves the model; checkpoints and metrics.jsonl beside it.
+        start: Literal["weights", "direct"]) -> Any:
+  """Parameters trained on `records`, decoded and read as `texts`; checkpoints and metrics.jsonl in the job's folder.
 
   start: as in config.Ranker; "direct" needs the train_direct stage among the job's inputs.
   """
@@ -31,8 +33,17 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream, optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every,
   ))
-  checkpoint.save_model(job.out / inference.MODEL, params)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)
+  return params
+
+
+def averaged(job: artifacts.Job, params: Any, direct_share: float) -> Any:
+  """The weighted mean of a retriever's parameters and the direct retriever's.
+
+  Models trained apart from the same start err apart, and their mean errs less than either: Wortsman et al. (2022),
+  "Model soups", arXiv 2203.05482.
+  """
+  return jax.tree.map(lambda own, direct: (1 - direct_share) * own + direct_share * direct, params, _direct(job))
 
 
 def _from_weights(job: artifacts.Job, network: networks.Network) -> Any:
@@ -41,10 +52,12 @@ def _from_weights(job: artifacts.Job, network: networks.Network) -> Any:
 
 def _from_direct(job: artifacts.Job, network: networks.Network) -> Any:
   """The encoder of the retriever that learned the LLM's order; what it lacks (a head) as ever."""
-  direct = networks.retriever(job.cfg.encoder)
-  mesh = sharding.make_mesh(job.cfg.mesh)
-  trained = inference.load_params(direct, job.inputs["train_direct"], mesh, job.cfg.seed)
-  return network.initial(job.cfg.seed) | {"encoder": trained["encoder"]}
+  return network.initial(job.cfg.seed) | {"encoder": _direct(job)["encoder"]}
+
+
+def _direct(job: artifacts.Job) -> Any:
+  network, mesh = networks.retriever(job.cfg.encoder), sharding.make_mesh(job.cfg.mesh)
+  return inference.load_params(network, job.inputs["train_direct"], mesh, job.cfg.seed)
 
 
 STARTS = {"weights": _from_weights, "direct": _from_direct}

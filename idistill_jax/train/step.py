@@ -29,11 +29,11 @@ def init(params: Any, tx: optax.GradientTransformation, shardings: Any, mesh: ja
   replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   params = jax.tree.map(jax.device_put, params, shardings)
   # jit, so that slots are created where their parameters are rather than on device 0.
-  opt_state = jax.jit(tx.init, out_shardings=_like_params(tx, params, shardings, replicated))(params)
+  opt_state = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params, shardings, replicated))(params)
   return State(step=jax.device_put(jnp.zeros((), jnp.int32), replicated), params=params, opt_state=opt_state)
 
 
-def _like_params(tx: optax.GradientTransformation, params: Any, shardings: Any, replicated: Any) -> Any:
+def opt_state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, replicated: Any) -> Any:
   """Shardings of the optimizer state: a subtree shaped like params takes theirs, everything else is replicated."""
   abstract = jax.eval_shape(tx.init, params)
   return optax.tree_map_params(tx, lambda _, sharding: sharding, abstract, shardings,

@@ -1,0 +1,178 @@
+"""An experiment's training and encoding steps, compiled for a TPU slice that is not here: do they fit, at what cost?
+
+    python -m idistill_jax.compile_for --config=configs/quickstart.py --topology=v5e:4x4
+
+Needs the package libtpu (extra `tpu-compile`) and no TPU.  Rows are counted as if every text were as long as its cut.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from rich import box, table
+from rich import console as rich_console
+
+from idistill_jax import cli, sharding
+from idistill_jax import config as config_lib
+from idistill_jax.data import batches, pack
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import networks, objectives, optim
+from idistill_jax.train import step as step_lib
+
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice, as `jax.experimental.topologies` names it.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Chip:
+  """What one chip can do, by its maker's data sheet: FLOP/s in bfloat16, bytes/s and bytes of its memory."""
+
+  flops: float
+  bandwidth: float
+  memory: float
+
+
+# By `device_kind`.
+CHIPS = {
+  "TPU v4": Chip(flops=275e12, bandwidth=1228e9, memory=32 * 2**30),
+  "TPU v5 lite": Chip(flops=197e12, bandwidth=819e9, memory=16 * 2**30),
+  "TPU v5": Chip(flops=459e12, bandwidth=2765e9, memory=95 * 2**30),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+  """One compiled step, for one chip of the slice.
+
+  flops and bytes_moved are the compiler's count, without what happens inside kernels.  kernels: how many there are.
+  """
+
+  name: str
+  tokens: int
+  argument_bytes: int
+  temporary_bytes: int
+  flops: float
+  bytes_moved: float
+  kernels: int
+
+  @property
+  def memory(self) -> int:
+    return self.argument_bytes + self.temporary_bytes
+
+  def seconds(self, chip: Chip) -> float:
+    """The larger of computing and moving at the data sheet's rates: a lower bound."""
+    return max(self.flops / chip.flops, self.bytes_moved / chip.bandwidth)
+
+
+class NoTpuCompilerError(ModuleNotFoundError):
+  """libtpu is not installed."""
+
+
+def mesh_of(topology: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
+  """The mesh over the chips of a slice; raises NoTpuCompilerError, and ShardingError where sizes differ."""
+  from jax.experimental import topologies
+
+  try:
+    import libtpu
+  except ModuleNotFoundError as e:
+    raise NoTpuCompilerError("compiling for a TPU needs its compiler: pip install 'idistill_jax[tpu-compile]'") from e
+  # Asking the cloud's metadata server which TPU this is would only wait for nobody.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())
+  return sharding.make_mesh(cfg, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
+  """Both training steps and the encoding of passages."""
+  encoder = cfg.encoder
+  ranker = networks.ranker(encoder, cfg.ranker.head).on(mesh, encoder.training_dtype)
+  retriever = networks.retriever(encoder).on(mesh, encoder.training_dtype)
+  pair = encoder.query_tokens + encoder.pair_cut - 1
+  of_list = cfg.retriever.passages_per_list * encoder.list_cut + encoder.query_tokens
+  encoding = retriever.on(mesh, encoder.inference_dtype)
+  return [
+    _training("ranker step", cfg.ranker, ranker, objectives.ranker(cfg.ranker, ranker), mesh,
+              texts=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list,
+              tokens=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list * pair, row_tokens=encoder.list_row),
+    _training("retriever step", cfg.retriever, retriever, objectives.retriever(cfg.retriever, retriever), mesh,
+              texts=cfg.retriever.lists_per_batch * (1 + cfg.retriever.passages_per_list),
+              tokens=cfg.retriever.lists_per_batch * of_list, row_tokens=encoder.list_row),
+    _encoding(encoding, mesh, tokens=encoder.tokens_per_step, row_tokens=encoder.row_tokens),
+  ]
+
+
+def _training(name: str, cfg: config_lib.Ranker | config_lib.Distillation, network: networks.Network,
+              loss_fn: step_lib.LossFn, mesh: jax.sharding.Mesh, *, texts: int, tokens: int,
+              row_tokens: int) -> Program:
+  params = jax.tree.map(_abstract, network.abstract, network.shardings(mesh))
+  tx = optim.adamw(cfg.optim, 1000, table_lib.decay_mask(network.table, network.abstract))
+  everywhere = sharding.replicated(mesh)
+  shardings = step_lib.opt_state_shardings(tx, params, network.shardings(mesh), everywhere)
+  opt_state = jax.tree.map(_abstract, jax.eval_shape(tx.init, params), shardings)
+  zero: Any = _abstract(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
+  state = step_lib.State(step=zero, params=params, opt_state=opt_state)
+  rows = _rows(tokens, row_tokens, texts, sharding.batch_shards(mesh) * cfg.passes, mesh)
+  shape = (cfg.lists_per_batch, cfg.passages_per_list)
+  of = lambda dtype: _abstract(jax.ShapeDtypeStruct(shape, dtype), everywhere)
+  batch = batches.ListBatch(rows=rows, values=of(jnp.float32), where=of(jnp.bool_), known=of(jnp.bool_),
+                            passage_rows=of(jnp.int32), list_rows=of(jnp.int32), similarities=of(jnp.float32))
+  return _compiled(name, step_lib.make_step(loss_fn, tx, state), (state, batch), rows)
+
+
+def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
+  params = jax.tree.map(_abstract, network.abstract, network.shardings(mesh))
+  rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
+  return _compiled("encode", jax.jit(network.apply), (params, rows), rows)
+
+
+def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sharding.Mesh) -> pack.Rows:
+  count = math.ceil(tokens / row_tokens / multiple) * multiple
+  # An abstract array stands in for one wherever only shapes are read.
+  cells: Any = jax.ShapeDtypeStruct((count, row_tokens), jnp.int32)
+  starts: Any = jax.ShapeDtypeStruct((texts,), jnp.int32)
+  empty = pack.Rows(token_ids=cells, positions=cells, type_ids=cells, segment_ids=cells, text_ids=cells, starts=starts)
+  return jax.tree.map(_abstract, empty, sharding.packed(empty, mesh))
+
+
+def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+
+def _compiled(name: str, step: Callable[..., Any], arguments: tuple[Any, ...], rows: pack.Rows) -> Program:
+  compiled = step.lower(*arguments).compile()  # type: ignore[attr-defined]  # a jitted function
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  return Program(
+    name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
+    temporary_bytes=memory.temp_size_in_bytes, flops=cost.get("flops", 0.0),
+    bytes_moved=cost.get("bytes accessed", 0.0), kernels=compiled.as_text().count("tpu_custom_call"),
+  )
+
+
+def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
+  """One line a program; what does not fit into a chip is said."""
+  kind = mesh.devices.flat[0].device_kind
+  chip = CHIPS[kind]
+  made = table.Table(title=f"{mesh.size} x {kind}, mesh {dict(mesh.shape)}; for one chip", box=box.SIMPLE_HEAD)
+  for column in ("program", "tokens", "arguments", "temporary", "memory", "GFLOP", "GB", "at least", "kernels"):
+    made.add_column(column, justify="left" if column == "program" else "right")
+  gib = lambda size: f"{size / 2**30:.2f} GiB"
+  for one in found:
+    share = one.memory / chip.memory
+    made.add_row(one.name, f"{one.tokens:,}", gib(one.argument_bytes), gib(one.temporary_bytes),
+                 f"{share:.0%}" + (" DOES NOT FIT" if share > 1 else ""), f"{one.flops / 1e9:.1f}",
+                 f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(chip):.2f} ms", str(one.kernels))
+  return made
+
+
+def main(cfg: config_lib.Config) -> None:
+  mesh = mesh_of(_TOPOLOGY.value, cfg.mesh)
+  rich_console.Console().print(show(programs(cfg, mesh), mesh))
+
+
+if __name__ == "__main__":
+  cli.config_app(main)

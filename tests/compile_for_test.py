@@ -1,0 +1,34 @@
+"""Steps compiled for TPU slices: they fit, and attend with the TPU's kernel.  Skipped without the TPU's compiler."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/quickstart.py")
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+  environment = os.environ | {"COLUMNS": "160", "XLA_FLAGS": ""}
+  return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v4:2x2x2", ())])
+def test_the_quickstart_compiles_for_a_slice(topology, mesh):
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: pip install 'idistill_jax[tpu-compile]'")
+  done = run(f"--topology={topology}", *mesh)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert "DOES NOT FIT" not in done.stdout
+  lines = {name: line.split() for line in done.stdout.splitlines()
+           for name in ("ranker step", "retriever step", "encode") if line.strip().startswith(name)}
+  assert len(lines) == 3
+  # The last column counts kernels: forward and two backward ones in a step, one in encoding.
+  assert all(int(line[-1]) >= 1 for line in lines.values()), done.stdout
+
+
+def test_without_the_compiler_it_says_what_to_install(tmp_path):
+  (tmp_path / "libtpu.py").write_text("raise ModuleNotFoundError('libtpu')")
+  environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "XLA_FLAGS": ""}
+  done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120)
+  assert done.returncode == 1 and "idistill_jax[tpu-compile]" in done.stderr and "Traceback" not in done.stderr

@@ -39,7 +39,6 @@ class Chip:
 
 # By `device_kind`.
 CHIPS = {
-  "TPU v4": Chip(flops=275e12, bandwidth=1228e9, memory=32 * 2**30),
   "TPU v5 lite": Chip(flops=197e12, bandwidth=819e9, memory=16 * 2**30),
   "TPU v5": Chip(flops=459e12, bandwidth=2765e9, memory=95 * 2**30),
 }

@@ -140,7 +140,8 @@ class Scores:
   """Which lists the trained ranker scores for the retriever to learn from."""
 
   depth: int = 20
-  # Whose first passages: the initial retriever's, or those of the one that learned the LLM's order directly.
+  # Whose first passages: the initial retriever's (with what the LLM ordered), or those of the one that learned the
+  # LLM's order directly.
   candidates: Literal["initial", "direct"] = "initial"
   # "unlabelled" leaves out the lists that the LLM put in order (enough for retriever.teacher "both").
   lists: Literal["all", "unlabelled"] = "all"

@@ -14,7 +14,7 @@ def run(*flags: str) -> subprocess.CompletedProcess:
   return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v4:2x2x2", ())])
+@pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v5p:2x2x2", ())])
 def test_the_quickstart_compiles_for_a_slice(topology, mesh):
   pytest.importorskip("libtpu", reason="needs the TPU's compiler: pip install 'idistill_jax[tpu-compile]'")
   done = run(f"--topology={topology}", *mesh)

@@ -5,7 +5,7 @@
 collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -13,6 +13,11 @@ from idistill_jax import artifacts, cli, records
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
 from idistill_jax.train import inference
+
+# (query id, passage ids)
+Candidates = tuple[str, tuple[str, ...]]
+# query id -> passage ids in the LLM's order
+Ranked = Mapping[str, tuple[str, ...]]
 
 
 def run(job: artifacts.Job) -> None:
@@ -38,33 +43,35 @@ def run(job: artifacts.Job) -> None:
   job.count(lists=len(lists), pairs=len(scores))
 
 
-def _lists(job: artifacts.Job, queries: tables.Queries,
-           passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
-  """(query id, passage ids) to score: each query's candidates to the depth, and with them what the LLM ordered."""
+def _lists(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> Iterator[Candidates]:
+  """(query id, passage ids) to score: the first passages of each query that is wanted."""
   cfg = job.cfg.scores
   ranked = {
-    one.query_id: one for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
+    one.query_id: one.passage_ids
+    for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   }
   unlabelled = 0
-  for query_id, found in CANDIDATES[cfg.candidates](job, queries, passages):
+  for query_id, found in CANDIDATES[cfg.candidates](job, ranked, queries, passages):
     if not found:
       job.drop("query without candidates", query_id)
     elif query_id in ranked:
       if cfg.lists == "all":
-        yield query_id, tuple(dict.fromkeys(ranked[query_id].passage_ids + found))
+        yield query_id, found
     elif cfg.unlabelled_queries is None or unlabelled < cfg.unlabelled_queries:
       unlabelled += 1
       yield query_id, found
 
 
-def _of_initial(job: artifacts.Job, queries: tables.Queries,
-                passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
+                passages: tables.Passages) -> Iterator[Candidates]:
+  """What the LLM ordered stands in front: it was drawn from the same passages, not as deep."""
   for one in example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList):
-    yield one.query_id, one.passage_ids[:job.cfg.scores.depth]
+    found = ranked.get(one.query_id, ()) + one.passage_ids[:job.cfg.scores.depth]
+    yield one.query_id, tuple(dict.fromkeys(found))
 
 
-def _of_direct(job: artifacts.Job, queries: tables.Queries,
-               passages: tables.Passages) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
+               passages: tables.Passages) -> Iterator[Candidates]:
   train = queries.of_split("train")
   embedded = similarity.load(job.inputs["train_direct"])
   index = exact.Exact(embedded.passages_PxE, passages.ids)
@@ -73,7 +80,7 @@ def _of_direct(job: artifacts.Job, queries: tables.Queries,
     yield query.id, tuple(passages.ids[row] for row in rows)
 
 
-# config.Scores.candidates -> each training query with its first passages.
+# config.Scores.candidates -> each training query with the passages to score.
 CANDIDATES = {"initial": _of_initial, "direct": _of_direct}
 
 

@@ -78,7 +78,7 @@ class Candidates:
 class Labels:
   """The black-box LLM: who is asked, about which lists, for how much."""
 
-  provider: Literal["replay", "gemini", "gemini_legacy", "openai"] = "gemini"
+  provider: Literal["replay", "gemini", "gemini_legacy", "openai", "gemini_batch", "openai_batch"] = "gemini"
   model: str = "gemini-2.5-flash"
   # Another address than the provider's own: a local vLLM, a gateway.
   base_url: str | None = None
@@ -86,15 +86,32 @@ class Labels:
   recording: str | None = None
   lists: int = 1000
   list_size: int = 20
-  passage_words: int = 45
+  passage_tokens: int = 64
+  # Longer lists are asked about in windows of so many passages, from the end up, each so many places above the last.
+  window: int = 20
+  stride: int = 10
+  # In how many orders each list is shown; the labels are the middle of the answers.
+  orders: int = 1
+  # A list counts in the ranker's loss by how far the orders agreed, not equally.
+  weigh_by_agreement: bool = False
+  # How often a refused answer is asked for again, the list shown in another order.
+  refused_retries: int = 1
   max_output_tokens: int = 1024
   # Gemini's thinking budget, part of the output tokens; None leaves it to the model.
   thinking_tokens: int | None = 0
   concurrency: int = 8
   attempts: int = 4
   timeout_seconds: float = 120.0
+  requests_per_minute: float | None = None
+  tokens_per_minute: float | None = None
   dollars_per_million_input_tokens: float | None = None
   dollars_per_million_output_tokens: float | None = None
+  # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.
+  max_dollars: float | None = None
+  max_tokens: int | None = None
+  # Where batch files are exchanged by hand; None: submitted and collected through the SDK.
+  batch_folder: str | None = None
+  batch_poll_seconds: float = 60.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -247,8 +264,19 @@ def validate(cfg: Config) -> None:
   _check_types("", cfg)
   rules = (
     (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
-    (min(cfg.labels.lists, cfg.labels.passage_words, cfg.labels.concurrency, cfg.labels.attempts) >= 1,
-     "labels.lists, passage_words, concurrency and attempts must be 1 or more"),
+    (min(cfg.labels.lists, cfg.labels.passage_tokens, cfg.labels.concurrency, cfg.labels.attempts, cfg.labels.orders)
+     >= 1, "labels.lists, passage_tokens, concurrency, attempts and orders must be 1 or more"),
+    (cfg.labels.refused_retries >= 0, "labels.refused_retries must be 0 or more"),
+    (cfg.labels.window >= 2 and 1 <= cfg.labels.stride <= cfg.labels.window,
+     "labels.window must be 2 or more, and labels.stride from 1 to labels.window: else passages go unseen"),
+    (cfg.labels.timeout_seconds > 0, "labels.timeout_seconds must be more than 0"),
+    (all(limit is None or limit > 0 for limit in (cfg.labels.requests_per_minute, cfg.labels.tokens_per_minute)),
+     "labels.requests_per_minute and tokens_per_minute must be more than 0, or none"),
+    (cfg.labels.max_dollars is None or None not in (
+      cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens),
+     "labels.max_dollars needs labels.dollars_per_million_input_tokens and dollars_per_million_output_tokens"),
+    (not cfg.labels.weigh_by_agreement or cfg.labels.orders >= 2,
+     "labels.weigh_by_agreement needs labels.orders of 2 or more: one order agrees with itself"),
     (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,

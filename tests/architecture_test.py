@@ -24,12 +24,12 @@ LAYERS = (
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records"),
+  ("sharding", "losses", "records", "progress"),
   ("cli",),
   ("artifacts",),
   ("config",),
 )
-WITHOUT_JAX = ("config", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

@@ -64,7 +64,7 @@ def test_training_runs(tiny_weights: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-  "module", ["config", "artifacts", "records", "cli", "llm.label", "llm.parse", "llm.prompt", "llm.cache"]
+  "module", ["config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.parse", "llm.prompt", "llm.cache"]
 )
 def test_labelling_and_help_need_no_jax(module: str) -> None:
   done = python(f"import idistill_jax.{module}", (*EXTRAS, "jax", "jaxlib", "flax", "optax", "orbax", "grain"))

@@ -68,6 +68,9 @@ class AnswerCache:
     return self
 
   def __exit__(self, *exc: object) -> None:
+    self.close()
+
+  def close(self) -> None:
     self._db.close()
 
   def __len__(self) -> int:

@@ -17,27 +17,22 @@ class OpenAICompatible:
   """`chat/completions` with one user message."""
 
   family = "openai"
+  remote = True
 
   def __init__(self, cfg: config.Labels):
     self._openai = protocol.sdk("openai", "llm")
-    self._key = _key(cfg.base_url)
+    self._key = key(cfg.base_url)
     self.model = cfg.model
-    # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers
-    # do not know the newer name.
-    self.params: Mapping[str, Any] = (
-      {"max_completion_tokens": cfg.max_output_tokens}
-      if cfg.base_url is None
-      else {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
-    )
-    self._client = self._openai.OpenAI(
+    self.params: Mapping[str, Any] = params(cfg)
+    self._client = self._openai.AsyncOpenAI(
       api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
     )
 
-  def ask(self, request: protocol.Request) -> protocol.Answer:
+  async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"openai {self.model}"
     with protocol.covered(self._key, where):
       try:
-        completion = self._client.chat.completions.create(
+        completion = await self._client.chat.completions.create(
           model=self.model, messages=[{"role": "user", "content": request.prompt}], **self.params
         )
       except self._openai.APIStatusError as e:
@@ -47,19 +42,29 @@ class OpenAICompatible:
         ) from None
       except self._openai.APIConnectionError as e:
         raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e.message}")) from None
-      return self._read(completion)
-
-  def _read(self, completion: Any) -> protocol.Answer:
-    first, usage = completion.choices[0], completion.usage
-    return protocol.Answer(
-      first.message.content or "",
-      _FINISH.get(first.finish_reason, "other"),
-      usage and usage.prompt_tokens,
-      usage and usage.completion_tokens,
-    )
+      return read(completion)
 
 
-def _key(base_url: str | None) -> protocol.Secret:
+def read(completion: Any) -> protocol.Answer:
+  """The answer in a `ChatCompletion`."""
+  first, usage = completion.choices[0], completion.usage
+  return protocol.Answer(
+    first.message.content or "",
+    _FINISH.get(first.finish_reason, "other"),
+    usage and usage.prompt_tokens,
+    usage and usage.completion_tokens,
+  )
+
+
+def params(cfg: config.Labels) -> dict[str, Any]:
+  # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers do not know the newer name.
+  if cfg.base_url is None:
+    return {"max_completion_tokens": cfg.max_output_tokens}
+  return {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
+
+
+def key(base_url: str | None) -> protocol.Secret:
+  """From OPENAI_API_KEY; an endpoint of one's own may do without."""
   try:
     return protocol.secret(KEY)
   except protocol.Stop:
@@ -70,4 +75,4 @@ def _key(base_url: str | None) -> protocol.Secret:
 
 
 def build(cfg: config.Labels) -> protocol.Provider:
-  return protocol.Retrying(OpenAICompatible(cfg), cfg.attempts)
+  return OpenAICompatible(cfg)

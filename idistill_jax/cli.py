@@ -128,7 +128,7 @@ class Runner:
     if self.workdir.is_done(stage, self.cfg):
       logging.info("%s: done already, nothing changed", stage.name)
       return False
-    self.workdir.inputs(stage)
+    self.workdir.inputs(stage, self.cfg)
     for other in self.reuse:
       if self.workdir.take_over(stage, self.cfg, other):
         logging.info("%s: taken over from %s", stage.name, other.root)

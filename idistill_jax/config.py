@@ -26,10 +26,27 @@ class Mesh:
 class Collection:
   """Where corpus, queries and judgements come from."""
 
-  source: Literal["stdlib", "beir"] = "beir"
+  source: Literal["stdlib", "beir", "corpus"] = "beir"
   path: str | None = None
   max_passages: int | None = None
   max_queries_per_split: int | None = None
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Queries:
+  """Queries that the LLM of `labels` writes for sampled passages; off where `passages` is None."""
+
+  # How many passages get a query in each style.
+  passages: int | None = None
+  passage_tokens: int = 200
+  # Passages are drawn from so many clusters by content, and from three classes of length, in turn.
+  clusters: int = 16
+  # A query is kept where the initial retriever finds its passage within so many places; None keeps all.
+  round_trip_depth: int | None = 20
+  # The cosine from which on two queries say the same.
+  near_duplicate: float = 0.95
+  # The share of the passages whose queries are for dev and test.
+  held_out: float = 0.2
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -209,6 +226,7 @@ class Config:
   name: str
   seed: int = 0
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  queries: Queries = dataclasses.field(default_factory=Queries)
   collection: Collection = dataclasses.field(default_factory=Collection)
   encoder: Encoder = dataclasses.field(default_factory=Encoder)
   candidates: Candidates = dataclasses.field(default_factory=Candidates)
@@ -219,6 +237,11 @@ class Config:
   index: Index = dataclasses.field(default_factory=Index)
   evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
   export: Export = dataclasses.field(default_factory=Export)
+
+
+def writes_queries(cfg: Config) -> bool:
+  """Whether the LLM writes queries of its own."""
+  return cfg.queries.passages is not None
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:
@@ -263,6 +286,9 @@ def validate(cfg: Config) -> None:
   """Raises ConfigError where a value is not of its field's type, and where fields contradict each other."""
   _check_types("", cfg)
   rules = (
+    (min(cfg.queries.passages or 1, cfg.queries.passage_tokens, cfg.queries.clusters, cfg.queries.round_trip_depth or 1)
+     >= 1, "queries.passages, passage_tokens, clusters and round_trip_depth must be 1 or more"),
+    (0 <= cfg.queries.held_out < 1, "queries.held_out must be a share from 0 to below 1"),
     (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
     (min(cfg.labels.lists, cfg.labels.passage_tokens, cfg.labels.concurrency, cfg.labels.attempts, cfg.labels.orders)
      >= 1, "labels.lists, passage_tokens, concurrency, attempts and orders must be 1 or more"),

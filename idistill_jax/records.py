@@ -5,7 +5,7 @@ Ids are `str`.  Every record carries the schema version; a reader refuses one it
 
 import dataclasses
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

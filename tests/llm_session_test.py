@@ -28,8 +28,8 @@ def lists(count):
 
 def ask_all(server, path, count, concurrency=4, **fields):
   cfg = config.Labels(
-    provider="openai", model="m", base_url=f"{server.url}/v1", concurrency=concurrency,
-    **{"attempts": 2, "timeout_seconds": 10.0, **fields},
+    model="m", concurrency=concurrency,
+    **{"provider": "openai", "base_url": f"{server.url}/v1", "attempts": 2, "timeout_seconds": 10.0, **fields},
   )
   with session.Session(cfg, path) as opened:
     return opened.label(lists(count), session.plan(cfg, seed=0))

@@ -20,7 +20,8 @@ def batch(weights) -> batches.ListBatch:
   known = np.ones((lists, width), bool)
   known[0, 4] = False
   return batches.ListBatch(
-    rows=rng.normal(size=(lists * width,)).astype(np.float32), values=np.tile(np.arange(5.0, dtype=np.float32), (lists, 1)),
+    rows=rng.normal(size=(lists * width,)).astype(np.float32),
+    values=np.tile(np.arange(5.0, dtype=np.float32), (lists, 1)),
     where=where, known=known, passage_rows=None, list_rows=None,
     similarities=rng.normal(size=(lists, width)).astype(np.float32), weights=np.array(weights, np.float32),
   )

@@ -93,6 +93,9 @@ class Batch:
     self.pending[key] = request
     raise protocol.Pending(f"{request.query_id} waits for a batch")
 
+  async def close(self) -> None:
+    pass
+
   def exchange(
     self, folder: pathlib.Path, cache: cache_lib.AnswerCache, budget: budget_lib.Budget | None, *,
     poll_seconds: float, by_hand: bool,

@@ -69,6 +69,10 @@ class Provider(Protocol):
     """Answers one request, in one try; many are under way at once."""
     ...
 
+  async def close(self) -> None:
+    """Gives connections back, in the event loop that they were opened in."""
+    ...
+
 
 class NoAnswer(Exception):
   """This one request has no answer; others may."""

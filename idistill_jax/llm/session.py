@@ -1,5 +1,6 @@
 """A config's `labels` section -> everything that asking needs, put together: provider, cache, budget, pace."""
 
+import asyncio
 import functools
 import pathlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,6 +33,8 @@ class Session:
   def __init__(self, cfg: config.Labels, folder: pathlib.Path):
     self.provider = providers.build(cfg)
     self._cfg, self._prices = cfg, prices(cfg)
+    # One for all that is asked: connections belong to the event loop that they were opened in.
+    self._loop = asyncio.Runner()
     self.cache = cache_lib.AnswerCache(folder / CACHE)
     limited = cfg.max_dollars is not None or cfg.max_tokens is not None
     self._budget = None if not limited else budget.Budget(
@@ -43,6 +46,8 @@ class Session:
     return self
 
   def __exit__(self, *exc: object) -> None:
+    self._loop.run(self.provider.close())
+    self._loop.close()
     self.cache.close()
     if self._budget is not None:
       self._budget.close()
@@ -70,10 +75,10 @@ class Session:
     """`work` on every item.  What waits for a batch is worked on again when the batch has come back."""
     while True:
       asker = self._asker(items)
-      results = workers.run(
+      results = self._loop.run(workers.run(
         functools.partial(work, asker), items, summary, name=name, concurrency=self._cfg.concurrency,
         prices=self._prices,
-      )
+      ))
       if not isinstance(self.provider, batch.Batch) or not self.provider.pending:
         return [result for result in results if result is not None]
       self.provider.exchange(

@@ -47,7 +47,7 @@ class Tally:
 Summary = tuple[str, list[tuple[protocol.Answer, bool]]]
 
 
-def run(
+async def run(
   work: Callable[[In], Awaitable[Out]], items: Sequence[In], summary: Callable[[Out], Summary], *,
   name: str, concurrency: int, prices: budget.Prices,
 ) -> list[Out | None]:
@@ -56,13 +56,6 @@ def run(
   None for an item that waits for a batch.  The first protocol.Stop ends it, once the calls under way have come
   back: they are paid for.
   """
-  return asyncio.run(_run(work, items, summary, name, concurrency, prices))
-
-
-async def _run(
-  work: Callable[[In], Awaitable[Out]], items: Sequence[In], summary: Callable[[Out], Summary], name: str,
-  concurrency: int, prices: budget.Prices,
-) -> list[Out | None]:
   results: list[Out | None] = [None] * len(items)
   coming = iter(enumerate(items))
   stops: list[protocol.Stop] = []

@@ -76,7 +76,7 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
   workdir, cfg = runner.workdir, runner.cfg.labels
-  job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE), cache=workdir.cache)
+  job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE, runner.cfg), cache=workdir.cache)
   lists = to_be_ordered(job)
   plan = session.plan(cfg, runner.cfg.seed)
   with session.Session(cfg, job.cache) as asking:

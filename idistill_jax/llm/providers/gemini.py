@@ -51,6 +51,9 @@ class Gemini:
         raise protocol.fault(where, e.code, message, protocol.retry_after(headers)) from None
       return read(response)
 
+  async def close(self) -> None:
+    await self._client.aio.aclose()
+
 
 def params(cfg: config.Labels) -> dict[str, Any]:
   return {"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens, "thinking_tokens": cfg.thinking_tokens}

@@ -68,6 +68,9 @@ class GeminiLegacy:
         raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e}")) from None
       return self._read(response)
 
+  async def close(self) -> None:
+    self._threads.shutdown(wait=False, cancel_futures=True)
+
   def _read(self, response: Any) -> protocol.Answer:
     usage = response.usage_metadata
     if not response.candidates:

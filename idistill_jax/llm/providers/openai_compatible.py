@@ -44,6 +44,9 @@ class OpenAICompatible:
         raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e.message}")) from None
       return read(completion)
 
+  async def close(self) -> None:
+    await self._client.close()
+
 
 def read(completion: Any) -> protocol.Answer:
   """The answer in a `ChatCompletion`."""

@@ -63,6 +63,9 @@ class Replay:
       ) from None
     return protocol.Answer(text, "stop")
 
+  async def close(self) -> None:
+    pass
+
 
 def _entry(where: str, line: bytes) -> tuple[tuple[str, tuple[str, ...]], str]:
   try:

@@ -24,6 +24,7 @@ class LoopbackBatch(loopback.Loopback):
     self._files: dict[str, bytes] = {}
     self._results: list[tuple[str, str | None]] = []
     self._looks: dict[str, int] = {}
+    self._gemini: set[int] = set()
     outer = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -93,7 +94,7 @@ class LoopbackBatch(loopback.Loopback):
       lines = self._files[json.loads(body)["input_file_id"]].splitlines()
       self._run([json.loads(line) for line in lines], gemini=False)
       return self._openai_batch(len(self.batches) - 1)
-    if path == "/upload/v1beta/files" and headers.get("X-Goog-Upload-Command") == "start":
+    if re.fullmatch(r"/upload/v1\w*/files", path) and headers.get("X-Goog-Upload-Command") == "start":
       return {}, {"X-Goog-Upload-URL": f"{self.url}/upload/there", "X-Goog-Upload-Status": "active"}
     if path == "/upload/there":
       name = self._keep(body)
@@ -101,18 +102,20 @@ class LoopbackBatch(loopback.Loopback):
     if path.endswith(":batchGenerateContent"):
       name = json.loads(body)["batch"]["inputConfig"]["fileName"].removeprefix("files/")
       self._run([json.loads(line) for line in self._files[name].splitlines()], gemini=True)
+      self._gemini.add(len(self.batches) - 1)
       return self._gemini_batch(len(self.batches) - 1, ended=False)
     return None
 
   def get(self, path: str) -> Any:
     name = path.rpartition("/")[2]
-    if match := re.fullmatch(r"/v1/batches/batch-(\d+)", path):
-      return self._openai_batch(int(match[1]), self._ended(name))
+    # Both speak of `/v1/batches/batch-0`.
+    if match := re.fullmatch(r"/v1\w*/batches/batch-(\d+)", path):
+      number = int(match[1])
+      show = self._gemini_batch if number in self._gemini else self._openai_batch
+      return show(number, self._ended(name))
     if match := re.fullmatch(r"/v1/files/(.+)/content", path):
       return self._files[match[1]]
-    if match := re.fullmatch(r"/v1beta/batches/batch-(\d+)", path):
-      return self._gemini_batch(int(match[1]), self._ended(name))
-    if match := re.fullmatch(r"/(?:download/)?v1beta/files/(.+):download", path):
+    if match := re.fullmatch(r"/(?:download/)?v1\w*/files/(.+):download", path):
       return self._files[match[1]]
     return None
 

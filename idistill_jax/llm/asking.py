@@ -84,7 +84,8 @@ class Asker:
       self.stopped = self.stopped or e
       raise
     self._unanswered = 0
-    return Asked(self._cache.put(key, self.provider, request, answer), paid=True)
+    # In a thread: the disk takes its time, and meanwhile other answers come in.
+    return Asked(await asyncio.to_thread(self._cache.put, key, self.provider, request, answer), paid=True)
 
   async def _patiently(self, request: protocol.Request) -> protocol.Answer:
     """Tries again after transient faults, with jittered exponential waits, never shorter than the server asks for."""

@@ -116,8 +116,8 @@ class AnswerCache:
       time.time(),
     )
     with self._lock:
-      self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row)
-    return self.get(key) or answer
+      new = self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row).rowcount
+    return answer if new else self.get(key) or answer
 
   def export(self, path: pathlib.Path) -> int:
     """Writes one JSON object an answer, in the order of their keys; returns how many."""

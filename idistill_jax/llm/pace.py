@@ -9,8 +9,6 @@ class Pace:
   def __init__(self, *, requests_per_minute: float | None, tokens_per_minute: float | None, largest: int):
     self._requests = self._tokens = None
     self._largest = largest
-    if requests_per_minute is None and tokens_per_minute is None:
-      return
     aiolimiter = protocol.sdk("aiolimiter", "llm")
     if requests_per_minute is not None:
       # A bucket of one: a larger one would let a minute's requests go at once, and the next minute's soon after.

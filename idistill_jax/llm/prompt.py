@@ -67,17 +67,22 @@ def quote(text: str) -> str:
 
   `[3]` becomes `(3)` and `</passages>` becomes `(/passages)`: the words stay, the form goes.
   """
-  visible = "".join(map(_visible, text))
-  line = " ".join(visible.split())
+  line = " ".join(text.translate(_VISIBLE).split())
   return _FENCE.sub(r"(\1\2)", _LABEL.sub(r"(\1)", line))
 
 
-def _visible(char: str) -> str:
-  category = unicodedata.category(char)
-  if category == "Cc":
-    return " "
-  # Format characters hide or reorder text; a lone surrogate cannot be sent at all.
-  return "" if category in ("Cf", "Cs") else char
+class _Visible(dict[int, str | None]):
+  """What `str.translate` puts in place of each character, filled as characters come up."""
+
+  def __missing__(self, code: int) -> str | None:
+    category = unicodedata.category(chr(code))
+    # Format characters hide or reorder text; a lone surrogate cannot be sent at all.
+    hidden = None if category in ("Cf", "Cs") else chr(code)
+    self[code] = " " if category == "Cc" else hidden
+    return self[code]
+
+
+_VISIBLE = _Visible()
 
 
 def fingerprint(name: str = LISTWISE) -> str:

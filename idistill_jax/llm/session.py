@@ -74,7 +74,7 @@ class Session:
   ) -> list[Out]:
     """`work` on every item.  What waits for a batch is worked on again when the batch has come back."""
     while True:
-      asker = self._asker(items)
+      asker = self._asker()
       results = self._loop.run(workers.run(
         functools.partial(work, asker), items, summary, name=name, concurrency=self._cfg.concurrency,
         prices=self._prices,
@@ -86,13 +86,18 @@ class Session:
         by_hand=self._cfg.batch_folder is not None,
       )
 
-  def _asker(self, items: Sequence[object]) -> asking.Asker:
+  def _asker(self) -> asking.Asker:
     cfg = self._cfg
     terms = asking.Terms(
       attempts=cfg.attempts, deadline_seconds=cfg.timeout_seconds, max_output_tokens=cfg.max_output_tokens
     )
-    largest = cfg.max_output_tokens + asking.PROMPT_TOKENS + (cfg.window + 1) * cfg.passage_tokens
-    limits = pace.Pace(
-      requests_per_minute=cfg.requests_per_minute, tokens_per_minute=cfg.tokens_per_minute, largest=largest
-    )
-    return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=limits)
+    return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=_pace(cfg))
+
+
+def _pace(cfg: config.Labels) -> pace.Pace | None:
+  if cfg.requests_per_minute is None and cfg.tokens_per_minute is None:
+    return None
+  return pace.Pace(
+    requests_per_minute=cfg.requests_per_minute, tokens_per_minute=cfg.tokens_per_minute,
+    largest=cfg.max_output_tokens + asking.PROMPT_TOKENS + (cfg.window + 1) * cfg.passage_tokens,
+  )

@@ -286,7 +286,7 @@ def test_a_refused_answer_is_asked_for_again_within_bounds(tmp_path, key):
     assert other.execute(stage.STAGE, live(server))["counts"]["lists"] == 6
 
 
-def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys):
+def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch):
   workdir = small(tmp_path)
   with LoopbackLLM() as server:
     cfg = live(server, dollars_per_million_input_tokens=1e6, dollars_per_million_output_tokens=0.0)
@@ -300,6 +300,10 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys):
     assert float(re.search(r"about \$([\d.]+)", said)[1]) == pytest.approx(real, rel=0.02)
     stage.print_estimate(runner)
   assert "6 calls, 6 of them answered by the cache" in capsys.readouterr().out
+  monkeypatch.delenv("OPENAI_API_KEY")
+  cfg.labels.base_url = None
+  stage.print_estimate(cli.Runner(cfg, workdir, []))
+  assert re.search(r"6 calls.*\nthe cache was not looked into: no API key", capsys.readouterr().out, re.DOTALL)
 
 
 def test_no_usable_answer_is_an_error(tmp_path, key):

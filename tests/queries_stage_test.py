@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import prompt, protocol, query_writing
@@ -77,6 +77,15 @@ def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
   assert not stage.STAGE.asked_for(cfg) and stage.STAGE.asked_for(configured(folder, "x"))
   with pytest.raises(ValueError, match=r"a corpus without queries.*queries.passages"):
     artifacts.Workdir(tmp_path).execute(collection.STAGE, cfg)
+
+
+def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
+  folder, _ = recorded
+  cfg = configured(folder, "x", passages=60)
+  cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens = 0.0, 1e6 / 20
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  said = capsys.readouterr().out
+  assert said.startswith("60 passages, 180 calls, 0 of them") and "about $180.00" in said
 
 
 def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weights, tmp_path):

@@ -1,4 +1,4 @@
-"""Lists and a plan -> what asking would cost and how long it would take, in words, before anything is asked."""
+"""What is to be asked -> what asking would cost and how long it would take, in words, before anything is asked."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,10 +9,11 @@ from idistill_jax.llm import budget, prompt, protocol, ranking, windows
 SECONDS_PER_CALL = 2.0
 # `[12] > `
 _TOKENS_PER_LABEL = 5
+_TOKENS_PER_QUERY = 20
 _MANY = 300
 
 
-def of(
+def of_lists(
   lists: Sequence[ranking.Unordered], plan: ranking.Plan, cfg: config.Labels, knows: Callable[[protocol.Request], bool]
 ) -> str:
   """Prompts of up to 300 lists are rendered and counted, and stand for the others.
@@ -28,21 +29,33 @@ def of(
     requests = [ranking.to_request(one, range(start, stop), plan) for start, stop in spans]
     calls += len(requests) * plan.orders
     known += len(spans) == 1 and knows(requests[0])
-    for request in requests:
+    for request in requests * plan.orders:
       output = _TOKENS_PER_LABEL * len(request.passage_ids)
-      each = budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
-      for _ in range(plan.orders):
-        usage += each
-  share = len(lists) / len(sample)
-  left = (calls - known) / calls
-  total = budget.Usage(round(usage.input_tokens * share * left), round(usage.output_tokens * share * left))
-  count = round((calls - known) * share)
+      usage += budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
+  return f"{len(lists):,} lists, " + _said(calls, known, usage, len(lists) / len(sample), cfg)
+
+
+def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels) -> str:
+  """For queries in every style for so many of the passages; up to 300 of them stand for all."""
+  sample = texts[:: max(1, len(texts) // _MANY)]
+  prompts = [
+    prompt.render_query_writing(style, text, passage_tokens) for text in sample for style in prompt.QUERY_STYLES
+  ]
+  usage = budget.Usage(sum(map(prompt.tokens, prompts)), _TOKENS_PER_QUERY * len(prompts))
+  return f"{passages:,} passages, " + _said(len(prompts), 0, usage, passages / len(sample), cfg)
+
+
+def _said(calls: int, known: int, usage: budget.Usage, share: float, cfg: config.Labels) -> str:
+  """share: how many times the sample's calls, known answers and tokens there are."""
+  left = share * (calls - known) / calls
+  total = budget.Usage(round(usage.input_tokens * left), round(usage.output_tokens * left))
   return "\n".join((
-    f"{len(lists):,} lists, {round(calls * share):,} calls, {round(known * share):,} of them answered by the cache",
+    f"{round(calls * share):,} calls, {round(known * share):,} of them answered by the cache",
     f"about {total.input_tokens:,} input and {total.output_tokens:,} output tokens (counted without the model's own "
     "vocabulary, thinking not included)",
     f"about {_money(total, cfg)}",
-    f"about {_duration(_seconds(count, total, cfg))} at {cfg.concurrency} calls at once of {SECONDS_PER_CALL:g} s each",
+    f"about {_duration(_seconds(round(calls * left), total, cfg))} at {cfg.concurrency} calls at once of "
+    f"{SECONDS_PER_CALL:g} s each",
   ))
 
 

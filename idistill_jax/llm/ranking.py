@@ -59,13 +59,15 @@ class Ranked:
   """A list in order.
 
   parsed: the order of its passages, by their place in the list.  agreement: of the orders asked for, see
-  `consensus.agreement`.  answers: all that were given, refused ones included.
+  `consensus.agreement`.  answers: all that were given, refused ones included.  lost: why orders that were asked for
+  have no part in it.
   """
 
   unordered: Unordered
   parsed: parse.Parsed
   agreement: float
   answers: tuple[Labelled, ...]
+  lost: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ async def rank(ask: Ask, one: Unordered, plan: Plan) -> Outcome:
   middle = consensus.of(orders)
   reasons = tuple(dict.fromkeys(reason for order in orders for reason in order.reasons))
   parsed = parse.Parsed(middle.order, "repaired" if reasons else "complete", middle.filled, reasons)
-  return Ranked(one, parsed, middle.agreement, tuple(answers))
+  return Ranked(one, parsed, middle.agreement, tuple(answers), tuple(reason for reason, _ in lost))
 
 
 async def _slide(

@@ -20,7 +20,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.llm import estimate, parse, prompt, ranking, session, workers
+from idistill_jax.llm import estimate, parse, prompt, protocol, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
@@ -79,8 +79,12 @@ def print_estimate(runner: cli.Runner) -> None:
   job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE, runner.cfg), cache=workdir.cache)
   lists = to_be_ordered(job)
   plan = session.plan(cfg, runner.cfg.seed)
-  with session.Session(cfg, job.cache) as asking:
-    print(estimate.of(lists, plan, cfg, asking.knows))
+  try:
+    with session.Session(cfg, job.cache) as asking:
+      print(estimate.of_lists(lists, plan, cfg, asking.knows))
+  except protocol.Stop as e:
+    print(estimate.of_lists(lists, plan, cfg, lambda request: False))
+    print(f"the cache was not looked into: {e}")
 
 
 def sampled(
@@ -181,6 +185,7 @@ def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[s
     "unanswered": count(reason for reason in lost if not reason.startswith("refused: ")),
     "repairs": count(reason for outcome in done for reason in outcome.parsed.reasons),
     "refused_answers": count(labelled.refusal for labelled in answers if labelled.parsed.status == "refused"),
+    "lost_orders": count(reason for outcome in done for reason in outcome.lost),
     "agreement": round(sum(outcome.agreement for outcome in done) / len(done), 4) if done and cfg.orders > 1 else None,
     "position_bias": position_bias(labelled.parsed for labelled in answers),
     "usage": usage,

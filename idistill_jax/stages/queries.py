@@ -1,6 +1,7 @@
 """The LLM writes queries for sampled passages, where a corpus has none; off unless `queries.passages` asks for it.
 
     python -m idistill_jax.stages.queries --config=configs/my_corpus.py --workdir=runs/mine
+    python -m idistill_jax.stages.queries --config=configs/my_corpus.py --workdir=runs/mine --estimate
 
 -> queries-*.tfrecord; qrels/<split>.tsv: the passage each was written for; statuses.json: what was dropped, and why.
 A query is kept where the initial retriever finds its passage, and where no query before it says the same.  Those of
@@ -17,7 +18,7 @@ import numpy as np
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import corpora, example, tables
 from idistill_jax.hf import weights
-from idistill_jax.llm import prompt, query_writing, session, workers
+from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.train import inference
 
 STATUSES = "statuses.json"
@@ -59,6 +60,15 @@ def run(job: artifacts.Job) -> None:
   if not kept:
     raise ValueError(f"no query finds its own passage within queries.round_trip_depth={cfg.round_trip_depth} places")
   _save(job, written, kept)
+
+
+def print_estimate(runner: cli.Runner) -> None:
+  """What the stage would ask, cost and take, before anything is asked."""
+  cfg = runner.cfg
+  passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages[:cfg.collection.max_passages]
+  count = min(cfg.queries.passages or 0, len(passages))
+  texts = [passage.full_text for passage in passages]
+  print(estimate.of_queries(texts, count, cfg.queries.passage_tokens, cfg.labels))
 
 
 def query_id(one: query_writing.Written) -> str:
@@ -174,4 +184,4 @@ STAGE = artifacts.Stage(
 )
 
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(STAGE, estimate=print_estimate)

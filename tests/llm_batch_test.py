@@ -93,6 +93,18 @@ def test_a_run_that_died_while_waiting_asks_for_nothing_twice(tmp_path, name, mo
   assert [len(prompts) for prompts in server.batches] == [4, 2]
 
 
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_batch_that_fails_as_a_whole_is_submitted_anew_by_the_next_run(tmp_path, name):
+  with LoopbackBatch(lambda number, prompt: Reply(close=True)) as server:
+    cfg = labels(name, server.url, max_tokens=100_000)
+    with pytest.raises(protocol.Stop, match=r"ended without results.*submit its requests anew"):
+      label(tmp_path, 3, cfg)
+    server.answer = reversed_order
+    assert orders(label(tmp_path, 3, cfg)) == [(2, 1, 0)] * 3
+  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+    assert books.spent()[0] == 3 * 18
+
+
 def test_long_lists_take_a_batch_for_each_window(tmp_path):
   cfg = lambda url: labels("openai_batch", url, window=2, stride=1)
   with LoopbackBatch() as server:

@@ -1,7 +1,7 @@
 """A small HTTP server on 127.0.0.1 that takes batches as OpenAI and as Gemini do; the real SDKs talk to it.
 
 A batch is under way for the first look at it, then ended; `answer(number, prompt)` decides about its lines.  Results
-come back in reverse order.
+come back in reverse order; a line whose reply closes fails the batch as a whole.
 """
 
 import http.server
@@ -22,7 +22,7 @@ class LoopbackBatch(loopback.Loopback):
     self.batches: list[list[str]] = []
     self.headers: list[dict[str, str]] = []
     self._files: dict[str, bytes] = {}
-    self._results: list[tuple[str, str | None]] = []
+    self._results: list[tuple[str | None, str | None]] = []
     self._looks: dict[str, int] = {}
     self._gemini: set[int] = set()
     outer = self
@@ -71,6 +71,10 @@ class LoopbackBatch(loopback.Loopback):
       reply = self.answer(number, prompt)
       if reply is None:
         continue
+      if reply.close:
+        self._results.append((None, None))
+        self.batches.append([prompt])
+        return
       (good if reply.status == 200 else bad).append(_gemini(line, reply) if gemini else _openai(line, reply))
     self.batches.append(prompts)
     text = lambda entries: "".join(json.dumps(entry) + "\n" for entry in reversed(entries)).encode()
@@ -130,7 +134,7 @@ class LoopbackBatch(loopback.Loopback):
   def _gemini_batch(self, number: int, ended: bool) -> dict:
     state = "BATCH_STATE_SUCCEEDED" if ended else "BATCH_STATE_RUNNING"
     found: dict[str, Any] = {"name": f"batches/batch-{number}", "metadata": {"state": state}}
-    if ended:
+    if ended and self._results[number][0]:
       found["metadata"]["output"] = {"responsesFile": f"files/{self._results[number][0]}"}
     return found
 

@@ -41,8 +41,9 @@ def test_file_in_better_search_model_out(tmp_path, tiny_weights):
   with LoopbackLLM(reply) as server:
     command = [
       sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/my_corpus.py:tiny",
-      f"--workdir={tmp_path / 'w'}", f"--config.collection.path={tmp_path / 'corpus.jsonl'}", "--config.labels.provider=openai",
-      f"--config.labels.base_url={server.url}/v1", "--config.labels.lists=60", "--config.queries.held_out=0.4",
+      f"--workdir={tmp_path / 'w'}", f"--config.collection.path={tmp_path / 'corpus.jsonl'}",
+      "--config.labels.provider=openai", f"--config.labels.base_url={server.url}/v1", "--config.labels.lists=60",
+      "--config.queries.held_out=0.4",
     ]  # fmt: skip
     done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

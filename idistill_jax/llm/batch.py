@@ -24,7 +24,7 @@ from idistill_jax.llm import cache as cache_lib
 # What OpenAI takes in one file.
 MOST_LINES = 50_000
 RESULTS = "results"
-_NOTE = ".submitted.json"
+_NOTE, _FAILED = ".submitted.json", ".failed.json"
 
 State = Literal["under way", "ended"]
 
@@ -153,14 +153,20 @@ class Batch:
         logging.info("%s: under way for %.0f min", submitted["name"], (said - started) / 60)
       time.sleep(poll_seconds)
     stem = note.name.removesuffix(_NOTE)
-    usage = budget_lib.Usage(0, 0)
-    for number, content in enumerate(self._server.fetch(submitted["name"])):
+    usage, contents = budget_lib.Usage(0, 0), list(self._server.fetch(submitted["name"]))
+    for number, content in enumerate(contents):
       part = note.with_name(f"{RESULTS}-of-{stem}-{number}.jsonl")
       part.with_suffix(".part").write_bytes(content)
       part.with_suffix(".part").replace(part)
       usage += self._cost(content)
     if budget is not None and submitted["reservation"] is not None:
       budget.book(submitted["reservation"], usage)
+    if not contents:
+      note.rename(note.with_name(stem + _FAILED))
+      raise protocol.Stop(
+        f"the batch {submitted['name']} ended without results, its provider's console says why; "
+        "run the same command again to submit its requests anew"
+      )
     note.unlink()
 
   def _cost(self, content: bytes) -> budget_lib.Usage:

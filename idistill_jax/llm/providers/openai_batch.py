@@ -36,7 +36,7 @@ class OpenAIBatch:
     return {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
 
   def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
-    key, response = line["custom_id"], line.get("response")
+    key, response = str(line["custom_id"]), line.get("response")
     if line.get("error") or response is None or response["status_code"] != 200:
       raise batch.LineFailed(key, json.dumps(line.get("error") or response)[:300])
     try:
@@ -58,11 +58,9 @@ class OpenAIBatch:
   def fetch(self, name: str) -> Iterator[bytes]:
     with self._faults():
       found = self._client.batches.retrieve(name)
-      files = [file for file in (found.output_file_id, found.error_file_id) if file]
-      if not files:
-        raise protocol.Stop(f"openai batch {name}: {found.status}, without results: {found.errors}")
-      for file in files:
-        yield self._client.files.content(file).content
+      for file in (found.output_file_id, found.error_file_id):
+        if file:
+          yield self._client.files.content(file).content
 
   def _faults(self) -> Any:
     assert self._key is not None

@@ -3,6 +3,7 @@
 Key: OPENAI_API_KEY; an endpoint of one's own needs none.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from idistill_jax import config
 from idistill_jax.llm import protocol
 
 KEY = "OPENAI_API_KEY"
+_CALLS_PER_CLIENT = 8
 _FINISH: dict[str, protocol.FinishReason] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
 
@@ -24,15 +26,20 @@ class OpenAICompatible:
     self._key = key(cfg.base_url)
     self.model = cfg.model
     self.params: Mapping[str, Any] = params(cfg)
-    self._client = self._openai.AsyncOpenAI(
-      api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
-    )
+    # One client for every eight calls at once: the SDK's connection pool looks at all of its connections for each call.
+    self._clients = [
+      self._openai.AsyncOpenAI(
+        api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
+      )
+      for _ in range(-(-cfg.concurrency // _CALLS_PER_CLIENT))
+    ]
+    self._turns = itertools.cycle(self._clients)
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"openai {self.model}"
     with protocol.covered(self._key, where):
       try:
-        completion = await self._client.chat.completions.create(
+        completion = await next(self._turns).chat.completions.create(
           model=self.model, messages=[{"role": "user", "content": request.prompt}], **self.params
         )
       except self._openai.APIStatusError as e:
@@ -45,7 +52,8 @@ class OpenAICompatible:
       return read(completion)
 
   async def close(self) -> None:
-    await self._client.close()
+    for client in self._clients:
+      await client.close()
 
 
 def read(completion: Any) -> protocol.Answer:

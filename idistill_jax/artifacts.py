@@ -42,6 +42,8 @@ class Stage:
   config: config sections (or top-level fields) that its result depends on.
   run: does the work, writing under `job.out`.
   fingerprint: content hash of what it reads from outside the workdir.
+  asked_for: whether a config wants it at all; a pipeline leaves it out where not.
+  reads_if: further stages whose folders it opens, each where a config asks for it.
   """
 
   name: str
@@ -49,6 +51,11 @@ class Stage:
   config: tuple[str, ...]
   run: Callable[["Job"], None]
   fingerprint: Callable[[config_lib.Config], str] | None = None
+  asked_for: Callable[[config_lib.Config], bool] = lambda cfg: True
+  reads_if: Mapping[str, Callable[[config_lib.Config], bool]] = dataclasses.field(default_factory=dict)
+
+  def inputs(self, cfg: config_lib.Config) -> tuple[str, ...]:
+    return (*self.reads, *(name for name, wanted in self.reads_if.items() if wanted(cfg)))
 
   @property
   def command(self) -> str:
@@ -100,15 +107,15 @@ class Workdir:
     except json.JSONDecodeError as e:
       raise ValueError(f"{path}: not JSON ({e}); delete the folder {path.parent} and run the stage again") from e
 
-  def inputs(self, stage: Stage) -> dict[str, pathlib.Path]:
+  def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
     """Folders that the stage reads; raises MissingInputError for the first that is absent."""
-    for name in stage.reads:
+    for name in stage.inputs(cfg):
       if self.manifest(name) is None:
         raise MissingInputError(
           f"{stage.name} reads {self.folder(name)}, which is not there yet.  It is made by:\n"
           f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.root}"
         )
-    return {name: self.folder(name) for name in stage.reads}
+    return {name: self.folder(name) for name in stage.inputs(cfg)}
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
@@ -117,17 +124,17 @@ class Workdir:
       "layout": LAYOUT_VERSION,
       "stage": stage.name,
       "config": {name: sections[name] for name in stage.config},
-      "inputs": self._input_keys(stage),
+      "inputs": self._input_keys(stage, cfg),
       "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })
 
-  def _input_keys(self, stage: Stage) -> dict[str, str | None]:
-    manifests = {name: self.manifest(name) for name in stage.reads}
+  def _input_keys(self, stage: Stage, cfg: config_lib.Config) -> dict[str, str | None]:
+    manifests = {name: self.manifest(name) for name in stage.inputs(cfg)}
     return {name: None if manifest is None else manifest["key"] for name, manifest in manifests.items()}
 
   def is_done(self, stage: Stage, cfg: config_lib.Config) -> bool:
     manifest = self.manifest(stage.name)
-    if manifest is None or any(self.manifest(name) is None for name in stage.reads):
+    if manifest is None or any(self.manifest(name) is None for name in stage.inputs(cfg)):
       return False
     return manifest["key"] == self.key(stage, cfg)
 
@@ -145,7 +152,7 @@ class Workdir:
 
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     """Runs the stage and commits its folder; returns the manifest."""
-    inputs = self.inputs(stage)
+    inputs = self.inputs(stage, cfg)
     key = self.key(stage, cfg)
     out = self._working_folder(stage.name, key)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache)
@@ -160,7 +167,7 @@ class Workdir:
     manifest = {
       "stage": stage.name,
       "key": key,
-      "inputs": self._input_keys(stage),
+      "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
       "drops": {

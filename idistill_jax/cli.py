@@ -60,9 +60,22 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a 
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
 
 
-def main(stage: artifacts.Stage) -> None:
-  """Entry point of a stage module: runs that one stage."""
-  run_app(lambda runner: runner.run(stage))
+_ESTIMATE = flags.DEFINE_bool(
+  "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."
+)
+
+
+def main(stage: artifacts.Stage, *, estimate: Callable[["Runner"], None] | None = None) -> None:
+  """Entry point of a stage module: runs that one stage, or prints its estimate where --estimate asks for it."""
+
+  def work(runner: "Runner") -> object:
+    if not _ESTIMATE.value:
+      return runner.run(stage)
+    if estimate is None:
+      raise ValueError(f"--estimate: the stage {stage.name} asks no LLM")
+    return estimate(runner)
+
+  run_app(work)
 
 
 def run_app(work: Callable[["Runner"], object]) -> None:
@@ -123,7 +136,7 @@ class Runner:
     if self.workdir.is_done(stage, self.cfg):
       logging.info("%s: done already, nothing changed", stage.name)
       return False
-    self.workdir.inputs(stage)
+    self.workdir.inputs(stage, self.cfg)
     for other in self.reuse:
       if self.workdir.take_over(stage, self.cfg, other):
         logging.info("%s: taken over from %s", stage.name, other.root)

@@ -117,9 +117,11 @@ def _training(name: str, cfg: config_lib.Ranker | config_lib.Distillation, netwo
   state = step_lib.State(step=zero, params=params, opt_state=opt_state)
   rows = _rows(tokens, row_tokens, texts, sharding.batch_shards(mesh) * cfg.passes, mesh)
   shape = (cfg.lists_per_batch, cfg.passages_per_list)
-  of = lambda dtype: _abstract(jax.ShapeDtypeStruct(shape, dtype), everywhere)
-  batch = batches.ListBatch(rows=rows, values=of(jnp.float32), where=of(jnp.bool_), known=of(jnp.bool_),
-                            passage_rows=of(jnp.int32), list_rows=of(jnp.int32), similarities=of(jnp.float32))
+  of = lambda dtype, shape=shape: _abstract(jax.ShapeDtypeStruct(shape, dtype), everywhere)
+  batch = batches.ListBatch(
+    rows=rows, values=of(jnp.float32), where=of(jnp.bool_), known=of(jnp.bool_), passage_rows=of(jnp.int32),
+    list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
+  )
   return _compiled(name, step_lib.make_step(loss_fn, tx, state), (state, batch), rows)
 
 

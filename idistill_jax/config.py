@@ -24,10 +24,27 @@ class Mesh:
 class Collection:
   """Where corpus, queries and judgements come from."""
 
-  source: Literal["stdlib", "beir"] = "beir"
+  source: Literal["stdlib", "beir", "corpus"] = "beir"
   path: str | None = None
   max_passages: int | None = None
   max_queries_per_split: int | None = None
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Queries:
+  """Queries that the LLM of `labels` writes for sampled passages; off where `passages` is None."""
+
+  # How many passages get a query in each style.
+  passages: int | None = None
+  passage_tokens: int = 200
+  # Passages are drawn from so many clusters by content, and from three classes of length, in turn.
+  clusters: int = 16
+  # A query is kept where the initial retriever finds its passage within so many places; None keeps all.
+  round_trip_depth: int | None = 20
+  # The cosine from which on two queries say the same.
+  near_duplicate: float = 0.95
+  # The share of the passages whose queries are for dev and test.
+  held_out: float = 0.2
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -76,7 +93,7 @@ class Candidates:
 class Labels:
   """The black-box LLM: who is asked, about which lists, for how much."""
 
-  provider: Literal["replay", "gemini", "gemini_legacy", "openai"] = "gemini"
+  provider: Literal["replay", "gemini", "gemini_legacy", "openai", "gemini_batch", "openai_batch"] = "gemini"
   model: str = "gemini-2.5-flash"
   # Another address than the provider's own: a local vLLM, a gateway.
   base_url: str | None = None
@@ -84,15 +101,32 @@ class Labels:
   recording: str | None = None
   lists: int = 1000
   list_size: int = 20
-  passage_words: int = 45
+  passage_tokens: int = 64
+  # Longer lists are asked about in windows of so many passages, from the end up, each so many places above the last.
+  window: int = 20
+  stride: int = 10
+  # In how many orders each list is shown; the labels are the middle of the answers.
+  orders: int = 1
+  # A list counts in the ranker's loss by how far the orders agreed, not equally.
+  weigh_by_agreement: bool = False
+  # How often a refused answer is asked for again, the list shown in another order.
+  refused_retries: int = 1
   max_output_tokens: int = 1024
   # Gemini's thinking budget, part of the output tokens; None leaves it to the model.
   thinking_tokens: int | None = 0
   concurrency: int = 8
   attempts: int = 4
   timeout_seconds: float = 120.0
+  requests_per_minute: float | None = None
+  tokens_per_minute: float | None = None
   dollars_per_million_input_tokens: float | None = None
   dollars_per_million_output_tokens: float | None = None
+  # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.
+  max_dollars: float | None = None
+  max_tokens: int | None = None
+  # Where batch files are exchanged by hand; None: submitted and collected through the SDK.
+  batch_folder: str | None = None
+  batch_poll_seconds: float = 60.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -213,6 +247,7 @@ class Config:
   name: str
   seed: int = 0
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  queries: Queries = dataclasses.field(default_factory=Queries)
   collection: Collection = dataclasses.field(default_factory=Collection)
   encoder: Encoder = dataclasses.field(default_factory=Encoder)
   candidates: Candidates = dataclasses.field(default_factory=Candidates)
@@ -224,6 +259,11 @@ class Config:
   index: Index = dataclasses.field(default_factory=Index)
   evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
   export: Export = dataclasses.field(default_factory=Export)
+
+
+def writes_queries(cfg: Config) -> bool:
+  """Whether the LLM writes queries of its own."""
+  return cfg.queries.passages is not None
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from idistill_jax.stages import (
   export,
   index,
   labels,
+  queries,
   report,
   scores,
   train_direct,
@@ -22,6 +23,7 @@ from idistill_jax.stages import (
 )
 
 STAGES = (
+  queries.STAGE,          # the LLM writes queries, where a corpus has none (off unless asked for)
   collection.STAGE,       # corpus, queries, judgements, in one form
   candidates.STAGE,       # the initial retriever's top passages for each query
   labels.STAGE,           # the LLM puts lists in order
@@ -37,9 +39,10 @@ STAGES = (
 
 
 def run(runner: cli.Runner) -> None:
-  """Runs every stage that is not done, then prints what came out."""
+  """Runs every stage that is asked for and not done, then prints what came out."""
   for stage in STAGES:
-    runner.run(stage)
+    if stage.asked_for(runner.cfg):
+      runner.run(stage)
   terminal.print_summary(runner.workdir)
 
 

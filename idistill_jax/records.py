@@ -45,15 +45,24 @@ class CandidateList:
 class RankedList:
   """A query's passages in the LLM's order, best first.
 
+  `permutation`: where each passage stood (0-based) in the list that was asked about; empty where not known.
   `filled_places` are places (0-based) that the LLM left out and the parser filled in.
   `status` is "complete" or "repaired"; refused answers never become a record.
+  `agreement`: mean Kendall tau of the orders that were asked for, 1 for a single one.
+  `weight`: how much the list counts in the ranker's loss.
+  `usage`: input and output tokens of its answers; empty where the provider tells none.
   """
 
   query_id: str
   passage_ids: tuple[str, ...]
   status: str
+  permutation: tuple[int, ...] = ()
   filled_places: tuple[int, ...] = ()
+  agreement: float = 1.0
   weight: float = 1.0
+  template: str = ""
+  model: str = ""
+  usage: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

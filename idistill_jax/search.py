@@ -50,7 +50,7 @@ class Searcher:
   def __init__(self, workdir: str | os.PathLike[str]):
     stage = artifacts.Stage(name="search", reads=READS, config=(), run=lambda job: None)
     cfg = cli.load_config(os.fspath(workdir))
-    folders = artifacts.Workdir(os.fspath(workdir)).inputs(stage)
+    folders = artifacts.Workdir(os.fspath(workdir)).inputs(stage, cfg)
     self._cfg: config_lib.Config = cfg
     self._passages = tables.load_passages(folders["collection"])
     self._initial = inference.load_retriever(cfg, None)

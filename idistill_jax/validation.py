@@ -12,9 +12,23 @@ def validate(cfg: Config) -> None:
   """Raises ConfigError where a value is not of its field's type, and where fields contradict each other."""
   _check_types("", cfg)
   rules = (
+    (min(cfg.queries.passages or 1, cfg.queries.passage_tokens, cfg.queries.clusters, cfg.queries.round_trip_depth or 1)
+     >= 1, "queries.passages, passage_tokens, clusters and round_trip_depth must be 1 or more"),
+    (0 <= cfg.queries.held_out < 1, "queries.held_out must be a share from 0 to below 1"),
     (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
-    (min(cfg.labels.lists, cfg.labels.passage_words, cfg.labels.concurrency, cfg.labels.attempts) >= 1,
-     "labels.lists, passage_words, concurrency and attempts must be 1 or more"),
+    (min(cfg.labels.lists, cfg.labels.passage_tokens, cfg.labels.concurrency, cfg.labels.attempts, cfg.labels.orders)
+     >= 1, "labels.lists, passage_tokens, concurrency, attempts and orders must be 1 or more"),
+    (cfg.labels.refused_retries >= 0, "labels.refused_retries must be 0 or more"),
+    (cfg.labels.window >= 2 and 1 <= cfg.labels.stride <= cfg.labels.window,
+     "labels.window must be 2 or more, and labels.stride from 1 to labels.window: else passages go unseen"),
+    (cfg.labels.timeout_seconds > 0, "labels.timeout_seconds must be more than 0"),
+    (all(limit is None or limit > 0 for limit in (cfg.labels.requests_per_minute, cfg.labels.tokens_per_minute)),
+     "labels.requests_per_minute and tokens_per_minute must be more than 0, or none"),
+    (cfg.labels.max_dollars is None or None not in (
+      cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens),
+     "labels.max_dollars needs labels.dollars_per_million_input_tokens and dollars_per_million_output_tokens"),
+    (not cfg.labels.weigh_by_agreement or cfg.labels.orders >= 2,
+     "labels.weigh_by_agreement needs labels.orders of 2 or more: one order agrees with itself"),
     (min(cfg.direct.passes, cfg.ranker.passes, cfg.retriever.passes) >= 1,
      "direct.passes, ranker.passes and retriever.passes must be 1 or more"),
     (cfg.ranker.passages_per_list >= cfg.ranker.always_best,

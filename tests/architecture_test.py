@@ -24,17 +24,19 @@ LAYERS = (
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records"),
+  ("sharding", "losses", "records", "progress"),
   ("cli",),
   ("artifacts",),
   ("validation",),
   ("config",),
 )
-WITHOUT_JAX = ("config", "validation", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "validation", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {
+  "idistill_jax/config.py": "every knob and every rule about them on one page",
+}
 VAGUE_NAMES = {"utils", "util", "common", "base", "helpers", "misc", "manager", "handler"}
 # Distribution -> what it is imported as, where the two differ.
 IMPORTED_AS = {
@@ -355,7 +357,7 @@ def test_pipeline_lists_every_stage_after_what_it_reads() -> None:
   names = [stage.name for stage in pipeline.STAGES]
   assert sorted(names) == STAGE_MODULES
   for place, stage in enumerate(pipeline.STAGES):
-    assert set(stage.reads) <= set(names[:place]), stage.name
+    assert {*stage.reads, *stage.reads_if} <= set(names[:place]), stage.name
 
 
 @pytest.mark.parametrize("name", STAGE_MODULES)
@@ -371,4 +373,4 @@ def test_stage(name: str) -> None:
   assert read <= set(module.STAGE.config), f"{name} reads {sorted(read - set(module.STAGE.config))} beside its key"
   # The same for folders.
   opened = set(re.findall(r"job\.inputs\[\"(\w+)\"\]", modules()[module.__name__].path.read_text()))
-  assert opened <= set(module.STAGE.reads)
+  assert opened <= {*module.STAGE.reads, *module.STAGE.reads_if}

@@ -40,7 +40,7 @@ def test_the_block_blocks() -> None:
 def test_training_core_imports() -> None:
   done = python("""
     import idistill_jax.train.loop, idistill_jax.train.inference
-    from idistill_jax.stages import collection, candidates, labels, train_ranker, scores, train_retriever
+    from idistill_jax.stages import queries, collection, candidates, labels, train_ranker, scores, train_retriever
     from idistill_jax.hf import weights
     assert not set(sys.modules) & set(sys.argv[1].split(","))
   """)
@@ -64,7 +64,8 @@ def test_training_runs(tiny_weights: str, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-  "module", ["config", "artifacts", "records", "cli", "llm.label", "llm.parse", "llm.prompt", "llm.cache"]
+  "module",
+  ["config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels"],
 )
 def test_labelling_and_help_need_no_jax(module: str) -> None:
   done = python(f"import idistill_jax.{module}", (*EXTRAS, "jax", "jaxlib", "flax", "optax", "orbax", "grain"))

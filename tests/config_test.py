@@ -21,7 +21,7 @@ from idistill_jax.llm import providers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-VARIANTS = {"quickstart": None, "quickstart:tiny": "tiny"}
+VARIANTS = {"quickstart": None, "quickstart:tiny": "tiny", "my_corpus": None, "my_corpus:tiny": "tiny"}
 
 
 def load(name: str, folder: pathlib.Path = ROOT / "configs") -> config_lib.Config:

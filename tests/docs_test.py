@@ -39,7 +39,7 @@ for module, argv in commands:
       foreign = [name for name in named
                  if not name.startswith("config.") and flags.FLAGS.find_module_defining_flag(name) not in theirs]
       assert not foreign, f"no flag {foreign}"
-      assert bool(rest) == (module == "idistill_jax.search"), f"unexpected words {rest}"
+      assert bool(rest) == (module in ("idistill_jax.search", "idistill_jax.llm.cache")), f"unexpected words {rest}"
     except BaseException as e:
       wrong = f"{type(e).__name__}: {e}".replace("\\n", " ")
     print(wrong, flush=True)

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, config, records, validation
+from idistill_jax import artifacts, cli, config, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import parse, prompt
+from idistill_jax.llm.providers import replay
 from idistill_jax.stages import labels as stage
 
 QUICKSTART = pathlib.Path(stage.__file__).parents[1] / "data" / "quickstart"
@@ -71,6 +72,14 @@ def rankings(workdir):
   return list(example.read_records(workdir.folder("labels"), artifacts.RANKINGS, records.RankedList))
 
 
+def ranked(query_id, shown, permutation, cfg, **fields):
+  """What a replayed answer that puts `shown` in this order is written as."""
+  return records.RankedList(
+    query_id=query_id, passage_ids=tuple(shown[i] for i in permutation), permutation=permutation,
+    template=prompt.fingerprint(), model=replay.fingerprint(cfg.labels.recording), **{"status": "complete", **fields},
+  )
+
+
 def statuses(workdir):
   return json.loads((workdir.folder("labels") / stage.STATUSES).read_text())
 
@@ -92,16 +101,12 @@ def recorded(tmp_path_factory):
 
 
 def test_recorded_answers_become_rankings(recorded):
-  workdir, _, manifest, answers = recorded
+  workdir, cfg, manifest, answers = recorded
   found = rankings(workdir)
   assert manifest["counts"]["lists"] == len(found) == 1000 and not manifest["drops"]
   for ranking, answer in zip(found, answers, strict=True):
-    order = [int(number) - 1 for number in re.findall(r"\d+", answer["response"])]
-    assert ranking == records.RankedList(
-      query_id=answer["query_id"],
-      passage_ids=tuple(answer["candidates"][i] for i in order),
-      status="complete",
-    )
+    order = tuple(int(number) - 1 for number in re.findall(r"\d+", answer["response"]))
+    assert ranking == ranked(answer["query_id"], answer["candidates"], order, cfg)
 
 
 def test_statuses_of_recorded_answers(recorded):
@@ -164,10 +169,8 @@ def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
   cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=str(recording)))
   manifest = workdir.execute(stage.STAGE, cfg)
   assert rankings(workdir) == [
-    records.RankedList(query_id="q0", passage_ids=("p0", "p1", "p3", "p2"), status="complete"),
-    records.RankedList(
-      query_id="q1", passage_ids=("p0", "p1", "p3", "p2"), status="repaired", filled_places=(3,)
-    ),
+    ranked("q0", shown, (1, 0, 3, 2), cfg),
+    ranked("q1", shown, (1, 0, 3, 2), cfg, status="repaired", filled_places=(3,)),
   ]
   assert {reason: drop["examples"] for reason, drop in manifest["drops"].items()} == {
     "refused: refusal": ["q2"],
@@ -204,9 +207,9 @@ def test_live_lists_are_the_best_candidates_shuffled(tmp_path, key):
 
 def test_the_seed_chooses_and_shuffles_and_fewer_lists_are_the_first_of_more():
   candidates = [candidate_list(f"q{i}", [f"p{j}" for j in range(30)]) for i in range(50)]
-  first = stage.sampled(candidates, size=20, seed=0)
-  assert first == stage.sampled(candidates[::-1], size=20, seed=0)
-  other = stage.sampled(candidates, size=20, seed=1)
+  first = stage.sampled(candidates, size=20, window=20, seed=0)
+  assert first == stage.sampled(candidates[::-1], size=20, window=20, seed=0)
+  other = stage.sampled(candidates, size=20, window=20, seed=1)
   assert [s.query_id for s in first] != [s.query_id for s in other]
   by_id = {s.query_id: s for s in other}
   assert all(s.passage_ids != by_id[s.query_id].passage_ids for s in first)
@@ -227,6 +230,80 @@ def test_killed_and_run_again_only_the_rest_is_paid(tmp_path, key):
     manifest = workdir.execute(stage.STAGE, live(server, concurrency=1))
   assert answered == 3
   assert manifest["counts"]["paid"] == 3 and manifest["counts"]["lists"] == 6
+
+
+def test_several_orders_agree_or_not_and_weigh(tmp_path, key):
+  """The server puts the passages of q0 in one order whatever it is shown, and all others as they are shown."""
+
+  def reply(number, text):
+    shown = re.findall(r"^\[\d+\] text of p(\d+)$", text, re.MULTILINE)
+    places = range(len(shown))
+    if "query 0\n" in text:
+      places = sorted(places, key=lambda i: int(shown[i]))
+    return Reply(" > ".join(f"[{i + 1}]" for i in places))
+
+  workdir = small(tmp_path)
+  with LoopbackLLM(reply) as server:
+    workdir.execute(stage.STAGE, live(server, orders=3, weigh_by_agreement=True))
+    found = {one.query_id: one for one in rankings(workdir)}
+    assert len(server.asked) == 18
+    assert found["q0"].passage_ids == ("p0", "p1", "p2", "p3", "p4")
+    assert (found["q0"].agreement, found["q0"].weight) == (1.0, 1.0)
+    others = [one for query_id, one in found.items() if query_id != "q0"]
+    assert all(one.agreement < 1 and one.weight == max(0.0, one.agreement) for one in others)
+    said = statuses(workdir)
+    assert 0.3 < said["position_bias"] < 1 and -0.4 < said["agreement"] < 0.8
+    workdir.execute(stage.STAGE, live(server, orders=3))
+    assert len(server.asked) == 18
+  assert all(one.weight == 1.0 for one in rankings(workdir))
+
+
+def test_long_lists_are_asked_about_in_windows(tmp_path, key):
+  def reply(number, text):
+    shown = re.findall(r"^\[\d+\] text of p(\d+)$", text, re.MULTILINE)
+    return Reply(" > ".join(f"[{i + 1}]" for i in sorted(range(len(shown)), key=lambda i: -int(shown[i]))))
+
+  workdir = small(tmp_path)
+  with LoopbackLLM(reply) as server:
+    workdir.execute(stage.STAGE, live(server, list_size=12, window=5, stride=2))
+  assert len(server.asked) == 6 * 5
+  for one in rankings(workdir):
+    assert one.passage_ids[:3] == ("p11", "p10", "p9") and sorted(one.permutation) == list(range(12))
+
+
+def test_a_refused_answer_is_asked_for_again_within_bounds(tmp_path, key):
+  workdir = small(tmp_path)
+  refusing = lambda number, text: Reply("I cannot.") if "query 1\n" in text else reversed_order(number, text)
+  with LoopbackLLM(refusing) as server:
+    manifest = workdir.execute(stage.STAGE, live(server, refused_retries=2))
+  again = [text for text in server.asked if "query 1\n" in text]
+  assert len(again) == len(set(again)) == 3, "each time in another order"
+  assert manifest["drops"] == {"refused: refusal": {"count": 1, "examples": ["q1"]}}
+  assert statuses(workdir)["refused_answers"] == {"refusal": 3}
+  first = again[0]
+  with LoopbackLLM(lambda n, text: Reply("no") if text == first else reversed_order(n, text)) as server:
+    other = small(tmp_path / "other")
+    assert other.execute(stage.STAGE, live(server))["counts"]["lists"] == 6
+
+
+def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch):
+  workdir = small(tmp_path)
+  with LoopbackLLM() as server:
+    cfg = live(server, dollars_per_million_input_tokens=1e6, dollars_per_million_output_tokens=0.0)
+    runner = cli.Runner(cfg, workdir, [])
+    stage.print_estimate(runner)
+    said = capsys.readouterr().out
+    assert not server.asked
+    assert "6 lists, 6 calls, 0 of them answered by the cache" in said
+    workdir.execute(stage.STAGE, cfg)
+    real = sum(prompt.tokens(text) for text in server.asked)
+    assert float(re.search(r"about \$([\d.]+)", said)[1]) == pytest.approx(real, rel=0.02)
+    stage.print_estimate(runner)
+  assert "6 calls, 6 of them answered by the cache" in capsys.readouterr().out
+  monkeypatch.delenv("OPENAI_API_KEY")
+  cfg.labels.base_url = None
+  stage.print_estimate(cli.Runner(cfg, workdir, []))
+  assert re.search(r"6 calls.*\nthe cache was not looked into: no API key", capsys.readouterr().out, re.DOTALL)
 
 
 def test_no_usable_answer_is_an_error(tmp_path, key):
@@ -257,7 +334,9 @@ def test_the_key_is_in_no_file_of_the_workdir(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-  "field", [{"list_size": 1}, {"lists": 0}, {"passage_words": 0}, {"concurrency": 0}, {"attempts": 0}]
+  "field", [{"list_size": 1}, {"lists": 0}, {"passage_tokens": 0}, {"concurrency": 0}, {"attempts": 0},
+            {"window": 1}, {"stride": 0}, {"stride": 21}, {"orders": 0}, {"refused_retries": -1}, {"max_dollars": 1.0},
+            {"weigh_by_agreement": True}, {"requests_per_minute": 0.0}, {"timeout_seconds": 0.0}],
 )
 def test_a_config_that_asks_for_nothing_is_refused(field):
   validation.validate(config.Config(name="t"))

@@ -101,3 +101,48 @@ def test_another_version_is_refused(tmp_path):
   db.close()
   with pytest.raises(cache.CacheError, match="version 99"):
     cache.AnswerCache(path)
+
+
+def filled(path, count=5):
+  with cache.AnswerCache(path) as opened:
+    for i in range(count):
+      opened.put(f"k{i}", provider(), REQUEST, protocol.Answer(f"answer {i} ü", "stop", i, None))
+  return path
+
+
+def test_exported_answers_come_back_elsewhere(tmp_path):
+  for what, path in (("export", filled(tmp_path / "a")), ("import", tmp_path / "b"), ("import", tmp_path / "b")):
+    cache.main([what, str(path), str(tmp_path / "shared.jsonl")])
+  with cache.AnswerCache(tmp_path / "b") as opened:
+    assert len(opened) == 5 and opened.get("k3") == protocol.Answer("answer 3 ü", "stop", 3, None)
+    opened.export(tmp_path / "again.jsonl")
+  assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "shared.jsonl").read_bytes()
+
+
+def test_an_import_changes_no_answer_and_counts_the_new(tmp_path):
+  with cache.AnswerCache(filled(tmp_path / "a")) as opened:
+    opened.export(tmp_path / "shared.jsonl")
+  with cache.AnswerCache(tmp_path / "b") as opened:
+    opened.put("k3", provider(), REQUEST, protocol.Answer("my own", "stop"))
+    assert opened.take_in(tmp_path / "shared.jsonl") == 4
+    assert opened.get("k3").text == "my own"
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", '{"key": "k"}', "5", '{"key": 5}'])
+def test_a_bad_line_is_named_and_nothing_is_taken(tmp_path, bad):
+  with cache.AnswerCache(filled(tmp_path / "a")) as opened:
+    opened.export(tmp_path / "shared.jsonl")
+  with open(tmp_path / "shared.jsonl", "a") as out:
+    out.write(bad + "\n")
+  with cache.AnswerCache(tmp_path / "b") as opened:
+    with pytest.raises(cache.CacheError, match=r"shared.jsonl:6: not an exported answer"):
+      opened.take_in(tmp_path / "shared.jsonl")
+    assert len(opened) == 0
+    opened.put("k", provider(), REQUEST, ANSWER)
+    assert len(opened) == 1
+
+
+def test_a_wrong_command_says_how(tmp_path):
+  for arguments in ([], ["exprot", "a", "b"], ["export", str(tmp_path / "none"), "x"]):
+    with pytest.raises(SystemExit, match=r"usage|no such cache"):
+      cache.main(arguments)

@@ -1,18 +1,21 @@
 """Providers: the real SDKs against a server on 127.0.0.1, and recorded answers."""
 
+import asyncio
 import datetime
 import email.utils
 import json
 import logging
+import pathlib
 import subprocess
 import sys
+import tempfile
 import traceback
 
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import config
-from idistill_jax.llm import prompt, protocol, providers
+from idistill_jax.llm import asking, cache, prompt, protocol, providers
 from idistill_jax.llm.providers import replay
 
 KEY = "not-a-real-key-5f1c0a77"
@@ -36,13 +39,27 @@ def build(name, server, **fields):
   cfg = config.Labels(
     provider=name, model="m", base_url=url, **{"attempts": 3, "timeout_seconds": 10.0, **fields}
   )
-  return providers.build(cfg)
+  return Asking(providers.build(cfg), cfg.attempts, cfg.timeout_seconds)
 
 
-def quick(provider):
-  """The same provider with short waits between tries."""
-  provider._first_wait = 0.01
-  return provider
+class Asking:
+  """A provider behind an empty cache, asked as a labelling asks it, with short waits between tries."""
+
+  def __init__(self, provider, attempts, deadline):
+    self.provider = provider
+    self.terms = asking.Terms(
+      attempts=attempts, deadline_seconds=deadline, max_output_tokens=100, first_wait=0.01
+    )
+
+  def ask(self, request):
+    async def once():
+      with tempfile.TemporaryDirectory() as folder, cache.AnswerCache(pathlib.Path(folder) / "c") as opened:
+        try:
+          return (await asking.Asker(self.provider, opened, self.terms).ask(request)).answer
+        finally:
+          await self.provider.close()
+
+    return asyncio.run(once())
 
 
 @pytest.mark.parametrize("name", SDKS)
@@ -74,7 +91,7 @@ def test_a_blocked_prompt_is_an_empty_answer(name):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_transient_fault_is_asked_again(name, status):
   with LoopbackLLM(lambda n, text: Reply(status=status) if n == 1 else reversed_order(n, text)) as server:
-    assert quick(build(name, server)).ask(REQUEST).text == "[3] > [2] > [1]"
+    assert build(name, server).ask(REQUEST).text == "[3] > [2] > [1]"
   assert len(server.asked) == 2
 
 
@@ -84,13 +101,13 @@ def test_retry_after_is_honoured(name):
     return Reply(status=429, headers={"Retry-After": "1"}) if number == 1 else reversed_order(number, text)
 
   with LoopbackLLM(reply) as server:
-    quick(build(name, server)).ask(REQUEST)
+    build(name, server).ask(REQUEST)
   assert 1.0 <= server.times[1] - server.times[0] < 5
 
 
 def test_without_retry_after_the_wait_is_short():
   with LoopbackLLM(lambda n, text: Reply(status=429) if n == 1 else reversed_order(n, text)) as server:
-    quick(build("openai", server)).ask(REQUEST)
+    build("openai", server).ask(REQUEST)
   assert server.times[1] - server.times[0] < 0.9
 
 
@@ -118,7 +135,7 @@ def test_tries_are_bounded(name):
     LoopbackLLM(lambda number, text: Reply("busy", status=503)) as server,
     pytest.raises(protocol.Unanswered, match=r"3 tries.*503"),
   ):
-    quick(build(name, server)).ask(REQUEST)
+    build(name, server).ask(REQUEST)
   assert len(server.asked) == 3
 
 
@@ -130,7 +147,7 @@ def test_a_hard_error_stops_at_once_and_hides_the_key(name, status, caplog):
     LoopbackLLM(lambda number, text: Reply(f"invalid key {KEY}", status=status)) as server,
     pytest.raises(protocol.Stop, match=str(status)) as error,
   ):
-    quick(build(name, server)).ask(REQUEST)
+    build(name, server).ask(REQUEST)
   assert len(server.asked) == 1
   shown = "".join(traceback.format_exception(error.value))
   assert "***" in shown and KEY not in shown and KEY not in repr(error.value) and KEY not in caplog.text
@@ -139,7 +156,7 @@ def test_a_hard_error_stops_at_once_and_hides_the_key(name, status, caplog):
 @pytest.mark.parametrize("name", SDKS)
 def test_a_timeout_is_transient(name):
   with LoopbackLLM(lambda n, text: Reply(delay=2.0) if n == 1 else reversed_order(n, text)) as server:
-    assert quick(build(name, server, timeout_seconds=1.0)).ask(REQUEST).text == "[3] > [2] > [1]"
+    assert build(name, server, timeout_seconds=1.0).ask(REQUEST).text == "[3] > [2] > [1]"
   assert len(server.asked) == 2
 
 
@@ -156,7 +173,7 @@ def test_a_timeout_is_transient(name):
 )
 def test_an_unreadable_answer_is_transient(name, broken):
   with LoopbackLLM(lambda n, text: broken if n == 1 else reversed_order(n, text)) as server:
-    assert quick(build(name, server)).ask(REQUEST).text == "[3] > [2] > [1]"
+    assert build(name, server).ask(REQUEST).text == "[3] > [2] > [1]"
   assert len(server.asked) == 2
 
 
@@ -188,8 +205,9 @@ def test_a_missing_sdk_names_its_extra():
 
 def test_labelling_imports_neither_jax_nor_an_sdk():
   code = (
-    "import sys, idistill_jax.llm.label, idistill_jax.llm.providers\n"
-    "print([m for m in ('jax', 'flax', 'numpy', 'openai', 'google.genai', 'tenacity') if m in sys.modules])"
+    "import sys, idistill_jax.llm.session, idistill_jax.llm.estimate\n"
+    "heavy = ('jax', 'flax', 'numpy', 'openai', 'google.genai', 'tenacity', 'aiolimiter')\n"
+    "print([m for m in heavy if m in sys.modules])"
   )
   assert (
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -214,10 +232,10 @@ class TestReplay:
       {"query_id": "q1", "candidates": ["c", "b", "a"], "response": "[1] > [2] > [3]"},
     )
     provider = providers.build(config.Labels(provider="replay", recording=recording))
-    assert provider.ask(REQUEST) == protocol.Answer("[2] > [1] > [3]", "stop")
+    assert asyncio.run(provider.ask(REQUEST)) == protocol.Answer("[2] > [1] > [3]", "stop")
     for query_id, ids in (("q1", ("a", "c", "b")), ("q2", ("a", "b", "c")), ("q1", ("a", "b"))):
       with pytest.raises(protocol.NotRecorded, match=query_id):
-        provider.ask(protocol.Request(query_id, ids, "p"))
+        asyncio.run(provider.ask(protocol.Request(query_id, ids, "p")))
 
   @pytest.mark.parametrize(
     ("line", "message"),

@@ -16,7 +16,8 @@ import loopback
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """text: the model's words; body: raw bytes in place of a well-formed answer; delay: seconds before it."""
+  """text: the model's words; body: raw bytes in place of a well-formed answer; delay: seconds before it;
+  drip: seconds between its bytes."""
 
   text: str = ""
   status: int = 200
@@ -25,6 +26,7 @@ class Reply:
   delay: float = 0.0
   finish: str = "stop"
   close: bool = False
+  drip: float = 0.0
 
 
 def reversed_order(number: int, prompt: str) -> Reply:
@@ -94,7 +96,9 @@ class LoopbackLLM(loopback.Loopback):
     }.items():
       handler.send_header(name, value)
     handler.end_headers()
-    handler.wfile.write(payload)
+    for start in range(0, len(payload), 1 if reply.drip else len(payload)):
+      handler.wfile.write(payload[start : start + 1] if reply.drip else payload)
+      time.sleep(reply.drip)
     if reply.status == 200:
       with self.lock:
         self.answered.append(prompt)

@@ -142,7 +142,7 @@ def test_gather_agrees_with_the_files(workdir, report):
     assert [result.relevant for result in query.results["distilled"]] == [
       rank == place for place in range(1, 6)
     ]
-  assert report.stages[0].drops == {"judged passage that this Python lacks": (1, ("q0815 nntplib.NNTP",))}
+  assert report.stages[1].drops == {"judged passage that this Python lacks": (1, ("q0815 nntplib.NNTP",))}
   assert [stage.name for stage in report.stages] == list(gather.STAGES)
   assert len(report.trainings[0].columns["loss"]) == 250
 

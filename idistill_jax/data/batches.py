@@ -27,6 +27,7 @@ class ListBatch:
   passage_rows: int32 [B, N]; which passage of the corpus; equal numbers are equal passages.
   list_rows: int32 [B, W]; every passage of each list, drawn or not; short lists repeat their first.
   similarities: float32 [B, N]; cosine of the initial retriever.
+  weights: float32 [B]; how much each list counts; 1 where nothing says otherwise.
   """
 
   rows: pack.Rows
@@ -36,6 +37,7 @@ class ListBatch:
   passage_rows: Any
   list_rows: Any
   similarities: Any
+  weights: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class TrainingList:
   passage_rows: np.ndarray
   values: np.ndarray
   known: np.ndarray
+  weight: float = 1.0
 
 
 # (query row, passage rows) of each list of a batch.
@@ -180,15 +183,17 @@ class Batches:
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)
     passage_rows = np.zeros((size, width), np.int32)
     list_rows = np.zeros((size, self._longest), np.int32)
+    weights = np.ones(size, np.float32)
     for b, one in enumerate(lists):
       n = len(one.passage_rows)
+      weights[b] = one.weight
       list_rows[b] = whole[b].passage_rows[0]
       list_rows[b, :len(whole[b].passage_rows)] = whole[b].passage_rows
       values[b, :n], where[b, :n], known[b, :n] = one.values, True, one.known
       passage_rows[b, :n] = one.passage_rows
       similarities[b, :n] = self._similarity(one.query_row, one.passage_rows)
     return ListBatch(rows=rows, values=values, where=where, known=known, passage_rows=passage_rows,
-                     list_rows=list_rows, similarities=similarities)
+                     list_rows=list_rows, similarities=similarities, weights=weights)
 
 
 def iterator(batches: Batches, *, start_threads: int = 2) -> grain.DatasetIterator:

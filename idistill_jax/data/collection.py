@@ -97,6 +97,29 @@ def assemble(
   return _not_empty(_restrict(whole, splits, known))
 
 
+def corpus_only(*, title: str, passages: Iterable[records.Passage]) -> Collection:
+  """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
+  dropped: list[Drop] = []
+  kept = tuple(_with_text(passages, "passage", lambda p: p.full_text, dropped))
+  return Collection(title=title, passages=kept, queries=(), qrels={}, drops=tuple(dropped))
+
+
+def with_queries(
+  whole: Collection, queries: Iterable[records.Query], judgements: Mapping[str, tables.Qrels], pairs: tables.Qrels
+) -> Collection:
+  """The collection and more queries with their judgements and generated pairs; raises CollectionError as `assemble`."""
+  splits = sorted({*whole.qrels, *judgements})
+  return assemble(
+    title=whole.title,
+    passages=whole.passages,
+    queries=(*whole.queries, *queries),
+    judgements={split: {**whole.qrels.get(split, {}), **judgements.get(split, {})} for split in splits},
+    lists=whole.lists,
+    pairs={**whole.pairs, **pairs},
+    drops=whole.drops,
+  )
+
+
 def _by_split(
   title: str,
   judgements: Mapping[str, tables.Qrels],

@@ -1,4 +1,7 @@
-"""Answers by the content of their requests, in one SQLite file that processes share.
+"""Answers by the content of their requests, in one SQLite file that processes share; out and in as JSON lines.
+
+    python -m idistill_jax.llm.cache export runs/mine/cache/llm.sqlite answers.jsonl
+    python -m idistill_jax.llm.cache import runs/other/cache/llm.sqlite answers.jsonl
 
 An answer is written, and the write committed, before anybody counts it: a labelling that is killed and
 started again pays for no answered request twice.
@@ -8,8 +11,11 @@ import hashlib
 import json
 import pathlib
 import sqlite3
+import sys
 import threading
 import time
+import types
+import typing
 from typing import Any, Self
 
 from idistill_jax.llm import protocol
@@ -31,6 +37,13 @@ CREATE TABLE IF NOT EXISTS answers (
   created REAL NOT NULL
 )
 """
+# Of `answers`, in its order, with the types that a JSON line must have.
+_COLUMNS: dict[str, Any] = {
+  "key": str, "family": str, "model": str, "params": str, "query_id": str, "passage_ids": str, "text": str,
+  "finish_reason": str, "input_tokens": (int, types.NoneType), "output_tokens": (int, types.NoneType),
+  "created": (int, float),
+}
+_FINISH = list(_COLUMNS).index("finish_reason")
 
 
 def key(provider: protocol.Provider, prompt: str) -> str:
@@ -68,6 +81,9 @@ class AnswerCache:
     return self
 
   def __exit__(self, *exc: object) -> None:
+    self.close()
+
+  def close(self) -> None:
     self._db.close()
 
   def __len__(self) -> int:
@@ -100,8 +116,44 @@ class AnswerCache:
       time.time(),
     )
     with self._lock:
-      self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row)
-    return self.get(key) or answer
+      new = self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row).rowcount
+    return answer if new else self.get(key) or answer
+
+  def export(self, path: pathlib.Path) -> int:
+    """Writes one JSON object an answer, in the order of their keys; returns how many."""
+    with self._lock, open(path, "w", encoding="utf-8") as out:
+      rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM answers ORDER BY key")
+      count = 0
+      for row in rows:
+        count += 1
+        out.write(json.dumps(dict(zip(_COLUMNS, row, strict=True)), ensure_ascii=False) + "\n")
+    return count
+
+  def take_in(self, path: pathlib.Path) -> int:
+    """Reads what `export` wrote; returns how many answers were new.  What is here already stays as it is.
+
+    All or nothing: raises CacheError naming file and line for a line of another form.
+    """
+    with self._lock, open(path, "rb") as lines:
+      self._db.execute("BEGIN IMMEDIATE")
+      try:
+        new = sum(self._take_in(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+      except BaseException:
+        self._db.execute("ROLLBACK")
+        raise
+      self._db.execute("COMMIT")
+    return new
+
+  def _take_in(self, where: str, line: bytes) -> int:
+    try:
+      values = json.loads(line)
+      row = [values[name] for name in _COLUMNS]
+      right = all(isinstance(value, kinds) for value, kinds in zip(row, _COLUMNS.values(), strict=True))
+    except (ValueError, KeyError, TypeError):
+      right = False
+    if not right or row[_FINISH] not in typing.get_args(protocol.FinishReason):
+      raise CacheError(f"{where}: not an exported answer; expected an object with {', '.join(_COLUMNS)}")
+    return self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row).rowcount
 
   def _open(self) -> None:
     _patiently(self._db, "PRAGMA journal_mode = WAL")
@@ -125,3 +177,23 @@ def _patiently(db: sqlite3.Connection, statement: str) -> None:
       if "locked" not in str(e) or time.monotonic() > deadline:
         raise
       time.sleep(0.02)
+
+
+def main(arguments: list[str]) -> None:
+  """`export CACHE FILE` or `import CACHE FILE`; ends the process with a message for anything else."""
+  match arguments:
+    case ["export" | "import" as what, path, file]:
+      if what == "export" and not pathlib.Path(path).exists():
+        sys.exit(f"{path}: no such cache")
+      with AnswerCache(pathlib.Path(path)) as cache:
+        try:
+          count = cache.export(pathlib.Path(file)) if what == "export" else cache.take_in(pathlib.Path(file))
+        except (CacheError, OSError) as e:
+          sys.exit(f"{type(e).__name__}: {e}")
+        print(f"{count:,} answers {'written' if what == 'export' else 'new'}")
+    case _:
+      sys.exit("usage: python -m idistill_jax.llm.cache export|import CACHE FILE")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

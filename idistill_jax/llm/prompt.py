@@ -1,9 +1,10 @@
-"""A query and its passages -> the text that a listwise LLM is asked with.
+"""A query and its passages, or a passage alone -> the text that an LLM is asked with.
 
 Templates are files named by version in `templates/`.  Changing the words of one makes a new version: answers
 are cached by the rendered text, and recorded ones say which template they answered.
 """
 
+import functools
 import hashlib
 import importlib.resources
 import re
@@ -12,33 +13,59 @@ import unicodedata
 from collections.abc import Sequence
 
 LISTWISE = "listwise_v1"
+# Ways in which people search; each is a template of its own.
+QUERY_STYLES = ("query_question_v1", "query_keywords_v1", "query_problem_v1")
 
 _OPENING, _CLOSING = r"[\[［【〔⟦]", r"[\]］】〕⟧]"
 # A number in brackets, or several of them, as an answer would write it.
 _LABEL = re.compile(rf"{_OPENING}(\s*\d[\d\s,;:>.–—-]*){_CLOSING}")
-_FENCE = re.compile(r"<\s*(/?)\s*(query|passages)\s*>", re.IGNORECASE)
+_FENCE = re.compile(r"<\s*(/?)\s*(query|passages?)\s*>", re.IGNORECASE)
+# About what a byte-pair vocabulary makes one token of: a short word, a piece of a long one, a few digits, a sign.
+_PIECE = re.compile(r"[A-Za-z]{1,6}|\d{1,3}|[^\sA-Za-z\d]")
 
 
-def render(query: str, passages: Sequence[str], passage_words: int) -> str:
+def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
   """The prompt for one list, passages numbered from [1] in the order given.
 
-  Each passage is cut at `passage_words` white-space separated words and stands on one line.  Query and
-  passages come out of `quote`, so no passage can close its fence, start a line, or look like a numbered
-  label.  Raises ValueError where there is nothing to rank.
+  Each passage is cut at about `passage_tokens` tokens and stands on one line.  Query and passages come out of
+  `quote`, so no passage can close its fence, start a line, or look like a numbered label.  Raises ValueError
+  where there is nothing to rank.
   """
   if not passages:
     raise ValueError(f"no passages to rank for the query {query!r}")
   numbered = (
-    f"[{number}] {cut(quote(text), passage_words)}" for number, text in enumerate(passages, start=1)
+    f"[{number}] {cut(quote(text), passage_tokens)}" for number, text in enumerate(passages, start=1)
   )
-  return string.Template(_template()).substitute(
+  return string.Template(template(LISTWISE)).substitute(
     query=quote(query), passages="\n".join(numbered), count=len(passages)
   )
 
 
-def cut(text: str, words: int) -> str:
-  """The first `words` white-space separated words."""
-  return " ".join(text.split()[:words])
+def render_query_writing(style: str, passage: str, passage_tokens: int) -> str:
+  """The prompt that asks for a query which the passage answers; `style` is one of QUERY_STYLES."""
+  return string.Template(template(style)).substitute(passage=cut(quote(passage), passage_tokens))
+
+
+def tokens(text: str) -> int:
+  """About how many tokens a text has; each model has a vocabulary of its own, and black boxes show none."""
+  return len(_PIECE.findall(text))
+
+
+def cut(text: str, most: int) -> str:
+  """The beginning of a text, about `most` tokens long, and whole words of it where it has any."""
+  end = _beginning(most).match(text).end()  # type: ignore[union-attr]
+  if not text[end:].strip():
+    return text
+  kept = text[:end]
+  within_a_word = not (kept[-1:].isspace() or text[end].isspace())
+  whole = kept.rpartition(" ")[0] if within_a_word else kept
+  return (whole or kept).rstrip()
+
+
+@functools.cache
+def _beginning(pieces: int) -> re.Pattern[str]:
+  """At most so many pieces from the beginning of a text."""
+  return re.compile(rf"(?:\s*(?:{_PIECE.pattern})){{0,{pieces}}}")
 
 
 def quote(text: str) -> str:
@@ -46,25 +73,29 @@ def quote(text: str) -> str:
 
   `[3]` becomes `(3)` and `</passages>` becomes `(/passages)`: the words stay, the form goes.
   """
-  visible = "".join(map(_visible, text))
-  line = " ".join(visible.split())
+  line = " ".join(text.translate(_VISIBLE).split())
   return _FENCE.sub(r"(\1\2)", _LABEL.sub(r"(\1)", line))
 
 
-def _visible(char: str) -> str:
-  category = unicodedata.category(char)
-  if category == "Cc":
-    return " "
-  # Format characters hide or reorder text; a lone surrogate cannot be sent at all.
-  return "" if category in ("Cf", "Cs") else char
+class _Visible(dict[int, str | None]):
+  """What `str.translate` puts in place of each character, filled as characters come up."""
+
+  def __missing__(self, code: int) -> str | None:
+    category = unicodedata.category(chr(code))
+    # Format characters hide or reorder text; a lone surrogate cannot be sent at all.
+    hidden = None if category in ("Cf", "Cs") else chr(code)
+    self[code] = " " if category == "Cc" else hidden
+    return self[code]
 
 
-def fingerprint() -> str:
-  """Version and content hash of the template in use."""
-  return f"{LISTWISE}:{hashlib.sha256(_template().encode()).hexdigest()[:16]}"
+_VISIBLE = _Visible()
 
 
-def _template() -> str:
-  return (importlib.resources.files(__package__) / "templates" / f"{LISTWISE}.txt").read_text(
-    encoding="utf-8"
-  )
+def fingerprint(name: str = LISTWISE) -> str:
+  """Version and content hash of a template."""
+  return f"{name}:{hashlib.sha256(template(name).encode()).hexdigest()[:16]}"
+
+
+@functools.cache
+def template(name: str) -> str:
+  return (importlib.resources.files(__package__) / "templates" / f"{name}.txt").read_text(encoding="utf-8")

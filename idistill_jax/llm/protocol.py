@@ -1,7 +1,7 @@
-"""What a provider is: one request in, one answer out, or one of four named errors.
+"""What a provider is: one request in, one answer out, or one of the named errors.
 
     Request ─► provider.ask ─► Answer
-                    └─► NotRecorded · Transient (try again) · Unanswered (tries used up) · Stop (ask no more)
+                    └─► NotRecorded · Pending · Transient (try again) · Unanswered (tries used up) · Stop (ask no more)
 
 No message, representation or traceback of these errors holds an API key: `Secret` covers it in every text
 that came from a server or an SDK.
@@ -55,14 +55,22 @@ class Answer:
 
 
 class Provider(Protocol):
-  """family, model, params: what an answer depends on beside the prompt (never an address or a key)."""
+  """family, model, params: what an answer depends on beside the prompt (never an address or a key).
+
+  remote: whether asking goes to a server, so that it can fail, costs, and has limits.
+  """
 
   family: str
   model: str
   params: Mapping[str, Any]
+  remote: bool
 
-  def ask(self, request: Request) -> Answer:
-    """Answers one request; called from several threads at once."""
+  async def ask(self, request: Request) -> Answer:
+    """Answers one request, in one try; many are under way at once."""
+    ...
+
+  async def close(self) -> None:
+    """Gives connections back, in the event loop that they were opened in."""
     ...
 
 
@@ -78,12 +86,21 @@ class Unanswered(NoAnswer):
   """Every try ended in a fault that another try might have mended."""
 
 
-class Transient(Exception):
-  """One try failed.  retry_after: seconds that the server asked to wait, where it did."""
+class Pending(NoAnswer):
+  """The answer comes with a later batch."""
 
-  def __init__(self, message: str, retry_after: float | None = None):
+
+class Transient(Exception):
+  """One try failed.
+
+  retry_after: seconds that the server asked to wait, where it did.  refused: the server said that it did not
+  answer; otherwise the words may have been made, and billed, and lost on the way.
+  """
+
+  def __init__(self, message: str, retry_after: float | None = None, *, refused: bool = False):
     super().__init__(message)
     self.retry_after = retry_after
+    self.refused = refused
 
 
 class Stop(ValueError):
@@ -134,7 +151,8 @@ def sdk(module: str, extra: str) -> types.ModuleType:
 def fault(where: str, status: int | None, message: str, retry_after: float | None = None) -> Transient | Stop:
   """The error for an HTTP status (None: the connection failed): worth another try, or not."""
   if status is None or status in _TRANSIENT_STATUS:
-    return Transient(f"{where}: {status or 'no connection'}: {message}", retry_after)
+    said = status is not None
+    return Transient(f"{where}: {status or 'no connection'}: {message}", retry_after, refused=said)
   hint = {
     401: "; is the API key right?",
     403: "; may this key use that model?",
@@ -154,41 +172,6 @@ def retry_after(headers: Mapping[str, str] | None) -> float | None:
     when = email.utils.parsedate_to_datetime(value)
     return max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
   return None
-
-
-class Retrying:
-  """A provider asked again after transient faults: at most `attempts` times, with jittered exponential waits.
-
-  A wait is never shorter than the server asked for; one longer than `longest_wait` seconds is not sat out.
-  """
-
-  def __init__(self, provider: Provider, attempts: int, first_wait: float = 1.0, longest_wait: float = 120.0):
-    self._tenacity = sdk("tenacity", "llm")
-    self._provider, self._attempts = provider, attempts
-    self._first_wait, self._longest_wait = first_wait, longest_wait
-    self.family, self.model, self.params = provider.family, provider.model, provider.params
-
-  def ask(self, request: Request) -> Answer:
-    tenacity = self._tenacity
-    jitter = tenacity.wait_random_exponential(multiplier=self._first_wait, max=self._longest_wait / 2)
-
-    def wait(state: Any) -> float:
-      asked = state.outcome.exception().retry_after
-      # Those that were told to wait equally long must not come back all at once.
-      return jitter(state) if asked is None else asked + jitter(state) / 4
-
-    def give_up(state: Any) -> bool:
-      asked = state.outcome.exception().retry_after
-      return state.attempt_number >= self._attempts or (asked is not None and asked > self._longest_wait)
-
-    tries = tenacity.Retrying(
-      retry=tenacity.retry_if_exception_type(Transient), wait=wait, stop=give_up, reraise=True
-    )
-    try:
-      return tries(self._provider.ask, request)
-    except Transient as e:
-      used = tries.statistics["attempt_number"]
-      raise Unanswered(f"no answer after {used} {'try' if used == 1 else 'tries'}, the last: {e}") from None
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from idistill_jax.report import queries
 
 # The order of the pipeline, for display: a workdir itself does not know it.
 STAGES = (
+  "queries",
   "collection",
   "candidates",
   "labels",

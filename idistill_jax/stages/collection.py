@@ -1,4 +1,4 @@
-"""corpus, queries, judgements -> one folder that every later stage reads.
+"""corpus, queries (given or written), judgements -> one folder that every later stage reads.
 
     python -m idistill_jax.stages.collection --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -20,7 +20,7 @@ _RECORDS_PER_SHARD = 50_000
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.collection
-  whole = corpora.SOURCES[cfg.source].load(cfg)
+  whole = _with_written_queries(corpora.SOURCES[cfg.source].load(cfg), job)
   kept = collection.subset(
     whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split
   )
@@ -38,6 +38,24 @@ def run(job: artifacts.Job) -> None:
   job.count(**facts)
   for drop in kept.drops:
     job.drop(drop.reason, drop.what)
+
+
+def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> collection.Collection:
+  """The collection and what the stage `queries` wrote for it.
+
+  What a training query was written for is a generated pair, as in the quickstart: nothing learns from it but the
+  contrastive baseline.
+  """
+  if not config.writes_queries(job.cfg):
+    if not whole.queries:
+      raise collection.CollectionError(
+        f"{whole.title}: a corpus without queries; have some written with --config.queries.passages=700"
+      )
+    return whole
+  folder = job.inputs["queries"]
+  qrels = {path.stem: tables.read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
+  pairs = qrels.pop("train", {})
+  return collection.with_queries(whole, tables.load_queries(folder), qrels, pairs)
 
 
 def _write(job: artifacts.Job, name: str, records: tuple[Any, ...]) -> None:
@@ -63,7 +81,10 @@ def fingerprint(cfg: config.Config) -> str:
   return corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
 
 
-STAGE = artifacts.Stage(name="collection", reads=(), config=("collection",), run=run, fingerprint=fingerprint)
+STAGE = artifacts.Stage(
+  name="collection", reads=(), reads_if={"queries": config.writes_queries}, config=("collection",), run=run,
+  fingerprint=fingerprint,
+)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The LLM puts lists of passages in order.
 
     python -m idistill_jax.stages.labels --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m idistill_jax.stages.labels --config=configs/quickstart.py --workdir=runs/quickstart --estimate
 
 collection (and candidates) -> rankings-*.tfrecord: one RankedList for each usable answer; statuses.json: what
 became of every list.  Lists come from the collection where it brings some (recorded answers belong to them),
@@ -19,69 +20,92 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.llm import cache as cache_lib
-from idistill_jax.llm import label, parse, prompt, protocol, providers
+from idistill_jax.llm import estimate, parse, prompt, protocol, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
-CACHE = "llm.sqlite"
 _LISTS_PER_SHARD = 50_000
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.labels
-  passages = tables.load_passages(job.inputs["collection"])
-  queries = tables.load_queries(job.inputs["collection"])
+  lists = to_be_ordered(job)
+  plan = session.plan(cfg, job.cfg.seed)
+  with session.Session(cfg, job.cache) as asking:
+    outcomes = asking.label(lists, plan)
+    model = asking.provider.model
 
-  lists = tables.load_lists(job.inputs["collection"])
-  if lists is None:
-    candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
-    lists = sampled(candidates, size=cfg.list_size, seed=job.cfg.seed)
-  kept = list(usable(job, lists, queries, passages))[: cfg.lists]
-  if not kept:
-    raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}")
-
-  requests = [to_request(shown, queries, passages, cfg.passage_words) for shown in kept]
-  prices = label.Prices(cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens)
-  with cache_lib.AnswerCache(job.cache / CACHE) as cache:
-    outcomes = list(
-      label.label(providers.build(cfg), cache, requests, concurrency=cfg.concurrency, prices=prices)
-    )
-
-  rankings = list(ranked(job, outcomes))
-  summary = summarise(outcomes, prices)
+  rankings = list(ranked(job, outcomes, model))
+  summary = summarise(outcomes, cfg)
   if not rankings:
-    raise ValueError(f"none of {len(requests)} lists got a usable answer: {tally_of(job.drops)}")
+    raise ValueError(f"none of {len(lists)} lists got a usable answer: {tally_of(job.drops)}")
   example.write_records(job.out, artifacts.RANKINGS, rankings, shards=-(-len(rankings) // _LISTS_PER_SHARD))
   (job.out / STATUSES).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(
     lists=len(rankings),
-    asked=len(requests),
-    paid=sum(o.paid for o in outcomes if isinstance(o, label.Labelled)),
+    asked=len(lists),
+    paid=sum(labelled.paid for outcome in outcomes for labelled in outcome.answers),
     complete=summary["complete"],
     repaired=summary["repaired"],
+    dollars=summary["usage"]["dollars"],
     template=prompt.LISTWISE,
   )
 
 
-def sampled(
-  candidates: Iterable[records.CandidateList], *, size: int, seed: int
-) -> tuple[records.CandidateList, ...]:
-  """The best `size` of each list, shuffled so that no order can be copied; the lists in a drawn order.
+def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
+  """The lists that are asked about, with their texts."""
+  cfg = job.cfg.labels
+  passages = tables.load_passages(job.inputs["collection"])
+  queries = tables.load_queries(job.inputs["collection"])
+  lists = tables.load_lists(job.inputs["collection"])
+  if lists is None:
+    candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
+    lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
+  kept = list(usable(job, lists, queries, passages))[: cfg.lists]
+  if not kept:
+    raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}")
+  return [
+    ranking.Unordered(
+      shown.query_id, shown.passage_ids, queries.by_id(shown.query_id).text,
+      tuple(passages.by_id(passage_id).full_text for passage_id in shown.passage_ids),
+    )
+    for shown in kept
+  ]
 
-  A shorter run asks about the first lists of a longer one: each query's place and shuffle
-  depend on seed and id alone.
+
+def print_estimate(runner: cli.Runner) -> None:
+  """What the stage would ask, cost and take, before anything is asked."""
+  workdir, cfg = runner.workdir, runner.cfg.labels
+  job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE, runner.cfg), cache=workdir.cache)
+  lists = to_be_ordered(job)
+  plan = session.plan(cfg, runner.cfg.seed)
+  try:
+    with session.Session(cfg, job.cache) as asking:
+      print(estimate.of_lists(lists, plan, cfg, asking.knows))
+  except protocol.Stop as e:
+    print(estimate.of_lists(lists, plan, cfg, lambda request: False))
+    print(f"the cache was not looked into: {e}")
+
+
+def sampled(
+  candidates: Iterable[records.CandidateList], *, size: int, window: int, seed: int
+) -> tuple[records.CandidateList, ...]:
+  """The best `size` of each list; the lists in a drawn order.
+
+  A list that one prompt holds is shuffled, so that no order can be copied; a longer one keeps its order, from
+  which the windows bring the best up, and each window is shuffled when it is shown.  A shorter run asks about
+  the first lists of a longer one: each query's place and shuffle depend on seed and id alone.
   """
 
   def drawn(shown: records.CandidateList) -> tuple[str, str]:
     return hashlib.sha256(f"{seed}/{shown.query_id}".encode()).hexdigest(), shown.query_id
 
+  def arranged(found: records.CandidateList) -> tuple[str, ...]:
+    best = found.passage_ids[:size]
+    return shuffled(best, f"{seed}/{found.query_id}") if len(best) <= window else best
+
   return tuple(
-    records.CandidateList(
-      query_id=found.query_id,
-      passage_ids=shuffled(found.passage_ids[:size], f"{seed}/{found.query_id}"),
-      scores=(),
-    )
+    records.CandidateList(query_id=found.query_id, passage_ids=arranged(found), scores=())
     for found in sorted(candidates, key=drawn)
   )
 
@@ -114,59 +138,56 @@ def usable(
       yield shown
 
 
-def to_request(
-  shown: records.CandidateList, queries: tables.Queries, passages: tables.Passages, passage_words: int
-) -> protocol.Request:
-  texts = [passages.by_id(passage_id).full_text for passage_id in shown.passage_ids]
-  rendered = prompt.render(queries.by_id(shown.query_id).text, texts, passage_words)
-  return protocol.Request(shown.query_id, shown.passage_ids, rendered)
-
-
-def ranked(job: artifacts.Job, outcomes: Iterable[label.Outcome]) -> Iterator[records.RankedList]:
-  """Records of complete and repaired answers; refused and missing ones are dropped by name."""
+def ranked(
+  job: artifacts.Job, outcomes: Iterable[ranking.Outcome], model: str
+) -> Iterator[records.RankedList]:
+  """Records of complete and repaired orders; refused and missing ones are dropped by name."""
   for outcome in outcomes:
-    request = outcome.request
-    if isinstance(outcome, label.Unlabelled):
-      job.drop(outcome.reason, request.query_id)
-      logging.log_first_n(logging.WARNING, "%s: %s", 5, request.query_id, outcome.message)
-    elif outcome.parsed.status == "refused":
-      job.drop(refusal(outcome), request.query_id)
-    else:
-      yield records.RankedList(
-        query_id=request.query_id,
-        passage_ids=tuple(request.passage_ids[shown] for shown in outcome.parsed.order),
-        status=outcome.parsed.status,
-        filled_places=outcome.parsed.filled,
-      )
+    query_id = outcome.unordered.query_id
+    if isinstance(outcome, ranking.Unranked):
+      job.drop(outcome.reason, query_id)
+      logging.log_first_n(logging.WARNING, "%s: %s", 5, query_id, outcome.message)
+      continue
+    usage = workers.Tally()
+    usage.add("", [(labelled.answer, labelled.paid) for labelled in outcome.answers])
+    yield records.RankedList(
+      query_id=query_id,
+      passage_ids=tuple(outcome.unordered.passage_ids[place] for place in outcome.parsed.order),
+      status=outcome.parsed.status,
+      permutation=outcome.parsed.order,
+      filled_places=outcome.parsed.filled,
+      agreement=outcome.agreement,
+      weight=max(0.0, outcome.agreement) if job.cfg.labels.weigh_by_agreement else 1.0,
+      template=prompt.fingerprint(),
+      model=model,
+      usage=() if usage.usage is None else (usage.usage.input_tokens, usage.usage.output_tokens),
+    )
 
 
-def refusal(outcome: label.Labelled) -> str:
-  """Name to count a refused answer by: the first reason found in its text, and how the provider ended it."""
-  cut_short = "" if outcome.answer.finish_reason == "stop" else f" (ended by: {outcome.answer.finish_reason})"
-  return f"refused: {outcome.parsed.reasons[0]}{cut_short}"
-
-
-def summarise(outcomes: Sequence[label.Outcome], prices: label.Prices) -> dict[str, Any]:
+def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[str, Any]:
   """What `statuses.json` holds; a function of the answers, whether they were cached or not."""
-  tally = label.Tally()
+  tally = workers.Tally()
   for outcome in outcomes:
-    tally.add(outcome)
-  labelled = [outcome for outcome in outcomes if isinstance(outcome, label.Labelled)]
+    tally.add("", [(labelled.answer, labelled.paid) for labelled in outcome.answers])
+  done = [outcome for outcome in outcomes if isinstance(outcome, ranking.Ranked)]
+  lost = [outcome.reason for outcome in outcomes if isinstance(outcome, ranking.Unranked)]
+  answers = [labelled for outcome in outcomes for labelled in outcome.answers]
   usage = {
-    "answers": len(labelled),
-    "input_tokens": tally.input_tokens,
-    "output_tokens": tally.output_tokens,
-    "dollars": tally.dollars(prices),
+    "answers": tally.answers,
+    "input_tokens": tally.usage and tally.usage.input_tokens,
+    "output_tokens": tally.usage and tally.usage.output_tokens,
+    "dollars": session.prices(cfg).dollars(tally.usage),
   }
   return {
-    "complete": tally.statuses["complete"],
-    "repaired": tally.statuses["repaired"],
-    "refused": count(refusal(o).removeprefix("refused: ") for o in labelled if o.parsed.status == "refused"),
-    "unanswered": count(o.reason for o in outcomes if isinstance(o, label.Unlabelled)),
-    "repairs": count(
-      reason for o in labelled if o.parsed.status == "repaired" for reason in o.parsed.reasons
-    ),
-    "position_bias": position_bias(o.parsed for o in labelled),
+    "complete": sum(outcome.parsed.status == "complete" for outcome in done),
+    "repaired": sum(outcome.parsed.status == "repaired" for outcome in done),
+    "refused": count(reason.removeprefix("refused: ") for reason in lost if reason.startswith("refused: ")),
+    "unanswered": count(reason for reason in lost if not reason.startswith("refused: ")),
+    "repairs": count(reason for outcome in done for reason in outcome.parsed.reasons),
+    "refused_answers": count(labelled.refusal for labelled in answers if labelled.parsed.status == "refused"),
+    "lost_orders": count(reason for outcome in done for reason in outcome.lost),
+    "agreement": round(sum(outcome.agreement for outcome in done) / len(done), 4) if done and cfg.orders > 1 else None,
+    "position_bias": position_bias(labelled.parsed for labelled in answers),
     "usage": usage,
     "template": prompt.fingerprint(),
   }
@@ -215,4 +236,4 @@ STAGE = artifacts.Stage(
 )
 
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(STAGE, estimate=print_estimate)

@@ -26,7 +26,8 @@ def run(job: artifacts.Job) -> None:
 
 STAGE = artifacts.Stage(
   name="report",
-  reads=gather.STAGES,
+  reads=tuple(name for name in gather.STAGES if name != "queries"),
+  reads_if={"queries": config_lib.writes_queries},
   run=run,
   # The page shows the whole config.
   config=tuple(field.name for field in dataclasses.fields(config_lib.Config)),

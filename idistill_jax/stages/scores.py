@@ -24,6 +24,11 @@ def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   lists = list(_lists(job, queries, passages))
+  if not lists:
+    # The LLM ordered every query's list, and only others were asked for.
+    example.write_records(job.out, artifacts.SCORES, ())
+    job.count(lists=0, pairs=0)
+    return
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from idistill_jax import config as config_lib
-from idistill_jax import sharding
+from idistill_jax import progress, sharding
 from idistill_jax.data import pack, tokenize
-from idistill_jax.train import checkpoint, networks, progress
+from idistill_jax.train import checkpoint, networks
 
 # Texts that are packed together: enough for full rows, few enough to hold.
 LOOKAHEAD = 8192

@@ -25,7 +25,8 @@ class Inputs:
     one = example.decode(records.RankedList, payload)
     known = np.ones(len(one.passage_ids), bool)
     known[list(one.filled_places)] = False
-    return self._list(one.query_id, one.passage_ids, np.arange(len(known)), known)
+    ranked = self._list(one.query_id, one.passage_ids, np.arange(len(known)), known)
+    return dataclasses.replace(ranked, weight=one.weight)
 
   def scored(self, payload: bytes) -> batches.TrainingList:
     """A teacher's scores: values are logits, best first."""

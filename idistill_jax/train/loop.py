@@ -17,11 +17,11 @@ import numpy as np
 from absl import logging
 
 from idistill_jax import config as config_lib
-from idistill_jax import sharding
+from idistill_jax import progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim, progress
+from idistill_jax.train import checkpoint, networks, optim
 from idistill_jax.train import step as step_lib
 
 

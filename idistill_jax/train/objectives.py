@@ -13,14 +13,23 @@ from idistill_jax.train import step as step_lib
 
 
 def ranker(cfg: config_lib.Ranker, network: networks.Network) -> step_lib.LossFn:
-  """Loss of the scores of pairs against the LLM's places; `batch.values` are places."""
+  """Loss of the scores of pairs against the LLM's places; `batch.values` are places.
+
+  Each list's loss counts `batch.weights` times in the mean over the lists of the batch: a list of weight 0 teaches
+  nothing, and no list's share depends on the weights of those it is dealt with.
+  """
   loss, apply = losses.LISTWISE[cfg.loss], grad_cache.in_passes(network.apply, cfg.passes)
 
   def loss_fn(params: Any, batch: batches.ListBatch) -> jax.Array:
     scores_BxN = apply(params, batch.rows).reshape(batch.where.shape)
     if cfg.similarity_weight is not None:
       scores_BxN = scores_BxN + cfg.similarity_weight * batch.similarities
-    return loss(scores_BxN, batch.values, where=batch.where, top_places=cfg.top_places, known=batch.known)
+
+    def one(scores_N: jax.Array, places_N: jax.Array, where_N: jax.Array, known_N: jax.Array) -> jax.Array:
+      return loss(scores_N, places_N, where=where_N, top_places=cfg.top_places, known=known_N)
+
+    losses_B = jax.vmap(one)(scores_BxN, batch.values, batch.where, batch.known)
+    return (batch.weights * losses_B).sum() / jnp.maximum(batch.where.any(-1).sum(), 1)
 
   return loss_fn
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from idistill_jax import config
 from idistill_jax.data import collection
-from idistill_jax.data.corpora import beir, stdlib
+from idistill_jax.data.corpora import beir, corpus, stdlib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,4 +19,5 @@ class Source:
 SOURCES = {
   "stdlib": Source(load=stdlib.load, fingerprint=stdlib.fingerprint),
   "beir": Source(load=beir.load, fingerprint=beir.fingerprint),
+  "corpus": Source(load=corpus.load, fingerprint=corpus.fingerprint),
 }

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 from idistill_jax import config
 from idistill_jax.llm import protocol
-from idistill_jax.llm.providers import gemini, gemini_legacy, openai_compatible, replay
+from idistill_jax.llm.providers import gemini, gemini_batch, gemini_legacy, openai_batch, openai_compatible, replay
 
 PROVIDERS: dict[str, Callable[[config.Labels], protocol.Provider]] = {
   "replay": replay.build,
   "gemini": gemini.build,
   "gemini_legacy": gemini_legacy.build,
   "openai": openai_compatible.build,
+  "gemini_batch": gemini_batch.build,
+  "openai_batch": openai_batch.build,
 }
 
 

@@ -22,62 +22,73 @@ class Gemini:
   """`models.generateContent` at Google or at `labels.base_url`."""
 
   family = "gemini"
+  remote = True
 
   def __init__(self, cfg: config.Labels):
     genai = protocol.sdk("google.genai", "llm")
     self._types, self._errors = genai.types, protocol.sdk("google.genai.errors", "llm")
     self._key = protocol.secret(*KEYS)
     self.model = cfg.model
-    self.params: Mapping[str, Any] = {
-      "temperature": 0.0,
-      "max_output_tokens": cfg.max_output_tokens,
-      "thinking_tokens": cfg.thinking_tokens,
-    }
+    self.params: Mapping[str, Any] = params(cfg)
     thinking = None
     if cfg.thinking_tokens is not None:
       thinking = self._types.ThinkingConfig(thinking_budget=cfg.thinking_tokens)
     self._config = self._types.GenerateContentConfig(
       temperature=0.0, max_output_tokens=cfg.max_output_tokens, thinking_config=thinking
     )
-    self._client = genai.Client(
-      api_key=self._key.reveal(),
-      vertexai=False,
-      http_options=self._types.HttpOptions(
-        base_url=cfg.base_url,
-        timeout=int(cfg.timeout_seconds * 1000),
-        retry_options=self._types.HttpRetryOptions(attempts=1),
-      ),
-    )
+    self._client = client(genai, self._key, cfg, attempts=1)
 
-  def ask(self, request: protocol.Request) -> protocol.Answer:
+  async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"gemini {self.model}"
     with protocol.covered(self._key, where):
       try:
-        response = self._client.models.generate_content(
+        response = await self._client.aio.models.generate_content(
           model=self.model, contents=request.prompt, config=self._config
         )
       except self._errors.APIError as e:
         headers = getattr(e.response, "headers", None)
         message = self._key.cover(str(e.message))
         raise protocol.fault(where, e.code, message, protocol.retry_after(headers)) from None
-      return self._read(response)
+      return read(response)
 
-  def _read(self, response: Any) -> protocol.Answer:
-    usage = response.usage_metadata
-    if not response.candidates:
-      if not (response.prompt_feedback and response.prompt_feedback.block_reason):
-        raise ValueError("neither candidates nor a reason why there are none")
-      return protocol.Answer("", "blocked", usage and usage.prompt_token_count, 0)
-    first = response.candidates[0]
-    parts = (first.content.parts or ()) if first.content else ()
-    finish = first.finish_reason.name if first.finish_reason else "STOP"
-    return protocol.Answer(
-      "".join(part.text for part in parts if part.text and not part.thought),
-      FINISH.get(finish, "other"),
-      usage and usage.prompt_token_count,
-      usage and (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
-    )
+  async def close(self) -> None:
+    await self._client.aio.aclose()
+
+
+def params(cfg: config.Labels) -> dict[str, Any]:
+  return {"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens, "thinking_tokens": cfg.thinking_tokens}
+
+
+def client(genai: Any, key: protocol.Secret, cfg: config.Labels, *, attempts: int) -> Any:
+  """attempts: tries of each call that the SDK makes by itself."""
+  return genai.Client(
+    api_key=key.reveal(),
+    vertexai=False,
+    http_options=genai.types.HttpOptions(
+      base_url=cfg.base_url,
+      timeout=int(cfg.timeout_seconds * 1000),
+      retry_options=genai.types.HttpRetryOptions(attempts=attempts),
+    ),
+  )
+
+
+def read(response: Any) -> protocol.Answer:
+  """The answer in a `GenerateContentResponse`; raises ValueError for one that is empty without a reason."""
+  usage = response.usage_metadata
+  if not response.candidates:
+    if not (response.prompt_feedback and response.prompt_feedback.block_reason):
+      raise ValueError("neither candidates nor a reason why there are none")
+    return protocol.Answer("", "blocked", usage and usage.prompt_token_count, 0)
+  first = response.candidates[0]
+  parts = (first.content.parts or ()) if first.content else ()
+  finish = first.finish_reason.name if first.finish_reason else "STOP"
+  return protocol.Answer(
+    "".join(part.text for part in parts if part.text and not part.thought),
+    FINISH.get(finish, "other"),
+    usage and usage.prompt_token_count,
+    usage and (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
+  )
 
 
 def build(cfg: config.Labels) -> protocol.Provider:
-  return protocol.Retrying(Gemini(cfg), cfg.attempts)
+  return Gemini(cfg)

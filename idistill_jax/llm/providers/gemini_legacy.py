@@ -3,8 +3,10 @@
 The SDK holds key and address globally, so one process talks to one endpoint.  It has no thinking budget.
 """
 
+import asyncio
 import warnings
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 from idistill_jax import config
@@ -18,6 +20,7 @@ class GeminiLegacy:
   """`GenerativeModel.generate_content` over REST, at Google or at `labels.base_url`."""
 
   family = gemini.Gemini.family
+  remote = True
 
   def __init__(self, cfg: config.Labels):
     with warnings.catch_warnings():
@@ -44,9 +47,14 @@ class GeminiLegacy:
     self._model = genai.GenerativeModel(
       cfg.model, generation_config={"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens}
     )
+    self._threads = futures.ThreadPoolExecutor(cfg.concurrency, thread_name_prefix="gemini_legacy")
     self._options = {"timeout": cfg.timeout_seconds, "retry": None}
 
-  def ask(self, request: protocol.Request) -> protocol.Answer:
+  async def ask(self, request: protocol.Request) -> protocol.Answer:
+    # The SDK's own asynchronous calls need gRPC, which cannot be pointed at another endpoint as REST can.
+    return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, request)
+
+  def _ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"gemini {self.model}"
     with protocol.covered(self._key, where):
       try:
@@ -59,6 +67,9 @@ class GeminiLegacy:
       except self._network as e:
         raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e}")) from None
       return self._read(response)
+
+  async def close(self) -> None:
+    self._threads.shutdown(wait=False, cancel_futures=True)
 
   def _read(self, response: Any) -> protocol.Answer:
     usage = response.usage_metadata
@@ -76,4 +87,4 @@ class GeminiLegacy:
 
 
 def build(cfg: config.Labels) -> protocol.Provider:
-  return protocol.Retrying(GeminiLegacy(cfg), cfg.attempts)
+  return GeminiLegacy(cfg)

@@ -3,6 +3,7 @@
 Key: OPENAI_API_KEY; an endpoint of one's own needs none.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from idistill_jax import config
 from idistill_jax.llm import protocol
 
 KEY = "OPENAI_API_KEY"
+_CALLS_PER_CLIENT = 8
 _FINISH: dict[str, protocol.FinishReason] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
 
@@ -17,27 +19,27 @@ class OpenAICompatible:
   """`chat/completions` with one user message."""
 
   family = "openai"
+  remote = True
 
   def __init__(self, cfg: config.Labels):
     self._openai = protocol.sdk("openai", "llm")
-    self._key = _key(cfg.base_url)
+    self._key = key(cfg.base_url)
     self.model = cfg.model
-    # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers
-    # do not know the newer name.
-    self.params: Mapping[str, Any] = (
-      {"max_completion_tokens": cfg.max_output_tokens}
-      if cfg.base_url is None
-      else {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
-    )
-    self._client = self._openai.OpenAI(
-      api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
-    )
+    self.params: Mapping[str, Any] = params(cfg)
+    # One client for every eight calls at once: the SDK's connection pool looks at all of its connections for each call.
+    self._clients = [
+      self._openai.AsyncOpenAI(
+        api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
+      )
+      for _ in range(-(-cfg.concurrency // _CALLS_PER_CLIENT))
+    ]
+    self._turns = itertools.cycle(self._clients)
 
-  def ask(self, request: protocol.Request) -> protocol.Answer:
+  async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"openai {self.model}"
     with protocol.covered(self._key, where):
       try:
-        completion = self._client.chat.completions.create(
+        completion = await next(self._turns).chat.completions.create(
           model=self.model, messages=[{"role": "user", "content": request.prompt}], **self.params
         )
       except self._openai.APIStatusError as e:
@@ -47,19 +49,33 @@ class OpenAICompatible:
         ) from None
       except self._openai.APIConnectionError as e:
         raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e.message}")) from None
-      return self._read(completion)
+      return read(completion)
 
-  def _read(self, completion: Any) -> protocol.Answer:
-    first, usage = completion.choices[0], completion.usage
-    return protocol.Answer(
-      first.message.content or "",
-      _FINISH.get(first.finish_reason, "other"),
-      usage and usage.prompt_tokens,
-      usage and usage.completion_tokens,
-    )
+  async def close(self) -> None:
+    for client in self._clients:
+      await client.close()
 
 
-def _key(base_url: str | None) -> protocol.Secret:
+def read(completion: Any) -> protocol.Answer:
+  """The answer in a `ChatCompletion`."""
+  first, usage = completion.choices[0], completion.usage
+  return protocol.Answer(
+    first.message.content or "",
+    _FINISH.get(first.finish_reason, "other"),
+    usage and usage.prompt_tokens,
+    usage and usage.completion_tokens,
+  )
+
+
+def params(cfg: config.Labels) -> dict[str, Any]:
+  # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers do not know the newer name.
+  if cfg.base_url is None:
+    return {"max_completion_tokens": cfg.max_output_tokens}
+  return {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
+
+
+def key(base_url: str | None) -> protocol.Secret:
+  """From OPENAI_API_KEY; an endpoint of one's own may do without."""
   try:
     return protocol.secret(KEY)
   except protocol.Stop:
@@ -70,4 +86,4 @@ def _key(base_url: str | None) -> protocol.Secret:
 
 
 def build(cfg: config.Labels) -> protocol.Provider:
-  return protocol.Retrying(OpenAICompatible(cfg), cfg.attempts)
+  return OpenAICompatible(cfg)

@@ -37,6 +37,7 @@ class Replay:
   """Answers from a recording; raises NotRecorded for what it lacks."""
 
   family = "replay"
+  remote = False
 
   def __init__(self, recording: str):
     path = locate(recording)
@@ -52,7 +53,7 @@ class Replay:
   def __len__(self) -> int:
     return len(self._answers)
 
-  def ask(self, request: protocol.Request) -> protocol.Answer:
+  async def ask(self, request: protocol.Request) -> protocol.Answer:
     try:
       text = self._answers[request.query_id, request.passage_ids]
     except KeyError:
@@ -61,6 +62,9 @@ class Replay:
         f"with these {len(request.passage_ids)} passages in this order"
       ) from None
     return protocol.Answer(text, "stop")
+
+  async def close(self) -> None:
+    pass
 
 
 def _entry(where: str, line: bytes) -> tuple[tuple[str, tuple[str, ...]], str]:

@@ -19,8 +19,8 @@ class Bar:
     self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
     self._task = live.add_task(name, total=total, completed=done, facts="") if live else None
 
-  def update(self, done: int, **facts: float) -> None:
-    text = " ".join(f"{key.replace('tokens_per_second', 'tok/s')} {value:,.4g}" for key, value in facts.items())
+  def update(self, done: int, **facts: float | str) -> None:
+    text = " ".join(_said(key, value) for key, value in facts.items())
     if self._live is not None and self._task is not None:
       self._live.update(self._task, completed=done, facts=text)
     elif time.monotonic() - self._said > PLAIN_EVERY_SECONDS or done >= self._total:
@@ -28,6 +28,12 @@ class Bar:
       spent = self._said - self._started
       left = spent / max(done - self._first, 1) * (self._total - done)
       logging.info("%s %d/%d  %s  %.0f s left", self._name, done, self._total, text, left)
+
+
+def _said(key: str, value: float | str) -> str:
+  if isinstance(value, str):
+    return value
+  return f"{key.replace('tokens_per_second', 'tok/s')} {value:,.4g}"
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import config
-from idistill_jax.llm import cache, label, prompt, protocol, providers
+from idistill_jax.llm import budget, cache, protocol, ranking, session, workers
 
 KEY = "not-a-real-key-5f1c0a77"
 
@@ -22,27 +22,21 @@ def key(monkeypatch):
   monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def requests(count):
-  return [
-    protocol.Request(f"q{i}", ("a", "b", "c"), prompt.render(f"query {i}", ["x", "y", "z"], 45))
-    for i in range(count)
-  ]
-
-
-def build(server, **fields):
-  return providers.build(
-    config.Labels(
-      provider="openai",
-      model="m",
-      base_url=f"{server.url}/v1",
-      **{"attempts": 2, "timeout_seconds": 10.0, **fields},
-    )
-  )
+def lists(count):
+  return [ranking.Unordered(f"q{i}", ("a", "b", "c"), f"query {i}", ("x", "y", "z")) for i in range(count)]
 
 
 def ask_all(server, path, count, concurrency=4, **fields):
-  with cache.AnswerCache(path) as opened:
-    return list(label.label(build(server, **fields), opened, requests(count), concurrency=concurrency))
+  cfg = config.Labels(
+    model="m", concurrency=concurrency,
+    **{"provider": "openai", "base_url": f"{server.url}/v1", "attempts": 2, "timeout_seconds": 10.0, **fields},
+  )
+  with session.Session(cfg, path) as opened:
+    return opened.label(lists(count), session.plan(cfg, seed=0))
+
+
+def paid(outcome):
+  return isinstance(outcome, ranking.Ranked) and all(labelled.paid for labelled in outcome.answers)
 
 
 def test_outcomes_come_in_the_order_of_requests_whoever_is_first(tmp_path):
@@ -52,8 +46,8 @@ def test_outcomes_come_in_the_order_of_requests_whoever_is_first(tmp_path):
 
   with LoopbackLLM(reply) as server:
     outcomes = ask_all(server, tmp_path / "c", 24)
-  assert [outcome.request.query_id for outcome in outcomes] == [f"q{i}" for i in range(24)]
-  assert all(outcome.parsed.order == (2, 1, 0) and outcome.paid for outcome in outcomes)
+  assert [outcome.unordered.query_id for outcome in outcomes] == [f"q{i}" for i in range(24)]
+  assert all(outcome.parsed.order == (2, 1, 0) and paid(outcome) for outcome in outcomes)
   assert 2 <= server.most_at_once <= 4
 
 
@@ -62,14 +56,14 @@ def test_a_second_run_pays_for_nothing(tmp_path):
     first = ask_all(server, tmp_path / "c", 6)
     second = ask_all(server, tmp_path / "c", 8)
   assert len(server.asked) == 8
-  assert [o.answer for o in first] == [o.answer for o in second[:6]]
-  assert [o.paid for o in second] == [False] * 6 + [True] * 2
+  assert [o.parsed for o in first] == [o.parsed for o in second[:6]]
+  assert [paid(o) for o in second] == [False] * 6 + [True] * 2
 
 
 def test_the_cache_holds_no_key(tmp_path):
   with LoopbackLLM() as server:
     ask_all(server, tmp_path / "c", 3)
-  assert all(KEY.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+  assert all(KEY.encode() not in file.read_bytes() for file in (tmp_path / "c").iterdir())
 
 
 def test_a_request_without_answer_is_named_and_the_others_go_on(tmp_path):
@@ -78,13 +72,13 @@ def test_a_request_without_answer_is_named_and_the_others_go_on(tmp_path):
 
   with LoopbackLLM(reply) as server:
     outcomes = ask_all(server, tmp_path / "c", 5, attempts=1)
-    lost = [outcome for outcome in outcomes if isinstance(outcome, label.Unlabelled)]
-    assert [(o.request.query_id, o.reason) for o in lost] == [("q2", "unanswered")] and "429" in lost[
+    lost = [outcome for outcome in outcomes if isinstance(outcome, ranking.Unranked)]
+    assert [(o.unordered.query_id, o.reason) for o in lost] == [("q2", "unanswered")] and "429" in lost[
       0
     ].message
     server.reply = reversed_order
     again = ask_all(server, tmp_path / "c", 5, attempts=1)
-  assert [isinstance(o, label.Labelled) and o.paid for o in again] == [False, False, True, False, False]
+  assert [paid(o) for o in again] == [False, False, True, False, False]
 
 
 def test_a_wrong_key_stops_the_run_at_once(tmp_path):
@@ -105,17 +99,17 @@ def test_an_endpoint_that_is_down_stops_the_run_and_keeps_what_was_answered(tmp_
     pytest.raises(protocol.Stop, match=r"10 requests in a row.*run the same command again"),
   ):
     ask_all(server, tmp_path / "c", 60, attempts=1)
-  with cache.AnswerCache(tmp_path / "c") as opened:
+  with cache.AnswerCache(tmp_path / "c" / session.CACHE) as opened:
     assert len(opened) == 5
 
 
 RUN = """
 import pathlib, sys
 sys.path.insert(0, sys.argv[3])
-import llm_label_test as t
+import llm_session_test as t
 import types
 outcomes = t.ask_all(types.SimpleNamespace(url=sys.argv[1]), pathlib.Path(sys.argv[2]), 40)
-print(sum(outcome.paid for outcome in outcomes))
+print(sum(map(t.paid, outcomes)))
 """
 
 
@@ -143,14 +137,14 @@ def test_killed_and_started_again_no_answered_call_is_paid_twice(tmp_path):
 
 
 def test_tally_counts_statuses_tokens_and_dollars():
-  tally, prices = label.Tally(), label.Prices(0.5, 2.0)
-  request = requests(1)[0]
-  assert tally.dollars(prices) is None
-  for text in ("[1] > [2] > [3]", "[1] > [2]", "no"):
-    parsed = label.parse.parse(text, 3)
-    tally.add(label.Labelled(request, protocol.Answer(text, "stop", 1000, 100), parsed, paid=True))
-  tally.add(label.Unlabelled(request, "not recorded", "m"))
-  assert tally.statuses == {"complete": 1, "repaired": 1, "refused": 1, "unanswered": 1}
-  assert tally.dollars(prices) == pytest.approx((3000 * 0.5 + 300 * 2.0) / 1e6)
-  assert tally.dollars(label.Prices(0.5, None)) is None
-  assert "3,000+300 tokens" in tally.text(prices) and "$0.0021" in tally.text(prices)
+  tally, prices = workers.Tally(), budget.Prices(0.5, 2.0)
+  assert prices.dollars(tally.usage) is None
+  for status in ("complete", "repaired", "refused"):
+    tally.add(status, [(protocol.Answer("text", "stop", 1000, 100), True)])
+  tally.add("not recorded", [])
+  assert tally.statuses == {"complete": 1, "repaired": 1, "refused": 1, "not recorded": 1}
+  assert (tally.answers, tally.paid) == (3, 3)
+  assert prices.dollars(tally.usage) == pytest.approx((3000 * 0.5 + 300 * 2.0) / 1e6)
+  assert budget.Prices(0.5, None).dollars(tally.usage) is None
+  shown = tally.facts(prices, seconds=2.0)
+  assert shown["tokens"] == "3,000+300 tokens" and shown["dollars"] == "$0.0021" and shown["answers/s"] == 1.5

@@ -1,0 +1,24 @@
+"""One JSONL file of passages, `{"_id", "title", "text"}` a line (or `.jsonl.gz`), and no queries: those get written."""
+
+import pathlib
+
+from idistill_jax import config
+from idistill_jax.data import collection
+from idistill_jax.data.corpora import beir, jsonl
+
+
+def load(cfg: config.Collection) -> collection.Collection:
+  """Passages alone; raises CollectionError, FileNotFoundError or ConfigError."""
+  path = _path(cfg)
+  return collection.corpus_only(title=path.name.partition(".")[0], passages=beir.read_passages(path))
+
+
+def fingerprint(cfg: config.Collection) -> str:
+  """Hash of the file's content."""
+  return jsonl.sha256(_path(cfg))
+
+
+def _path(cfg: config.Collection) -> pathlib.Path:
+  if cfg.path is None:
+    raise config.ConfigError("collection.path must name a JSONL file of passages when collection.source is 'corpus'")
+  return pathlib.Path(cfg.path)

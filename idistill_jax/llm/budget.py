@@ -1,0 +1,163 @@
+"""A limit on what is spent, in dollars and in tokens, that calls under way keep as well.
+
+    bound of a call ─► room for it? ─► reserved ─► asked ─► its real cost in place of the bound
+
+The sums lie beside the answers, in the cache's file: a killed run's reservations count as spent, and processes on one
+cache share one budget.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import pathlib
+import sqlite3
+from collections.abc import AsyncIterator
+from typing import Self
+
+from idistill_jax.llm import protocol
+
+_BUSY_SECONDS = 60.0
+# Two totals that are compared with a limit are sums of floats.
+_ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prices:
+  """Dollars for a million tokens; None where not known."""
+
+  input_tokens: float | None = None
+  output_tokens: float | None = None
+
+  def dollars(self, usage: "Usage | None") -> float | None:
+    """The cost of the tokens, or None where a price or a count is not known."""
+    if self.input_tokens is None or self.output_tokens is None or usage is None:
+      return None
+    return (usage.input_tokens * self.input_tokens + usage.output_tokens * self.output_tokens) / 1e6
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+  """Tokens of one or more calls."""
+
+  input_tokens: int
+  output_tokens: int
+
+  @classmethod
+  def of(cls, answer: protocol.Answer) -> Self | None:
+    """None where the provider tells no count."""
+    if answer.input_tokens is None or answer.output_tokens is None:
+      return None
+    return cls(answer.input_tokens, answer.output_tokens)
+
+  def __add__(self, other: "Usage") -> "Usage":
+    return Usage(self.input_tokens + other.input_tokens, self.output_tokens + other.output_tokens)
+
+  @property
+  def tokens(self) -> int:
+    return self.input_tokens + self.output_tokens
+
+
+class Exhausted(protocol.Stop):
+  """The next call might exceed the budget."""
+
+
+class Call:
+  """One reservation.  What is not told otherwise costs its bound."""
+
+  def __init__(self, usage: Usage):
+    self.usage = usage
+
+
+class Budget:
+  """max_dollars, max_tokens: None sets no limit.  Raises ValueError for dollars without prices."""
+
+  def __init__(
+    self, path: pathlib.Path, *, max_dollars: float | None, max_tokens: int | None, prices: Prices
+  ):
+    if max_dollars is not None and prices.dollars(Usage(0, 0)) is None:
+      raise ValueError("a budget in dollars needs both prices: labels.dollars_per_million_{input,output}_tokens")
+    self._max_dollars, self._max_tokens, self._prices = max_dollars, max_tokens, prices
+    self._under_way = 0
+    self._settled = asyncio.Condition()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    # Reservations need to survive the process, not the machine; answers are another connection's business.
+    self._db.execute("PRAGMA synchronous = NORMAL")
+    self._db.execute("CREATE TABLE IF NOT EXISTS reserved (id INTEGER PRIMARY KEY, tokens INTEGER, dollars REAL)")
+    self._db.execute(
+      "CREATE TABLE IF NOT EXISTS spent (id INTEGER PRIMARY KEY CHECK (id = 1), tokens INTEGER, dollars REAL)"
+    )
+    self._db.execute("INSERT OR IGNORE INTO spent VALUES (1, 0, 0.0)")
+
+  def close(self) -> None:
+    self._db.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self.close()
+
+  @contextlib.asynccontextmanager
+  async def call(self, bound: Usage) -> AsyncIterator[Call]:
+    """Reserves the bound while the block runs, and books `call.usage` when it ends.
+
+    Waits where only calls under way stand in the way; raises Exhausted where the budget has no room even
+    without them.
+    """
+    row = await self.reserve(bound)
+    one = Call(bound)
+    self._under_way += 1
+    try:
+      yield one
+    finally:
+      self.book(row, one.usage)
+      self._under_way -= 1
+      async with self._settled:
+        self._settled.notify_all()
+
+  def spent(self) -> tuple[int, float]:
+    """Tokens and dollars, reservations included."""
+    tokens, dollars = self._db.execute(
+      "SELECT TOTAL(tokens), TOTAL(dollars) FROM (SELECT tokens, dollars FROM spent UNION ALL "
+      "SELECT tokens, dollars FROM reserved)"
+    ).fetchone()
+    return int(tokens), float(dollars)
+
+  async def reserve(self, bound: Usage) -> int:
+    """A reservation that lasts, in this run and later ones, until `book` is called with it; raises as `call`."""
+    async with self._settled:
+      while (row := self._try_to_reserve(bound)) is None:
+        if not self._under_way:
+          tokens, dollars = self.spent()
+          raise Exhausted(
+            f"the budget is used up: {tokens:,} tokens (${dollars:.4f}) are spent or reserved, and the next call "
+            f"may take {bound.tokens:,}; answers so far are kept: raise labels.max_dollars or labels.max_tokens, "
+            "or ask for fewer labels.lists, and run the same command again"
+          )
+        await self._settled.wait()
+      return row
+
+  def _try_to_reserve(self, bound: Usage) -> int | None:
+    """One transaction, so that two processes never reserve the same room."""
+    cost = self._prices.dollars(bound) or 0.0
+    self._db.execute("BEGIN IMMEDIATE")
+    try:
+      tokens, dollars = self.spent()
+      if self._max_tokens is not None and tokens + bound.tokens > self._max_tokens:
+        return None
+      if self._max_dollars is not None and dollars + cost > self._max_dollars + _ROUNDING:
+        return None
+      return self._db.execute("INSERT INTO reserved (tokens, dollars) VALUES (?, ?)", (bound.tokens, cost)).lastrowid
+    finally:
+      self._db.execute("COMMIT")
+
+  def book(self, row: int, usage: Usage) -> None:
+    """Puts the real cost in place of a reservation."""
+    self._db.execute("BEGIN IMMEDIATE")
+    self._db.execute("DELETE FROM reserved WHERE id = ?", (row,))
+    self._db.execute(
+      "UPDATE spent SET tokens = tokens + ?, dollars = dollars + ?",
+      (usage.tokens, self._prices.dollars(usage) or 0.0),
+    )
+    self._db.execute("COMMIT")

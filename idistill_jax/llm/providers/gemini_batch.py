@@ -1,0 +1,69 @@
+"""Gemini's Batch API: https://ai.google.dev/gemini-api/docs/batch-api.  Key: GEMINI_API_KEY or GOOGLE_API_KEY."""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from idistill_jax import config
+from idistill_jax.llm import batch, protocol
+from idistill_jax.llm.providers import gemini
+
+_UNDER_WAY = frozenset({"JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_UPDATING"})
+
+
+class GeminiBatch:
+  """Files of `generateContent` requests."""
+
+  family = gemini.Gemini.family
+
+  def __init__(self, cfg: config.Labels):
+    self._genai = protocol.sdk("google.genai", "llm")
+    self.model = cfg.model
+    self.params: Mapping[str, Any] = gemini.params(cfg)
+    self._key: protocol.Secret | None = None
+    self._client: Any = None
+    if cfg.batch_folder is None:
+      self._key = protocol.secret(*gemini.KEYS)
+      self._client = gemini.client(self._genai, self._key, cfg, attempts=cfg.attempts)
+
+  def line(self, key: str, request: protocol.Request) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+      "temperature": self.params["temperature"], "max_output_tokens": self.params["max_output_tokens"],
+    }
+    if self.params["thinking_tokens"] is not None:
+      settings["thinking_config"] = {"thinking_budget": self.params["thinking_tokens"]}
+    contents = [{"role": "user", "parts": [{"text": request.prompt}]}]
+    return {"key": key, "request": {"contents": contents, "generation_config": settings}}
+
+  def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
+    key = str(line["key"])
+    if line.get("response") is None:
+      raise batch.LineFailed(key, json.dumps(line.get("error") or line.get("status"))[:300])
+    try:
+      return key, gemini.read(self._genai.types.GenerateContentResponse.model_validate(line["response"]))
+    except ValueError as e:
+      raise batch.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
+
+  def submit(self, path: pathlib.Path) -> str:
+    with self._faults():
+      uploaded = self._client.files.upload(file=path, config={"mime_type": "jsonl", "display_name": path.name})
+      return str(self._client.batches.create(model=self.model, src=uploaded.name).name)
+
+  def state(self, name: str) -> batch.State:
+    with self._faults():
+      return "under way" if self._client.batches.get(name=name).state.name in _UNDER_WAY else "ended"
+
+  def fetch(self, name: str) -> Iterator[bytes]:
+    with self._faults():
+      found = self._client.batches.get(name=name)
+      if found.dest and found.dest.file_name:
+        yield self._client.files.download(file=found.dest.file_name)
+
+  def _faults(self) -> Any:
+    assert self._key is not None
+    return batch.stopping(self._key, f"gemini batch {self.model}")
+
+
+def build(cfg: config.Labels) -> protocol.Provider:
+  return batch.Batch(GeminiBatch(cfg), attempts=cfg.attempts, max_output_tokens=cfg.max_output_tokens)

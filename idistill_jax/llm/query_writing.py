@@ -1,0 +1,88 @@
+"""Passages -> queries that they answer, written by the LLM in several styles.
+
+Sources: Bonifacio et al. (2022), "InPars"; Wang et al. (2022), "GPL".
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from idistill_jax.llm import asking, prompt, protocol, session, workers
+
+# A query that has so many of the passage's words in a row was copied from it.
+COPIED_WORDS = 6
+_LONGEST_QUERY = 60
+_LABEL = re.compile(r"^(?:(?:search )?(?:query|question|keywords|problem)\s*:)\s*", re.IGNORECASE)
+_REFUSAL = re.compile(r"\b(?:i(?:'m| am) sorry|i can(?:no|')t|i am unable|as an ai)\b", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passage:
+  id: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Written:
+  """A query and the passage it was written for; `dropped`: why it is none, or None."""
+
+  passage_id: str
+  style: str
+  text: str
+  dropped: str | None
+  answer: asking.Asked | None
+
+
+def write(
+  opened: session.Session, passages: Sequence[Passage], passage_tokens: int
+) -> list[Written]:
+  """A query in each style for each passage, in that order; raises protocol.Stop."""
+
+  async def one(asker: asking.Asker, item: tuple[Passage, str]) -> Written:
+    passage, style = item
+    text = prompt.render_query_writing(style, passage.text, passage_tokens)
+    try:
+      asked = await asker.ask(protocol.Request(style, (passage.id,), text))
+    except protocol.NotRecorded:
+      return Written(passage.id, style, "", "not recorded", None)
+    except protocol.Unanswered:
+      return Written(passage.id, style, "", "unanswered", None)
+    query, dropped = read(asked.answer, passage.text)
+    return Written(passage.id, style, query, dropped, asked)
+
+  def summary(written: Written) -> workers.Summary:
+    answers = [] if written.answer is None else [(written.answer.answer, written.answer.paid)]
+    return ("written" if written.dropped is None else "dropped"), answers
+
+  items = [(passage, style) for passage in passages for style in prompt.QUERY_STYLES]
+  return opened.each("queries", items, one, summary)
+
+
+def read(answer: protocol.Answer, passage: str) -> tuple[str, str | None]:
+  """(query, why it is none or None)."""
+  lines = [line.strip() for line in answer.text.strip().strip("`").splitlines() if line.strip()]
+  if not lines:
+    return "", "empty"
+  query = _LABEL.sub("", lines[0]).strip().strip("\"'“”").strip()
+  if _REFUSAL.search(answer.text):
+    return query, "refusal"
+  if answer.finish_reason != "stop":
+    return query, f"ended by: {answer.finish_reason}"
+  if len(lines) > 1:
+    return query, "more than one line"
+  words = _WORD.findall(query.lower())
+  if not words:
+    return query, "empty"
+  if len(words) > _LONGEST_QUERY:
+    return query, "too long"
+  if copied(words, _WORD.findall(passage.lower())):
+    return query, "copies the passage"
+  return query, None
+
+
+def copied(query: Sequence[str], passage: Sequence[str]) -> bool:
+  """Whether COPIED_WORDS words stand in a row in both."""
+  n = COPIED_WORDS
+  runs = {tuple(passage[i : i + n]) for i in range(len(passage) - n + 1)}
+  return any(tuple(query[i : i + n]) in runs for i in range(len(query) - n + 1))

@@ -1,0 +1,103 @@
+"""A config's `labels` section -> everything that asking needs, put together: provider, cache, budget, pace."""
+
+import asyncio
+import functools
+import pathlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Self, TypeVar
+
+from idistill_jax import config
+from idistill_jax.llm import asking, batch, budget, pace, protocol, providers, ranking, workers
+from idistill_jax.llm import cache as cache_lib
+
+CACHE = "llm.sqlite"
+BATCHES = "batches"
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def plan(cfg: config.Labels, seed: int) -> ranking.Plan:
+  return ranking.Plan(
+    window=cfg.window, stride=cfg.stride, orders=cfg.orders, retries=cfg.refused_retries,
+    passage_tokens=cfg.passage_tokens, seed=seed,
+  )
+
+
+def prices(cfg: config.Labels) -> budget.Prices:
+  return budget.Prices(cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens)
+
+
+class Session:
+  """`with Session(cfg, folder) as session:`; the cache and the books of the budget lie in the folder."""
+
+  def __init__(self, cfg: config.Labels, folder: pathlib.Path):
+    self.provider = providers.build(cfg)
+    self._cfg, self._prices = cfg, prices(cfg)
+    # One for all that is asked: connections belong to the event loop that they were opened in.
+    self._loop = asyncio.Runner()
+    self.cache = cache_lib.AnswerCache(folder / CACHE)
+    limited = cfg.max_dollars is not None or cfg.max_tokens is not None
+    self._budget = None if not limited else budget.Budget(
+      folder / CACHE, max_dollars=cfg.max_dollars, max_tokens=cfg.max_tokens, prices=self._prices
+    )
+    self._batches = folder / BATCHES if cfg.batch_folder is None else pathlib.Path(cfg.batch_folder)
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    self._loop.run(self.provider.close())
+    self._loop.close()
+    self.cache.close()
+    if self._budget is not None:
+      self._budget.close()
+
+  def knows(self, request: protocol.Request) -> bool:
+    """Whether the answer is in the cache."""
+    return self.cache.get(cache_lib.key(self.provider, request.prompt)) is not None
+
+  def label(self, lists: Sequence[ranking.Unordered], plan: ranking.Plan) -> list[ranking.Outcome]:
+    """Outcomes in the order of the lists; raises protocol.Stop."""
+
+    async def one(asker: asking.Asker, unordered: ranking.Unordered) -> ranking.Outcome:
+      return await ranking.rank(asker.ask, unordered, plan)
+
+    def summary(outcome: ranking.Outcome) -> workers.Summary:
+      status = outcome.parsed.status if isinstance(outcome, ranking.Ranked) else outcome.reason.partition(":")[0]
+      return status, [(labelled.answer, labelled.paid) for labelled in outcome.answers]
+
+    return self.each("labels", lists, one, summary)
+
+  def each(
+    self, name: str, items: Sequence[In], work: Callable[[asking.Asker, In], Awaitable[Out]],
+    summary: Callable[[Out], workers.Summary],
+  ) -> list[Out]:
+    """`work` on every item.  What waits for a batch is worked on again when the batch has come back."""
+    while True:
+      asker = self._asker()
+      results = self._loop.run(workers.run(
+        functools.partial(work, asker), items, summary, name=name, concurrency=self._cfg.concurrency,
+        prices=self._prices,
+      ))
+      if not isinstance(self.provider, batch.Batch) or not self.provider.pending:
+        return [result for result in results if result is not None]
+      self.provider.exchange(
+        self._batches, self.cache, self._budget, poll_seconds=self._cfg.batch_poll_seconds,
+        by_hand=self._cfg.batch_folder is not None,
+      )
+
+  def _asker(self) -> asking.Asker:
+    cfg = self._cfg
+    terms = asking.Terms(
+      attempts=cfg.attempts, deadline_seconds=cfg.timeout_seconds, max_output_tokens=cfg.max_output_tokens
+    )
+    return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=_pace(cfg))
+
+
+def _pace(cfg: config.Labels) -> pace.Pace | None:
+  if cfg.requests_per_minute is None and cfg.tokens_per_minute is None:
+    return None
+  return pace.Pace(
+    requests_per_minute=cfg.requests_per_minute, tokens_per_minute=cfg.tokens_per_minute,
+    largest=cfg.max_output_tokens + asking.PROMPT_TOKENS + (cfg.window + 1) * cfg.passage_tokens,
+  )

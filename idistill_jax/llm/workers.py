@@ -1,0 +1,83 @@
+"""Pieces of work that ask -> their results, in order: several at a time, with what is known so far on display."""
+
+import asyncio
+import collections
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from idistill_jax import progress
+from idistill_jax.llm import budget, protocol
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+  """Running totals.  usage stays None until a provider tells some; dollars are for cached answers, too."""
+
+  statuses: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  answers: int = 0
+  paid: int = 0
+  usage: budget.Usage | None = None
+
+  def add(self, status: str, answers: Iterable[tuple[protocol.Answer, bool]]) -> None:
+    """One finished piece of work: see Summary."""
+    self.statuses[status] += 1
+    for answer, paid in answers:
+      self.answers += 1
+      self.paid += paid
+      if (usage := budget.Usage.of(answer)) is not None:
+        self.usage = usage if self.usage is None else self.usage + usage
+
+  def facts(self, prices: budget.Prices, seconds: float) -> dict[str, float | str]:
+    """For a progress display."""
+    shown: dict[str, float | str] = {"answers/s": self.answers / max(seconds, 1e-9)}
+    shown |= {status: count for status, count in sorted(self.statuses.items())}
+    if self.usage is not None:
+      shown["tokens"] = f"{self.usage.input_tokens:,}+{self.usage.output_tokens:,} tokens"
+    if (dollars := prices.dollars(self.usage)) is not None:
+      shown["dollars"] = f"${dollars:.4f}"
+    return shown
+
+
+# What became of one piece of work: a status, and its answers, each with whether it was paid for just now.
+Summary = tuple[str, list[tuple[protocol.Answer, bool]]]
+
+
+async def run(
+  work: Callable[[In], Awaitable[Out]], items: Sequence[In], summary: Callable[[Out], Summary], *,
+  name: str, concurrency: int, prices: budget.Prices,
+) -> list[Out | None]:
+  """`work` on every item, at most `concurrency` at once, results in the order of the items.
+
+  None for an item that waits for a batch.  The first protocol.Stop ends it, once the calls under way have come
+  back: they are paid for.
+  """
+  results: list[Out | None] = [None] * len(items)
+  coming = iter(enumerate(items))
+  stops: list[protocol.Stop] = []
+  tally, started, done = Tally(), time.monotonic(), 0
+  with progress.bar(name, total=len(items)) as bar:
+
+    async def worker() -> None:
+      nonlocal done
+      for place, item in coming:
+        try:
+          results[place] = result = await work(item)
+        except protocol.Pending:
+          continue
+        except protocol.Stop as e:
+          stops.append(e)
+        if stops:
+          return
+        done += 1
+        tally.add(*summary(result))
+        bar.update(done, **tally.facts(prices, time.monotonic() - started))
+
+    await asyncio.gather(*(worker() for _ in range(min(concurrency, len(items)))))
+  if stops:
+    raise stops[0]
+  return results

@@ -1,0 +1,187 @@
+"""The LLM writes queries for sampled passages, where a corpus has none; off unless `queries.passages` asks for it.
+
+    python -m idistill_jax.stages.queries --config=configs/my_corpus.py --workdir=runs/mine
+    python -m idistill_jax.stages.queries --config=configs/my_corpus.py --workdir=runs/mine --estimate
+
+-> queries-*.tfrecord; qrels/<split>.tsv: the passage each was written for; statuses.json: what was dropped, and why.
+A query is kept where the initial retriever finds its passage, and where no query before it says the same.  Those of
+some passages are held out, half for dev and half for test.
+"""
+
+import collections
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from idistill_jax import artifacts, cli, config, records
+from idistill_jax.data import corpora, example, tables
+from idistill_jax.hf import weights
+from idistill_jax.llm import estimate, prompt, query_writing, session, workers
+from idistill_jax.train import inference
+
+STATUSES = "statuses.json"
+LENGTH_CLASSES = 3
+_ROUNDS = 10
+_ROWS = 1024
+
+
+def run(job: artifacts.Job) -> None:
+  cfg, limit = job.cfg.queries, job.cfg.collection.max_passages
+  passages = corpora.SOURCES[job.cfg.collection.source].load(job.cfg.collection).passages[:limit]
+  retriever = inference.load_retriever(job.cfg, None)
+  texts = [passage.full_text for passage in passages]
+  passages_PxE = retriever.encode_passages(texts)
+
+  strata = stratify(passages_PxE, [len(text.split()) for text in texts], cfg.clusters, job.cfg.seed)
+  rows = sample(strata, min(cfg.passages or 0, len(passages)), job.cfg.seed)
+  with session.Session(job.cfg.labels, job.cache) as asking:
+    chosen = [query_writing.Passage(passages[row].id, texts[row]) for row in rows]
+    written = query_writing.write(asking, chosen, cfg.passage_tokens)
+
+  usable = list(without_drops(job, written))
+  if not usable:
+    raise ValueError(f"none of {len(written)} answers is a usable query: "
+                     + "; ".join(f"{len(what)}: {reason}" for reason, what in job.drops.items()))
+  row_of = {passage.id: row for row, passage in enumerate(passages)}
+  queries_QxE = retriever.encode_queries([one.text for one in usable])
+  own_Q = np.array([row_of[one.passage_id] for one in usable])
+  found_Q = places(queries_QxE, passages_PxE, own_Q) < (cfg.round_trip_depth or len(passages))
+  fresh_Q = first_of_their_kind(queries_QxE, found_Q, cfg.near_duplicate)
+  kept = []
+  for one, found, fresh in zip(usable, found_Q, fresh_Q, strict=True):
+    if not found:
+      job.drop("its passage is not found by it", query_id(one))
+    elif not fresh:
+      job.drop("says what an earlier query says", query_id(one))
+    else:
+      kept.append(one)
+  if not kept:
+    raise ValueError(f"no query finds its own passage within queries.round_trip_depth={cfg.round_trip_depth} places")
+  _save(job, written, kept)
+
+
+def print_estimate(runner: cli.Runner) -> None:
+  """What the stage would ask, cost and take, before anything is asked."""
+  cfg = runner.cfg
+  passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages[:cfg.collection.max_passages]
+  count = min(cfg.queries.passages or 0, len(passages))
+  texts = [passage.full_text for passage in passages]
+  print(estimate.of_queries(texts, count, cfg.queries.passage_tokens, cfg.labels))
+
+
+def query_id(one: query_writing.Written) -> str:
+  return f"{one.style.split('_')[1]}/{one.passage_id}"
+
+
+def _save(
+  job: artifacts.Job, written: Sequence[query_writing.Written], kept: Sequence[query_writing.Written]
+) -> None:
+  splits = {one.passage_id: split_of(one.passage_id, job.cfg.queries.held_out, job.cfg.seed) for one in kept}
+  qrels: dict[str, tables.Qrels] = collections.defaultdict(dict)
+  for one in kept:
+    qrels[splits[one.passage_id]][query_id(one)] = {one.passage_id: 1}
+  example.write_records(job.out, tables.QUERIES, [
+    records.Query(id=query_id(one), text=one.text, split=splits[one.passage_id]) for one in kept
+  ])
+  for split, judged in qrels.items():
+    tables.write_qrels(job.out / "qrels" / f"{split}.tsv", judged)
+  tally = workers.Tally()
+  for one in written:
+    if one.answer is not None:
+      tally.add("", [(one.answer.answer, one.answer.paid)])
+  dollars = session.prices(job.cfg.labels).dollars(tally.usage)
+  statuses = {
+    "asked": len(written),
+    "kept": dict(collections.Counter(splits[one.passage_id] for one in kept)),
+    "styles": dict(collections.Counter(one.style for one in kept)),
+    "dropped": {reason: len(what) for reason, what in job.drops.items()},
+    "usage": {
+      "answers": tally.answers,
+      "input_tokens": tally.usage and tally.usage.input_tokens,
+      "output_tokens": tally.usage and tally.usage.output_tokens,
+      "dollars": dollars,
+    },
+    "templates": [prompt.fingerprint(style) for style in prompt.QUERY_STYLES],
+  }
+  (job.out / STATUSES).write_text(json.dumps(statuses, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  job.count(asked=len(written), kept=len(kept), paid=tally.paid, dollars=dollars)
+
+
+def without_drops(
+  job: artifacts.Job, written: Iterable[query_writing.Written]
+) -> Iterator[query_writing.Written]:
+  for one in written:
+    if one.dropped is None:
+      yield one
+    else:
+      job.drop(one.dropped, query_id(one))
+
+
+def stratify(passages_PxE: np.ndarray, words: Sequence[int], clusters: int, seed: int) -> np.ndarray:
+  """Stratum of each passage, int [P]: its cluster by k-means on the sphere, and its third by length."""
+  rng = np.random.default_rng(seed)
+  centres_CxE = passages_PxE[rng.choice(len(passages_PxE), min(clusters, len(passages_PxE)), replace=False)]
+  for _ in range(_ROUNDS):
+    cluster_P = (passages_PxE @ centres_CxE.T).argmax(1)
+    for c in np.unique(cluster_P):
+      total = passages_PxE[cluster_P == c].sum(0)
+      centres_CxE[c] = total / max(float(np.linalg.norm(total)), 1e-12)
+  by_length = np.argsort(np.asarray(words), kind="stable")
+  third_P = np.empty(len(words), int)
+  third_P[by_length] = np.arange(len(words)) * LENGTH_CLASSES // len(words)
+  return cluster_P * LENGTH_CLASSES + third_P
+
+
+def sample(strata_P: np.ndarray, count: int, seed: int) -> list[int]:
+  """Rows of `count` passages: strata take turns, so that a small one is not drowned; a smaller count is a prefix."""
+  rng = np.random.default_rng(seed)
+  members = [np.flatnonzero(strata_P == stratum) for stratum in rng.permutation(np.unique(strata_P))]
+  waiting = [rng.permutation(rows) for rows in members]
+  turns = [int(rows[turn]) for turn in range(max(map(len, waiting))) for rows in waiting if turn < len(rows)]
+  return turns[:count]
+
+
+def places(queries_QxE: np.ndarray, passages_PxE: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
+  """How many passages are nearer to each query than its own, int [Q]."""
+  found = []
+  for start in range(0, len(own_Q), _ROWS):
+    similar_RxP = queries_QxE[start : start + _ROWS] @ passages_PxE.T
+    own_R = np.take_along_axis(similar_RxP, own_Q[start : start + _ROWS, None], 1)
+    found.append((similar_RxP > own_R).sum(1))
+  return np.concatenate(found)
+
+
+def first_of_their_kind(queries_QxE: np.ndarray, candidates_Q: np.ndarray, limit: float) -> np.ndarray:
+  """Which candidates are no nearer than `limit` (cosine) to a candidate before them that is kept, bool [Q]."""
+  kept_Q = np.zeros(len(candidates_Q), bool)
+  for i in np.flatnonzero(candidates_Q):
+    kept_Q[i] = not (queries_QxE[np.flatnonzero(kept_Q)] @ queries_QxE[i] >= limit).any()
+  return kept_Q
+
+
+def split_of(passage_id: str, held_out: float, seed: int) -> str:
+  """A function of seed and id, so that no passage has queries in two splits, and more passages move none."""
+  drawn = int(hashlib.sha256(f"{seed}/{passage_id}".encode()).hexdigest()[:8], 16) / 2**32
+  return "train" if drawn >= held_out else ("dev" if drawn < held_out / 2 else "test")
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """Templates, corpus and starting weights."""
+  source = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+  styles = " ".join(map(prompt.fingerprint, prompt.QUERY_STYLES))
+  return f"{styles} {source} {weights.fingerprint(cfg.encoder.weights)}"
+
+
+STAGE = artifacts.Stage(
+  name="queries",
+  reads=(),
+  config=("queries", "collection", "encoder", "labels", "seed"),
+  run=run,
+  fingerprint=fingerprint,
+  asked_for=config.writes_queries,
+)
+
+if __name__ == "__main__":
+  cli.main(STAGE, estimate=print_estimate)

@@ -1,0 +1,163 @@
+"""Batches: files that the providers take, results in any order and with failures, through the SDKs and by hand."""
+
+import json
+
+import pytest
+from llm_session_test import lists
+from loopback_batch import LoopbackBatch
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import config
+from idistill_jax.llm import batch, budget, cache, protocol, ranking, session
+
+KEY = "not-a-real-key-5f1c0a77"
+PROVIDERS = ("openai_batch", "gemini_batch")
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+  pytest.importorskip("openai")
+  pytest.importorskip("google.genai")
+  for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+    monkeypatch.setenv(name, KEY)
+
+
+def labels(name, url=None, **fields):
+  if url is not None and name.startswith("openai"):
+    url += "/v1"
+  return config.Labels(provider=name, model="m", base_url=url,
+                       **{"attempts": 2, "batch_poll_seconds": 0.01, "timeout_seconds": 10.0, **fields})  # fmt: skip
+
+
+def label(path, count, cfg):
+  with session.Session(cfg, path) as opened:
+    return opened.label(lists(count), session.plan(cfg, seed=0))
+
+
+def orders(outcomes):
+  return [isinstance(outcome, ranking.Ranked) and outcome.parsed.order for outcome in outcomes]
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_submits_polls_and_collects(tmp_path, name):
+  with LoopbackBatch() as server:
+    outcomes = label(tmp_path, 7, labels(name, server.url))
+    assert orders(outcomes) == [(2, 1, 0)] * 7
+    assert [len(prompts) for prompts in server.batches] == [7]
+    assert orders(label(tmp_path, 9, labels(name, server.url))) == [(2, 1, 0)] * 9
+    assert [len(prompts) for prompts in server.batches] == [7, 2], "only what the cache lacks"
+  assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_batch_and_live_answers_are_the_same_to_the_cache(tmp_path, name):
+  live = name.removesuffix("_batch")
+  with LoopbackBatch() as server:
+    label(tmp_path, 3, labels(name, server.url))
+  with LoopbackLLM() as server:
+    assert orders(label(tmp_path, 4, labels(live, server.url))) == [(2, 1, 0)] * 4
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_failed_and_lost_lines_are_asked_for_again_within_bounds(tmp_path, name):
+  seen = {}
+
+  def answer(number, prompt):
+    seen[prompt] = seen.get(prompt, 0) + 1
+    if "query 1\n" in prompt:
+      return Reply("busy", status=500)  # never
+    if "query 2\n" in prompt and seen[prompt] == 1:
+      return None  # lost from the first results
+    if "query 3\n" in prompt and seen[prompt] == 1:
+      return Reply("busy", status=429)
+    return reversed_order(number, prompt)
+
+  with LoopbackBatch(answer) as server:
+    outcomes = label(tmp_path, 5, labels(name, server.url))
+  assert [len(prompts) for prompts in server.batches] == [5, 3]
+  assert orders(outcomes) == [(2, 1, 0), False, (2, 1, 0), (2, 1, 0), (2, 1, 0)]
+  assert outcomes[1].reason == "unanswered" and "2 batches" in outcomes[1].message
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_run_that_died_while_waiting_asks_for_nothing_twice(tmp_path, name, monkeypatch):
+  with LoopbackBatch() as server:
+    monkeypatch.setattr(batch.Batch, "_wait_for", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+      label(tmp_path, 4, labels(name, server.url))
+    monkeypatch.undo()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    assert orders(label(tmp_path, 6, labels(name, server.url))) == [(2, 1, 0)] * 6
+  assert [len(prompts) for prompts in server.batches] == [4, 2]
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_batch_that_fails_as_a_whole_is_submitted_anew_by_the_next_run(tmp_path, name):
+  with LoopbackBatch(lambda number, prompt: Reply(close=True)) as server:
+    cfg = labels(name, server.url, max_tokens=100_000)
+    with pytest.raises(protocol.Stop, match=r"ended without results.*submit its requests anew"):
+      label(tmp_path, 3, cfg)
+    server.answer = reversed_order
+    assert orders(label(tmp_path, 3, cfg)) == [(2, 1, 0)] * 3
+  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+    assert books.spent()[0] == 3 * 18
+
+
+def test_long_lists_take_a_batch_for_each_window(tmp_path):
+  cfg = lambda url: labels("openai_batch", url, window=2, stride=1)
+  with LoopbackBatch() as server:
+    outcomes = label(tmp_path, 3, cfg(server.url))
+  assert [len(prompts) for prompts in server.batches] == [3, 3] and all(orders(outcomes))
+
+
+def test_several_orders_go_into_one_batch(tmp_path):
+  with LoopbackBatch() as server:
+    outcomes = label(tmp_path, 3, labels("openai_batch", server.url, orders=3))
+  assert all(len(prompts) <= 9 for prompts in server.batches) and len(server.batches) == 1
+  assert all(len(outcome.answers) == 3 for outcome in outcomes)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_by_hand_files_go_out_and_come_in(tmp_path, name, monkeypatch):
+  monkeypatch.delenv("OPENAI_API_KEY")
+  monkeypatch.delenv("GEMINI_API_KEY")
+  folder = tmp_path / "files"
+  cfg = labels(name, batch_folder=str(folder))
+  with pytest.raises(protocol.Stop, match=r"3 requests wait in .*requests-0000.jsonl.*results\*.jsonl"):
+    label(tmp_path / "w", 3, cfg)
+  lines = [json.loads(line) for line in (folder / "requests-0000.jsonl").read_text().splitlines()]
+  server = LoopbackBatch(lambda number, prompt: None if number == 1 else reversed_order(number, prompt))
+  server._run(lines, gemini=name.startswith("gemini"))
+  results = server._files[server._results[0][0]]
+  foreign = results.splitlines()[0].replace(lines[1].get("key", lines[1].get("custom_id")).encode(), b"else")
+  (folder / "results.jsonl").write_bytes(b"not json\n\n" + foreign + b"\n" + results)
+  with pytest.raises(protocol.Stop, match="1 requests wait"):
+    label(tmp_path / "w", 3, cfg)
+  with cache.AnswerCache(tmp_path / "w" / session.CACHE) as opened:
+    assert len(opened) == 2
+
+
+def test_the_lines_are_what_the_providers_document(tmp_path):
+  for name in PROVIDERS:
+    with pytest.raises(protocol.Stop):
+      label(tmp_path / name, 1, labels(name, batch_folder=str(tmp_path / name)))
+  openai = json.loads((tmp_path / "openai_batch" / "requests-0000.jsonl").read_text())
+  assert set(openai) == {"custom_id", "method", "url", "body"} and len(openai["custom_id"]) == 64
+  assert (openai["method"], openai["url"]) == ("POST", "/v1/chat/completions")
+  assert set(openai["body"]) == {"model", "messages", "max_completion_tokens"}
+  gemini = json.loads((tmp_path / "gemini_batch" / "requests-0000.jsonl").read_text())
+  assert set(gemini) == {"key", "request"} and set(gemini["request"]) == {"contents", "generation_config"}
+  settings = {"temperature": 0.0, "max_output_tokens": 1024, "thinking_config": {"thinking_budget": 0}}
+  assert gemini["request"]["generation_config"] == settings
+
+
+def test_a_batch_beyond_the_budget_is_not_submitted(tmp_path):
+  with LoopbackBatch() as server:
+    with pytest.raises(budget.Exhausted):
+      label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=1000))
+    assert not server.batches
+    label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=100_000))
+  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+    assert books.spent()[0] == 5 * 18, "what it really took, not its bound"

@@ -1,0 +1,115 @@
+"""Faults that a whole labelling has to live with: deadlines, limits, budgets, all through the real SDKs."""
+
+import json
+import time
+
+import pytest
+from llm_session_test import ask_all, lists
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import config
+from idistill_jax.llm import asking, budget, cache, prompt, protocol, ranking, session
+
+KEY = "not-a-real-key-5f1c0a77"
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch):
+  pytest.importorskip("openai")
+  for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+    monkeypatch.setenv(name, KEY)
+
+
+@pytest.mark.parametrize("provider", ["openai", "gemini"])
+def test_an_answer_that_drips_past_the_deadline_is_cut_off(tmp_path, provider):
+  """Every byte comes well within the SDKs' own timeouts; all of them together do not."""
+  reply = lambda n, text: Reply(reversed_order(n, text).text, drip=0.05) if n == 1 else reversed_order(n, text)
+  with LoopbackLLM(reply) as server:
+    url = server.url + ("/v1" if provider == "openai" else "")
+    started = time.monotonic()
+    outcomes = ask_all(server, tmp_path / "c", 1, provider=provider, base_url=url, timeout_seconds=0.7)
+  assert isinstance(outcomes[0], ranking.Ranked) and len(server.asked) == 2
+  assert time.monotonic() - started < 6
+
+
+def test_requests_per_minute_are_kept(tmp_path):
+  with LoopbackLLM() as server:
+    ask_all(server, tmp_path / "c", 8, concurrency=8, requests_per_minute=1200)
+  gaps = [later - earlier for earlier, later in zip(server.times, server.times[4:], strict=False)]
+  assert min(gaps) > 4 * 0.05 * 0.6, "four more requests need four more turns of 50 ms, but for jitter on the way"
+  with LoopbackLLM() as server:
+    ask_all(server, tmp_path / "d", 8, concurrency=8)
+  assert server.times[-1] - server.times[0] < 2
+
+
+def test_tokens_per_minute_are_kept(tmp_path):
+  one = prompt.tokens(ranking.to_request(lists(1)[0], range(3), session.plan(config.Labels(), 0)).prompt) + 50
+  with LoopbackLLM() as server:
+    ask_all(server, tmp_path / "c", 12, concurrency=12, tokens_per_minute=one * 60 * 10, max_output_tokens=50)
+  # Ten a second, after a first bucket that holds one call of the largest size.
+  bucket = (50 + asking.PROMPT_TOKENS + 21 * 64) / one
+  assert server.times[-1] - server.times[0] > (12 - bucket) / 10 * 0.7
+
+
+def test_a_budget_in_tokens_is_not_exceeded_by_calls_in_flight(tmp_path):
+  reply = lambda n, text: Reply(reversed_order(n, text).text, delay=0.05)
+  longest = max(len(ranking.to_request(one, range(3), session.plan(config.Labels(), 0)).prompt) for one in lists(40))
+  limit = 3 * (longest + 64 + 20)
+  with LoopbackLLM(reply) as server:
+    with pytest.raises(budget.Exhausted, match=r"budget is used up.*max_tokens.*same command again"):
+      ask_all(server, tmp_path / "c", 2000, concurrency=16, max_tokens=limit, max_output_tokens=20)
+    assert server.most_at_once <= 3, "the bounds of three calls fit into it"
+    assert 0.5 * limit < len(server.answered) * 18 <= limit
+    with cache.AnswerCache(tmp_path / "c" / session.CACHE) as opened:
+      assert len(opened) == len(server.answered)
+    # Started again, there is no new budget; with a larger one it goes on.
+    before = len(server.asked)
+    with pytest.raises(budget.Exhausted):
+      ask_all(server, tmp_path / "c", 2000, concurrency=16, max_tokens=limit, max_output_tokens=20)
+    assert len(server.asked) == before
+    ask_all(server, tmp_path / "c", before + 5, concurrency=16, max_tokens=10 * limit, max_output_tokens=20)
+    assert before + 5 <= len(server.asked) == len(set(server.asked))
+
+
+def test_a_budget_in_dollars_stops_before_it_is_exceeded(tmp_path):
+  prices = dict(dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=10.0)
+  with LoopbackLLM() as server, pytest.raises(budget.Exhausted):
+    ask_all(server, tmp_path / "c", 500, concurrency=4, max_dollars=0.01, max_output_tokens=50, **prices)
+  spent = len(server.answered) * (11 * 1.0 + 7 * 10.0) / 1e6
+  assert 0.007 < spent <= 0.01
+
+
+def test_a_refusal_of_the_server_costs_nothing_and_a_lost_answer_its_bound(tmp_path):
+  fields = dict(attempts=1, max_tokens=10**9, max_output_tokens=50)
+
+  def spent():
+    books = budget.Budget(tmp_path / "c" / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices())
+    with books:
+      return books.spent()[0]
+
+  with LoopbackLLM(lambda n, text: Reply(status=429)) as server:
+    ask_all(server, tmp_path / "c", 2, **fields)
+    assert spent() == 0
+    server.reply = lambda n, text: Reply(close=True)
+    ask_all(server, tmp_path / "c", 2, **fields)
+  assert spent() > 2 * 500
+
+
+def test_empty_choices_and_null_texts_are_named(tmp_path):
+  body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [],
+          "usage": {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1}}  # fmt: skip
+  with LoopbackLLM(lambda n, text: Reply(body=json.dumps(body).encode())) as server:
+    assert [o.reason for o in ask_all(server, tmp_path / "c", 1, attempts=1)] == ["unanswered"]
+    null = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None}}
+    server.reply = lambda n, text: Reply(body=json.dumps(body | {"choices": [null]}).encode())
+    assert [o.reason for o in ask_all(server, tmp_path / "c", 1, refused_retries=0)] == ["refused: empty"]
+
+
+@pytest.mark.parametrize(("status", "hint"), [(401, "is the API key right"), (404, "is there such a model")])
+def test_a_wrong_key_or_model_fails_once_for_the_whole_labelling(tmp_path, status, hint):
+  with (
+    LoopbackLLM(lambda n, text: Reply(f"bad {KEY}", status=status)) as server,
+    pytest.raises(protocol.Stop, match=hint) as error,
+  ):
+    ask_all(server, tmp_path / "c", 200, concurrency=1)
+  assert len(server.asked) == 1 and KEY not in str(error.value)

@@ -1,0 +1,57 @@
+"""A corpus is enough, end to end: a JSONL file in, a retriever and its report out, an LLM on 127.0.0.1 for all."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from loopback_llm import LoopbackLLM, Reply
+
+from idistill_jax import artifacts
+from idistill_jax.data import tables
+from idistill_jax.data.corpora import stdlib
+
+
+@pytest.mark.slow
+def test_file_in_better_search_model_out(tmp_path, tiny_weights):
+  pytest.importorskip("openai")
+  texts = [json.loads(line) for line in (stdlib.QUICKSTART / "queries.jsonl").read_text().splitlines()]
+  said = {query["_id"]: query["text"] for query in texts}
+  sources = tables.read_qrels(stdlib.QUICKSTART / "qrels" / "train_sources.tsv")
+  written = {passage_id: said[query_id] for query_id, judged in sources.items() for passage_id in judged}
+  passages = [passage for passage in stdlib.extract()[0] if passage.id in written][:200]
+  with open(tmp_path / "corpus.jsonl", "w") as out:
+    for one in passages:
+      out.write(json.dumps({"_id": one.id, "title": one.title, "text": one.text}) + "\n")
+
+  def reply(number: int, prompt: str) -> Reply:
+    """The recorded query of the passage shown, or the passages by words shared with the query."""
+    if (asked := re.search(r"<query>\n(.*)\n</query>", prompt)) is None:
+      shown = re.search(r"<passage>\n(.*)\n</passage>", prompt)[1]
+      found = next(one for one in passages if shown.startswith(one.title))
+      return Reply(written[found.id])
+    words = set(asked[1].lower().split())
+    inside = prompt.partition("\n<passages>\n")[2].partition("\n</passages>")[0]
+    shown = re.findall(r"^\[(\d+)\] (.*)$", inside, re.MULTILINE)
+    order = sorted(shown, key=lambda one: -len(words & set(one[1].lower().split())))
+    return Reply(" > ".join(f"[{number}]" for number, _ in order))
+
+  with LoopbackLLM(reply) as server:
+    command = [
+      sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/my_corpus.py:tiny",
+      f"--workdir={tmp_path / 'w'}", f"--config.collection.path={tmp_path / 'corpus.jsonl'}",
+      "--config.labels.provider=openai", f"--config.labels.base_url={server.url}/v1", "--config.labels.lists=60",
+      "--config.queries.held_out=0.4",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+  workdir = artifacts.Workdir(tmp_path / "w")
+  assert workdir.manifest("queries")["counts"]["kept"] > 40
+  assert workdir.manifest("labels")["counts"]["complete"] > 20
+  # More lists were asked for than there are queries, so none is left for the ranker alone.
+  assert workdir.manifest("scores")["counts"]["lists"] == 0
+  metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
+  assert metrics["queries"] > 3 and "distilled" in metrics["systems"]
+  assert (tmp_path / "w" / "report.html").exists() and (workdir.folder("export") / "retriever").is_dir()

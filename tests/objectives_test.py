@@ -1,0 +1,54 @@
+"""The ranker's objective: lists count by their weights, and equally where nothing says otherwise."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from idistill_jax import config, losses
+from idistill_jax.data import batches
+from idistill_jax.train import objectives
+
+
+def batch(weights) -> batches.ListBatch:
+  rng = np.random.default_rng(0)
+  lists, width = len(weights), 5
+  where = np.ones((lists, width), bool)
+  where[1, 3:] = where[-1] = False  # a shorter list, and none at all
+  known = np.ones((lists, width), bool)
+  known[0, 4] = False
+  return batches.ListBatch(
+    rows=rng.normal(size=(lists * width,)).astype(np.float32),
+    values=np.tile(np.arange(5.0, dtype=np.float32), (lists, 1)),
+    where=where, known=known, passage_rows=None, list_rows=None,
+    similarities=rng.normal(size=(lists, width)).astype(np.float32), weights=np.array(weights, np.float32),
+  )
+
+
+def objective(loss: str):
+  network = types.SimpleNamespace(apply=lambda params, rows: params * rows)
+  return objectives.ranker(config.Ranker(loss=loss, top_places=3, similarity_weight=2.0), network)
+
+
+@pytest.mark.parametrize("loss", losses.LISTWISE)
+def test_equal_weights_change_nothing(loss):
+  one = batch([1, 1, 1, 1])
+  scores = jnp.asarray(one.rows).reshape(4, 5) * 1.5 + 2.0 * one.similarities
+  expected = losses.LISTWISE[loss](scores, one.values, where=one.where, top_places=3, known=one.known)
+  assert objective(loss)(1.5, one) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", losses.LISTWISE)
+def test_a_list_counts_by_its_weight_whoever_is_beside_it(loss):
+  alone = [objective(loss)(1.5, batch([float(i == k) for i in range(4)])) for k in range(3)]
+  mixed = objective(loss)(1.5, batch([0.5, 0.25, 1.0, 7.0]))
+  assert mixed == pytest.approx(float(0.5 * alone[0] + 0.25 * alone[1] + alone[2]), rel=1e-6)
+  assert min(map(float, alone)) > 0
+
+
+def test_a_list_of_weight_zero_teaches_nothing():
+  slope = jax.grad(objective("listmle"))
+  only_first = jax.grad(lambda p, b: objective("listmle")(p, b) * 3)(1.5, batch([1, 0, 0, 0]))
+  assert float(slope(1.5, batch([0, 0, 0, 0]))) == 0.0 and abs(float(only_first)) > 1e-3

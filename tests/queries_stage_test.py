@@ -1,0 +1,159 @@
+"""A corpus is enough: queries written for sampled passages, filtered, held out, and made a collection of."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from idistill_jax import artifacts, cli, config, records
+from idistill_jax.data import example, tables
+from idistill_jax.data.corpora import stdlib
+from idistill_jax.llm import prompt, protocol, query_writing
+from idistill_jax.stages import collection
+from idistill_jax.stages import queries as stage
+
+PASSAGES = 150
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+  """A corpus file of passages that the quickstart has queries for, and those queries as recorded answers."""
+  folder = tmp_path_factory.mktemp("corpus")
+  texts = {query["_id"]: query["text"] for line in (stdlib.QUICKSTART / "queries.jsonl").read_text().splitlines()
+           for query in [json.loads(line)]}
+  sources = tables.read_qrels(stdlib.QUICKSTART / "qrels" / "train_sources.tsv")
+  written = {passage_id: texts[query_id] for query_id, judged in sources.items() for passage_id in judged}
+  passages = [passage for passage in stdlib.extract()[0] if passage.id in written][:PASSAGES]
+  with open(folder / "corpus.jsonl", "w") as out:
+    for passage in passages:
+      out.write(json.dumps({"_id": passage.id, "title": passage.title, "text": passage.text}) + "\n")
+  with open(folder / "answers.jsonl", "w") as out:
+    for passage in passages:
+      # One style has no answer for the first passage.
+      for style in prompt.QUERY_STYLES[passage is passages[0]:]:
+        answer = {"query_id": style, "candidates": [passage.id], "response": written[passage.id]}
+        out.write(json.dumps(answer) + "\n")
+  return folder, {passage.id: written[passage.id] for passage in passages}
+
+
+def configured(folder: pathlib.Path, weights: str, **fields) -> config.Config:
+  return config.Config(
+    name="t", collection=config.Collection(source="corpus", path=str(folder / "corpus.jsonl")),
+    queries=config.Queries(**{"passages": 60, "round_trip_depth": 30, "clusters": 4, **fields}),
+    encoder=config.Encoder(weights=weights, query_tokens=32, passage_tokens=64, row_tokens=128),
+    labels=config.Labels(provider="replay", recording=str(folder / "answers.jsonl")),
+  )
+
+
+def test_a_corpus_becomes_a_collection(recorded, minilm_weights, tmp_path):
+  folder, written = recorded
+  cfg = configured(folder, minilm_weights)
+  workdir = artifacts.Workdir(tmp_path)
+  manifest = workdir.execute(stage.STAGE, cfg)
+  statuses = json.loads((workdir.folder("queries") / stage.STATUSES).read_text())
+  kept = manifest["counts"]["kept"]
+  drops = {reason: drop["count"] for reason, drop in manifest["drops"].items()}
+  assert statuses["asked"] == 180 and statuses["dropped"] == drops
+  assert sum(drops.values()) + kept == 180
+  # The same words in three styles: two of the three are dropped.
+  assert drops["says what an earlier query says"] > 80 and 40 <= kept <= 60
+  workdir.execute(collection.STAGE, cfg)
+  found = workdir.folder("collection")
+  queries, passages = tables.load_queries(found), tables.load_passages(found)
+  assert len(passages) == PASSAGES and len(queries) == kept
+  for query in queries:
+    assert query.text == written[query.id.partition("/")[2]]
+  judged = {split: tables.load_qrels(found, split) for split in ("dev", "test")}
+  assert {query.id for query in queries.of_split("test")} == judged["test"].keys() and judged["test"]
+  assert not (found / "qrels" / "train.tsv").exists()
+  sources = tables.read_qrels(found / "sources.tsv")
+  assert {query.id for query in queries.of_split("train")} == sources.keys()
+
+
+def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
+  folder, _ = recorded
+  cfg = configured(folder, "pypi:no_such_weights", passages=None)
+  assert not stage.STAGE.asked_for(cfg) and stage.STAGE.asked_for(configured(folder, "x"))
+  with pytest.raises(ValueError, match=r"a corpus without queries.*queries.passages"):
+    artifacts.Workdir(tmp_path).execute(collection.STAGE, cfg)
+
+
+def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
+  folder, _ = recorded
+  cfg = configured(folder, "x", passages=60)
+  cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens = 0.0, 1e6 / 20
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  said = capsys.readouterr().out
+  assert said.startswith("60 passages, 180 calls, 0 of them") and "about $180.00" in said
+
+
+def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weights, tmp_path):
+  folder, written = recorded
+  ids = list(written)
+  answers = tmp_path / "shifted.jsonl"
+  with open(answers, "w") as out:
+    for i, passage_id in enumerate(ids):
+      text = written[ids[(i + 70) % len(ids)]] if i % 2 else written[passage_id]
+      for style in prompt.QUERY_STYLES:
+        out.write(json.dumps({"query_id": style, "candidates": [passage_id], "response": text}) + "\n")
+  cfg = configured(folder, minilm_weights, passages=PASSAGES, round_trip_depth=3)
+  cfg.labels.recording = str(answers)
+  workdir = artifacts.Workdir(tmp_path / "w")
+  workdir.execute(stage.STAGE, cfg)
+  kept = list(example.read_records(workdir.folder("queries"), tables.QUERIES, records.Query))
+  rows = [ids.index(query.id.partition("/")[2]) for query in kept]
+  assert sum(row % 2 == 0 for row in rows) > 10 * sum(row % 2 for row in rows)
+
+
+@pytest.mark.parametrize(
+  ("text", "finish", "query", "dropped"),
+  [
+    ("how do i merge lists", "stop", "how do i merge lists", None),
+    ('  "How do I merge lists?"\n', "stop", "How do I merge lists?", None),
+    ("Query: merge lists", "stop", "merge lists", None),
+    ("```\nmerge lists\n```", "stop", "merge lists", None),
+    ("", "stop", "", "empty"),
+    ("?!", "stop", "?!", "empty"),
+    ("I'm sorry, I cannot write that.", "stop", None, "refusal"),
+    ("merge lists", "length", "merge lists", "ended by: length"),
+    ("merge lists\nsort lists", "stop", "merge lists", "more than one line"),
+    ("word " * 61, "stop", None, "too long"),
+    ("a fast way to merge many sorted inputs into one", "stop", None, "copies the passage"),
+    ("merge many sorted inputs into", "stop", "merge many sorted inputs into", None),
+  ],
+)
+def test_answers(text, finish, query, dropped):
+  found, why = query_writing.read(protocol.Answer(text, finish), "heapq.merge: Merge many sorted inputs into one.")
+  assert why == dropped and (query is None or found == query)
+
+
+def test_samples_take_turns_over_strata_and_a_smaller_one_is_a_prefix():
+  rng = np.random.default_rng(0)
+  centres = np.repeat(np.eye(4, dtype=np.float32), [85, 5, 5, 5], 0)
+  vectors = centres + 0.01 * rng.normal(size=(100, 4)).astype(np.float32)
+  strata = stage.stratify(vectors, list(rng.integers(1, 300, 100)), clusters=4, seed=0)
+  rows = stage.sample(strata, 24, seed=0)
+  assert len(set(rows)) == 24 and rows[:7] == stage.sample(strata, 7, seed=0)
+  small = sum(row >= 85 for row in rows)
+  assert small >= 8, "15 % of the passages, but most of the strata"
+  assert sorted(stage.sample(strata, 100, seed=0)) == list(range(100))
+
+
+def test_near_duplicates_go_and_the_first_stays():
+  vectors = np.array([[1, 0], [0, 1], [0.999, 0.04], [0, 1]], np.float32)
+  kept = stage.first_of_their_kind(vectors, np.array([True, False, True, True]), 0.95)
+  assert kept.tolist() == [True, False, False, True]
+  assert stage.first_of_their_kind(vectors, np.ones(4, bool), 2.0).all()
+
+
+def test_places_count_the_nearer_passages():
+  passages = np.eye(3, dtype=np.float32)
+  queries = np.array([[3, 2, 1], [1, 2, 3]], np.float32)
+  assert stage.places(queries, passages, np.array([0, 0])).tolist() == [0, 2]
+
+
+def test_splits_hold_passages_apart_and_do_not_move():
+  splits = [stage.split_of(f"p{i}", 0.2, 0) for i in range(2000)]
+  share = {split: splits.count(split) / 2000 for split in ("train", "dev", "test")}
+  assert abs(share["train"] - 0.8) < 0.03 and abs(share["dev"] - 0.1) < 0.03 and abs(share["test"] - 0.1) < 0.03

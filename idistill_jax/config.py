@@ -24,10 +24,21 @@ class Mesh:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Collection:
-  """Where corpus, queries and judgements come from."""
+  """Where corpus, queries and judgements come from.
 
-  source: Literal["stdlib", "beir"] = "beir"
+  `path` is a folder ("beir", "jsonl", "tsv"), an id such as `msmarco-passage/train` or several of one corpus with
+  commas between ("ir_datasets"), or a file of passages ("tfds", whose `questions` name the data set).
+  """
+
+  source: Literal["stdlib", "beir", "jsonl", "tsv", "ir_datasets", "tfds"] = "beir"
   path: str | None = None
+  # For "tfds": natural_questions_open, trivia_qa/unfiltered.nocontext.
+  questions: str | None = None
+  # LLM rankings made elsewhere (JSONL), and whose; None takes the first of each query.
+  rankings: str | None = None
+  rankings_model: str | None = None
+  # Where every query is held out: the share of them to train on, drawn by id.
+  train_fraction: float | None = None
   max_passages: int | None = None
   max_queries_per_split: int | None = None
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from idistill_jax import config
 from idistill_jax.data import collection
-from idistill_jax.data.corpora import beir, stdlib
+from idistill_jax.data.corpora import beir, files, irds, stdlib, tfds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,4 +19,8 @@ class Source:
 SOURCES = {
   "stdlib": Source(load=stdlib.load, fingerprint=stdlib.fingerprint),
   "beir": Source(load=beir.load, fingerprint=beir.fingerprint),
+  "jsonl": Source(load=files.load, fingerprint=files.fingerprint),
+  "tsv": Source(load=files.load, fingerprint=files.fingerprint),
+  "ir_datasets": Source(load=irds.load, fingerprint=irds.fingerprint),
+  "tfds": Source(load=tfds.load, fingerprint=tfds.fingerprint),
 }

@@ -83,6 +83,8 @@ class Candidates:
   """How many passages the initial retriever fetches for each query."""
 
   depth: int = 100
+  # A TREC run over the training queries of another first stage, whose passages are taken in its place.
+  run: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -168,23 +170,56 @@ class Retriever:
   checkpoint_every: int = 50
 
 
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = typing.get_args(Precision)
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Index:
-  """ScaNN beside exact search; `auto` is exact below 20,000 passages."""
+  """ScaNN beside exact search; `auto` is exact below 20,000 passages.
+
+  ScaNN's settings follow from the corpus and are tuned until the index finds `recall_target` of exact search's
+  first `tuned_depth`, on at most `tuning_queries` training queries.
+  """
 
   kind: Literal["auto", "exact", "scann"] = "auto"
-  leaves_fraction: float = 0.1
-  reorder: int = 200
+  recall_target: float = 0.98
+  tuned_depth: int = 100
+  tuning_queries: int = 500
+  # Smaller vectors, each measured against the whole ones: first dimensions alone, and whether as 8-bit integers.
+  dimensions: int | None = None
+  precision: Precision = "float32"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Evaluate:
   """What is measured, on which split, how deep."""
 
-  split: Literal["test", "dev"] = "test"
+  split: str = "test"
   depth: int = 100
   rerank_depth: int = 20
+  # Whose first places the ranker reorders: "all" takes distilled and hybrid as well, and as much longer.
+  rerank: Literal["initial", "all"] = "initial"
+  # A folder of TREC runs of other systems, measured beside ours under their files' names.
+  runs: str | None = None
+  # Values of every query as Parquet beside the CSV.
+  parquet: bool = False
   resamples: int = 10_000
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Answer:
+  """A reader LLM, asked through the labelling's provider with the first passages of each system.
+
+  model, recording: the reader's own; None takes the labelling's.
+  """
+
+  systems: Literal["none", "before_after", "all"] = "none"
+  passages: int = 5
+  passage_words: int = 120
+  questions: int | None = None
+  model: str | None = None
+  recording: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -212,6 +247,7 @@ class Config:
   retriever: Retriever = dataclasses.field(default_factory=Retriever)
   index: Index = dataclasses.field(default_factory=Index)
   evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+  answer: Answer = dataclasses.field(default_factory=Answer)
   export: Export = dataclasses.field(default_factory=Export)
 
 
@@ -264,6 +300,9 @@ def validate(cfg: Config) -> None:
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,
      "retriever.passages_per_list must hold retriever.always_best passages"),
+    (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
+    (min(cfg.answer.passages, cfg.answer.passage_words) >= 1, "answer.passages and passage_words must be 1 or more"),
+    (0 < cfg.index.recall_target <= 1, "index.recall_target must lie in (0, 1]"),
   )
   for holds, message in rules:
     if not holds:

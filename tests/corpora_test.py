@@ -482,5 +482,5 @@ def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
   assert set(found.answers.values()) == {("France", "in France")}
   assert [d.reason for d in found.drops] == ["question without an answer"] * 2
   assert tfds._answers({"answer": {"value": b"Rome", "aliases": [b"Roma", b"Rome"]}}) == ("Rome", "Roma")
-  with pytest.raises(config.ConfigError, match="needs collection.path"):
+  with pytest.raises(config.ConfigError, match=r"needs collection\.path"):
     tfds.load(config.Collection(source="tfds"))

@@ -24,6 +24,7 @@ STAGES = (
   "train_retriever",
   "index",
   "evaluate",
+  "answer",
   "export",
 )
 TRAININGS = ("train_ranker", "train_retriever")

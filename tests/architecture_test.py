@@ -20,7 +20,8 @@ PACKAGE = "idistill_jax"
 
 # Top to bottom: a module imports its own layer and those below.
 LAYERS = (
-  ("pipeline", "search"),
+  ("pipeline", "serve"),
+  ("search",),
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),

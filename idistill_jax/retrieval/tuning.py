@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+
 import numpy as np
 
 from idistill_jax.retrieval import ann

@@ -197,6 +197,8 @@ class Evaluate:
 
   split: str = "test"
   depth: int = 100
+  # The lowest grade that counts as relevant where a measure knows only relevant or not; TREC's passage track: 2.
+  relevant_from: int = 1
   rerank_depth: int = 20
   # Whose first places the ranker reorders: "all" takes distilled and hybrid as well, and as much longer.
   rerank: Literal["initial", "all"] = "initial"

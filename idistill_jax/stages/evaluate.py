@@ -83,7 +83,7 @@ def run(job: artifacts.Job) -> None:
 
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
-  measured = measure(systems, ids, qrels, accepted, passages)
+  measured = measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
   summary.write_per_query(job.out / PER_QUERY, measured)
   if cfg.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
@@ -165,6 +165,7 @@ def measure(
   qrels: tables.Qrels | None,
   accepted: Mapping[str, Sequence[str]],
   passages: tables.Passages,
+  relevant_from: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context
   where every query has answers."""
@@ -172,7 +173,7 @@ def measure(
   if qrels is not None:
     judged = {query_id: qrels[query_id] for query_id in ids}
     for name, found in systems.items():
-      measured[name] |= measures.per_query(judged, found)
+      measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
   if all(query_id in accepted for query_id in ids):
     in_context = answers.InContext(
       {query_id: accepted[query_id] for query_id in ids}, lambda one: passages.by_id(one).full_text

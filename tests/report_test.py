@@ -108,7 +108,7 @@ def comparison(**changes) -> gather.Comparison:
     gather.Comparison(
       delta=0.085, relative=0.226, effect=0.31, p=0.0002, p_holm=0.0008, ci95=(0.06, 0.11),
       wins=120, losses=60, ties=217,
-    ),  # fmt: skip
+    ),
     **changes,
   )
 
@@ -128,6 +128,7 @@ def evaluation(**tests: gather.Comparison) -> gather.Evaluation:
     tests={"distilled vs initial": found},
     ann={},
     leakage={},
+    relevant_from=1,
   )
 
 

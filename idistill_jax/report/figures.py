@@ -124,8 +124,9 @@ def training_curve(training: gather.Training, column: str, title: str) -> str:
 
 def recall_and_speed(ann: Mapping[str, Any]) -> str:
   """ScaNN's operating points: recall of exact search over queries a second; exact search itself as a line."""
-  points = sorted((point["queries_per_second"], point["recall"]) for point in ann["curve"])
+  points = [(point["queries_per_second"], point["recall"]) for point in ann["curve"]]
   exact = ann.get("exact_queries_per_second")
+  from matplotlib import ticker
 
   def draw(axes: Any) -> None:
     axes.plot([speed for speed, _ in points], [recall for _, recall in points], "o-", color=DISTILLED, markersize=4,
@@ -135,6 +136,9 @@ def recall_and_speed(ann: Mapping[str, Any]) -> str:
       axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(4, 0), color=SOFT,
                     textcoords="offset points", fontsize=8.5)  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(_short_number)
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("queries a second")
     axes.set_ylabel("recall of exact search")
     _vertical(axes)

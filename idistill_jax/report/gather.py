@@ -58,7 +58,7 @@ class Evaluation:
 
   systems: system -> measure -> mean.  intervals: the same -> 95 % interval.  tests: "a vs b" -> measure ->
   comparison.  per_query: system -> query id -> value of `main_measure`.  ann: the index against exact search.
-  leakage: what training saw of the test.
+  leakage: what training saw of the test.  relevant_from: the lowest grade that counts as relevant.
   """
 
   split: str
@@ -72,6 +72,7 @@ class Evaluation:
   per_query: Mapping[str, Mapping[str, float]]
   ann: Mapping[str, Any]
   leakage: Mapping[str, Any]
+  relevant_from: int
 
   def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
     return self.tests.get(f"{system} vs {against}", {})
@@ -125,7 +126,7 @@ def gather(workdir: artifacts.Workdir) -> Report:
   metrics = evaluation(workdir)
   shown = queries.NOTHING
   if metrics is not None:
-    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER))
+    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER), metrics.relevant_from)
   config = _config(workdir)
   return Report(
     name=str(config.get("name", workdir.root.name)),
@@ -169,6 +170,7 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluatio
       per_query=_per_query(path.with_name("per_query.csv"), main),
       ann=found.get("ann") or {},
       leakage=found.get("leakage") or {},
+      relevant_from=int(found.get("relevant_from", 1)),
     )
   except (KeyError, TypeError, IndexError, AttributeError) as e:
     raise ReportError(

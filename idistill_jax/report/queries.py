@@ -61,7 +61,7 @@ class Shown:
 NOTHING = Shown(queries=(), left_out=0, passages={})
 
 
-def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float]) -> Shown:
+def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], relevant_from: int) -> Shown:
   """Judged queries of the split with what each system found; deltas: query id -> distilled minus initial."""
   collection = workdir.folder("collection")
   if workdir.manifest("collection") is None:
@@ -73,7 +73,7 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float]) 
   said = _said(workdir.folder("answer") / "answers.jsonl")
   every = [
     dataclasses.replace(one, answers=accepted.get(one.id, ()), said=said.get(one.id, {}))
-    for one in _results(tables.load_queries(collection).of_split(split), judged, orders, deltas)
+    for one in _results(tables.load_queries(collection).of_split(split), judged, orders, deltas, relevant_from)
   ]
   shown = _most_changed(every)
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
@@ -102,12 +102,13 @@ def _results(
   qrels: tables.Qrels,
   orders: Mapping[str, Mapping[str, list[str]]],
   deltas: Mapping[str, float],
+  relevant_from: int,
 ) -> Iterator[QueryResults]:
   for query in queries:
     # The evaluation has dropped and counted those without judgements.
     if query.id not in qrels:
       continue
-    relevant = tuple(passage_id for passage_id, grade in qrels[query.id].items() if grade > 0)
+    relevant = tuple(passage_id for passage_id, grade in qrels[query.id].items() if grade >= relevant_from)
     lists = {system: order.get(query.id, []) for system, order in orders.items()}
     yield QueryResults(
       id=query.id,

@@ -92,6 +92,7 @@ def run(job: artifacts.Job) -> None:
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
+    "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, [pair for pair in dict.fromkeys(tests) if pair[0] != pair[1]], cfg.resamples),
     "leakage": seen.as_json(),
     "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index),

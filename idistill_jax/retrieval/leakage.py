@@ -12,7 +12,7 @@ import numpy as np
 
 from idistill_jax import records
 
-NEAR = 0.8
+NEAR = 0.9
 GRAM = 5
 # Test queries compared at a time: their overlaps with all training queries are held in memory.
 _BLOCK = 256
@@ -46,8 +46,8 @@ class Leakage:
     test, train, overlap = self.duplicates[0]
     return (
       f"LEAKAGE: {len(self.duplicates)} of {self.test_queries} test queries have a near-duplicate among the "
-      f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on them is no "
-      "evidence"
+      f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
+      "them is no evidence"
     )
 
 

@@ -79,7 +79,8 @@ def run(job: artifacts.Job) -> None:
     found = rerank.as_hits(orders, passages.row, lambda place, rows: embeddings(query_rows[place], rows))
     reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
-  systems |= others(job, ids, systems)
+  theirs = others(job, ids, systems)
+  systems |= theirs
 
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
@@ -87,13 +88,13 @@ def run(job: artifacts.Job) -> None:
   summary.write_per_query(job.out / PER_QUERY, measured)
   if cfg.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
-  tests = [pair for pair in (*TESTS, *((name, "initial") for name in systems)) if set(pair) <= systems.keys()]
+  tests = [pair for pair in TESTS if set(pair) <= systems.keys()] + [(name, "initial") for name in theirs]
   seen = leaked(job, queries, table, qrels or {})
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
-    **summary.summarise(measured, [pair for pair in dict.fromkeys(tests) if pair[0] != pair[1]], cfg.resamples),
+    **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
     "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index),
     "dropped_queries": sum(len(what) for what in job.drops.values()),

@@ -7,6 +7,7 @@ that `--help` and a labelling machine need no accelerator stack.
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -22,10 +23,21 @@ class Mesh:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Collection:
-  """Where corpus, queries and judgements come from."""
+  """Where corpus, queries and judgements come from.
 
-  source: Literal["stdlib", "beir", "corpus"] = "beir"
+  `path` is a folder ("beir", "jsonl", "tsv"), an id such as `msmarco-passage/train` or several of one corpus with
+  commas between ("ir_datasets"), or a file of passages ("corpus", "tfds", whose `questions` name the data set).
+  """
+
+  source: Literal["stdlib", "beir", "corpus", "jsonl", "tsv", "ir_datasets", "tfds"] = "beir"
   path: str | None = None
+  # For "tfds": natural_questions_open, trivia_qa/unfiltered.nocontext.
+  questions: str | None = None
+  # LLM rankings made elsewhere (JSONL), and whose; None takes the first of each query.
+  rankings: str | None = None
+  rankings_model: str | None = None
+  # Where every query is held out: the share of them to train on, drawn by id.
+  train_fraction: float | None = None
   max_passages: int | None = None
   max_queries_per_split: int | None = None
 
@@ -87,6 +99,8 @@ class Candidates:
   """How many passages the initial retriever fetches for each query."""
 
   depth: int = 100
+  # A TREC run over the training queries of another first stage, whose passages are taken in its place.
+  run: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -200,6 +214,10 @@ class Distillation:
   checkpoint_every: int = 50
 
 
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = typing.get_args(Precision)
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Retriever(Distillation):
   """Dual-encoder training on a teacher's distribution over each list."""
@@ -214,21 +232,52 @@ class Retriever(Distillation):
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Index:
-  """ScaNN beside exact search; `auto` is exact below 20,000 passages."""
+  """ScaNN beside exact search; `auto` is exact below 20,000 passages.
+
+  ScaNN's settings follow from the corpus and are tuned until the index finds `recall_target` of exact search's
+  first `tuned_depth`, on at most `tuning_queries` training queries.
+  """
 
   kind: Literal["auto", "exact", "scann"] = "auto"
-  leaves_fraction: float = 0.1
-  reorder: int = 200
+  recall_target: float = 0.98
+  tuned_depth: int = 100
+  tuning_queries: int = 500
+  # Smaller vectors, each measured against the whole ones: first dimensions alone, and whether as 8-bit integers.
+  dimensions: int | None = None
+  precision: Precision = "float32"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Evaluate:
   """What is measured, on which split, how deep."""
 
-  split: Literal["test", "dev"] = "test"
+  split: str = "test"
   depth: int = 100
+  # The lowest grade that counts as relevant where a measure knows only relevant or not; TREC's passage track: 2.
+  relevant_from: int = 1
   rerank_depth: int = 20
+  # Whose first places the ranker reorders: "all" takes distilled and hybrid as well, and as much longer.
+  rerank: Literal["initial", "all"] = "initial"
+  # A folder of TREC runs of other systems, measured beside ours under their files' names.
+  runs: str | None = None
+  # Values of every query as Parquet beside the CSV.
+  parquet: bool = False
   resamples: int = 10_000
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Answer:
+  """A reader LLM, asked through the labelling's provider with the first passages of each system.
+
+  model, recording: the reader's own; None takes the labelling's.
+  """
+
+  systems: Literal["none", "before_after", "all"] = "none"
+  passages: int = 5
+  passage_tokens: int = 160
+  questions: int | None = None
+  model: str | None = None
+  recording: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -258,6 +307,7 @@ class Config:
   retriever: Retriever = dataclasses.field(default_factory=Retriever)
   index: Index = dataclasses.field(default_factory=Index)
   evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+  answer: Answer = dataclasses.field(default_factory=Answer)
   export: Export = dataclasses.field(default_factory=Export)
 
 

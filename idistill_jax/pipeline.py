@@ -8,6 +8,7 @@ Each stage reads folders of earlier ones and writes its own; finished stages are
 from idistill_jax import cli
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
+  answer,
   candidates,
   collection,
   evaluate,
@@ -33,6 +34,7 @@ STAGES = (
   train_retriever.STAGE,  # a dual encoder learns the ranker's distribution (KL)
   index.STAGE,            # its embeddings of the corpus, searchable
   evaluate.STAGE,         # before and after, with tests
+  answer.STAGE,           # a reader LLM answers from what each system found
   export.STAGE,           # Hugging Face folders
   report.STAGE,           # one page to look at
 )

@@ -72,3 +72,11 @@ class ScoredList:
   query_id: str
   passage_ids: tuple[str, ...]
   scores: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+  """What counts as a right answer to a question, in any of several wordings."""
+
+  query_id: str
+  answers: tuple[str, ...]

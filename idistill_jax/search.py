@@ -52,9 +52,16 @@ class Searcher:
     cfg = cli.load_config(os.fspath(workdir))
     folders = artifacts.Workdir(os.fspath(workdir)).inputs(stage, cfg)
     self._cfg: config_lib.Config = cfg
+    # A question comes alone: a batch as long as one, where an index is encoded with thousands of tokens a step.
+    alone = dataclasses.replace(
+      cfg.encoder, row_tokens=cfg.encoder.query_tokens, tokens_per_step=cfg.encoder.query_tokens
+    )
+    one_question = dataclasses.replace(cfg, encoder=alone)
+    # Numbers of passages that have been asked for: the first time compiles.
+    self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
-    self._initial = inference.load_retriever(cfg, None)
-    self._distilled = inference.load_retriever(cfg, folders["train_retriever"])
+    self._initial = inference.load_retriever(one_question, None)
+    self._distilled = inference.load_retriever(one_question, folders["train_retriever"])
     self._ranker = inference.load_ranker(cfg, folders["train_ranker"])
     direct = cfg.ranker.start == "direct"
     self._start = inference.load_retriever(cfg, folders["train_direct"]) if direct else self._initial
@@ -68,15 +75,16 @@ class Searcher:
     Raises EmptyQueryError for a query without a visible character, ValueError for k < 1.
     """
     check(query, k)
-    return {
-      "initial": self._answer(
-        functools.partial(self._retrieve, self._initial, self._initial_index, query, k), k
-      ),
-      "distilled": self._answer(
-        functools.partial(self._retrieve, self._distilled, self._distilled_index, query, k), k
-      ),
-      "ranker": self._answer(functools.partial(self._rerank, query, k), k),
+    finds = {
+      "initial": functools.partial(self._retrieve, self._initial, self._initial_index, query, k),
+      "distilled": functools.partial(self._retrieve, self._distilled, self._distilled_index, query, k),
+      "ranker": functools.partial(self._rerank, query, k),
     }
+    if k not in self._compiled:
+      for find in finds.values():
+        find()
+      self._compiled.add(k)
+    return {system: self._answer(find, k) for system, find in finds.items()}
 
   def _retrieve(
     self, retriever: inference.Retriever, searcher: hits.Searcher, query: str, k: int
@@ -94,7 +102,6 @@ class Searcher:
     return order
 
   def _answer(self, find: Callable[[], list[str]], k: int) -> Answer:
-    find()  # compiles
     started = time.perf_counter()
     ids = find()
     milliseconds = 1000 * (time.perf_counter() - started)

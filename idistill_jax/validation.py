@@ -39,6 +39,9 @@ def validate(cfg: Config) -> None:
      "direct.passages_per_list must hold direct.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,
      "retriever.passages_per_list must hold retriever.always_best passages"),
+    (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
+    (min(cfg.answer.passages, cfg.answer.passage_tokens) >= 1, "answer.passages and passage_tokens must be 1 or more"),
+    (0 < cfg.index.recall_target <= 1, "index.recall_target must lie in (0, 1]"),
   )
   for holds, message in rules:
     if not holds:

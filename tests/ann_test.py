@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from idistill_jax import config
-from idistill_jax.retrieval import ann, exact, hits, index
+from idistill_jax.retrieval import ann, compact, exact, hits, index, tuning
 
 # Not importorskip: importing scann in this process brings TensorFlow in, where that is installed.
 if importlib.util.find_spec("scann") is None:
   pytest.skip("the extra `retrieval` is not installed", allow_module_level=True)
-
-CFG = config.Index(kind="scann", leaves_fraction=0.2, reorder=100)
 
 
 def clustered(passages: int, width: int = 32, seed: int = 0) -> np.ndarray:
@@ -38,18 +36,73 @@ def corpus() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def built(corpus) -> ann.Scann:
-  return ann.build(corpus, names(3000), CFG)
+  return ann.build(corpus, names(3000)).searching(leaves=27, reorder=200)
 
 
 def test_finds_most_of_what_exact_search_finds(corpus, built):
-  oracle = exact.Exact(corpus, names(3000))
   queries = clustered(100, seed=1)
-  found = index.compare_with_exact(oracle, built, queries, 10, repeats=1)
-  assert found.recall > 0.9
-  assert found.exact_queries_per_second > 0 and found.index_queries_per_second > 0
+  truth, exact_speed = tuning.timed(exact.Exact(corpus, names(3000)), queries, 10)
+  found, speed = tuning.timed(built, queries, 10)
+  assert tuning.recall(truth, found) > 0.9 and exact_speed > 0 and speed > 0
   # Control: an index over shuffled vectors finds next to nothing.
-  shuffled = ann.build(corpus[::-1], names(3000), CFG)
-  assert index.compare_with_exact(oracle, shuffled, queries, 10, repeats=1).recall < 0.1
+  shuffled = ann.build(corpus[::-1], names(3000))
+  assert tuning.recall(truth, shuffled.search(queries, 10)) < 0.1
+
+
+def test_tuning_reaches_its_target_and_no_more(corpus, built):
+  queries, held_out = clustered(100, seed=1), clustered(100, seed=2)
+  oracle = exact.Exact(corpus, names(3000))
+  truth = oracle.search(queries, 100)
+  lax, lax_recall = tuning.tune(built, truth, queries, 0.5)
+  strict, strict_recall = tuning.tune(built, truth, queries, 0.98)
+  assert lax_recall >= 0.5 and strict_recall >= 0.98
+  assert lax.settings.leaves_to_search < strict.settings.leaves_to_search <= strict.settings.leaves
+  # On queries that it was not tuned on, too; the settings before tuning are the control.
+  honest = oracle.search(held_out, 100)
+  assert tuning.recall(honest, strict.search(held_out, 100)) > 0.93
+  assert tuning.recall(honest, ann.build(corpus, names(3000)).search(held_out, 100)) < 0.93
+  curve = tuning.curve(built, truth, queries)
+  recalls = [point.recall for point in curve]
+  assert recalls == sorted(recalls) and recalls[-1] > 0.98 > recalls[0]
+  # Beyond what there is, the most thorough setting.
+  assert tuning.tune(built, truth, queries, 1.1)[0].settings.leaves_to_search == built.settings.leaves
+
+
+def test_passages_may_come_later(corpus, tmp_path):
+  ids, more = names(1000), [*names(1300)[1000:], "p3"]
+  vectors = np.concatenate([corpus[1000:1300], corpus[2000:2001]])
+  index.write(tmp_path, corpus[:1000], ids, config.Index(kind="scann"), corpus[:50])
+  all_ids = index.upsert(tmp_path, ids, more, vectors)
+  assert all_ids == names(1300)
+  moved = shutil.move(tmp_path, tmp_path.with_name("moved"))
+  scann, oracle = index.open_scann(moved, all_ids), index.open_exact(moved, all_ids)
+  found = scann.searching(leaves=scann.settings.leaves, reorder=1300).search(vectors, 5)
+  truth = oracle.search(vectors, 5)
+  np.testing.assert_array_equal(found.rows[:, 0], [*range(1000, 1300), 3])
+  assert tuning.recall(truth, found) > 0.95
+  # Control: what p3 was before is found no more.
+  assert scann.search(corpus[3:4], 1).scores[0, 0] < 0.999
+  for bad, message in (((["p1", "p1"], vectors[:2]), "must be unique"), ((["x"], vectors[:1] * np.nan), "NaN")):
+    with pytest.raises(ValueError, match=message):
+      index.upsert(moved, all_ids, *bad)
+
+
+def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
+  ids = names(3000)
+  options = compact.options(corpus, ids, clustered(50, seed=1), 20)
+  by_name = {(one["dimensions"], one["precision"]): one for one in options}
+  assert by_name[32, "float32"]["recall@20 of exact"] == 1.0 and by_name[32, "float32"]["bytes a passage"] == 128
+  assert by_name[32, "int8"]["recall@20 of exact"] > 0.9 > by_name[8, "float32"]["recall@20 of exact"]
+  assert by_name[16, "int8"]["bytes a passage"] == 16
+  cfg = config.Index(kind="exact", dimensions=16, precision="int8")
+  index.write(tmp_path, corpus, ids, cfg, corpus[:0])
+  found = index.open_default(tmp_path, ids).search(corpus[:50], 3)
+  assert np.load(tmp_path / compact.VECTORS).dtype == np.int8
+  assert (found.rows[:, 0] == np.arange(50)).mean() > 0.9
+  with pytest.raises(ValueError, match="take no new passages"):
+    index.upsert(tmp_path, ids, ["new"], corpus[:1])
+  with pytest.raises(ValueError, match=r"index\.dimensions is 64; the embeddings have 32"):
+    compact.truncated(corpus, 64)
 
 
 def test_scores_are_the_inner_products(corpus, built):
@@ -65,7 +118,7 @@ def test_scores_are_the_inner_products(corpus, built):
 def test_small_corpora_fill_every_place(passages):
   """Few leaves hold few passages: what ScaNN leaves open is asked for again."""
   vectors = clustered(passages)
-  small = ann.build(vectors, names(passages), CFG)
+  small = ann.build(vectors, names(passages))
   found = small.search(vectors, passages + 5)
   assert found.rows.shape == (passages, passages)
   assert all(sorted(rows) == list(range(passages)) for rows in found.rows.tolist())
@@ -74,7 +127,7 @@ def test_small_corpora_fill_every_place(passages):
 def test_a_place_that_scann_leaves_open_points_nowhere():
   """Control of the test above: with one leaf searched there are such places."""
   vectors = clustered(50)
-  places, scores = ann.build(vectors, names(50), CFG)._ask(vectors, 50, leaves=1)
+  places, scores = ann.build(vectors, names(50))._ask(vectors, 50, leaves=1)
   assert np.isnan(scores).any()
   assert not places[np.isnan(scores)].any()
 
@@ -82,7 +135,7 @@ def test_a_place_that_scann_leaves_open_points_nowhere():
 def test_ties_follow_the_ids():
   vectors = np.repeat(clustered(10), 4, axis=0)
   ids = [f"{number % 4}-{number // 4}" for number in range(40)]
-  one = ann.build(vectors, ids, config.Index(kind="scann", leaves_fraction=1.0)).search(vectors, 40)
+  one = ann.build(vectors, ids).searching(leaves=6, reorder=40).search(vectors, 40)
   other = exact.Exact(vectors, ids).search(vectors, 40)
   groups = [[ids[row][0] for row in rows[:4]] for rows in one.rows]
   assert groups == [["3", "2", "1", "0"]] * 40
@@ -121,9 +174,9 @@ def test_vectors_that_would_end_the_process_are_refused():
   vectors = clustered(100)
   vectors[7, 3] = np.nan
   with pytest.raises(hits.VectorError, match="'p7'"):
-    ann.build(vectors, names(100), CFG)
+    ann.build(vectors, names(100))
   with pytest.raises(hits.VectorError, match="no passages"):
-    ann.build(vectors[:0], [], CFG)
+    ann.build(vectors[:0], [])
 
 
 @pytest.mark.parametrize(
@@ -145,11 +198,9 @@ def test_no_queries_no_hits(built):
 
 def test_settings_follow_the_size_of_the_corpus():
   for passages in (1, 50, 20_000, 5_000_000):
-    found = ann.settings_for(passages, config.Index())
+    found = ann.settings_for(passages)
     assert 1 <= found.leaves_to_search <= found.leaves <= passages
     assert found.reorder <= passages and found.training_sample <= passages
-  with pytest.raises(ValueError, match="leaves_fraction"):
-    ann.settings_for(50, config.Index(leaves_fraction=0.0))
 
 
 def test_the_processor_is_looked_at_first():
@@ -165,13 +216,13 @@ def test_the_processor_is_looked_at_first():
 def test_a_processor_without_avx2_is_an_error_and_not_a_crash(monkeypatch):
   monkeypatch.setattr(ann, "missing_cpu_features", lambda cpuinfo, machine: ["avx2"])
   with pytest.raises(ann.ScannUnavailableError, match=r"avx2.*index\.kind=exact"):
-    ann.build(clustered(20), names(20), CFG)
+    ann.build(clustered(20), names(20))
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "scann", None)
   with pytest.raises(ann.ScannUnavailableError, match=r"idistill-jax\[retrieval\]"):
-    ann.build(clustered(20), names(20), CFG)
+    ann.build(clustered(20), names(20))
 
 
 def test_importing_scann_leaves_tensorflow_as_it_was(monkeypatch):
@@ -195,22 +246,22 @@ def test_the_kind_follows_the_size():
 @pytest.mark.parametrize("kind", ["exact", "scann"])
 def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
   vectors, ids = corpus[:200], names(200)
-  assert index.write(tmp_path, vectors, ids, config.Index(kind=kind, leaves_fraction=1.0)) == kind
+  assert index.write(tmp_path, vectors, ids, config.Index(kind=kind), clustered(30, seed=1))["index"] == kind
   found = index.open_default(tmp_path, ids).search(vectors[:20], 5)
   assert found.rows[:, 0].tolist() == list(range(20))
-  said = index.honesty(tmp_path, ids, vectors[:20], 10, config.Index(leaves_fraction=1.0))
+  said = index.honesty(tmp_path, ids, vectors[:20], 10, config.Index())
   assert said["index"] == kind and said["recall@10 of exact"] > 0.9
   assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
 
 
 def test_an_index_of_another_collection_is_refused(tmp_path, corpus):
-  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="scann"))
+  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="scann"), corpus[:9])
   with pytest.raises(ValueError, match="run the index stage again"):
     index.open_scann(tmp_path, names(200)[::-1])
 
 
 def test_without_scann_exact_search_is_still_reported(monkeypatch, tmp_path, corpus):
-  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="exact"))
+  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="exact"), corpus[:0])
   monkeypatch.setitem(sys.modules, "scann", None)
   said = index.honesty(tmp_path, names(200), corpus[:5], 10, config.Index())
   assert said["recall@10 of exact"] is None and said["scann_queries_per_second"] is None

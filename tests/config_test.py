@@ -21,7 +21,11 @@ from idistill_jax.llm import providers
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-VARIANTS = {"quickstart": None, "quickstart:tiny": "tiny", "my_corpus": None, "my_corpus:tiny": "tiny"}
+VARIANTS = (
+  "quickstart", "quickstart:tiny", "my_corpus", "my_corpus:tiny",
+  "scifact", "scifact:tiny", "wiki_qa", "wiki_qa:tiny", "nq", "nq:slice",
+  "trivia_qa", "trivia_qa:slice", "msmarco", "msmarco:dl20",
+)  # fmt: skip
 
 
 def load(name: str, folder: pathlib.Path = ROOT / "configs") -> config_lib.Config:
@@ -38,7 +42,8 @@ def test_every_config_file_is_golden() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_rendered(name: str) -> None:
+def test_rendered(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.delenv("IDISTILL_DATA", raising=False)
   cfg = load(name)
   validation.validate(cfg)
   path = GOLDEN / f"config_{name.replace(':', '_')}.txt"

@@ -13,7 +13,7 @@ import pytest
 
 from idistill_jax import config
 from idistill_jax.data import collection, corpora
-from idistill_jax.data.corpora import beir, docstrings, jsonl, stdlib
+from idistill_jax.data.corpora import beir, docstrings, files, irds, jsonl, rankings, stdlib, tfds
 
 ROOT = pathlib.Path(__file__).parents[1]
 STDLIB = config.Collection(source="stdlib")
@@ -299,3 +299,188 @@ def test_the_embedded_fingerprint_sees_the_python_that_runs(monkeypatch):
 
 def test_every_source_in_the_config_has_its_functions():
   assert set(get_args(get_type_hints(config.Collection)["source"])) == corpora.SOURCES.keys()
+
+
+# Folders of JSONL and TSV files
+
+
+def files_config(root: pathlib.Path, source: str, **files: str) -> config.Collection:
+  for name, text in files.items():
+    path = root / name.replace("__", "/").replace("_", ".")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  return config.Collection(source=source, path=str(root))
+
+
+def test_jsonl_under_other_names_with_trec_judgements(tmp_path):
+  cfg = files_config(
+    tmp_path,
+    "jsonl",
+    corpus_jsonl='{"docid": "p1", "contents": "first"}\n{"docid": 2, "contents": "second", "title": "Two"}\n',
+    queries_jsonl='{"qid": "q1", "question": "which", "answers": ["first", "first", "1st"]}\n'
+    '{"qid": "q2", "question": "train on me"}\n',
+    qrels__test_txt="q1 0 p1 2\nq1 Q0 2 0\n",
+  )
+  found = corpora.SOURCES["jsonl"].load(cfg)
+  assert [(p.id, p.title, p.text) for p in found.passages] == [("p1", "", "first"), ("2", "Two", "second")]
+  assert [(q.id, q.split) for q in found.queries] == [("q1", "test"), ("q2", "train")]
+  assert found.qrels["test"] == {"q1": {"p1": 2, "2": 0}} and found.answers == {"q1": ("first", "1st")}
+  before = corpora.SOURCES["jsonl"].fingerprint(cfg)
+  (tmp_path / "qrels" / "test.txt").write_text("q1 0 p1 1\n")
+  assert corpora.SOURCES["jsonl"].fingerprint(cfg) != before
+
+
+def test_tsv_with_dprs_header_and_without_one(tmp_path):
+  cfg = files_config(
+    tmp_path,
+    "tsv",
+    corpus_tsv='id\ttext\ttitle\n1\t"He said ""no"" twice."\tA play\n2\tA lone " stays.\tMarks\n',
+    queries_tsv="q1\twho said no\n",
+    qrels__test_tsv="query-id\tcorpus-id\tscore\nq1\t1\t1\n",
+  )
+  found = corpora.SOURCES["tsv"].load(cfg)
+  assert [(p.id, p.title, p.text) for p in found.passages] == [
+    ("1", "A play", 'He said "no" twice.'), ("2", "Marks", 'A lone " stays.')
+  ]  # fmt: skip
+  assert [(q.id, q.text) for q in found.queries] == [("q1", "who said no")]
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "error"),
+  [
+    ("corpus_tsv", "id\ttext\n1\ta\tb\n", r"corpus.tsv:2: expected 2 fields \(id, text\), found 3"),
+    ("corpus_tsv", "id\ttext\n1\ta\n1\tb\n", r"corpus.tsv:3: the id '1' stands in .*corpus.tsv:2 already"),
+    ("corpus_tsv", "id\ttitle\n1\ta\n", r"corpus.tsv:2: no text: none of text, contents"),
+    ("qrels__test_tsv", "q1 0 1\n", "test.tsv:1: expected the header"),
+  ],
+)
+def test_bad_tsv_names_file_and_line(tmp_path, name, text, error):
+  good = {"corpus_tsv": "1\ta\n", "queries_tsv": "q1\tb\n"}
+  cfg = files_config(tmp_path, "tsv", **{**good, name: text})
+  with pytest.raises(ValueError, match=error):
+    corpora.SOURCES["tsv"].load(cfg)
+
+
+@pytest.mark.parametrize(
+  ("value", "answers"),
+  [
+    (["a", "a", " ", "b"], ("a", "b")),
+    ("['14 December 1972', \"it's\"]", ("14 December 1972", "it's")),
+    ('["x"]', ("x",)),
+    ("Paris", ("Paris",)),
+    ("[sic", ("[sic",)),
+    (None, ()),
+  ],
+)
+def test_answers_in_every_form(value, answers):
+  assert files.accepted("f:1", value) == answers
+  with pytest.raises(collection.CollectionError, match="f:1: the answers must be a list"):
+    files.accepted("f:1", [1])
+
+
+def test_real_questions_bring_their_answers():
+  found = beir.load(config.Collection(path=str(shared("wiki-qa"))))
+  assert len(found.answers) == 2855 and found.answers["nqq0002"] == ("till September",)
+  assert not beir.load(config.Collection(path=str(shared("scifact")))).answers
+
+
+# LLM rankings made elsewhere
+
+
+def test_recorded_rankings_become_labels():
+  path = shared("trec-dl")
+  cfg = config.Collection(path=str(path), rankings=str(path / "llm_rankings.jsonl.gz"), rankings_model="gpt-3.5-turbo")
+  found = rankings.add(beir.load(cfg), cfg)
+  assert len(found.rankings) > 50
+  assert {len(one.passage_ids) for one in found.rankings} <= set(range(20, 101))
+  known = {passage.id for passage in found.passages}
+  assert all(set(one.passage_ids) <= known for one in found.rankings)
+  parsed = config.Collection(path=cfg.path, rankings=cfg.rankings, rankings_model="output_v2_aug_vicuna_7b")
+  assert {one.status for one in rankings.add(beir.load(cfg), parsed).rankings} <= {"complete", "repaired"}
+  nobody = config.Collection(path=cfg.path, rankings=cfg.rankings, rankings_model="nobody")
+  with pytest.raises(collection.CollectionError, match="no ranking of a query and passages of trec-dl by 'nobody'"):
+    rankings.add(beir.load(cfg), nobody)
+
+
+def test_unusable_rankings_are_named(tmp_path):
+  path = tmp_path / "rankings.jsonl"
+  lines = [
+    {"query_id": "q1", "ranking": ["p2", "p1"]},
+    {"query_id": "q1", "ranking": ["p1", "p2"]},
+    {"query_id": "q2", "ranking": ["p1", "p1"]},
+    {"query_id": "q2", "ranking": ["p1", "gone"]},
+    {"query_id": "q2", "candidates": ["p1", "p2"], "response": "I cannot rank these."},
+  ]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  cfg = folder_with(tmp_path / "beir")
+  cfg.rankings = str(path)
+  found = rankings.add(beir.load(cfg), cfg)
+  assert [(one.query_id, one.passage_ids) for one in found.rankings] == [("q1", ("p2", "p1"))]
+  named = {drop.reason: drop.what for drop in found.drops if "LLM" in drop.reason}
+  assert named == {
+    "second LLM ranking of a query": "q1",
+    "LLM ranking that names a passage twice or fewer than two": f"{path}:3",
+    "LLM ranking naming a passage left out": "q2: gone",
+    "refused LLM answer": f"{path}:5",
+  }
+
+
+# ir_datasets and TensorFlow Datasets
+
+
+def test_ids_of_ir_datasets(tmp_path, monkeypatch):
+  ir_datasets = pytest.importorskip("ir_datasets", reason="the extra `datasets` is not installed")
+  (tmp_path / "docs.tsv").write_text("d1\tfirst text\nd2\tsecond text\n")
+  for split, query in (("train", "t1"), ("dev", "q1")):
+    (tmp_path / f"{split}.tsv").write_text(f"{query}\twords of {query}\n")
+    (tmp_path / f"{split}.qrels").write_text(f"{query} 0 d1 1\n{query} 0 d9 1\n")
+  for split in ("train", "dev"):
+    dataset = ir_datasets.create_dataset(
+      docs_tsv=str(tmp_path / "docs.tsv"), queries_tsv=str(tmp_path / f"{split}.tsv"),
+      qrels_trec=str(tmp_path / f"{split}.qrels"),
+    )  # fmt: skip
+    monkeypatch.setitem(ir_datasets.registry._registered, f"mine/{split}", dataset)
+  found = irds.load(config.Collection(source="ir_datasets", path="mine/train, mine/dev"))
+  assert [p.id for p in found.passages] == ["d1", "d2"]
+  assert [(q.id, q.split) for q in found.queries] == [("t1", "train"), ("q1", "dev")]
+  assert found.qrels["dev"] == {"q1": {"d1": 1}}
+  assert [d.what for d in found.drops if d.reason == "judgement of an unknown passage"] == ["t1 d9", "q1 d9"]
+  assert irds.split_of("msmarco-passage/trec-dl-2020/judged") == "test"
+  assert irds.split_of("msmarco-passage/train/judged") == "train"
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
+  tensorflow_datasets = pytest.importorskip("tensorflow_datasets", reason="the extra `tfds` is not installed")
+  (tmp_path / "psgs.tsv").write_text("id\ttext\ttitle\n1\tParis is in France.\tParis\n")
+
+  class TinyNq(tensorflow_datasets.core.GeneratorBasedBuilder):
+    """The features of natural_questions_open."""
+
+    VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+    def _info(self):
+      text = tensorflow_datasets.features.Text()
+      answers = tensorflow_datasets.features.Sequence(text)
+      features = tensorflow_datasets.features.FeaturesDict({"question": text, "answer": answers})
+      return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=features)
+
+    def _split_generators(self, manager):
+      return {split: self._generate_examples(split) for split in ("train", "validation")}
+
+    def _generate_examples(self, split):
+      yield split, {"question": f"where is Paris, asks {split}", "answer": ["France", "in France"]}
+      yield f"{split} none", {"question": "unanswerable", "answer": []}
+
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+  builder = tensorflow_datasets.builder
+  monkeypatch.setattr(tensorflow_datasets, "builder", lambda name: builder(name, data_dir=str(tmp_path / "tfds")))
+  cfg = config.Collection(source="tfds", path=str(tmp_path / "psgs.tsv"), questions="tiny_nq")
+  found = tfds.load(cfg)
+  assert sorted(q.split for q in found.queries) == ["test", "train"]
+  assert set(found.answers.values()) == {("France", "in France")}
+  assert [d.reason for d in found.drops] == ["question without an answer"] * 2
+  assert tfds._answers({"answer": {"value": b"Rome", "aliases": [b"Roma", b"Rome"]}}) == ("Rome", "Roma")
+  with pytest.raises(config.ConfigError, match=r"needs collection\.path"):
+    tfds.load(config.Collection(source="tfds"))

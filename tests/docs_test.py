@@ -39,7 +39,8 @@ for module, argv in commands:
       foreign = [name for name in named
                  if not name.startswith("config.") and flags.FLAGS.find_module_defining_flag(name) not in theirs]
       assert not foreign, f"no flag {foreign}"
-      assert bool(rest) == (module in ("idistill_jax.search", "idistill_jax.llm.cache")), f"unexpected words {rest}"
+      takes_words = {"idistill_jax.search", "idistill_jax.llm.cache", "idistill_jax.report.__main__"}
+      assert bool(rest) == (module in takes_words), f"unexpected {rest}"
     except BaseException as e:
       wrong = f"{type(e).__name__}: {e}".replace("\\n", " ")
     print(wrong, flush=True)
@@ -98,7 +99,8 @@ def as_module(command: Command) -> tuple[str, list[str]] | None:
   """(module, its arguments) that a command ends in; None for those that take no flags of ours."""
   words = list(command.words)
   if words[0].startswith("python"):
-    return (words[2], words[3:]) if words[2].startswith("idistill_jax") else None
+    module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
+    return (module, words[3:]) if module.startswith("idistill_jax") else None
   if words[0] == "launch/local.sh" and words[1:]:
     return f"idistill_jax.stages.{words[1]}", words[2:]
   if words[0] == "launch/quickstart.sh":

@@ -40,7 +40,7 @@ def test_every_stage_commits_a_folder_with_its_manifest(workdir):
 
 def test_metrics_have_the_promised_form(workdir):
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
-  assert set(metrics["systems"]) == {"initial", "bm25", "direct", "ranker", "distilled"}
+  assert set(metrics["systems"]) == {"initial", "bm25", "direct", "hybrid", "ranker", "distilled"}
   for measured in metrics["systems"].values():
     assert {"MRR@10", "nDCG@10", "recall@20", "recall@100", "hit@1"} <= set(measured)
   assert {"delta", "p", "ci95"} <= set(metrics["tests"]["distilled vs initial"]["MRR@10"])

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import browser
 import pytest
 import report_workdir
 from rich import console as rich_console
@@ -105,7 +106,8 @@ class Elements(html.parser.HTMLParser):
 def comparison(**changes) -> gather.Comparison:
   return dataclasses.replace(
     gather.Comparison(
-      delta=0.085, relative=0.226, p=0.0002, ci95=(0.06, 0.11), wins=120, losses=60, ties=217
+      delta=0.085, relative=0.226, effect=0.31, p=0.0002, p_holm=0.0008, ci95=(0.06, 0.11),
+      wins=120, losses=60, ties=217,
     ),
     **changes,
   )
@@ -125,6 +127,8 @@ def evaluation(**tests: gather.Comparison) -> gather.Evaluation:
     systems={"initial": {"MRR@10": 0.376, "hit@1": 0.25}, "distilled": {"MRR@10": 0.461, "hit@1": 0.33}},
     tests={"distilled vs initial": found},
     ann={},
+    leakage={},
+    relevant_from=1,
   )
 
 
@@ -218,7 +222,7 @@ def test_page_holds_what_it_promises(text):
     "ranker.loss: &#34;listmle&#34;",
   ):
     assert said in text
-  assert text.count("<svg") == 6 + 2 + 6
+  assert text.count("<svg") == 6 + 2 + 6 + 1
   data = json.loads(Elements(text).scripts[0])
   assert [query["id"] for query in data["queries"]] == [query.id for query in QUERIES]
   assert all(found in data["passages"] for query in data["queries"] for found in query["results"]["ranker"])
@@ -411,7 +415,7 @@ def test_browser_filters_and_opens_queries(text, tmp_path):
     list.querySelector("details:not([hidden])").open = true;
   </script></body>"""
   unlocked = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-  for number, (content, visible, items) in enumerate(((unlocked, 1, 15), (text, 20, 0))):
+  for number, (content, visible, items) in enumerate(((unlocked, 1, 25), (text, 20, 0))):
     path = tmp_path / f"{number}.html"
     path.write_text(content.replace("</body>", typing))
     dom = dom_of(path, tmp_path / f"profile{number}")
@@ -427,3 +431,44 @@ def test_browser_tells_of_a_broken_page(text, tmp_path):
   (tmp_path / "page.html").write_text(broken)
   attributes = root_attributes(dom_of(tmp_path / "page.html", tmp_path / "profile"))
   assert "data-ready" not in attributes and attributes["data-error"]
+
+
+def test_leakage_is_said_before_anything_else(report):
+  assert report.evaluation is not None and claims.leak(report.evaluation.leakage) is None
+  leaky = dataclasses.replace(
+    report.evaluation,
+    leakage={"near_duplicate_queries": 2, "test_queries": 60, "examples": [["q1", "<b>t1", 1.0], ["q2", "t2", 0.9]]},
+  )
+  text = page.render(dataclasses.replace(report, evaluation=leaky))
+  said = "Leakage: 2 of 60 test queries have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
+  assert said in text and text.index(said) < text.index("<h1>")
+  assert "Leakage" not in page.render(report)
+
+
+def test_index_reader_and_corrected_tests_are_shown(text):
+  assert "ScaNN: recall and speed" in text and "Smaller vectors" in text and "bytes a passage" in text
+  assert "Answers of a reader" in text and "p, corrected" in text and "effect size" in text
+  assert "read from distilled: thing 0" in text or '"said":{"initial":"nothing","distilled":"thing 0"}' in text
+
+
+def test_page_fits_screens_in_light_and_dark(text, tmp_path):
+  path = tmp_path / "page.html"
+  path.write_text(text)
+  with browser.page() as tab:
+    backgrounds = set()
+    for width, height, dark in ((1280, 900, False), (390, 844, False), (390, 844, True)):
+      tab.look(width=width, height=height, dark=dark)
+      tab.open(path.as_uri(), "document.documentElement?.dataset.ready === '60'")
+      # Nothing but tables scrolls sideways.
+      assert tab.run("document.documentElement.scrollWidth") <= width
+      backgrounds.add(tab.run("getComputedStyle(document.body).backgroundColor"))
+    assert len(backgrounds) == 2
+    tab.run("filter.value = 'q59'; filter.dispatchEvent(new Event('input'))")
+    assert tab.run("list.querySelectorAll('details:not([hidden])').length") == 1
+    tab.run("filter.value = ''; change.value = 'hurt'; change.dispatchEvent(new Event('change'))")
+    deltas = "Array.from(list.querySelectorAll('details:not([hidden]) .delta')).every(one => one.matches('.worse'))"
+    assert tab.run(deltas) and not tab.errors
+    # Control: an error of the page is noticed.
+    tab.run("setTimeout(() => nothing.here, 0)")
+    tab.wait("document.documentElement.dataset.error !== undefined")
+    assert tab.errors

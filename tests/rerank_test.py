@@ -42,3 +42,24 @@ def test_scores_that_rank_nothing(scores):
 def test_no_place_to_reorder():
   with pytest.raises(ValueError, match="at least one place"):
     rerank.rerank(lambda q, p, s: s, ["x", "y"], TEXTS, IDS, FOUND, 0, SIMILARITIES)
+
+
+def test_a_pair_is_scored_once():
+  asked = []
+
+  def score(queries, passages, similarities):
+    asked.extend(zip(queries, passages, strict=True))
+    return -similarities
+
+  remembering = rerank.once(score)
+  first = remembering(["x", "x"], ["A", "B"], np.array([1.0, 2.0]))
+  again = remembering(["x", "y", "x"], ["B", "B", "A"], np.array([2.0, 5.0, 1.0]))
+  assert first.tolist() == [-1, -2] and again.tolist() == [-2, -5, -1]
+  assert asked == [("x", "A"), ("x", "B"), ("y", "B")]
+
+
+def test_rankings_become_hits_with_the_initial_similarities():
+  found = rerank.as_hits([["c", "a", "b"], ["d", "c"]], IDS.index, lambda place, rows: 10 * place + rows)
+  assert found.rows.tolist() == [[2, 0], [3, 2]] and found.scores.tolist() == [[2, 0], [13, 12]]
+  orders = rerank.rerank(lambda q, p, s: -s, ["x", "y"], TEXTS, IDS, found, 2, found.scores)
+  assert orders == [["a", "c"], ["c", "d"]]

@@ -95,3 +95,11 @@ def test_from_order_keeps_the_order():
   assert runs.ranked(runs.from_order({"q": order})["q"]) == order
   with pytest.raises(runs.RunError, match="holds a passage twice"):
     runs.from_order({"q": ["a", "a"]})
+
+
+def test_fusion_is_the_sum_of_reciprocal_ranks():
+  one, other = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"c": 9.0, "a": 8.0}, "r": {"x": 1.0}}
+  fused = runs.fused([one, other], depth=2)
+  assert fused["q"] == {"a": pytest.approx(1 / 61 + 1 / 62), "c": pytest.approx(1 / 63 + 1 / 61)}
+  assert fused["r"] == {"x": pytest.approx(1 / 61)}
+  assert runs.ranked(runs.fused([one], depth=3)["q"]) == ["a", "b", "c"]

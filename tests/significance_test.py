@@ -96,7 +96,7 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say():
 def test_json():
   found = significance.compare(named([1, 0, 1]), named([0, 0, 1]), resamples=100)
   said = json.loads(json.dumps(found.as_json()))
-  assert set(said) == {"delta", "relative", "p", "ci95", "wins", "losses", "ties"}
+  assert set(said) == {"delta", "relative", "effect", "p", "ci95", "wins", "losses", "ties"}
   assert said["ci95"] == list(found.ci95)
 
 
@@ -111,3 +111,19 @@ def test_bad_input():
     significance.interval({})
   with pytest.raises(significance.PairingError, match="NaN"):
     significance.compare(named([1, np.nan]), named([1, 2]))
+
+
+def test_holm_by_hand():
+  # 4 x 0.01, 3 x 0.02, 2 x 0.03, 1 x 0.04 -> made monotone.
+  assert significance.holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+  assert significance.holm([0.9, 0.6]) == [1.0, 1.0] and significance.holm([]) == []
+  # Control: uncorrected, both would pass at 0.05.
+  assert max(significance.holm([0.03, 0.04])) > 0.05
+
+
+def test_effect_is_cohens_d_for_pairs():
+  a, b = named([1, 1, 0.5, 0, 0.25]), named([0.5, 1, 0.25, 0.5, 0])
+  difference = np.array([0.5, 0, 0.25, -0.5, 0.25])
+  found = significance.compare(a, b, resamples=100)
+  assert found.effect == pytest.approx(difference.mean() / difference.std(ddof=1))
+  assert significance.compare(b, b, resamples=100).effect is None

@@ -22,7 +22,7 @@ def test_summary_holds_means_intervals_and_tests():
     assert low <= measures.mean(values["MRR@10"]) <= high
   assert set(said["tests"]) == {"after vs before"}
   expected = significance.compare(MEASURED["after"]["hit@1"], MEASURED["before"]["hit@1"], resamples=200)
-  assert said["tests"]["after vs before"]["hit@1"] == expected.as_json()
+  assert said["tests"]["after vs before"]["hit@1"] == {**expected.as_json(), "p_holm": expected.p}
   assert said["tests"]["after vs before"]["MRR@10"]["delta"] == pytest.approx(0.25)
 
 
@@ -36,3 +36,19 @@ def test_per_query_has_a_line_for_each_query_and_system(tmp_path):
   assert {(row["query_id"], row["system"]): float(row["MRR@10"]) for row in rows} == {
     (query, system): value for system, values in MEASURED.items() for query, value in values["MRR@10"].items()
   }
+
+
+def test_each_measure_is_corrected_for_the_number_of_pairs():
+  measured = {**MEASURED, "other": MEASURED["before"]}
+  said = summary.summarise(measured, [("after", "before"), ("other", "before")], resamples=200)
+  alone, both = (
+    tests["after vs before"]["MRR@10"]
+    for tests in (summary.summarise(MEASURED, [("after", "before")], resamples=200)["tests"], said["tests"])
+  )
+  assert both["p"] == alone["p"] and both["p_holm"] == min(1.0, 2 * alone["p"])
+
+
+def test_parquet_holds_the_same(tmp_path):
+  parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `datasets` is not installed")
+  summary.write_parquet(tmp_path / "x.parquet", MEASURED)
+  assert parquet.read_table(tmp_path / "x.parquet").to_pylist() == list(summary.rows(MEASURED))

@@ -6,6 +6,7 @@ collection down so that what is kept still has all it needs.  Both name everythi
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
@@ -35,8 +36,9 @@ class Collection:
   """What a search engine is built from and measured on.
 
   title: what a report calls it.  qrels: split -> judgements of that split's queries.  lists: candidate lists
-  recorded elsewhere, in the order shown, without scores.  pairs: generated query-passage pairs, which are for
-  the contrastive baseline and nothing else.
+  recorded elsewhere, in the order shown, without scores.  rankings: LLM rankings made elsewhere.  pairs:
+  generated query-passage pairs, which are for the contrastive baseline and nothing else.  answers: query id ->
+  accepted answers.
   """
 
   title: str
@@ -44,7 +46,9 @@ class Collection:
   queries: tuple[records.Query, ...]
   qrels: Mapping[str, tables.Qrels]
   lists: tuple[records.CandidateList, ...] = ()
+  rankings: tuple[records.RankedList, ...] = ()
   pairs: tables.Qrels = dataclasses.field(default_factory=dict)
+  answers: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   drops: tuple[Drop, ...] = ()
 
 
@@ -64,6 +68,7 @@ def assemble(
   judgements: Mapping[str, tables.Qrels],
   lists: Iterable[records.CandidateList] = (),
   pairs: tables.Qrels | None = None,
+  answers: Mapping[str, tuple[str, ...]] | None = None,
   drops: Iterable[Drop] = (),
 ) -> Collection:
   """A collection in which every id that is named exists, and every judgement lies in its query's split.
@@ -92,6 +97,7 @@ def assemble(
     qrels=qrels,
     lists=tuple(lists),
     pairs=pairs or {},
+    answers=answers or {},
     drops=tuple(dropped),
   )
   return _not_empty(_restrict(whole, splits, known))
@@ -158,6 +164,41 @@ def _relevant(judged: Mapping[str, int]) -> list[str]:
   return [passage_id for passage_id, score in judged.items() if score > 0]
 
 
+def with_rankings(
+  whole: Collection, rankings: tuple[records.RankedList, ...], drops: Iterable[Drop]
+) -> Collection:
+  """The collection with LLM rankings beside it, without those that name what it lacks; all left out are named."""
+  richer = dataclasses.replace(whole, rankings=rankings, drops=whole.drops + tuple(drops))
+  return _restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages))
+
+
+def divide(whole: Collection, train_fraction: float) -> Collection:
+  """That share of the held-out queries, drawn by a hash of their ids, becomes the training split.
+
+  Their judgements are left out, so that nothing is measured on what was trained on.  Raises CollectionError where
+  the collection has training queries of its own, and for a share outside (0, 1).
+  """
+  if not 0 < train_fraction < 1:
+    raise CollectionError(f"collection.train_fraction must lie between 0 and 1, found {train_fraction}")
+  if any(query.split == "train" for query in whole.queries):
+    raise CollectionError(f"{whole.title} has training queries: unset collection.train_fraction")
+
+  def drawn(query: records.Query) -> bool:
+    return int(hashlib.sha256(query.id.encode()).hexdigest()[:8], 16) < train_fraction * 16**8
+
+  moved = {query.id for query in whole.queries if drawn(query)}
+  return dataclasses.replace(
+    whole,
+    queries=tuple(
+      dataclasses.replace(query, split="train") if query.id in moved else query for query in whole.queries
+    ),
+    qrels={
+      split: {query_id: judged for query_id, judged in qrels.items() if query_id not in moved}
+      for split, qrels in whole.qrels.items()
+    },
+  )
+
+
 def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split: int | None) -> Collection:
   """The first queries of each split, their relevant passages, their lists, then passages in corpus order.
 
@@ -192,6 +233,10 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
       drops.append(Drop("recorded list whose passages exceed collection.max_passages", shown.query_id))
     else:
       lists.append(shown)
+  for ranking in whole.rankings:
+    # One that does not fit is named when passages are known.
+    if ranking.query_id in queries:
+      fits(ranking.passage_ids)
   for passage in whole.passages:
     if not fits((passage.id,)):
       drops.append(Drop("passage beyond collection.max_passages", passage.id))
@@ -213,13 +258,13 @@ def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable
   queries, passages = set(query_ids), set(passage_ids)
   drops = list(whole.drops)
 
-  def keep_list(shown: records.CandidateList) -> bool:
+  def keep_list(shown: records.CandidateList | records.RankedList, kind: str = "recorded list") -> bool:
     if shown.query_id not in queries:
-      drops.append(Drop("recorded list of a query left out", shown.query_id))
+      drops.append(Drop(f"{kind} of a query left out", shown.query_id))
       return False
     lacking = [item for item in shown.passage_ids if item not in passages]
     if lacking:
-      drops.append(Drop("recorded list naming a passage left out", f"{shown.query_id}: {' '.join(lacking)}"))
+      drops.append(Drop(f"{kind} naming a passage left out", f"{shown.query_id}: {' '.join(lacking)}"))
     return not lacking
 
   def keep_judged(qrels: tables.Qrels, reason: str) -> tables.Qrels:
@@ -241,6 +286,8 @@ def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable
       for split, qrels in sorted(whole.qrels.items())
     },
     lists=tuple(shown for shown in whole.lists if keep_list(shown)),
+    rankings=tuple(one for one in whole.rankings if keep_list(one, "LLM ranking")),
     pairs=keep_judged(whole.pairs, "generated pair naming a passage or query left out"),
+    answers={query_id: found for query_id, found in whole.answers.items() if query_id in queries},
     drops=tuple(drops),
   )

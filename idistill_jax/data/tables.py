@@ -15,6 +15,8 @@ from idistill_jax.data import example, tfrecord
 PASSAGES = "passages"
 QUERIES = "queries"
 LISTS = "lists"
+ANSWERS = "answers"
+RANKINGS = "rankings"
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 # query id -> passage id -> grade
@@ -99,6 +101,20 @@ def load_lists(folder: str | os.PathLike[str]) -> tuple[records.CandidateList, .
   return tuple(example.read_records(folder, LISTS, records.CandidateList))
 
 
+def load_answers(folder: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+  """Query id -> accepted answers; empty where the collection brings none."""
+  if not tfrecord.exists(folder, ANSWERS):
+    return {}
+  return {one.query_id: one.answers for one in example.read_records(folder, ANSWERS, records.Answers)}
+
+
+def load_rankings(folder: str | os.PathLike[str]) -> tuple[records.RankedList, ...]:
+  """LLM rankings made elsewhere, one a query; empty where the collection brings none."""
+  if not tfrecord.exists(folder, RANKINGS):
+    return ()
+  return tuple(example.read_records(folder, RANKINGS, records.RankedList))
+
+
 def load_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
   """Judgements of one split of a collection folder.
 
@@ -138,6 +154,20 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
         raise ValueError(
           f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above"
         )
+  return found
+
+
+def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
+  """TREC judgements: `query iteration passage grade` a line.  Raises ValueError naming file and line."""
+  found: Qrels = {}
+  with open(path, encoding="utf-8") as file:
+    for number, line in enumerate(file, start=1):
+      fields = line.split()
+      if len(fields) != 4 or not _is_integer(fields[3]):
+        raise ValueError(f"{path}:{number}: expected `query 0 passage grade`, found {line!r}")
+      earlier = found.setdefault(fields[0], {}).setdefault(fields[2], int(fields[3]))
+      if earlier != int(fields[3]):
+        raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {fields[3]} here and {earlier} above")
   return found
 
 

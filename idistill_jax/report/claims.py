@@ -43,6 +43,18 @@ def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None
   return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
 
 
+def leak(found: Mapping[str, Any]) -> str | None:
+  """What must be said before anything else: training saw queries of the test.  None where it saw none."""
+  number = int(found.get("near_duplicate_queries") or 0)
+  if not number:
+    return None
+  examples = ", ".join(f"{test} ~ {train}" for test, train, _ in found.get("examples", ()))
+  return (
+    f"Leakage: {count(number)} of {count(int(found['test_queries']))} test queries have a near-duplicate among the "
+    f"training queries ({examples}). What is measured on them is no evidence."
+  )
+
+
 def verdict(test: gather.Comparison) -> str:
   """Which way a comparison points: "undecided" unless chance is an unlikely explanation."""
   if test.p >= SIGNIFICANT or test.delta == 0:

@@ -122,6 +122,49 @@ def training_curve(training: gather.Training, column: str, title: str) -> str:
   return _svg(draw, title=title, height=1.9)
 
 
+def recall_and_speed(ann: Mapping[str, Any]) -> str:
+  """ScaNN's operating points: recall of exact search over queries a second; exact search itself as a line."""
+  points = [(point["queries_per_second"], point["recall"]) for point in ann["curve"]]
+  exact = ann.get("exact_queries_per_second")
+  from matplotlib import ticker
+
+  def draw(axes: Any) -> None:
+    axes.plot([speed for speed, _ in points], [recall for _, recall in points], "o-", color=DISTILLED, markersize=4,
+              linewidth=1.4)
+    if exact:
+      axes.axvline(exact, color=SOFT, linewidth=0.9, linestyle="--")
+      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(4, 0), color=SOFT,
+                    textcoords="offset points", fontsize=8.5)  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(_short_number)
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axes.set_xlabel("queries a second")
+    axes.set_ylabel("recall of exact search")
+    _vertical(axes)
+
+  return _svg(draw, title="ScaNN: recall and speed", height=2.4, width=WIDE)
+
+
+def runs_compared(values: Mapping[str, tuple[float, tuple[float, float] | None]], title: str) -> str:
+  """One value with its interval for each run."""
+  names = list(values)
+
+  def draw(axes: Any) -> None:
+    for row, name in enumerate(names):
+      mean, interval = values[name]
+      if interval is not None:
+        axes.plot(interval, [row, row], color=DISTILLED, linewidth=2.4, alpha=0.45, solid_capstyle="round")
+      axes.plot([mean], [row], "o", color=DISTILLED, markersize=6.5)
+      axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+    axes.set_yticks(range(len(names)), [_plain(name, 22) for name in names])
+    axes.set_ylim(len(names) - 0.6, -0.8)
+    axes.margins(x=0.08)
+    _horizontal(axes)
+
+  return _svg(draw, title=title, height=0.75 + 0.4 * len(names), width=WIDE)
+
+
 def _plain(text: str, longest: int) -> str:
   """A name cut to what has room, without characters that XML cannot hold."""
   shown = text if len(text) <= longest else text[: longest - 1] + "…"
@@ -216,7 +259,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 def all_of(report: gather.Report) -> Mapping[str, list[str]]:
   """Section of the page -> its drawings."""
-  drawn: dict[str, list[str]] = {"means": [], "wins": [], "training": []}
+  drawn: dict[str, list[str]] = {"means": [], "wins": [], "training": [], "index": []}
   evaluation = report.evaluation
   if evaluation is not None:
     drawn["means"] = [means(evaluation, measure) for measure in evaluation.measures]
@@ -225,6 +268,8 @@ def all_of(report: gather.Report) -> Mapping[str, list[str]]:
       if deltas:
         title = f"{system} against {gather.BEFORE}, query by query"
         drawn["wins"].append(wins_and_losses(deltas, evaluation.main_measure, title))
+    if evaluation.ann.get("curve"):
+      drawn["index"] = [recall_and_speed(evaluation.ann)]
   for training in report.trainings:
     name = training.name.removeprefix("train_").capitalize()
     for column, label in (

@@ -26,10 +26,12 @@ STAGES = (
   "train_retriever",
   "index",
   "evaluate",
+  "answer",
   "export",
 )
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")
-MAIN_MEASURE = "MRR@10"
+# The first of these that was measured is what is talked about.
+MAIN_MEASURES = ("MRR@10", "answer@20", "F1")
 BEFORE, AFTER = "initial", "distilled"
 
 
@@ -43,7 +45,9 @@ class Comparison:
 
   delta: float
   relative: float | None
+  effect: float | None
   p: float
+  p_holm: float
   ci95: tuple[float, float]
   wins: int
   losses: int
@@ -56,6 +60,7 @@ class Evaluation:
 
   systems: system -> measure -> mean.  intervals: the same -> 95 % interval.  tests: "a vs b" -> measure ->
   comparison.  per_query: system -> query id -> value of `main_measure`.  ann: the index against exact search.
+  leakage: what training saw of the test.  relevant_from: the lowest grade that counts as relevant.
   """
 
   split: str
@@ -68,6 +73,8 @@ class Evaluation:
   tests: Mapping[str, Mapping[str, Comparison]]
   per_query: Mapping[str, Mapping[str, float]]
   ann: Mapping[str, Any]
+  leakage: Mapping[str, Any]
+  relevant_from: int
 
   def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
     return self.tests.get(f"{system} vs {against}", {})
@@ -106,6 +113,7 @@ class Report:
   stages: tuple[StageRun, ...]
   versions: Mapping[str, str]
   evaluation: Evaluation | None
+  reader: Evaluation | None
   trainings: tuple[Training, ...]
   labels: Mapping[str, Any] | None
   shown: queries.Shown
@@ -120,7 +128,7 @@ def gather(workdir: artifacts.Workdir) -> Report:
   metrics = evaluation(workdir)
   shown = queries.NOTHING
   if metrics is not None:
-    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER))
+    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER), metrics.relevant_from)
   config = _config(workdir)
   return Report(
     name=str(config.get("name", workdir.root.name)),
@@ -128,24 +136,25 @@ def gather(workdir: artifacts.Workdir) -> Report:
     stages=stage_runs(workdir),
     versions=_versions(workdir),
     evaluation=metrics,
+    reader=evaluation(workdir, "answer"),
     trainings=tuple(filter(None, (_training(workdir, name) for name in TRAININGS))),
     labels=labels(workdir),
     shown=shown,
   )
 
 
-def evaluation(workdir: artifacts.Workdir) -> Evaluation | None:
-  """What the evaluate stage measured, or None where it has not run."""
-  path = workdir.folder("evaluate") / "metrics.json"
+def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluation | None:
+  """What the evaluate stage measured, or the answer stage; None where it has not run or had nothing to measure."""
+  path = workdir.folder(stage) / "metrics.json"
   found = _read_json(path)
   if found is None:
     return None
   try:
     measures = tuple(str(name) for name in found["measures"])
-    main = MAIN_MEASURE if MAIN_MEASURE in measures else measures[0]
+    main = next((name for name in MAIN_MEASURES if name in measures), measures[0])
     return Evaluation(
-      split=str(found["split"]),
-      queries=int(found["queries"]),
+      split=str(found.get("split", "")),
+      queries=int(found["queries" if "queries" in found else "questions"]),
       dropped_queries=int(found.get("dropped_queries", 0)),
       measures=measures,
       main_measure=main,
@@ -162,10 +171,12 @@ def evaluation(workdir: artifacts.Workdir) -> Evaluation | None:
       },
       per_query=_per_query(path.with_name("per_query.csv"), main),
       ann=found.get("ann") or {},
+      leakage=found.get("leakage") or {},
+      relevant_from=int(found.get("relevant_from", 1)),
     )
   except (KeyError, TypeError, IndexError, AttributeError) as e:
     raise ReportError(
-      f"{path}: not what the evaluate stage writes ({type(e).__name__}: {e}); run evaluate again"
+      f"{path}: not what the {stage} stage writes ({type(e).__name__}: {e}); run {stage} again"
     ) from e
 
 
@@ -180,7 +191,9 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
   return Comparison(
     delta=float(found["delta"]),
     relative=None if relative is None else float(relative),
+    effect=None if found.get("effect") is None else float(found["effect"]),
     p=float(found["p"]),
+    p_holm=float(found["p_holm"]),
     ci95=(float(low), float(high)),
     wins=int(found["wins"]),
     losses=int(found["losses"]),
@@ -243,6 +256,11 @@ def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
   for name in STAGES:
     sections.update((workdir.manifest(name) or {}).get("config") or {})
   return sections
+
+
+def settings(workdir: artifacts.Workdir) -> dict[str, str]:
+  """Path -> value of every field of the run's config."""
+  return _flat(_config(workdir))
 
 
 def _flat(found: Any, prefix: str = "") -> dict[str, str]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from idistill_jax.report import claims, figures, gather, queries
+from idistill_jax.report import claims, compare, figures, gather, queries
 
 CHANGED_QUERIES = 5
 # Beside the main measure, what a reader knows without explanation.
@@ -35,14 +35,7 @@ class ReportUnavailableError(ImportError):
 
 def render(report: gather.Report) -> str:
   """The page.  Raises ReportUnavailableError naming the extra to install."""
-  jinja2 = _jinja2()
-  environment = jinja2.Environment(
-    loader=jinja2.PackageLoader("idistill_jax.report"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=False,
-    keep_trailing_newline=True,
-  )
+  environment = _environment()
   script, style = (
     environment.loader.get_source(environment, name)[0] for name in ("report.js", "report.css")
   )
@@ -53,6 +46,32 @@ def render(report: gather.Report) -> str:
     style=_safe(style),
     data=_safe(embedded_json(_browser_data(report))),
     script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+  )
+
+
+def render_comparison(compared: compare.Comparison) -> str:
+  """The page that shows several runs.  Raises as `render` does."""
+  environment = _environment()
+  main = compared.main
+  return environment.get_template("comparison.html.j2").render(
+    names=[run.name for run in compared.runs],
+    rows=compare.rows(compared),
+    main=main,
+    after=gather.AFTER,
+    best=max(compared.runs, key=lambda run: run.evaluation.systems[gather.AFTER][main]),
+    figure=_safe(compare.figure(compared)),
+    style=_safe(environment.loader.get_source(environment, "report.css")[0]),
+  )
+
+
+def _environment() -> Any:
+  jinja2 = _jinja2()
+  return jinja2.Environment(
+    loader=jinja2.PackageLoader("idistill_jax.report"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=False,
+    keep_trailing_newline=True,
   )
 
 
@@ -104,6 +123,9 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "labels": labels,
     "longest": max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
     "ann": _ann(evaluation.ann) if evaluation else {},
+    "options": list(evaluation.ann.get("options", ())) if evaluation else [],
+    "leak": claims.leak(evaluation.leakage) if evaluation else None,
+    "reader": report.reader,
     **{
       name: getattr(claims, name)
       for name in ("count", "duration", "p_number", "plain", "relative", "signed", "verdict")
@@ -175,7 +197,11 @@ def _spread(found: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _ann(found: Mapping[str, Any]) -> dict[str, str]:
-  return {_ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one) for name, one in found.items()}
+  return {
+    _ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one)
+    for name, one in found.items()
+    if name not in ("curve", "options")
+  }
 
 
 def _browser_data(report: gather.Report) -> dict[str, Any]:
@@ -189,6 +215,8 @@ def _browser_data(report: gather.Report) -> dict[str, Any]:
         "delta": query.delta,
         "relevant": query.relevant,
         "ranks": query.relevant_ranks,
+        "answers": query.answers,
+        "said": query.said,
         "results": {system: [one.passage_id for one in found] for system, found in query.results.items()},
       }
       for query in report.shown.queries

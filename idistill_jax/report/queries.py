@@ -1,6 +1,7 @@
 """Runs, judgements and corpus -> each test query with what the systems found for it, side by side."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -9,7 +10,7 @@ from idistill_jax.data import example, tables
 from idistill_jax.retrieval import runs
 
 # Systems whose results are shown side by side.
-SIDE_BY_SIDE = ("initial", "distilled", "ranker")
+SIDE_BY_SIDE = ("initial", "distilled", "ranker", "bm25", "hybrid")
 SHOWN_RESULTS = 5
 SNIPPET_CHARACTERS = 320
 # More queries than this make the page too heavy for a phone: those that changed most are kept.
@@ -27,7 +28,8 @@ class Result:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class QueryResults:
   """One test query.  delta: distilled minus initial on the main measure.  results: system -> the first few.
-  relevant_ranks: system -> rank of the best judged passage, None where the run does not hold one."""
+  relevant_ranks: system -> rank of the best judged passage, None where the run does not hold one.  answers: the
+  accepted ones.  said: system -> what the reader answered from its passages."""
 
   id: str
   text: str
@@ -35,6 +37,8 @@ class QueryResults:
   relevant: tuple[str, ...]
   results: Mapping[str, tuple[Result, ...]]
   relevant_ranks: Mapping[str, int | None]
+  answers: tuple[str, ...] = ()
+  said: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,18 +61,40 @@ class Shown:
 NOTHING = Shown(queries=(), left_out=0, passages={})
 
 
-def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float]) -> Shown:
+def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], relevant_from: int) -> Shown:
   """Judged queries of the split with what each system found; deltas: query id -> distilled minus initial."""
   collection = workdir.folder("collection")
   if workdir.manifest("collection") is None:
     return NOTHING
-  judged = tables.load_qrels(collection, split)
+  accepted = tables.load_answers(collection)
+  judged = _judged(collection, split, accepted)
   paths = {system: workdir.folder("evaluate") / "runs" / f"{system}.trec" for system in SIDE_BY_SIDE}
   orders = {system: _orders(path) for system, path in paths.items() if path.exists()}
-  every = list(_results(tables.load_queries(collection).of_split(split), judged, orders, deltas))
+  said = _said(workdir.folder("answer") / "answers.jsonl")
+  every = [
+    dataclasses.replace(one, answers=accepted.get(one.id, ()), said=said.get(one.id, {}))
+    for one in _results(tables.load_queries(collection).of_split(split), judged, orders, deltas, relevant_from)
+  ]
   shown = _most_changed(every)
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
   return Shown(queries=tuple(shown), left_out=len(every) - len(shown), passages=_snippets(collection, wanted))
+
+
+def _judged(collection: pathlib.Path, split: str, accepted: Mapping[str, object]) -> tables.Qrels:
+  """Judgements of the split; where answers stand in for them, the questions with none."""
+  if (collection / "qrels" / f"{split}.tsv").exists() or not accepted:
+    return tables.load_qrels(collection, split)
+  return {query_id: {} for query_id in accepted}
+
+
+def _said(path: pathlib.Path) -> dict[str, dict[str, str]]:
+  """query id -> system -> the reader's answer; empty where the answer stage asked nobody."""
+  found: dict[str, dict[str, str]] = {}
+  if path.exists():
+    for line in path.read_text(encoding="utf-8").splitlines():
+      one = json.loads(line)
+      found.setdefault(one["query_id"], {})[one["system"]] = one["said"]
+  return found
 
 
 def _results(
@@ -76,12 +102,13 @@ def _results(
   qrels: tables.Qrels,
   orders: Mapping[str, Mapping[str, list[str]]],
   deltas: Mapping[str, float],
+  relevant_from: int,
 ) -> Iterator[QueryResults]:
   for query in queries:
     # The evaluation has dropped and counted those without judgements.
     if query.id not in qrels:
       continue
-    relevant = tuple(passage_id for passage_id, grade in qrels[query.id].items() if grade > 0)
+    relevant = tuple(passage_id for passage_id, grade in qrels[query.id].items() if grade >= relevant_from)
     lists = {system: order.get(query.id, []) for system, order in orders.items()}
     yield QueryResults(
       id=query.id,

@@ -28,6 +28,8 @@ def print_summary(
     console.print(Text("Nothing has been measured yet: the evaluate stage has not run.", style="yellow"))
     return
   console.print(summary_table(evaluation))
+  if (leak := claims.leak(evaluation.leakage)) is not None:
+    console.print(Text(leak, style="bold white on red"))
   claim = claims.claim(evaluation, gather.labels(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))

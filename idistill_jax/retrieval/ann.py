@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from idistill_jax import config as config_lib
 from idistill_jax.retrieval import hits as hits_lib
 
 # ScaNN learns 16 centres for each pair of dimensions and refuses fewer points than centres.
 QUANTISE_FROM = 16
 TRAINING_SAMPLE = 250_000
+REORDER = 200
 SETTINGS = "index.json"
 
 
@@ -34,24 +34,24 @@ class ScannUnavailableError(ImportError):
 class Settings:
   """ScaNN's settings for a corpus.  leaves: partitions; leaves_to_search: those a query looks into; reorder:
   how many quantised finds are scored again exactly; training_sample: points that partitions are learnt
-  from."""
+  from; built: passages that were there when they were."""
 
   leaves: int
   leaves_to_search: int
   reorder: int
   training_sample: int
+  built: int
 
 
-def settings_for(passages: int, cfg_index: config_lib.Index) -> Settings:
-  """Leaves near the square root of the corpus, never more than passages; a share of them searched."""
+def settings_for(passages: int) -> Settings:
+  """Leaves near the square root of the corpus, a tenth of them searched: where `tuning.tune` starts from."""
   leaves = max(1, math.isqrt(passages))
-  if not 0 < cfg_index.leaves_fraction <= 1:
-    raise ValueError(f"index.leaves_fraction must lie in (0, 1], found {cfg_index.leaves_fraction}")
   return Settings(
     leaves=leaves,
-    leaves_to_search=max(1, math.ceil(cfg_index.leaves_fraction * leaves)),
-    reorder=min(passages, cfg_index.reorder),
+    leaves_to_search=max(1, math.ceil(leaves / 10)),
+    reorder=min(passages, REORDER),
     training_sample=min(passages, TRAINING_SAMPLE),
+    built=passages,
   )
 
 
@@ -61,9 +61,18 @@ class Scann:
   def __init__(self, searcher: Any, ids: Sequence[str], width: int, settings: Settings):
     self._searcher = searcher
     self._ids = list(ids)
-    self._order_P = hits_lib.tie_order(ids)
     self._width = width
     self.settings = settings
+    self._number()
+
+  def _number(self) -> None:
+    """ScaNN's places: passages of the build in the order of the tie rule, then those that came later."""
+    built = self.settings.built
+    later = np.arange(built, len(self._ids), dtype=np.int32)
+    self._row_of_place = np.concatenate([hits_lib.tie_order(self._ids[:built]), later])
+    tie_of_row = np.empty(len(self._ids), np.int32)
+    tie_of_row[hits_lib.tie_order(self._ids)] = np.arange(len(self._ids), dtype=np.int32)
+    self._tie_of_place = tie_of_row[self._row_of_place]
 
   def __len__(self) -> int:
     return len(self._ids)
@@ -72,6 +81,11 @@ class Scann:
   def ids(self) -> list[str]:
     """Passage ids in the order of the collection: what the rows of hits point at."""
     return self._ids
+
+  @property
+  def width(self) -> int:
+    """Dimensions of the vectors."""
+    return self._width
 
   def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:
     """As `exact.Exact.search`, every place filled.
@@ -87,10 +101,10 @@ class Scann:
       places[short], scores[short] = self._ask(queries_QxE[short], k, self.settings.leaves)
     if np.isnan(scores).any():
       raise RuntimeError(f"ScaNN found fewer than {k} of {len(self)} passages with all its leaves searched")
-    # Scores descending, then the tie rule, in which places are numbered.
-    order = np.lexsort((places, -scores), axis=1)
+    # Scores descending, then the tie rule.
+    order = np.lexsort((self._tie_of_place[places], -scores), axis=1)
     return hits_lib.Hits(
-      rows=self._order_P[np.take_along_axis(places, order, axis=1)],
+      rows=self._row_of_place[np.take_along_axis(places, order, axis=1)],
       scores=np.take_along_axis(scores, order, axis=1),
       found=np.full(len(queries_QxE), k, np.int32),
     )
@@ -111,6 +125,25 @@ class Scann:
     # Indices beside a NaN mean nothing and may point past the corpus.
     return np.where(np.isnan(scores), 0, places), scores
 
+  def searching(self, *, leaves: int, reorder: int) -> "Scann":
+    """The same index, looking into so many leaves and scoring so many finds again."""
+    settings = dataclasses.replace(self.settings, leaves_to_search=leaves, reorder=min(len(self), reorder))
+    return Scann(self._searcher, self._ids, self._width, settings)
+
+  def upsert(self, ids: Sequence[str], vectors_PxE: np.ndarray) -> None:
+    """Adds passages, and gives those that are there already new vectors; what was learnt for the build stays.
+
+    Raises hits.VectorError (not finite, wrong shape) and ValueError (repeated id); then nothing has changed.
+    """
+    vectors_PxE = hits_lib.check_queries(hits_lib.check_passages(vectors_PxE, ids), self._width)
+    hits_lib.tie_order(ids)  # raises where an id is repeated
+    row_of = {one: row for row, one in enumerate(self._ids)}
+    place_of_row = np.argsort(self._row_of_place)
+    places = [int(place_of_row[row_of[one]]) if one in row_of else None for one in ids]
+    self._searcher.searcher.upsert(places, vectors_PxE, len(ids))
+    self._ids += [one for one in ids if one not in row_of]
+    self._number()
+
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes the index; the folder may be moved afterwards."""
     folder = pathlib.Path(folder)
@@ -120,13 +153,13 @@ class Scann:
     (folder / SETTINGS).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
-def build(vectors_PxE: np.ndarray, ids: Sequence[str], cfg_index: config_lib.Index) -> Scann:
+def build(vectors_PxE: np.ndarray, ids: Sequence[str]) -> Scann:
   """Partitions, quantises and indexes the passages for inner products.
 
   Raises hits.VectorError (empty, not finite, wrong shape), ValueError (repeated id), ScannUnavailableError.
   """
   vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
-  settings = settings_for(len(ids), cfg_index)
+  settings = settings_for(len(ids))
   builder = _scann().scann_ops_pybind.builder(vectors_PxE[hits_lib.tie_order(ids)], 10, "dot_product")
   builder = builder.set_n_training_threads(os.cpu_count() or 1)
   if len(ids) < QUANTISE_FROM:

@@ -1,83 +1,106 @@
 """The index folder: which kind of search a corpus gets, written and opened again, and measured against exact
 search.
 
-A folder holds `passages.npy` (float32 [P, E], collection order) and, where ScaNN is used, `scann/`.
+A folder holds `passages.npy` ([P, E], collection order; float32, or int8 beside `scales.npy`) and, where ScaNN is
+used, `scann/`.
 """
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
 
 from idistill_jax import config as config_lib
-from idistill_jax.retrieval import ann, exact
+from idistill_jax.retrieval import ann, compact, exact, tuning
 from idistill_jax.retrieval import hits as hits_lib
 
 # Below this many passages exact search is fast enough that approximating buys nothing.
 EXACT_BELOW = 20_000
-VECTORS = "passages.npy"
 SCANN = "scann"
-# Timed searches, of which the fastest counts.
-REPEATS = 3
-
-Writer = Callable[[pathlib.Path, np.ndarray, Sequence[str], config_lib.Index], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Honesty:
-  """What approximation costs and buys.  recall: share of exact search's k best that the index finds."""
-
-  recall: float
-  exact_queries_per_second: float
-  index_queries_per_second: float
-
-
-def _write_exact(
-  folder: pathlib.Path, vectors_PxE: np.ndarray, ids: Sequence[str], cfg: config_lib.Index
-) -> None:
-  """Exact search needs the vectors alone, which every index folder holds."""
-
-
-def _write_scann(
-  folder: pathlib.Path, vectors_PxE: np.ndarray, ids: Sequence[str], cfg: config_lib.Index
-) -> None:
-  ann.build(vectors_PxE, ids, cfg).save(folder / SCANN)
-
-
-WRITERS: dict[str, Writer] = {"exact": _write_exact, "scann": _write_scann}
+KINDS = ("exact", "scann")
 
 
 def choose(kind: str, passages: int) -> str:
   """The kind of index, "exact" or "scann", that a config's `index.kind` means for a corpus of that size."""
   if kind == "auto":
     return "exact" if passages < EXACT_BELOW else "scann"
-  if kind not in WRITERS:
-    raise ValueError(f"index.kind is {kind!r}; known are auto, {', '.join(WRITERS)}")
+  if kind not in KINDS:
+    raise ValueError(f"index.kind is {kind!r}; known are auto, {', '.join(KINDS)}")
   return kind
 
 
 def write(
-  folder: pathlib.Path, vectors_PxE: np.ndarray, ids: Sequence[str], cfg_index: config_lib.Index
-) -> str:
-  """Writes the index folder and returns the kind chosen; raises as `ann.build` does."""
-  vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
+  folder: pathlib.Path,
+  vectors_PxE: np.ndarray,
+  ids: Sequence[str],
+  cfg_index: config_lib.Index,
+  queries_QxE: np.ndarray,
+) -> dict[str, float | int | str]:
+  """Writes the index folder; returns its kind, and for ScaNN its settings and their recall on the queries.
+
+  Raises as `ann.build` does.
+  """
+  vectors_PxE = compact.truncated(hits_lib.check_passages(vectors_PxE, ids), cfg_index.dimensions)
   kind = choose(cfg_index.kind, len(ids))
-  np.save(folder / VECTORS, vectors_PxE)
-  WRITERS[kind](folder, vectors_PxE, ids, cfg_index)
-  return kind
+  compact.write(folder, vectors_PxE, cfg_index.precision)
+  if kind == "exact":
+    return {"index": kind}
+  built = ann.build(compact.read(folder), ids)
+  if not len(queries_QxE):
+    logging.warning("ScaNN is not tuned: there are no training queries to tune it on")
+    built.save(folder / SCANN)
+    return {"index": kind, **_said(built)}
+  queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
+  truth = open_exact(folder, ids).search(queries_QxE, cfg_index.tuned_depth)
+  tuned, recall = tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)
+  if recall < cfg_index.recall_target:
+    logging.warning("ScaNN finds %.3f of exact search at most, less than index.recall_target", recall)
+  tuned.save(folder / SCANN)
+  return {"index": kind, **_said(tuned), f"tuned recall@{cfg_index.tuned_depth}": round(recall, 4)}
 
 
-def open_exact(folder: pathlib.Path, ids: Sequence[str]) -> exact.Exact:
+def _said(index: ann.Scann) -> dict[str, int]:
+  return {name: getattr(index.settings, name) for name in ("leaves", "leaves_to_search", "reorder")}
+
+
+def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vectors_PxE: np.ndarray) -> list[str]:
+  """Adds passages to an index folder, or replaces vectors of those it holds; returns all ids in the new order.
+
+  ids: what the folder holds.  Raises as `Scann.upsert` does, and ValueError for a folder of 8-bit integers, whose
+  scales were learnt from the corpus.
+  """
+  if (folder / compact.SCALES).exists():
+    raise ValueError(f"{folder} holds 8-bit integers, which take no new passages; run the index stage again")
+  vectors_PxE = hits_lib.check_passages(vectors_PxE, new_ids)
+  hits_lib.tie_order(new_ids)
+  scann = open_scann(folder, ids)
+  old = compact.read(folder)
+  vectors_PxE = compact.truncated(vectors_PxE, old.shape[1])
+  row_of = {one: row for row, one in enumerate(ids)}
+  added = [place for place, one in enumerate(new_ids) if one not in row_of]
+  vectors = np.concatenate([old, vectors_PxE[added]])
+  for place, one in enumerate(new_ids):
+    if one in row_of:
+      vectors[row_of[one]] = vectors_PxE[place]
+  if scann is not None:
+    scann.upsert(new_ids, vectors_PxE)
+    scann.save(folder / SCANN)
+  np.save(folder / compact.VECTORS, vectors)
+  return [*ids, *(new_ids[place] for place in added)]
+
+
+def open_exact(folder: pathlib.Path, ids: Sequence[str]) -> hits_lib.Searcher:
   """Exact search over the vectors of an index folder."""
-  return exact.Exact(np.load(folder / VECTORS), ids)
+  vectors_PxE = compact.read(folder)
+  return compact.Truncating(exact.Exact(vectors_PxE, ids), vectors_PxE.shape[1])
 
 
 def open_default(folder: pathlib.Path, ids: Sequence[str]) -> hits_lib.Searcher:
   """The search that the folder was written for."""
-  return open_scann(folder, ids) or open_exact(folder, ids)
+  scann = open_scann(folder, ids)
+  return open_exact(folder, ids) if scann is None else compact.Truncating(scann, scann.width)
 
 
 def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann.Scann | None:
@@ -96,62 +119,52 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann.Scann | None:
   return found
 
 
-def compare_with_exact(
-  exact_index: hits_lib.Searcher,
-  index: hits_lib.Searcher,
-  queries_QxE: np.ndarray,
-  k: int,
-  repeats: int = REPEATS,
-) -> Honesty:
-  """Recall of exact search's k best, and both speeds, all queries in one call.
-
-  Raises ValueError without queries.
-  """
-  if not len(queries_QxE):
-    raise ValueError("there are no queries to compare the searches on")
-  truth, exact_speed = _timed(exact_index, queries_QxE, k, repeats)
-  found, index_speed = _timed(index, queries_QxE, k, repeats)
-  pairs = zip(truth.rows.tolist(), found.rows.tolist(), strict=True)
-  recalls = [len(set(one) & set(other)) / len(one) for one, other in pairs]
-  return Honesty(
-    recall=float(np.mean(recalls)), exact_queries_per_second=exact_speed, index_queries_per_second=index_speed
-  )
-
-
 def honesty(
   folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, cfg_index: config_lib.Index
-) -> dict[str, float | str | None]:
+) -> dict[str, object]:
   """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
 
-  Where it was written for exact search, a ScaNN index is built to compare; should ScaNN not run on this
-  machine, its numbers are None and the log says why.
+  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep.  Where the folder was
+  written for exact search, a ScaNN index is built and tuned on half of the queries, to be measured on the others;
+  should ScaNN not run on this machine, its numbers are None and the log says why.
   """
-  exact_index = open_exact(folder, ids)
-  written = open_scann(folder, ids)
+  exact_index, written = open_exact(folder, ids), open_scann(folder, ids)
+  vectors_PxE = compact.read(folder)
+  queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
+  half = len(queries_QxE) // 2
   try:
-    scann_index = written or ann.build(np.load(folder / VECTORS), ids, cfg_index)
+    scann = written or _tuned(vectors_PxE, ids, exact_index, queries_QxE[:half], k, cfg_index)
   except ann.ScannUnavailableError as e:
     logging.warning("ScaNN is not compared with exact search: %s", e)
-    found = compare_with_exact(exact_index, exact_index, queries_QxE, k)
-    recall, speed = None, None
-  else:
-    found = compare_with_exact(exact_index, scann_index, queries_QxE, k)
-    recall, speed = found.recall, found.index_queries_per_second
+    _, speed = tuning.timed(exact_index, queries_QxE, k)
+    return {
+      f"recall@{k} of exact": None, "exact_queries_per_second": speed, "scann_queries_per_second": None,
+      "index": "exact", "options": compact.options(vectors_PxE, ids, queries_QxE, k),
+    }  # fmt: skip
+  measured_QxE = queries_QxE if written else queries_QxE[half:]
+  truth, speed = tuning.timed(exact_index, measured_QxE, k)
+  found, scann_speed = tuning.timed(scann, measured_QxE, k)
   return {
-    f"recall@{k} of exact": recall,
-    "exact_queries_per_second": found.exact_queries_per_second,
-    "scann_queries_per_second": speed,
+    f"recall@{k} of exact": tuning.recall(truth, found),
+    "exact_queries_per_second": speed,
+    "scann_queries_per_second": scann_speed,
     "index": "scann" if written else "exact",
+    **_said(scann),
+    "curve": [dataclasses.asdict(point) for point in tuning.curve(scann, truth, measured_QxE)],
+    "options": compact.options(vectors_PxE, ids, queries_QxE, k),
   }
 
 
-def _timed(
-  index: hits_lib.Searcher, queries_QxE: np.ndarray, k: int, repeats: int
-) -> tuple[hits_lib.Hits, float]:
-  found = index.search(queries_QxE, k)  # compiles, fills caches
-  seconds = []
-  for _ in range(repeats):
-    started = time.perf_counter()
-    found = index.search(queries_QxE, k)
-    seconds.append(time.perf_counter() - started)
-  return found, len(queries_QxE) / min(seconds)
+def _tuned(
+  vectors_PxE: np.ndarray,
+  ids: Sequence[str],
+  exact_index: hits_lib.Searcher,
+  queries_QxE: np.ndarray,
+  k: int,
+  cfg_index: config_lib.Index,
+) -> ann.Scann:
+  built = ann.build(vectors_PxE, ids)
+  if not len(queries_QxE):
+    return built
+  truth = exact_index.search(queries_QxE, k)
+  return tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)[0]

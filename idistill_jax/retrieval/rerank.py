@@ -11,6 +11,35 @@ from idistill_jax.retrieval import runs
 Score = Callable[[Sequence[str], Sequence[str], np.ndarray], np.ndarray]
 
 
+def once(score: Score) -> Score:
+  """A ranker that scores each pair of texts one time, however many systems found it."""
+  known: dict[tuple[str, str], float] = {}
+
+  def remembering(queries: Sequence[str], passages: Sequence[str], similarities: np.ndarray) -> np.ndarray:
+    pairs = list(zip(queries, passages, strict=True))
+    new = {pair: place for place, pair in enumerate(pairs) if pair not in known}
+    if new:
+      scores = score([q for q, _ in new], [p for _, p in new], similarities[list(new.values())])
+      known.update(zip(new, map(float, scores), strict=True))
+    return np.array([known[pair] for pair in pairs])
+
+  return remembering
+
+
+def as_hits(
+  orders: Sequence[Sequence[str]], row: Callable[[str], int], similarity: Callable[[int, np.ndarray], np.ndarray]
+) -> hits_lib.Hits:
+  """Rankings of any system as hits, with the similarities that a ranker adds its score to.
+
+  orders: passage ids of each query, cut to the shortest ranking.  similarity: (place of the query, passage rows) ->
+  float [K].
+  """
+  width = min(map(len, orders))
+  rows_QxK = np.array([[row(one) for one in order[:width]] for order in orders], np.int32)
+  scores_QxK = np.array([similarity(place, rows) for place, rows in enumerate(rows_QxK)], np.float32)
+  return hits_lib.Hits(rows=rows_QxK, scores=scores_QxK, found=np.full(len(orders), width, np.int32))
+
+
 def rerank(
   score: Score,
   query_texts: Sequence[str],

@@ -6,7 +6,7 @@ query's difference would have either sign with equal chance.  Intervals: percent
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -27,11 +27,13 @@ class Comparison:
   """System a against system b on one measure.
 
   delta: mean of a minus mean of b; relative: delta over the mean of b, None where that is 0.
+  effect: delta over the standard deviation of the differences (Cohen's d for pairs), None where they do not differ.
   p: two-sided; ci95: interval of delta; wins, losses, ties: queries on which a is better, worse, equal.
   """
 
   delta: float
   relative: float | None
+  effect: float | None
   p: float
   ci95: tuple[float, float]
   wins: int
@@ -72,16 +74,27 @@ def compare(
     rng=np.random.default_rng(seed),
   )
   base = measures.mean(per_query_b)
-  delta = float(difference_Q.mean())
+  delta, spread = float(difference_Q.mean()), float(difference_Q.std(ddof=1))
   return Comparison(
     delta=delta,
     relative=delta / base if base else None,
+    effect=delta / spread if spread else None,
     p=float(tested.pvalue),
     ci95=_bootstrap(difference_Q, resamples, seed),
     wins=int((difference_Q > 0).sum()),
     losses=int((difference_Q < 0).sum()),
     ties=int((difference_Q == 0).sum()),
   )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """P values corrected for their number: how sure all claims together are (Holm, 1979), in the given order."""
+  order = sorted(range(len(p_values)), key=p_values.__getitem__)
+  corrected, largest = [0.0] * len(p_values), 0.0
+  for place, index in enumerate(order):
+    largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+    corrected[index] = largest
+  return corrected
 
 
 def interval(

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from idistill_jax.retrieval import measures, significance
@@ -12,7 +12,10 @@ Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def summarise(measured: Measured, tests: Sequence[tuple[str, str]], resamples: int) -> dict[str, Any]:
-  """Means, 95 % intervals, and each pair of `tests` (first against second) on every measure."""
+  """Means, 95 % intervals, and each pair of `tests` (first against second) on every measure.
+
+  `p_holm` corrects each measure's p values for the number of pairs.
+  """
   names = list(next(iter(measured.values())))
   return {
     "measures": names,
@@ -23,22 +26,45 @@ def summarise(measured: Measured, tests: Sequence[tuple[str, str]], resamples: i
       system: {name: list(significance.interval(values[name], resamples=resamples)) for name in names}
       for system, values in measured.items()
     },
-    "tests": {
-      f"{one} vs {other}": {
-        name: significance.compare(measured[one][name], measured[other][name], resamples=resamples).as_json()
-        for name in names
-      }
-      for one, other in tests
-    },
+    "tests": _tests(measured, tests, names, resamples),
   }
+
+
+def _tests(
+  measured: Measured, tests: Sequence[tuple[str, str]], names: Sequence[str], resamples: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+  found: dict[str, dict[str, dict[str, Any]]] = {f"{one} vs {other}": {} for one, other in tests}
+  for name in names:
+    compared = [
+      significance.compare(measured[one][name], measured[other][name], resamples=resamples) for one, other in tests
+    ]
+    corrected = significance.holm([one.p for one in compared])
+    for pair, one, p_holm in zip(found, compared, corrected, strict=True):
+      found[pair][name] = {**one.as_json(), "p_holm": p_holm}
+  return found
+
+
+def rows(measured: Measured) -> Iterator[dict[str, str | float | None]]:
+  """One a query and system: query_id, system, then each measure; None where a measure says nothing of a query."""
+  first = next(iter(measured.values()))
+  for query_id in dict.fromkeys(query_id for values in first.values() for query_id in values):
+    for system, values in measured.items():
+      yield {"query_id": query_id, "system": system, **{name: of.get(query_id) for name, of in values.items()}}
 
 
 def write_per_query(path: str | os.PathLike[str], measured: Measured) -> None:
   """CSV: query_id, system, then one column a measure."""
   with open(path, "w", encoding="utf-8", newline="") as file:
-    out = csv.writer(file, lineterminator="\n")
-    names = list(next(iter(measured.values())))
-    out.writerow(["query_id", "system", *names])
-    for query_id in next(iter(measured.values()))[names[0]]:
-      for system, values in measured.items():
-        out.writerow([query_id, system, *(values[name][query_id] for name in names)])
+    out = csv.DictWriter(file, ["query_id", "system", *next(iter(measured.values()))], lineterminator="\n")
+    out.writeheader()
+    out.writerows(rows(measured))
+
+
+def write_parquet(path: str | os.PathLike[str], measured: Measured) -> None:
+  """The same table as Parquet.  Raises ModuleNotFoundError naming the extra."""
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(f"Parquet needs {e.name}: pip install 'idistill-jax[datasets]'", name=e.name) from e
+  parquet.write_table(pyarrow.Table.from_pylist(list(rows(measured))), path)

@@ -1,14 +1,15 @@
-"""The initial retriever's top passages for each query.
+"""The initial retriever's top passages for each query, or those of another system's run.
 
     python -m idistill_jax.stages.candidates --config=configs/quickstart.py --workdir=runs/quickstart
 
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import artifacts, cli, records
+from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import weights
-from idistill_jax.retrieval import exact
+from idistill_jax.retrieval import exact, runs
 from idistill_jax.train import inference
 
 
@@ -22,19 +23,42 @@ def run(job: artifacts.Job) -> None:
   similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE))
 
   train = queries.of_split("train")
-  rows = [queries.row(query.id) for query in train]
-  hits = exact.Exact(passages_PxE, passages.ids).search(queries_QxE[rows], job.cfg.candidates.depth)
-  example.write_records(job.out, artifacts.CANDIDATES, (
-    records.CandidateList(query_id=query.id, passage_ids=tuple(passages.ids[row] for row in hit_rows),
-                          scores=tuple(float(score) for score in scores))
-    for query, hit_rows, scores in zip(train, hits.rows, hits.scores, strict=True)
-  ))
-  job.count(passages=len(passages), queries=len(queries), lists=len(train), depth=hits.rows.shape[1])
+  if job.cfg.candidates.run is None:
+    rows = [queries.row(query.id) for query in train]
+    hits = exact.Exact(passages_PxE, passages.ids).search(queries_QxE[rows], job.cfg.candidates.depth)
+    found = runs.from_hits([query.id for query in train], passages.ids, hits)
+  else:
+    found = from_run(job, runs.read_trec(job.cfg.candidates.run), passages)
+  lists = [
+    records.CandidateList(query_id=query.id, passage_ids=tuple(order),
+                          scores=tuple(found[query.id][one] for one in order))
+    for query in train if (order := runs.ranked(found.get(query.id, {}))[:job.cfg.candidates.depth])
+  ]  # fmt: skip
+  if train and not lists:
+    raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
+  example.write_records(job.out, artifacts.CANDIDATES, lists)
+  job.count(passages=len(passages), queries=len(queries), lists=len(lists), depth=job.cfg.candidates.depth)
+
+
+def from_run(job: artifacts.Job, found: runs.Run, passages: tables.Passages) -> runs.Run:
+  """Another system's run without passages that the collection lacks, which are dropped by name."""
+  kept: runs.Run = {}
+  for query_id, results in found.items():
+    kept[query_id] = {one: score for one, score in results.items() if one in passages}
+    for passage_id in results.keys() - kept[query_id].keys():
+      job.drop("passage of candidates.run that the collection lacks", f"{query_id} {passage_id}")
+  return kept
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """The initial retriever's weights, and the run where another system's candidates are taken."""
+  read = weights.fingerprint(cfg.encoder.weights)
+  return read if cfg.candidates.run is None else f"{read} {jsonl.sha256(cfg.candidates.run)}"
 
 
 STAGE = artifacts.Stage(
   name="candidates", reads=("collection",), config=("encoder", "candidates"), run=run,
-  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
+  fingerprint=fingerprint,
 )
 
 if __name__ == "__main__":

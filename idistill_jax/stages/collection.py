@@ -3,16 +3,18 @@
     python -m idistill_jax.stages.collection --config=configs/quickstart.py --workdir=runs/quickstart
 
 Writes `passages-*.tfrecord`, `queries-*.tfrecord`, `qrels/<split>.tsv` and `collection.json` (what a report
-shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded elsewhere) and
-`sources.tsv` (generated query-passage pairs, for the contrastive baseline alone).
+shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded elsewhere),
+`rankings-*.tfrecord` (LLM rankings made elsewhere), `answers-*.tfrecord` (accepted answers) and `sources.tsv`
+(generated query-passage pairs, for the contrastive baseline alone).
 """
 
 import collections
 import json
 from typing import Any
 
-from idistill_jax import artifacts, cli, config
+from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import collection, corpora, example, tables
+from idistill_jax.data.corpora import jsonl, rankings
 
 STATISTICS = "collection.json"
 _RECORDS_PER_SHARD = 50_000
@@ -20,7 +22,9 @@ _RECORDS_PER_SHARD = 50_000
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.collection
-  whole = _with_written_queries(corpora.SOURCES[cfg.source].load(cfg), job)
+  whole = rankings.add(_with_written_queries(corpora.SOURCES[cfg.source].load(cfg), job), cfg)
+  if cfg.train_fraction is not None:
+    whole = collection.divide(whole, cfg.train_fraction)
   kept = collection.subset(
     whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split
   )
@@ -28,6 +32,11 @@ def run(job: artifacts.Job) -> None:
   _write(job, tables.QUERIES, kept.queries)
   if kept.lists:
     _write(job, tables.LISTS, kept.lists)
+  if kept.rankings:
+    _write(job, tables.RANKINGS, kept.rankings)
+  if kept.answers:
+    answers = (records.Answers(query_id=one, answers=found) for one, found in kept.answers.items())
+    _write(job, tables.ANSWERS, tuple(answers))
   for split, qrels in kept.qrels.items():
     if qrels:
       tables.write_qrels(job.out / "qrels" / f"{split}.tsv", qrels)
@@ -58,9 +67,9 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
   return collection.with_queries(whole, tables.load_queries(folder), qrels, pairs)
 
 
-def _write(job: artifacts.Job, name: str, records: tuple[Any, ...]) -> None:
-  shards = -(-len(records) // _RECORDS_PER_SHARD)
-  example.write_records(job.out, name, records, shards)
+def _write(job: artifacts.Job, name: str, items: tuple[Any, ...]) -> None:
+  shards = -(-len(items) // _RECORDS_PER_SHARD)
+  example.write_records(job.out, name, items, shards)
 
 
 def statistics(found: collection.Collection) -> dict[str, Any]:
@@ -73,12 +82,15 @@ def statistics(found: collection.Collection) -> dict[str, Any]:
     "queries": dict(sorted(collections.Counter(query.split for query in found.queries).items())),
     "judgements": {split: sum(map(len, qrels.values())) for split, qrels in found.qrels.items() if qrels},
     "lists": len(found.lists),
+    **({"rankings": len(found.rankings)} if found.rankings else {}),
+    **({"questions with answers": len(found.answers)} if found.answers else {}),
   }
 
 
 def fingerprint(cfg: config.Config) -> str:
   """Content hash of the files, or of the interpreter, that the collection is read from."""
-  return corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+  read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+  return read if cfg.collection.rankings is None else f"{read} {jsonl.sha256(cfg.collection.rankings)}"
 
 
 STAGE = artifacts.Stage(

@@ -1,26 +1,53 @@
-"""Before and after: initial retriever, BM25, the LLM's order learned directly, ranker and distilled retriever.
+"""Before and after: first stages, the LLM's order learned directly, ranker and distilled retriever, with tests.
 
     python -m idistill_jax.stages.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, candidates, train_direct, train_ranker, train_retriever, index -> metrics.json, runs/<system>.trec,
+collection, candidates, labels, train_direct, train_ranker, train_retriever, index -> metrics.json, runs/<system>.trec,
 per_query.csv.
 """
 
 import json
+import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
-from idistill_jax import artifacts, cli, records
-from idistill_jax.data import similarity, tables
-from idistill_jax.retrieval import bm25, exact, index, measures, rerank, runs, summary
+from idistill_jax import artifacts, cli, config, records
+from idistill_jax.data import example, similarity, tables
+from idistill_jax.data.corpora import jsonl
+from idistill_jax.retrieval import (
+  answers,
+  bm25,
+  exact,
+  index,
+  leakage,
+  measures,
+  rerank,
+  runs,
+  summary,
+)
 from idistill_jax.train import inference
 
-METRICS, PER_QUERY, RUNS = "metrics.json", "per_query.csv", "runs"
-# The first system is tested against the second.
+METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
+# The first system is tested against the second, where both are measured.
 TESTS = (
-  ("distilled", "initial"), ("ranker", "initial"), ("direct", "initial"), ("distilled", "direct"), ("ranker", "direct"),
-  ("distilled", "bm25"), ("ranker", "distilled"),
+  ("distilled", "initial"),
+  ("ranker", "initial"),
+  ("direct", "initial"),
+  ("distilled", "direct"),
+  ("ranker", "direct"),
+  ("distilled", "bm25"),
+  ("ranker", "distilled"),
+  ("hybrid", "distilled"),
+  ("distilled+ranker", "distilled"),
+  ("hybrid+ranker", "hybrid"),
 )
+# Which systems' first places the ranker reorders, and what comes out is called.
+RERANKED = {
+  "initial": {"initial": "ranker"},
+  "all": {"initial": "ranker", "distilled": "distilled+ranker", "hybrid": "hybrid+ranker"},
+}
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
@@ -29,8 +56,9 @@ def run(job: artifacts.Job) -> None:
   cfg = job.cfg.evaluate
   passages = tables.load_passages(job.inputs["collection"])
   table = tables.load_queries(job.inputs["collection"])
-  qrels = tables.load_qrels(job.inputs["collection"], cfg.split)
-  queries = judged_queries(job, table, qrels)
+  qrels = judgements(job)
+  accepted = tables.load_answers(job.inputs["collection"])
+  queries = measurable(job, table, qrels if qrels is not None else accepted)
   ids, texts = [query.id for query in queries], [query.text for query in queries]
 
   rows = np.array([table.row(query_id) for query_id in ids])
@@ -38,14 +66,7 @@ def run(job: artifacts.Job) -> None:
     exact.Exact(embedded.passages_PxE, passages.ids).search(embedded.queries_QxE[rows], cfg.depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
-
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
-
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
-  start = similarity.load(job.inputs[job.cfg.ranker.start_stage])
-  reranked = rerank.rerank(ranker.score, texts, passages.texts, passages.ids, initial, cfg.rerank_depth,
-                           start.of_lists(rows, initial.rows[:, :cfg.rerank_depth]))
-
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"])
   distilled_QxE = retriever.encode_queries(texts)
   distilled = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, cfg.depth)
@@ -54,45 +75,66 @@ def run(job: artifacts.Job) -> None:
     "initial": runs.from_hits(ids, passages.ids, initial),
     "bm25": runs.from_hits(ids, passages.ids, by_terms),
     "direct": runs.from_hits(ids, passages.ids, direct),
-    "ranker": runs.from_order(dict(zip(ids, reranked, strict=True))),
     "distilled": runs.from_hits(ids, passages.ids, distilled),
   }
-  for name, found in systems.items():
-    runs.write_trec(job.out / RUNS / f"{name}.trec", found, name)
-  judged = {query_id: qrels[query_id] for query_id in ids}
-  measured = {name: measures.per_query(judged, found) for name, found in systems.items()}
+  systems["hybrid"] = runs.fused([systems["distilled"], systems["bm25"]], cfg.depth)
+
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
+  start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
+  for system, name in RERANKED[cfg.rerank].items():
+    orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
+    found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
+    reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
+    systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
+  theirs = others(job, ids, systems)
+  systems |= theirs
+
+  for name, found_run in systems.items():
+    runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
+  measured = measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
   summary.write_per_query(job.out / PER_QUERY, measured)
+  if cfg.parquet:
+    summary.write_parquet(job.out / PARQUET, measured)
+  tests = [pair for pair in TESTS if set(pair) <= systems.keys()] + [(name, "initial") for name in theirs]
+  seen = leaked(job, queries, table, qrels or {})
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
-    **summary.summarise(measured, TESTS, cfg.resamples),
+    "relevant_from": cfg.relevant_from,
+    **summary.summarise(measured, tests, cfg.resamples),
+    "leakage": seen.as_json(),
     "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index),
     "dropped_queries": sum(len(what) for what in job.drops.values()),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(
-    queries=len(queries), **{f"{name} MRR@10": metrics["systems"][name]["MRR@10"] for name in systems}
-  )
+  main = metrics["measures"][0]
+  job.count(queries=len(queries), **{f"{name} {main}": metrics["systems"][name][main] for name in systems})
 
 
-def judged_queries(job: artifacts.Job, table: tables.Queries, qrels: tables.Qrels) -> list[records.Query]:
-  """Queries of the split that have judgements, in collection order; the others are dropped and counted.
+def judgements(job: artifacts.Job) -> tables.Qrels | None:
+  """Judgements of the split; None where there are none but answers are, which then decide what is right."""
+  try:
+    return tables.load_qrels(job.inputs["collection"], job.cfg.evaluate.split)
+  except FileNotFoundError:
+    if tables.load_answers(job.inputs["collection"]):
+      return None
+    raise
+
+
+def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, object]) -> list[records.Query]:
+  """Queries of the split that `known` holds, in collection order; the others are dropped and counted.
 
   Raises ValueError where none is left, and where `evaluate.depth` is too shallow for the measures.
   """
   split = table.of_split(job.cfg.evaluate.split)
   for query in split:
-    if query.id not in qrels:
+    if query.id not in known:
       job.drop("query without judgements", query.id)
-  known = {query.id for query in split}
-  for query_id in qrels:
-    if query_id not in known:
-      job.drop("judgements of a query that the split does not hold", query_id)
-  queries = [query for query in split if query.id in qrels]
+  queries = [query for query in split if query.id in known]
   if not queries:
     raise ValueError(
-      f"no query of the split {job.cfg.evaluate.split!r} has judgements "
-      f"({len(split)} queries, {len(qrels)} judged ids)"
+      f"no query of the split {job.cfg.evaluate.split!r} has judgements or answers "
+      f"({len(split)} queries, {len(known)} judged ids)"
     )
   deepest = max(measures.cutoff(name) for name in measures.NAMES)
   if job.cfg.evaluate.depth < deepest:
@@ -102,11 +144,76 @@ def judged_queries(job: artifacts.Job, table: tables.Queries, qrels: tables.Qrel
   return queries
 
 
+def others(job: artifacts.Job, ids: Sequence[str], ours: Mapping[str, runs.Run]) -> dict[str, runs.Run]:
+  """Systems that come as run files, by their files' names, for the measured queries."""
+  found = {}
+  for path in run_files(job.cfg):
+    if path.stem in ours:
+      raise ValueError(f"{path}: a system of ours is called {path.stem!r} already; rename the file")
+    every = runs.read_trec(path)
+    found[path.stem] = {query_id: every.get(query_id, {}) for query_id in ids}
+    for query_id in ids:
+      if not every.get(query_id):
+        job.drop(f"query that {path.name} has no results for (counts as 0)", query_id)
+  return found
+
+
+def run_files(cfg: config.Config) -> list[pathlib.Path]:
+  """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any."""
+  if cfg.evaluate.runs is None:
+    return []
+  found = sorted(path for path in pathlib.Path(cfg.evaluate.runs).glob("*") if path.suffix in (".trec", ".run", ".txt"))
+  if not found:
+    raise FileNotFoundError(f"{cfg.evaluate.runs}: evaluate.runs names no folder with *.trec, *.run or *.txt files")
+  return found
+
+
+def measure(
+  systems: Mapping[str, runs.Run],
+  ids: Sequence[str],
+  qrels: tables.Qrels | None,
+  accepted: Mapping[str, Sequence[str]],
+  passages: tables.Passages,
+  relevant_from: int,
+) -> dict[str, dict[str, dict[str, float]]]:
+  """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context
+  where every query has answers."""
+  measured: dict[str, dict[str, dict[str, float]]] = {name: {} for name in systems}
+  if qrels is not None:
+    judged = {query_id: qrels[query_id] for query_id in ids}
+    for name, found in systems.items():
+      measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
+  if all(query_id in accepted for query_id in ids):
+    in_context = answers.InContext(
+      {query_id: accepted[query_id] for query_id in ids}, lambda one: passages.by_id(one).full_text
+    )
+    for name, found in systems.items():
+      measured[name] |= in_context.measure({query_id: runs.ranked(found.get(query_id, {})) for query_id in ids})
+  return measured
+
+
+def leaked(
+  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels
+) -> leakage.Leakage:
+  """What training saw of the test; said aloud where it saw a query."""
+  rankings = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
+  found = leakage.check(queries, table.of_split("train"), qrels, rankings)
+  if found.warning is not None:
+    logging.warning(found.warning)
+  return found
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """The runs of other systems."""
+  return config.digest({path.name: jsonl.sha256(path) for path in run_files(cfg)})
+
+
 STAGE = artifacts.Stage(
   name="evaluate",
-  reads=("collection", "candidates", "train_direct", "train_ranker", "train_retriever", "index"),
+  reads=("collection", "candidates", "labels", "train_direct", "train_ranker", "train_retriever", "index"),
   config=("encoder", "ranker", "index", "evaluate"),
   run=run,
+  fingerprint=fingerprint,
 )
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import logging
 
@@ -25,10 +25,14 @@ from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
 _LISTS_PER_SHARD = 50_000
+Shown = TypeVar("Shown", records.CandidateList, records.RankedList)
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.labels
+  if made_elsewhere := tables.load_rankings(job.inputs["collection"]):
+    take_over(job, made_elsewhere)
+    return
   lists = to_be_ordered(job)
   plan = session.plan(cfg, job.cfg.seed)
   with session.Session(cfg, job.cache) as asking:
@@ -71,6 +75,19 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
     )
     for shown in kept
   ]
+
+
+def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) -> None:
+  """Rankings that the collection brings are labels as they stand: nobody is asked."""
+  passages = tables.load_passages(job.inputs["collection"])
+  queries = tables.load_queries(job.inputs["collection"])
+  kept = list(usable(job, made_elsewhere, queries, passages))[: job.cfg.labels.lists]
+  if not kept:
+    raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
+  example.write_records(job.out, artifacts.RANKINGS, kept)
+  statuses = {"complete": 0, "repaired": 0, **count(one.status for one in kept)}
+  (job.out / STATUSES).write_text(json.dumps(statuses, indent=1) + "\n", encoding="utf-8")
+  job.count(lists=len(kept), made_elsewhere=len(kept), **statuses)
 
 
 def print_estimate(runner: cli.Runner) -> None:
@@ -118,10 +135,10 @@ def shuffled(ids: Sequence[str], seed: str) -> tuple[str, ...]:
 
 def usable(
   job: artifacts.Job,
-  lists: Iterable[records.CandidateList],
+  lists: Iterable[Shown],
   queries: tables.Queries,
   passages: tables.Passages,
-) -> Iterator[records.CandidateList]:
+) -> Iterator[Shown]:
   """Lists that can be asked about and learned from; the others are dropped by name."""
   for shown in lists:
     if shown.query_id not in queries:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from idistill_jax import config
 from idistill_jax.data import collection
-from idistill_jax.data.corpora import beir, corpus, stdlib
+from idistill_jax.data.corpora import beir, corpus, files, irds, stdlib, tfds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,4 +20,8 @@ SOURCES = {
   "stdlib": Source(load=stdlib.load, fingerprint=stdlib.fingerprint),
   "beir": Source(load=beir.load, fingerprint=beir.fingerprint),
   "corpus": Source(load=corpus.load, fingerprint=corpus.fingerprint),
+  "jsonl": Source(load=files.load, fingerprint=files.fingerprint),
+  "tsv": Source(load=files.load, fingerprint=files.fingerprint),
+  "ir_datasets": Source(load=irds.load, fingerprint=irds.fingerprint),
+  "tfds": Source(load=tfds.load, fingerprint=tfds.fingerprint),
 }

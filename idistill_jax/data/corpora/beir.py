@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from idistill_jax import config, records
 from idistill_jax.data import collection, tables
-from idistill_jax.data.corpora import jsonl
+from idistill_jax.data.corpora import files, jsonl
 
 
 def load(cfg: config.Collection) -> collection.Collection:
@@ -23,6 +23,7 @@ def load(cfg: config.Collection) -> collection.Collection:
     passages=read_passages(_file(folder, "corpus")),
     queries=read_queries(_file(folder, "queries"), judgements),
     judgements=judgements,
+    answers=read_answers(_file(folder, "queries")),
   )
 
 
@@ -73,6 +74,17 @@ def read_queries(path: pathlib.Path, judgements: Mapping[str, tables.Qrels]) -> 
   for row, item_id in jsonl.identified(path):
     split = collection.split_of(item_id, _stated_split(row), judgements)
     yield records.Query(id=item_id, text=jsonl.text(row, "text"), split=split)
+
+
+def read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Query id -> `metadata.answers`, of the queries that have some."""
+  found = {}
+  for row in jsonl.read(path):
+    metadata = row.values.get("metadata")
+    # SciFact and others keep things of other kinds there; a list of strings under this very key is meant for us.
+    if isinstance(metadata, dict) and "answers" in metadata:
+      found[jsonl.text(row, "_id")] = files.accepted(row.where, metadata["answers"])
+  return {query_id: answers for query_id, answers in found.items() if answers}
 
 
 def _stated_split(row: jsonl.Row) -> str | None:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from idistill_jax.data import collection
@@ -42,18 +42,22 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 
 def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
-  """Rows with their `_id`, which must be there, be unique and have no white space in it."""
-  lines: dict[str, str] = {}
-  for row in read(path):
-    row_id = text(row, "_id")
+  """Rows with their `_id`, checked as `with_ids` does."""
+  return with_ids((row, text(row, "_id")) for row in read(path))
+
+
+def with_ids(rows: Iterable[tuple[Row, str]]) -> Iterator[tuple[Row, str]]:
+  """Hands rows on whose id is unique and has no white space in it; raises CollectionError for any other."""
+  seen: dict[str, str] = {}
+  for row, row_id in rows:
     if not re.fullmatch(r"\S+", row_id):
       raise collection.CollectionError(
         f"{row.where}: the id {row_id!r} is empty or has white space in it, which run files and judgement "
         "files cannot hold"
       )
-    if row_id in lines:
-      raise collection.CollectionError(f"{row.where}: the id {row_id!r} stands in {lines[row_id]} already")
-    lines[row_id] = row.where
+    if row_id in seen:
+      raise collection.CollectionError(f"{row.where}: the id {row_id!r} stands in {seen[row_id]} already")
+    seen[row_id] = row.where
     yield row, row_id
 
 

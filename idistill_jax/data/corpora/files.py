@@ -1,0 +1,148 @@
+"""A folder of JSONL or TSV files under their authors' own column names -> a collection.
+
+`corpus.<ending>`, `queries.<ending>` (either may end in `.gz`) and `qrels/<split>.tsv` (BEIR's form) or
+`qrels/<split>.txt` (TREC's).  Names of columns are those that are met in the wild, see `COLUMNS`.
+"""
+
+import ast
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from idistill_jax import config, records
+from idistill_jax.data import collection, tables
+from idistill_jax.data.corpora import jsonl, tsv
+
+# What we call it -> what files call it, the first that is there counts.
+COLUMNS = {
+  "id": ("_id", "id", "docid", "doc_id", "pid", "passage_id", "qid", "query_id"),
+  "text": ("text", "contents", "passage", "body", "query", "question"),
+  "title": ("title",),
+  "answers": ("answers", "answer"),
+  "split": ("split",),
+}
+NAMES = frozenset(name for names in COLUMNS.values() for name in names)
+
+Reader = Callable[[pathlib.Path], Iterator[jsonl.Row]]
+READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.read(path, NAMES)}
+
+
+def load(cfg: config.Collection) -> collection.Collection:
+  """The collection in the folder `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
+  folder = _folder(cfg)
+  judgements = _judgements(folder)
+  queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), judgements)
+  return collection.assemble(
+    title=folder.resolve().name,
+    passages=read_passages(_file(folder, "corpus", f".{cfg.source}")),
+    queries=queries,
+    judgements=judgements,
+    answers=answers,
+  )
+
+
+def fingerprint(cfg: config.Collection) -> str:
+  """Hash of the contents of every file that `load` reads."""
+  folder = _folder(cfg)
+  files = [_file(folder, stem, f".{cfg.source}") for stem in ("corpus", "queries")]
+  return config.digest({
+    path.relative_to(folder).as_posix(): jsonl.sha256(path) for path in [*files, *_qrels(folder)]
+  })
+
+
+def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
+  """Passages of a corpus file as a stream, in file order."""
+  for row, item_id in identified(path):
+    yield records.Passage(id=item_id, title=_text(row, "title") or "", text=_needed(row, "text"))
+
+
+def read_questions(
+  path: pathlib.Path, judgements: dict[str, tables.Qrels]
+) -> tuple[list[records.Query], dict[str, tuple[str, ...]]]:
+  """Queries in file order, and the accepted answers of those that have some."""
+  queries, answers = [], {}
+  for row, item_id in identified(path):
+    split = collection.split_of(item_id, _text(row, "split"), judgements)
+    queries.append(records.Query(id=item_id, text=_needed(row, "text"), split=split))
+    if found := accepted(row.where, _value(row, "answers")):
+      answers[item_id] = found
+  return queries, answers
+
+
+def accepted(where: str, value: Any) -> tuple[str, ...]:
+  """Answers from a list, from text that writes a list (JSON or Python, as DPR's), or one answer; () for none."""
+  if isinstance(value, str):
+    value = _written_list(value) if re.fullmatch(r"\s*\[.*\]\s*", value, re.S) else [value]
+  if value is None:
+    return ()
+  if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    raise collection.CollectionError(f"{where}: the answers must be a list of strings, found {value!r}")
+  return tuple(dict.fromkeys(one for one in value if one.strip()))
+
+
+def _written_list(text: str) -> Any:
+  for parse in (json.loads, ast.literal_eval):
+    try:
+      return parse(text)
+    except (ValueError, SyntaxError):
+      continue
+  return [text]
+
+
+def identified(path: pathlib.Path) -> Iterator[tuple[jsonl.Row, str]]:
+  """Rows with their id, which must be there, be unique and have no white space in it."""
+  return jsonl.with_ids((row, _needed(row, "id")) for row in reader(path)(path))
+
+
+def reader(path: pathlib.Path) -> Reader:
+  """What reads a file, by its ending; raises CollectionError for one that nothing reads."""
+  ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+  if ending not in READERS:
+    raise collection.CollectionError(f"{path}: files end in {', '.join(READERS)}, or one of them and .gz")
+  return READERS[ending]
+
+
+def _value(row: jsonl.Row, column: str) -> Any:
+  return next((row.values[name] for name in COLUMNS[column] if name in row.values), None)
+
+
+def _text(row: jsonl.Row, column: str) -> str | None:
+  value = _value(row, column)
+  if value is not None and not isinstance(value, (str, int)):
+    raise collection.CollectionError(f"{row.where}: the {column} must be text, found {value!r}")
+  return None if value is None else str(value)
+
+
+def _needed(row: jsonl.Row, column: str) -> str:
+  value = _text(row, column)
+  if value is None:
+    raise collection.CollectionError(
+      f"{row.where}: no {column}: none of {', '.join(COLUMNS[column])} among {', '.join(map(repr, row.values))}"
+    )
+  return value
+
+
+def _folder(cfg: config.Collection) -> pathlib.Path:
+  if cfg.path is None:
+    raise config.ConfigError(f"collection.path must name a folder when collection.source is {cfg.source!r}")
+  return pathlib.Path(cfg.path)
+
+
+def _file(folder: pathlib.Path, stem: str, ending: str) -> pathlib.Path:
+  choices = [folder / f"{stem}{ending}", folder / f"{stem}{ending}.gz"]
+  found = [path for path in choices if path.exists()]
+  if len(found) != 1:
+    what = "both are there; remove one" if found else "neither is there"
+    raise FileNotFoundError(f"{folder}: {choices[0].name} or {choices[1].name}: {what}")
+  return found[0]
+
+
+def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")])
+
+
+def _judgements(folder: pathlib.Path) -> dict[str, tables.Qrels]:
+  read = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
+  return {path.stem: read[path.suffix](path) for path in _qrels(folder)}

@@ -1,0 +1,69 @@
+"""ir_datasets ids -> a collection: `msmarco-passage/train`, or several of one corpus with commas between.
+
+The split of each is the last word of its id that is train, dev or test; any other id is a test collection, as
+`msmarco-passage/trec-dl-2020/judged` is.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from idistill_jax import config, records
+from idistill_jax.data import collection, tables
+
+_TEXT = ("text", "body", "abstract", "contents", "default_text")
+
+
+def load(cfg: config.Collection) -> collection.Collection:
+  """Passages of the first id's corpus, queries and judgements of all; raises CollectionError or ConfigError."""
+  names = _names(cfg)
+  datasets = {name: _package().load(name) for name in names}
+  judgements: dict[str, tables.Qrels] = {}
+  queries, repeated = {}, []
+  for name, dataset in datasets.items():
+    split = split_of(name)
+    for query in dataset.queries_iter() if dataset.has_queries() else ():
+      if query.query_id in queries:
+        repeated.append(collection.Drop("query of a second data set", f"{name} {query.query_id}"))
+      else:
+        queries[query.query_id] = records.Query(id=query.query_id, text=query.default_text(), split=split)
+    for one in dataset.qrels_iter() if dataset.has_qrels() else ():
+      judgements.setdefault(split, {}).setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
+  first = datasets[names[0]]
+  if not first.has_docs():
+    raise collection.CollectionError(f"{names[0]}: this id of ir_datasets has no documents")
+  return collection.assemble(
+    title=names[0], passages=_passages(first), queries=queries.values(), judgements=judgements, drops=repeated
+  )
+
+
+def fingerprint(cfg: config.Collection) -> str:
+  """The ids: ir_datasets checks the hashes of what it downloads."""
+  return config.digest(_names(cfg))
+
+
+def split_of(name: str) -> str:
+  named = [word for word in name.split("/")[1:] if word in ("train", "dev", "test")]
+  return named[-1] if named else "test"
+
+
+def _names(cfg: config.Collection) -> list[str]:
+  if not cfg.path:
+    raise config.ConfigError("collection.path must name an id when collection.source is 'ir_datasets'")
+  return [name.strip() for name in cfg.path.split(",")]
+
+
+def _passages(dataset: Any) -> Iterator[records.Passage]:
+  for document in dataset.docs_iter():
+    text = next((getattr(document, name) for name in _TEXT if hasattr(document, name)), None)
+    text = text() if callable(text) else text
+    yield records.Passage(id=document.doc_id, title=getattr(document, "title", None) or "", text=text or "")
+
+
+def _package() -> Any:
+  try:
+    import ir_datasets
+  except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(
+      f"collection.source 'ir_datasets' needs {e.name}: pip install 'idistill-jax[datasets]'", name=e.name
+    ) from e
+  return ir_datasets

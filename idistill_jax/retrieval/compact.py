@@ -1,0 +1,100 @@
+"""Smaller vectors: their first dimensions alone, 8-bit integers, or both; and what that costs.
+
+Truncated vectors are scaled to unit length again, as cosines need it.  int8: each dimension is scaled by its largest
+absolute value over the corpus, so an inner product with a float query needs no other constant.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from idistill_jax import config as config_lib
+from idistill_jax.retrieval import exact, tuning
+from idistill_jax.retrieval import hits as hits_lib
+
+VECTORS, SCALES = "passages.npy", "scales.npy"
+# Options are measured on so many passages: recall on a part tells them apart as well.
+MEASURED_PASSAGES = 100_000
+
+
+def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
+  """The first dimensions at unit length, or the vectors as they are for None.
+
+  Raises ValueError where there are fewer.
+  """
+  if dimensions is None:
+    return vectors_NxE
+  if not 1 <= dimensions <= vectors_NxE.shape[1]:
+    raise ValueError(f"index.dimensions is {dimensions}; the embeddings have {vectors_NxE.shape[1]}")
+  cut = vectors_NxE[:, :dimensions]
+  return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Int8:
+  """codes: int8 [P, E]; scales: float32 [E]."""
+
+  codes: np.ndarray
+  scales: np.ndarray
+
+  @classmethod
+  def of(cls, vectors_PxE: np.ndarray) -> "Int8":
+    scales = (np.abs(vectors_PxE).max(axis=0) / 127).astype(np.float32)
+    scales[scales == 0] = 1.0
+    return cls(np.rint(vectors_PxE / scales).astype(np.int8), scales)
+
+  def restored(self) -> np.ndarray:
+    """float32 [P, E], off by at most half a scale."""
+    return self.codes.astype(np.float32) * self.scales
+
+
+def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None:
+  """Vectors of an index folder, as float32 or as codes with their scales."""
+  if precision == "int8":
+    small = Int8.of(vectors_PxE)
+    np.save(folder / VECTORS, small.codes)
+    np.save(folder / SCALES, small.scales)
+  else:
+    np.save(folder / VECTORS, vectors_PxE)
+
+
+def read(folder: pathlib.Path) -> np.ndarray:
+  """float32 [P, E] of an index folder."""
+  vectors = np.load(folder / VECTORS)
+  return Int8(vectors, np.load(folder / SCALES)).restored() if (folder / SCALES).exists() else vectors
+
+
+class Truncating:
+  """A searcher over truncated vectors that is asked with whole ones."""
+
+  def __init__(self, inner: hits_lib.Searcher, width: int):
+    self._inner, self._width = inner, width
+
+  def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:
+    queries_QxE = np.asarray(queries_QxE)
+    if queries_QxE.ndim == 2 and queries_QxE.shape[1] > self._width:
+      queries_QxE = truncated(queries_QxE, self._width)
+    return self._inner.search(queries_QxE, k)
+
+
+def options(
+  vectors_PxE: np.ndarray, ids: Sequence[str], queries_QxE: np.ndarray, k: int
+) -> list[dict[str, float | int | str]]:
+  """What each kind of smaller vector keeps of exact search's first k, and its bytes a passage."""
+  vectors_PxE, ids = vectors_PxE[:MEASURED_PASSAGES], ids[:MEASURED_PASSAGES]
+  width = vectors_PxE.shape[1]
+  truth = exact.Exact(vectors_PxE, ids).search(queries_QxE, k)
+  found = []
+  for dimensions, precision in itertools.product((width, width // 2, width // 4), config_lib.PRECISIONS):
+    cut = truncated(vectors_PxE, dimensions)
+    searched = Int8.of(cut).restored() if precision == "int8" else cut
+    hits = Truncating(exact.Exact(searched, ids), dimensions).search(queries_QxE, k)
+    size = dimensions * (1 if precision == "int8" else 4)
+    found.append({
+      "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),
+      "bytes a passage": size,
+    })  # fmt: skip
+  return found

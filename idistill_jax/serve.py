@@ -1,0 +1,187 @@
+"""A small search page and JSON API over the models of a workdir, on this machine alone.
+
+    python -m idistill_jax.serve --workdir=runs/quickstart --port=8008
+
+`GET /` is the page; `GET /api/search?q=<question>&k=5` answers with each system's passages and milliseconds.  Questions
+are cut off by length and by rate, and answered one after the other: the models share one device.
+"""
+
+import collections
+import contextlib
+import importlib.resources
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from absl import app, flags, logging
+
+from idistill_jax import cli, search
+
+_PORT = flags.DEFINE_integer("port", 8008, "Port on 127.0.0.1.", lower_bound=0, upper_bound=65535)
+_RATE = flags.DEFINE_integer("per_minute", 600, "Questions a minute that are answered for one client.", lower_bound=1)
+
+HOST = "127.0.0.1"
+LONGEST_QUESTION = 1000
+MOST_PASSAGES = 20
+# Questions that may wait for the models; more are turned away at once.
+MOST_WAITING = 64
+MINUTE = 60.0
+HEADERS = {
+  "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+  "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+  "X-Content-Type-Options": "nosniff",
+  "Referrer-Policy": "no-referrer",
+  "Cache-Control": "no-store",
+}
+ASSETS = {"/": ("search.html", "text/html"), "/search.css": ("search.css", "text/css"),
+          "/search.js": ("search.js", "text/javascript")}  # fmt: skip
+
+
+class Searching(Protocol):
+  """What `search.Searcher` does."""
+
+  def search(self, query: str, k: int) -> Mapping[str, search.Answer]: ...
+
+
+class ServeUnavailableError(ImportError):
+  """A package of the extra `serve` is not installed."""
+
+
+class Refused(Exception):
+  """A request that is not answered: HTTP status and what to say."""
+
+  def __init__(self, status: int, message: str):
+    super().__init__(message)
+    self.status = status
+
+
+class Rate:
+  """At most so many calls a minute for each client."""
+
+  def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
+    self._per_minute, self._clock = per_minute, clock
+    self._times: dict[str, collections.deque[float]] = {}
+    self._lock = threading.Lock()
+
+  def admit(self, client: str) -> None:
+    """Raises Refused where the client has used up its minute."""
+    with self._lock:
+      now = self._clock()
+      # Clients that have been silent for a minute are forgotten.
+      for one in [one for one, times in self._times.items() if now - times[-1] > MINUTE]:
+        del self._times[one]
+      times = self._times.setdefault(client, collections.deque())
+      while times and now - times[0] > MINUTE:
+        times.popleft()
+      if len(times) >= self._per_minute:
+        raise Refused(429, f"more than {self._per_minute} questions in a minute; wait a little")
+      times.append(now)
+
+
+class Queue:
+  """One question at a time, a bounded number waiting."""
+
+  def __init__(self, searcher: Searching):
+    self._searcher = searcher
+    self._turn, self._places = threading.Lock(), threading.BoundedSemaphore(MOST_WAITING)
+
+  def search(self, question: str, k: int) -> dict[str, Any]:
+    """JSON for the answers; raises Refused where too many wait, ValueError for what cannot be searched for."""
+    if not self._places.acquire(blocking=False):
+      raise Refused(503, f"{MOST_WAITING} questions are waiting already; try again")
+    try:
+      with self._turn:
+        answers = self._searcher.search(question, k)
+    finally:
+      self._places.release()
+    return {"question": question, "systems": {name: _as_json(answer) for name, answer in answers.items()}}
+
+
+def _as_json(answer: search.Answer) -> dict[str, Any]:
+  passages = [{"id": one.id, "title": one.title, "text": one.text} for one in answer.passages]
+  return {"milliseconds": round(answer.milliseconds, 2), "passages": passages}
+
+
+def application(searcher: Searching, per_minute: int) -> Any:
+  """The Starlette application.  Raises ServeUnavailableError naming the extra to install."""
+  starlette = _starlette()
+  rate, queue = Rate(per_minute), Queue(searcher)
+
+  # Not async: Starlette runs it in a thread, so that waiting for the models blocks nobody's page.
+  def ask(request: Any) -> Any:
+    try:
+      rate.admit(request.client.host if request.client else "")
+      found = queue.search(*_asked(request.query_params))
+    except Refused as e:
+      return starlette.JSONResponse({"error": str(e)}, status_code=e.status, headers=HEADERS)
+    except ValueError as e:
+      return starlette.JSONResponse({"error": str(e)}, status_code=400, headers=HEADERS)
+    return starlette.JSONResponse(found, headers=HEADERS)
+
+  def asset(request: Any) -> Any:
+    name, kind = ASSETS[request.url.path]
+    text = (importlib.resources.files("idistill_jax") / "report" / "templates" / name).read_text(encoding="utf-8")
+    return starlette.Response(text, media_type=kind, headers=HEADERS)
+
+  routes = [starlette.Route(path, asset) for path in ASSETS]
+  # Another site's page may reach this port under a name of its own (DNS rebinding): only ours are answered.
+  hosts = starlette.Middleware(starlette.TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+  return starlette.Starlette(routes=[*routes, starlette.Route("/api/search", ask)], middleware=[hosts])
+
+
+def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
+  """(question, k); raises Refused or ValueError saying what is wrong."""
+  question, k = parameters.get("q", ""), parameters.get("k", "5")
+  if len(question) > LONGEST_QUESTION:
+    raise Refused(413, f"the question has {len(question)} characters; at most {LONGEST_QUESTION} are read")
+  if not k.isdecimal() or not 1 <= int(k[:9]) <= MOST_PASSAGES:
+    raise ValueError(f"k must be a whole number from 1 to {MOST_PASSAGES}")
+  search.check(question, int(k))
+  return question, int(k)
+
+
+def _starlette() -> Any:
+  """The names that are used, in one place."""
+  try:
+    import uvicorn  # noqa: F401  (better to say so before models are loaded)
+    from starlette import applications, middleware, responses, routing
+    from starlette.middleware import trustedhost
+  except ModuleNotFoundError as e:
+    raise ServeUnavailableError(f"serving needs {e.name}: pip install 'idistill-jax[serve]'", name=e.name) from e
+  return types.SimpleNamespace(
+    Starlette=applications.Starlette, Middleware=middleware.Middleware, Response=responses.Response,
+    JSONResponse=responses.JSONResponse, Route=routing.Route, TrustedHostMiddleware=trustedhost.TrustedHostMiddleware,
+  )  # fmt: skip
+
+
+def server(searcher: Searching, port: int, per_minute: int) -> Any:
+  """A uvicorn server on 127.0.0.1, not yet running; `run()` serves until interrupted."""
+  made = application(searcher, per_minute)
+  import uvicorn
+
+  return uvicorn.Server(uvicorn.Config(
+    made, host=HOST, port=port, log_level="warning", limit_concurrency=4 * MOST_WAITING, timeout_keep_alive=5,
+    h11_max_incomplete_event_size=16_384,
+  ))  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> None:
+  workdir = flags.FLAGS.workdir
+  if workdir is None or len(argv) > 1:
+    raise app.UsageError("--workdir is needed: python -m idistill_jax.serve --workdir=runs/quickstart")
+  logging.set_verbosity(logging.INFO)
+  try:
+    _starlette()
+    serving = server(search.Searcher(workdir), _PORT.value, _RATE.value)
+  except cli.USER_ERRORS as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+  logging.info("http://%s:%d", HOST, _PORT.value)
+  with contextlib.suppress(KeyboardInterrupt):
+    serving.run()
+
+
+if __name__ == "__main__":
+  app.run(main)

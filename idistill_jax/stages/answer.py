@@ -1,0 +1,186 @@
+"""A reader LLM answers the questions from each system's first passages: what distillation is worth in RAG.
+
+    python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa
+
+collection, evaluate (runs) -> metrics.json, per_query.csv, answers.jsonl (what was said).  The reader is asked
+through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1 and
+answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+
+from idistill_jax import artifacts, cli, config, records
+from idistill_jax.data import tables
+from idistill_jax.llm import asking, protocol, session, workers
+from idistill_jax.llm.providers import replay
+from idistill_jax.retrieval import answers, reader, runs, summary
+
+METRICS, PER_QUERY, ANSWERS = "metrics.json", "per_query.csv", "answers.jsonl"
+SYSTEMS: dict[str, tuple[str, ...]] = {
+  "none": (),
+  "before_after": ("initial", "distilled"),
+  "all": ("initial", "bm25", "direct", "ranker", "distilled", "hybrid"),
+}
+# The first is tested against the second, where both have answered.
+TESTS = (("distilled", "initial"), ("ranker", "initial"), ("hybrid", "distilled"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+  """What the reader said to one question with the passages of one system."""
+
+  query_id: str
+  system: str
+  passage_ids: tuple[str, ...]
+  said: str
+
+
+def run(job: artifacts.Job) -> None:
+  systems = SYSTEMS[job.cfg.answer.systems]
+  if not systems:
+    job.count(questions=0)
+    return
+  passages = tables.load_passages(job.inputs["collection"])
+  accepted = tables.load_answers(job.inputs["collection"])
+  questions = [
+    query for query in tables.load_queries(job.inputs["collection"]).of_split(job.cfg.evaluate.split)
+    if query.id in accepted
+  ][: job.cfg.answer.questions]  # fmt: skip
+  if not questions:
+    raise ValueError(f"no question of the split {job.cfg.evaluate.split!r} has answers: set answer.systems to none")
+
+  replies = complete(job, systems, ask(job, list(asked(job, systems, questions, passages))))
+  if not replies:
+    raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
+  measured = score(systems, replies, accepted, passages)
+  summary.write_per_query(job.out / PER_QUERY, measured)
+  with open(job.out / ANSWERS, "w", encoding="utf-8") as file:
+    for reply in replies:
+      file.write(json.dumps(dataclasses.asdict(reply), ensure_ascii=False) + "\n")
+  answered = len(replies) // len(systems)
+  tests = [pair for pair in TESTS if set(pair) <= set(systems)]
+  metrics = {"questions": answered, **summary.summarise(measured, tests, job.cfg.evaluate.resamples)}
+  (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+  job.count(questions=answered, **{f"{system} F1": metrics["systems"][system]["F1"] for system in systems})
+
+
+def asked(
+  job: artifacts.Job, systems: Sequence[str], questions: Sequence[records.Query], passages: tables.Passages
+) -> list[tuple[str, protocol.Request]]:
+  """(system, request) for every question and system; one that found nothing is dropped by name."""
+  cfg, found = job.cfg.answer, []
+  for system in systems:
+    run_of = runs.read_trec(job.inputs["evaluate"] / "runs" / f"{system}.trec")
+    for question in questions:
+      ids = tuple(runs.ranked(run_of.get(question.id, {}))[: cfg.passages])
+      if not ids:
+        job.drop(f"question for which {system} found nothing", question.id)
+        continue
+      texts = [passages.by_id(one).full_text for one in ids]
+      text = reader.render(question.text, texts, cfg.passage_tokens)
+      found.append((system, protocol.Request(question.id, ids, text)))
+  return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Silence:
+  """A request that got no answer."""
+
+  reason: str
+  message: str
+
+
+async def one(asker: asking.Asker, request: protocol.Request) -> asking.Asked | Silence:
+  """Raises protocol.Stop and protocol.Pending."""
+  try:
+    return await asker.ask(request)
+  except protocol.NotRecorded as e:
+    return Silence("not recorded", str(e))
+  except protocol.Unanswered as e:
+    return Silence("unanswered", str(e))
+
+
+def summary_of(outcome: asking.Asked | Silence) -> workers.Summary:
+  if isinstance(outcome, Silence):
+    return outcome.reason, []
+  return "answered", [(outcome.answer, outcome.paid)]
+
+
+def ask(job: artifacts.Job, requests: Sequence[tuple[str, protocol.Request]]) -> list[Reply]:
+  """What the reader said; unanswered requests are dropped by name.  Equal requests are asked once."""
+  once = list(dict.fromkeys(request for _, request in requests))
+  said: dict[protocol.Request, str] = {}
+  with session.Session(reader_config(job.cfg), job.cache) as reading:
+    for request, outcome in zip(once, reading.each("answers", once, one, summary_of), strict=True):
+      if isinstance(outcome, Silence):
+        job.drop(outcome.reason, request.query_id)
+        logging.log_first_n(logging.WARNING, "%s: %s", 5, request.query_id, outcome.message)
+      else:
+        said[request] = reader.said(outcome.answer.text)
+  return [
+    Reply(query_id=request.query_id, system=system, passage_ids=request.passage_ids, said=said[request])
+    for system, request in requests if request in said
+  ]  # fmt: skip
+
+
+def reader_config(cfg: config.Config) -> config.Labels:
+  """The labelling's provider and limits, with the reader's own model and recording where it has some."""
+  return dataclasses.replace(
+    cfg.labels,
+    model=cfg.labels.model if cfg.answer.model is None else cfg.answer.model,
+    recording=cfg.labels.recording if cfg.answer.recording is None else cfg.answer.recording,
+  )
+
+
+def complete(job: artifacts.Job, systems: Sequence[str], replies: Sequence[Reply]) -> list[Reply]:
+  """Replies to questions that the reader answered for every system, as tests compare pairs."""
+  systems_of: dict[str, set[str]] = {}
+  for reply in replies:
+    systems_of.setdefault(reply.query_id, set()).add(reply.system)
+  for query_id, answered in systems_of.items():
+    if len(answered) < len(systems):
+      job.drop("question answered for some systems only", query_id)
+  return [reply for reply in replies if len(systems_of[reply.query_id]) == len(systems)]
+
+
+def score(
+  systems: Sequence[str],
+  replies: Sequence[Reply],
+  accepted: Mapping[str, Sequence[str]],
+  passages: tables.Passages,
+) -> dict[str, dict[str, dict[str, float]]]:
+  """system -> "EM", "F1", "answer in context" -> query id -> value."""
+  known = {reply.query_id: accepted[reply.query_id] for reply in replies}
+  in_context = answers.InContext(known, lambda one: passages.by_id(one).full_text)
+  measured: dict[str, dict[str, dict[str, float]]] = {
+    system: {"EM": {}, "F1": {}, "answer in context": {}} for system in systems
+  }
+  for reply in replies:
+    values, right = measured[reply.system], accepted[reply.query_id]
+    values["EM"][reply.query_id] = answers.exact_match(reply.said, right)
+    values["F1"][reply.query_id] = answers.f1(reply.said, right)
+    found = in_context.first_rank(reply.query_id, reply.passage_ids)
+    values["answer in context"][reply.query_id] = float(found is not None)
+  return measured
+
+
+def fingerprint(cfg: config.Config) -> str:
+  """The reader's template and recording."""
+  recording = reader_config(cfg).recording if SYSTEMS[cfg.answer.systems] else None
+  return f"{reader.fingerprint()} {recording and replay.fingerprint(recording)}"
+
+
+STAGE = artifacts.Stage(
+  name="answer",
+  reads=("collection", "evaluate"),
+  config=("answer", "labels", "evaluate"),
+  run=run,
+  fingerprint=fingerprint,
+)
+
+if __name__ == "__main__":
+  cli.main(STAGE)

@@ -1,0 +1,111 @@
+"""The answer stage: the reader is asked through the providers, once for equal passages; what it says is scored."""
+
+import json
+import pathlib
+
+import pytest
+from loopback_llm import LoopbackLLM, Reply
+
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example, tables
+from idistill_jax.retrieval import runs
+from idistill_jax.stages import answer as stage
+
+PASSAGES = {"p1": "Paris is the capital of France.", "p2": "Rome is old.", "p3": "Oslo is cold.", "p4": "Bern."}
+QUESTIONS = {"q1": ("capital of France?", ("Paris",)), "q2": ("cold city?", ("Oslo",)), "q3": ("which?", ("Bern",))}
+# q3 gets the same passages from both.
+RUNS = {
+  "initial": {"q1": ["p2", "p3"], "q2": ["p3", "p1"], "q3": ["p4", "p1"]},
+  "distilled": {"q1": ["p1", "p2"], "q2": ["p1", "p3"], "q3": ["p4", "p1"]},
+}
+
+
+def workdir(root: pathlib.Path) -> artifacts.Workdir:
+  found = artifacts.Workdir(root)
+
+  def collection(job: artifacts.Job) -> None:
+    passages = [records.Passage(id=one, title="", text=text) for one, text in PASSAGES.items()]
+    queries = [records.Query(id=one, text=text, split="test") for one, (text, _) in QUESTIONS.items()]
+    queries.append(records.Query(id="q4", text="nobody knows", split="test"))
+    example.write_records(job.out, tables.PASSAGES, passages)
+    example.write_records(job.out, tables.QUERIES, queries)
+    accepted = [records.Answers(query_id=one, answers=answers) for one, (_, answers) in QUESTIONS.items()]
+    example.write_records(job.out, tables.ANSWERS, accepted)
+
+  def evaluate(job: artifacts.Job) -> None:
+    for system, orders in RUNS.items():
+      runs.write_trec(job.out / "runs" / f"{system}.trec", runs.from_order(orders), system)
+
+  for name, run in (("collection", collection), ("evaluate", evaluate)):
+    found.execute(artifacts.Stage(name=name, reads=(), config=("name",), run=run), config.Config(name="t"))
+  return found
+
+
+def configured(recording: pathlib.Path | None = None, **labels) -> config.Config:
+  cfg = config.Config(name="t", labels=config.Labels(provider="replay", **labels))
+  cfg.answer = config.Answer(systems="before_after", passages=2, recording=recording and str(recording))
+  cfg.evaluate.resamples = 200
+  return cfg
+
+
+def recorded(path: pathlib.Path, said: dict[tuple[str, str], str]) -> pathlib.Path:
+  lines = [
+    {"query_id": query_id, "candidates": RUNS[system][query_id], "response": text}
+    for (query_id, system), text in said.items()
+  ]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return path
+
+
+SAID = {
+  ("q1", "initial"): "Rome", ("q1", "distilled"): "Answer: Paris\nbecause it says so", ("q2", "initial"): "Oslo",
+  ("q2", "distilled"): "the city of Oslo", ("q3", "initial"): "Bern",
+}  # fmt: skip
+
+
+def test_recorded_answers_are_scored_before_and_after(tmp_path):
+  done = workdir(tmp_path / "w")
+  manifest = done.execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", SAID)))
+  metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
+  assert metrics["questions"] == 3 and metrics["measures"] == ["EM", "F1", "answer in context"]
+  assert metrics["systems"]["initial"] == pytest.approx({"EM": 2 / 3, "F1": 2 / 3, "answer in context": 2 / 3})
+  # "city of oslo" and "oslo" share one word of three and one.
+  assert metrics["systems"]["distilled"] == pytest.approx({"EM": 2 / 3, "F1": 2.5 / 3, "answer in context": 1.0})
+  test = metrics["tests"]["distilled vs initial"]["EM"]
+  assert (test["wins"], test["losses"], test["ties"]) == (1, 1, 1)
+  said = [json.loads(line) for line in (done.folder("answer") / "answers.jsonl").read_text().splitlines()]
+  assert [one["said"] for one in said if one["query_id"] == "q1"] == ["Rome", "Paris"]
+  assert manifest["counts"]["questions"] == 3 and not manifest["drops"]
+
+
+def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):
+  said = {key: text for key, text in SAID.items() if key != ("q2", "distilled")}
+  manifest = workdir(tmp_path / "w").execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", said)))
+  assert manifest["counts"]["questions"] == 2
+  assert manifest["drops"]["not recorded"]["examples"] == ["q2"]
+  assert manifest["drops"]["question answered for some systems only"]["examples"] == ["q2"]
+  with pytest.raises(ValueError, match="answered none of 3 questions for all of initial, distilled"):
+    workdir(tmp_path / "v").execute(stage.STAGE, configured(recorded(tmp_path / "none.jsonl", {})))
+
+
+def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path, monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  done = workdir(tmp_path / "w")
+  with LoopbackLLM(lambda number, prompt: Reply("Paris" if "capital of France" in prompt else "?")) as server:
+    cfg = configured(base_url=f"{server.url}/v1")
+    cfg.labels.provider = "openai"
+    cfg.answer.model = "reader"
+    done.execute(stage.STAGE, cfg)
+    # Six pairs of question and system, two of them equal.
+    assert len(server.asked) == 5 and {body["model"] for body in server.bodies} == {"reader"}
+    cfg.evaluate.resamples = 300
+    done.execute(stage.STAGE, cfg)
+    assert len(server.asked) == 5
+
+
+def test_nobody_is_asked_where_the_config_says_none(tmp_path):
+  cfg = config.Config(name="t")
+  manifest = workdir(tmp_path).execute(stage.STAGE, cfg)
+  assert manifest["counts"] == {"questions": 0}
+  assert stage.fingerprint(cfg) != stage.fingerprint(configured(recorded(tmp_path / "said.jsonl", SAID)))

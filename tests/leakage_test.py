@@ -1,0 +1,44 @@
+"""What training saw of the test is found, and nothing else is."""
+
+import pytest
+
+from idistill_jax import records
+from idistill_jax.retrieval import leakage
+
+
+def queries(split: str, *texts: str) -> list[records.Query]:
+  return [records.Query(id=f"{split}{i}", text=text, split=split) for i, text in enumerate(texts)]
+
+
+TRAIN = queries("train", "how do I merge two sorted lists", "open a file for writing", "what is the capital of France")
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["what is the capital of France", "What is the capital of france?", "what is  the capital, of France"],
+)
+def test_the_same_question_in_another_dress_is_found(text):
+  found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [])
+  assert [(test, train) for test, train, _ in found.duplicates] == [("test1", "train2")]
+  assert found.warning is not None and "1 of 2 test queries" in found.warning
+
+
+@pytest.mark.parametrize("text", [
+  "what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
+def test_other_questions_are_none(text):
+  found = leakage.check(queries("test", text), TRAIN, {}, [])
+  assert not found.duplicates and found.warning is None
+
+
+def test_more_queries_than_a_block_and_none_at_all():
+  many = queries("test", *(f"question number {'abcdefghij'[i % 10] * 9} {i}" for i in range(600)))
+  train = [records.Query(id="copy", text=many[599].text, split="train")]
+  assert next(one[:2] for one in leakage.check(many, train, {}, []).duplicates) == ("test599", "copy")
+  assert leakage.check([], TRAIN, {}, []).warning is None and leakage.check(many, [], {}, []).warning is None
+
+
+def test_test_passages_that_the_llm_ranked_first_in_training():
+  ranking = records.RankedList(query_id="train0", passage_ids=("p1", "p2"), status="complete")
+  found = leakage.check(queries("test", "a"), TRAIN, {"test0": {"p1": 1, "p2": 1, "p3": 0}}, [ranking])
+  assert found.passages == ("p1",)
+  assert found.as_json()["test_passages_ranked_first_in_training"] == 1

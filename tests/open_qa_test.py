@@ -1,0 +1,85 @@
+"""The paper's setting on a slice: configs/nq.py from questions and passages to answers, with servers of our own.
+
+Real: config, every stage, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
+"""
+
+import importlib.util
+import json
+import pathlib
+import random
+import types
+
+import config_test
+import numpy as np
+import pytest
+from loopback_llm import LoopbackLLM, Reply, reversed_order
+
+from idistill_jax import artifacts, cli, pipeline
+from idistill_jax.data.corpora import tfds
+from idistill_jax.report import gather
+
+PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
+          ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip
+
+
+def passages(path: pathlib.Path) -> None:
+  """In the form of psgs_w100.tsv: what is made in each place, and fillers."""
+  lines = ["id\ttext\ttitle"]
+  for number, place in enumerate(PLACES):
+    lines.append(f'{number + 1}\t"The town of {place} is known for its ""thing{number}"" made by hand."\t{place}')
+  lines += [f"{number}\tWords about nothing much, number {number}.\tFiller" for number in range(100, 160)]
+  path.write_text("\n".join(lines) + "\n")
+
+
+def questions(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Stands in for natural_questions_open, which is not on this machine; tests of `tfds` read a real builder."""
+  rows = [{"question": f"what is {place} known for".encode(), "answer": [f"thing{n}".encode()]}
+          for n, place in enumerate(PLACES)]  # fmt: skip
+  random.Random(0).shuffle(rows)
+  parts = {"train": rows[:24], "validation": rows[24:]}
+  builder = types.SimpleNamespace(
+    info=types.SimpleNamespace(splits=parts), version="1.0.0", download_and_prepare=lambda: None,
+    as_dataset=lambda split: parts[split],
+  )  # fmt: skip
+  monkeypatch.setattr(tfds, "_package", lambda: types.SimpleNamespace(builder=lambda name: builder, as_numpy=iter))
+
+
+def reply(number: int, prompt: str) -> Reply:
+  """Ranks lists, and reads out the first thing that it is shown."""
+  if "Answer the question" not in prompt:
+    return reversed_order(number, prompt)
+  _, found, rest = prompt.partition("thing")
+  return Reply(f"thing{rest.partition(' ')[0]}".replace('"', "") if found else "nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.scann
+def test_the_papers_setting_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
+  pytest.importorskip("openai")
+  if importlib.util.find_spec("scann") is None:
+    pytest.skip("the extra `retrieval` is not installed")
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  passages(tmp_path / "psgs_w100.tsv")
+  questions(monkeypatch)
+  cfg = config_test.load("nq:slice")
+  cfg.collection.path = str(tmp_path / "psgs_w100.tsv")
+  cfg.encoder.weights, cfg.encoder.row_tokens, cfg.encoder.tokens_per_step = tiny_weights, 256, 2048
+  cfg.labels.provider, cfg.labels.list_size, cfg.ranker.epochs = "openai", 6, 1
+  cfg.ranker.passages_per_list = cfg.retriever.passages_per_list = 6
+  cfg.candidates.depth, cfg.scores.depth, cfg.evaluate.rerank_depth, cfg.evaluate.resamples = 20, 6, 5, 200
+  workdir = artifacts.Workdir(tmp_path / "w")
+  with LoopbackLLM(reply) as server:
+    cfg.labels.base_url = f"{server.url}/v1"
+    pipeline.run(cli.Runner(cfg, workdir, ()))
+  metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
+  assert metrics["queries"] == 16 and metrics["measures"] == ["answer@1", "answer@5", "answer@20", "answer@100"]
+  assert set(metrics["systems"]) >= {"initial", "bm25", "distilled", "hybrid", "ranker", "hybrid+ranker"}
+  # Every place is in its passage's title.
+  assert metrics["systems"]["bm25"]["answer@1"] == 1.0 > metrics["systems"]["initial"]["answer@1"]
+  assert metrics["ann"]["index"] == "scann" and metrics["leakage"]["test_queries"] == 16
+  answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
+  assert answered["questions"] == 16 and np.isfinite(answered["systems"]["distilled"]["EM"])
+  report = gather.gather(workdir)
+  assert report.evaluation.main_measure == "answer@20" and report.reader.main_measure == "F1"
+  assert report.shown.queries[0].answers and report.shown.queries[0].said
+  assert "Answers of a reader" in (workdir.root / "report.html").read_text()

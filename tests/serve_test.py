@@ -1,0 +1,154 @@
+"""The search page: answers, limits, escaping, many clients at once; served for real, searched in Chromium."""
+
+import concurrent.futures
+import json
+import re
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from idistill_jax import records, search
+
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("starlette", reason="the extra `serve` is not installed")
+
+from idistill_jax import serve
+
+HOSTILE = "<img src=x onerror=\"document.documentElement.dataset.error='hit'\"></script><script>alert(1)</script>"
+
+
+class Echo:
+  """Finds passages that repeat the question; counts how many ask at once."""
+
+  def __init__(self, seconds: float = 0.0):
+    self.seconds, self.asked = seconds, 0
+    self.at_once = self.most_at_once = 0
+
+  def search(self, query: str, k: int) -> dict[str, search.Answer]:
+    search.check(query, k)
+    self.at_once += 1
+    self.most_at_once = max(self.most_at_once, self.at_once)
+    time.sleep(self.seconds)
+    self.asked += 1
+    self.at_once -= 1
+    passages = tuple(records.Passage(id=f"p{i}", title=f"{query} {i}", text=HOSTILE) for i in range(k))
+    return {name: search.Answer(passages=passages, milliseconds=1.25) for name in ("initial", "distilled")}
+
+
+class Served:
+  """`with Served(searcher) as url:`"""
+
+  def __init__(self, searcher: Echo, per_minute: int = 10_000):
+    self.server = serve.server(searcher, 0, per_minute)
+    self.thread = threading.Thread(target=self.server.run, daemon=True)
+
+  def __enter__(self) -> str:
+    self.thread.start()
+    while not self.server.started:
+      time.sleep(0.01)
+    (socket,) = self.server.servers[0].sockets
+    self.address = socket.getsockname()
+    return f"http://127.0.0.1:{self.address[1]}"
+
+  def __exit__(self, *exc: object) -> None:
+    self.server.should_exit = True
+    self.thread.join(10)
+
+
+def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+  request = urllib.request.Request(url, headers=headers)
+  try:
+    with urllib.request.urlopen(request, timeout=30) as response:
+      return response.status, dict(response.headers), response.read()
+  except urllib.error.HTTPError as e:
+    return e.code, dict(e.headers), e.read()
+
+
+def ask(url: str, question: str, k: object = 5) -> tuple[int, dict]:
+  status, _, body = get(f"{url}/api/search?{urllib.parse.urlencode({'q': question, 'k': k})}")
+  return status, json.loads(body)
+
+
+def test_answers_and_what_is_no_question():
+  with Served(Echo()) as url:
+    status, found = ask(url, "where is it?", 2)
+    assert status == 200 and found["question"] == "where is it?"
+    assert set(found["systems"]) == {"initial", "distilled"}
+    assert [one["id"] for one in found["systems"]["initial"]["passages"]] == ["p0", "p1"]
+    assert found["systems"]["initial"]["milliseconds"] == 1.25
+    for question, k, expected, message in (
+      ("", 5, 400, "the query is empty"),
+      ("x" * 1001, 5, 413, "1001 characters"),
+      ("x", 0, 400, "from 1 to 20"),
+      ("x", 21, 400, "from 1 to 20"),
+      ("x", "9" * 40, 400, "from 1 to 20"),
+      ("x", "five", 400, "from 1 to 20"),
+    ):
+      status, found = ask(url, question, k)
+      assert status == expected and message in found["error"], (question[:9], k)
+    assert get(f"{url}/nothing")[0] == 404 and get(f"{url}/../pyproject.toml")[0] == 404
+
+
+def test_only_this_machine_is_served_and_nothing_runs_but_our_script():
+  served = Served(Echo())
+  with served as url:
+    assert served.address[0] == "127.0.0.1"
+    # A page of another site that resolves to 127.0.0.1 sends its own name.
+    assert get(url, Host="evil.example")[0] == 400
+    status, headers, body = get(url)
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+    assert "access-control-allow-origin" not in headers and b"<script>" not in body
+
+
+def test_a_client_that_asks_too_much_waits():
+  now = [0.0]
+  rate = serve.Rate(2, clock=lambda: now[0])
+  rate.admit("a"), rate.admit("a"), rate.admit("b")
+  with pytest.raises(serve.Refused, match="more than 2 questions"):
+    rate.admit("a")
+  now[0] = 61.0
+  rate.admit("a")
+  assert set(rate._times) == {"a"}
+  with Served(Echo(), per_minute=3) as url:
+    assert [ask(url, "x")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
+
+
+def test_thirty_two_clients_at_once():
+  searcher = Echo(seconds=0.002)
+  with Served(searcher) as url, concurrent.futures.ThreadPoolExecutor(32) as pool:
+    questions = [f"question {number}" for number in range(320)]
+    for question, (status, found) in zip(questions, pool.map(lambda one: ask(url, one, 1), questions), strict=True):
+      # Everybody gets the answer to the own question.
+      assert status == 200 and found["systems"]["initial"]["passages"][0]["title"] == f"{question} 0"
+  assert searcher.asked == 320 and searcher.most_at_once == 1
+
+
+def test_more_than_may_wait_are_turned_away(monkeypatch):
+  monkeypatch.setattr(serve, "MOST_WAITING", 4)
+  with Served(Echo(seconds=0.2)) as url, concurrent.futures.ThreadPoolExecutor(16) as pool:
+    statuses = [status for status, _ in pool.map(lambda number: ask(url, f"q{number}"), range(16))]
+  assert statuses.count(200) >= 4 and statuses.count(503) >= 1 and set(statuses) == {200, 503}
+
+
+def test_the_page_in_a_browser(tmp_path):
+  chromium = shutil.which("chromium") or shutil.which("google-chrome")
+  if chromium is None:
+    pytest.skip("no Chromium on this machine")
+  flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+           "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}",
+           "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
+  with Served(Echo()) as url:
+    page = f"{url}/?{urllib.parse.urlencode({'q': HOSTILE})}"
+    done = subprocess.run([chromium, *flags, page], capture_output=True, text=True, timeout=60)
+  root = done.stdout[: done.stdout.find(">", done.stdout.find("<html"))]
+  assert 'data-ready="2"' in root and "data-error" not in root
+  assert len(re.findall("<li[ >]", done.stdout)) == 10 and "<img" not in done.stdout and "&lt;img" in done.stdout
+  assert done.stdout.count("<script") == 1

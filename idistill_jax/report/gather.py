@@ -16,18 +16,8 @@ from idistill_jax.report import queries
 
 # The order of the pipeline, for display: a workdir itself does not know it.
 STAGES = (
-  "queries",
-  "collection",
-  "candidates",
-  "labels",
-  "train_direct",
-  "train_ranker",
-  "scores",
-  "train_retriever",
-  "index",
-  "evaluate",
-  "answer",
-  "export",
+  "queries", "collection", "candidates", "labels", "train_direct", "train_ranker",
+  "scores", "train_retriever", "index", "evaluate", "answer", "export",
 )
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")
 # The first of these that was measured is what is talked about.

@@ -20,6 +20,7 @@ PACKAGE = "idistill_jax"
 
 # Top to bottom: a module imports its own layer and those below.
 LAYERS = (
+  ("status",),
   ("pipeline", "serve", "compile_for"),
   ("search",),
   ("stages",),

@@ -16,7 +16,7 @@ from jax.sharding import AxisType
 
 from idistill_jax import sharding
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, loop
+from idistill_jax.train import checkpoint, loop, preemption
 from idistill_jax.train import step as step_lib
 
 
@@ -51,7 +51,8 @@ np.savez(folder / "params.npz", **{{k: np.asarray(v) for k, v in table.flatten(l
 """
 
 
-def test_a_killed_run_continues_to_the_same_bits(tmp_path, tiny_weights):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, tiny_weights, end):
   code = RUN.format(tests=str(pathlib.Path(__file__).parent), weights=tiny_weights)
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   whole.mkdir()
@@ -65,11 +66,15 @@ def test_a_killed_run_continues_to_the_same_bits(tmp_path, tiny_weights):
   while not (killed / "metrics.jsonl").exists() or len(metrics_lines(killed)) < 5:
     assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
     time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
+  process.send_signal(end)
   process.wait()
+  # Preempted, it says so and loses no step; killed, it goes back to the checkpoint before.
+  assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: preemption.EXIT_CODE}[end]
   assert not (killed / "params.npz").exists()
   steps_saved = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
   assert steps_saved and max(steps_saved) < 8
+  if end == signal.SIGTERM:
+    assert max(steps_saved) == metrics(killed)[-1]["step"]
   subprocess.run([sys.executable, "-c", code, str(killed)], check=True, timeout=120)
 
   expected, found = np.load(whole / "params.npz"), np.load(killed / "params.npz")

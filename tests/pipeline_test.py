@@ -38,6 +38,11 @@ def test_every_stage_commits_a_folder_with_its_manifest(workdir):
   assert (workdir.root / "report.html").stat().st_size > 50_000
 
 
+def test_all_stages_take_less_than_a_minute_and_a_half(workdir):
+  # A promise of the README's kind, not a benchmark: a third of it is what two quiet cores take.
+  assert sum(workdir.manifest(stage.name)["seconds"] for stage in pipeline.STAGES) < 90
+
+
 def test_metrics_have_the_promised_form(workdir):
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
   assert set(metrics["systems"]) == {"initial", "bm25", "direct", "hybrid", "ranker", "distilled"}

@@ -21,7 +21,7 @@ from idistill_jax import progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim
+from idistill_jax.train import checkpoint, networks, optim, preemption
 from idistill_jax.train import step as step_lib
 
 
@@ -49,7 +49,10 @@ class Training:
 
 
 def train(training: Training) -> Any:
-  """Parameters after all steps.  Raises NonFiniteLossError; the last good checkpoint is kept."""
+  """Parameters after all steps.  Raises NonFiniteLossError; the last good checkpoint is kept.
+
+  On SIGTERM it saves where it is and raises preemption.Preempted.
+  """
   steps = len(training.batches)
   learning_rate = optim.schedule(training.optim, steps)
 
@@ -70,8 +73,9 @@ def train(training: Training) -> Any:
   train_step = step_lib.make_step(training.loss_fn, tx, state)
   pending: Pending | None = None
   finished = 0.0
+  guard = jax.transfer_guard("disallow")
   watched = progress.bar(training.name, total=steps, done=start)
-  with contextlib.closing(checkpoints), watched as bar, jax.transfer_guard("disallow"):
+  with contextlib.closing(checkpoints), watched as bar, preemption.watch() as preempted, guard:
     for step in range(start, steps):
       batch = next(data)
       tokens = pack.real_tokens(batch.rows)
@@ -81,8 +85,13 @@ def train(training: Training) -> Any:
       if pending is not None:
         finished = settle(pending, training, learning_rate, log, bar, finished)
       pending = now
-      if (step + 1) % training.checkpoint_every == 0 and step + 1 < steps:
+      if step + 1 < steps and (preempted() or (step + 1) % training.checkpoint_every == 0):
         checkpoints.save(step + 1, state, data)
+        if preempted():
+          settle(pending, training, learning_rate, log, bar, finished)
+          logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
+                          step + 1, steps)
+          raise preemption.Preempted
     if pending is not None:
       settle(pending, training, learning_rate, log, bar, finished)
   return state.params

@@ -1,0 +1,93 @@
+"""What every stage of a workdir has done, is doing and has cost.
+
+    python -m idistill_jax.status --workdir=runs/quickstart
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from absl import app, flags
+from rich import box, table
+from rich import console as rich_console
+
+from idistill_jax import artifacts, cli, pipeline
+from idistill_jax.report import claims
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+  """seconds: of computing so far.  dollars: paid to an LLM.  note: counts, or how far it is."""
+
+  stage: str
+  state: Literal["done", "begun", "to do"]
+  seconds: float | None
+  dollars: float | None
+  note: str
+
+
+def states(workdir: artifacts.Workdir) -> list[State]:
+  """In pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
+  cli.load_config(workdir.root)
+  return [_state(workdir, stage.name) for stage in pipeline.STAGES]
+
+
+def _state(workdir: artifacts.Workdir, stage: str) -> State:
+  # A finished stage that is being made anew has both folders: what it is doing is the news.
+  begun = sorted(workdir.root.glob(f".{stage}-*"))
+  if begun:
+    return State(stage=stage, state="begun", seconds=None, dollars=None, note=_progress(begun[-1]))
+  manifest = workdir.manifest(stage)
+  if manifest is None:
+    return State(stage=stage, state="to do", seconds=None, dollars=None, note="")
+  counts = dict(manifest["counts"])
+  dollars = counts.pop("dollars", None)
+  dropped = sum(drop["count"] for drop in manifest["drops"].values())
+  said = [f"{name} {claims.plain(value)}" for name, value in counts.items()]
+  return State(stage=stage, state="done", seconds=manifest["seconds"], dollars=dollars,
+               note=", ".join(said + ([f"dropped {dropped}"] if dropped else [])))
+
+
+def _progress(folder: pathlib.Path) -> str:
+  """The last step of a training, and when anything was last written."""
+  written = max((path.stat().st_mtime for path in folder.rglob("*")), default=folder.stat().st_mtime)
+  ago = datetime.timedelta(seconds=round(time.time() - written))
+  metrics = folder / "metrics.jsonl"
+  lines = metrics.read_text().splitlines() if metrics.exists() else []
+  try:
+    last = json.loads(lines[-1])
+    step = f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s; "
+  except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
+    step = ""
+  return f"{step}last written {ago} ago"
+
+
+def show(found: Sequence[State]) -> table.Table:
+  made = table.Table(box=box.SIMPLE_HEAD)
+  for column in ("stage", "state", "time", "dollars", ""):
+    made.add_column(column)
+  for one in found:
+    spent = "" if one.seconds is None else claims.duration(one.seconds)
+    made.add_row(one.stage, one.state, spent, "" if one.dollars is None else f"{one.dollars:.2f}", one.note)
+  seconds = sum(one.seconds or 0.0 for one in found)
+  made.add_row("all", f"{sum(one.state == 'done' for one in found)} of {len(found)}", claims.duration(seconds),
+               f"{sum(one.dollars or 0.0 for one in found):.2f}", "")
+  return made
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1 or flags.FLAGS.workdir is None:
+    raise app.UsageError("--workdir is needed: python -m idistill_jax.status --workdir=runs/quickstart")
+  try:
+    rich_console.Console().print(show(states(artifacts.Workdir(flags.FLAGS.workdir))))
+  except cli.USER_ERRORS as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+
+
+if __name__ == "__main__":
+  app.run(main)

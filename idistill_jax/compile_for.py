@@ -83,24 +83,32 @@ def mesh_of(topology: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
   # Asking the cloud's metadata server which TPU this is would only wait for nobody.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())
-  return sharding.make_mesh(cfg, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+  devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  kind = devices[0].device_kind
+  if kind not in CHIPS:
+    raise ValueError(f"--topology={topology}: no data sheet of a {kind} here; known are {sorted(CHIPS)}")
+  return sharding.make_mesh(cfg, devices)
 
 
 def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
-  """Both training steps and the encoding of passages."""
+  """The training steps and the encoding of passages."""
   encoder = cfg.encoder
   ranker = networks.ranker(encoder, cfg.ranker.head).on(mesh, encoder.training_dtype)
   retriever = networks.retriever(encoder).on(mesh, encoder.training_dtype)
   pair = encoder.query_tokens + encoder.pair_cut - 1
-  of_list = cfg.retriever.passages_per_list * encoder.list_cut + encoder.query_tokens
+  dual = {"direct step": cfg.direct, "retriever step": cfg.retriever}
   encoding = retriever.on(mesh, encoder.inference_dtype)
   return [
     _training("ranker step", cfg.ranker, ranker, objectives.ranker(cfg.ranker, ranker), mesh,
               texts=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list,
               tokens=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list * pair, row_tokens=encoder.list_row),
-    _training("retriever step", cfg.retriever, retriever, objectives.retriever(cfg.retriever, retriever), mesh,
-              texts=cfg.retriever.lists_per_batch * (1 + cfg.retriever.passages_per_list),
-              tokens=cfg.retriever.lists_per_batch * of_list, row_tokens=encoder.list_row),
+    *(
+      _training(name, one, retriever, objectives.retriever(one, retriever), mesh,
+                texts=one.lists_per_batch * (1 + one.passages_per_list),
+                tokens=one.lists_per_batch * (one.passages_per_list * encoder.list_cut + encoder.query_tokens),
+                row_tokens=encoder.list_row)
+      for name, one in dual.items()
+    ),
     _encoding(encoding, mesh, tokens=encoder.tokens_per_step, row_tokens=encoder.row_tokens),
   ]
 

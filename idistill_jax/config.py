@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 
+def aside(default: Any) -> Any:
+  """A field on which no result depends: changing it makes nothing anew."""
+  return dataclasses.field(default=default, metadata={"aside": True})
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Mesh:
   """Devices along each axis; `data=None` takes what the other two leave over."""
@@ -128,19 +133,19 @@ class Labels:
   max_output_tokens: int = 1024
   # Gemini's thinking budget, part of the output tokens; None leaves it to the model.
   thinking_tokens: int | None = 0
-  concurrency: int = 8
-  attempts: int = 4
-  timeout_seconds: float = 120.0
-  requests_per_minute: float | None = None
-  tokens_per_minute: float | None = None
-  dollars_per_million_input_tokens: float | None = None
-  dollars_per_million_output_tokens: float | None = None
+  concurrency: int = aside(8)
+  attempts: int = aside(4)
+  timeout_seconds: float = aside(120.0)
+  requests_per_minute: float | None = aside(None)
+  tokens_per_minute: float | None = aside(None)
+  dollars_per_million_input_tokens: float | None = aside(None)
+  dollars_per_million_output_tokens: float | None = aside(None)
   # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.
-  max_dollars: float | None = None
-  max_tokens: int | None = None
+  max_dollars: float | None = aside(None)
+  max_tokens: int | None = aside(None)
   # Where batch files are exchanged by hand; None: submitted and collected through the SDK.
-  batch_folder: str | None = None
-  batch_poll_seconds: float = 60.0
+  batch_folder: str | None = aside(None)
+  batch_poll_seconds: float = aside(60.0)
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -319,6 +324,14 @@ def writes_queries(cfg: Config) -> bool:
 def as_dict(cfg: Any) -> dict[str, Any]:
   """Nested plain dict of a config or of one of its sections."""
   return dataclasses.asdict(cfg)
+
+
+def keyed(section: Any) -> Any:
+  """What a result depends on: `as_dict` without fields that are set aside; a plain value is itself."""
+  if not dataclasses.is_dataclass(section):
+    return section
+  fields = [field for field in dataclasses.fields(section) if "aside" not in field.metadata]
+  return {field.name: keyed(getattr(section, field.name)) for field in fields}
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -64,7 +64,7 @@ class Searcher:
     self._distilled = inference.load_retriever(one_question, folders["train_retriever"])
     self._ranker = inference.load_ranker(cfg, folders["train_ranker"])
     direct = cfg.ranker.start == "direct"
-    self._start = inference.load_retriever(cfg, folders["train_direct"]) if direct else self._initial
+    self._start = inference.load_retriever(one_question, folders["train_direct"]) if direct else self._initial
     self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)

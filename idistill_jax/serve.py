@@ -137,7 +137,7 @@ def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
   question, k = parameters.get("q", ""), parameters.get("k", "5")
   if len(question) > LONGEST_QUESTION:
     raise Refused(413, f"the question has {len(question)} characters; at most {LONGEST_QUESTION} are read")
-  if not k.isdecimal() or not 1 <= int(k[:9]) <= MOST_PASSAGES:
+  if not k.isdecimal() or len(k) > 4 or not 1 <= int(k) <= MOST_PASSAGES:
     raise ValueError(f"k must be a whole number from 1 to {MOST_PASSAGES}")
   search.check(question, int(k))
   return question, int(k)

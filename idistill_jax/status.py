@@ -22,7 +22,7 @@ from idistill_jax.report import claims
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-  """seconds: of computing so far.  dollars: paid to an LLM.  note: counts, or how far it is."""
+  """seconds: of computing.  dollars: what its answers cost, cached ones included.  note: counts, or how far it is."""
 
   stage: str
   state: Literal["done", "begun", "to do"]
@@ -32,9 +32,9 @@ class State:
 
 
 def states(workdir: artifacts.Workdir) -> list[State]:
-  """In pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
-  cli.load_config(workdir.root)
-  return [_state(workdir, stage.name) for stage in pipeline.STAGES]
+  """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
+  cfg = cli.load_config(workdir.root)
+  return [_state(workdir, stage.name) for stage in pipeline.STAGES if stage.asked_for(cfg)]
 
 
 def _state(workdir: artifacts.Workdir, stage: str) -> State:
@@ -55,7 +55,7 @@ def _state(workdir: artifacts.Workdir, stage: str) -> State:
 
 def _progress(folder: pathlib.Path) -> str:
   """The last step of a training, and when anything was last written."""
-  written = max((path.stat().st_mtime for path in folder.rglob("*")), default=folder.stat().st_mtime)
+  written = max(map(_written, (folder, *folder.rglob("*"))))
   ago = datetime.timedelta(seconds=round(time.time() - written))
   metrics = folder / "metrics.jsonl"
   lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -65,6 +65,14 @@ def _progress(folder: pathlib.Path) -> str:
   except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
     step = ""
   return f"{step}last written {ago} ago"
+
+
+def _written(path: pathlib.Path) -> float:
+  """A checkpoint's temporary files may be gone by the time they are looked at."""
+  try:
+    return path.stat().st_mtime
+  except FileNotFoundError:
+    return 0.0
 
 
 def show(found: Sequence[State]) -> table.Table:

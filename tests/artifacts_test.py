@@ -212,3 +212,13 @@ def test_take_over_from_another_workdir(tmp_path: pathlib.Path, cfg: config.Conf
   cfg.labels.lists += 1
   assert not ours.take_over(one.stage, cfg, theirs)
   assert json.loads((ours.folder("labels") / artifacts.MANIFEST).read_text())["config"]["labels"]["lists"] == 1000
+
+
+def test_what_no_result_depends_on_is_in_no_key(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  stage = artifacts.Stage(name="labels", reads=(), config=("labels", "seed"), run=lambda job: None)
+  key = workdir.key(stage, cfg)
+  cfg.labels.max_dollars, cfg.labels.concurrency = 7.0, 99
+  assert workdir.key(stage, cfg) == key
+  # The control: what is asked is in it.
+  cfg.labels.passage_tokens += 1
+  assert workdir.key(stage, cfg) != key

@@ -21,8 +21,8 @@ def test_the_quickstart_compiles_for_a_slice(topology, mesh):
   assert done.returncode == 0, done.stderr[-2000:]
   assert "DOES NOT FIT" not in done.stdout
   lines = {name: line.split() for line in done.stdout.splitlines()
-           for name in ("ranker step", "retriever step", "encode") if line.strip().startswith(name)}
-  assert len(lines) == 3
+           for name in ("ranker step", "direct step", "retriever step", "encode") if line.strip().startswith(name)}
+  assert len(lines) == 4
   # The last column counts kernels: forward and two backward ones in a step, one in encoding.
   assert all(int(line[-1]) >= 1 for line in lines.values()), done.stdout
 

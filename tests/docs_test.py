@@ -100,7 +100,7 @@ def as_module(command: Command) -> tuple[str, list[str]] | None:
   words = list(command.words)
   if words[0].startswith("python"):
     module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
-    return (module, words[3:]) if module.startswith("idistill_jax") else None
+    return (module, words[3:]) if module.startswith("idistill_jax") or module == "benchmarks.run" else None
   if words[0] == "launch/local.sh" and words[1:]:
     return f"idistill_jax.stages.{words[1]}", words[2:]
   if words[0] == "launch/quickstart.sh":

@@ -122,6 +122,7 @@ def with_queries(
     judgements={split: {**whole.qrels.get(split, {}), **judgements.get(split, {})} for split in splits},
     lists=whole.lists,
     pairs={**whole.pairs, **pairs},
+    answers=whole.answers,
     drops=whole.drops,
   )
 

@@ -53,7 +53,8 @@ class Facts:
   """What a card tells.
 
   collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.
+  with.  metrics: metrics.json, or None where nothing was measured.  start: what the retriever is loaded as whose
+  similarity is a term of the ranker's score, where it is exported too.
   """
 
   cfg: config_lib.Config
@@ -63,6 +64,7 @@ class Facts:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
+  start: str | None = None
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
@@ -148,7 +150,7 @@ def _snippet(facts: Facts, name: str, base: str | None) -> str:
       "scores = ranker.predict(list(zip(queries, passages)))",
     ]
   else:
-    start = f"{name}-direct" if facts.cfg.ranker.start == "direct" else base or "path/to/starting-weights"
+    start = facts.start or base or "path/to/starting-weights"
     normalise = dual_encoder.read_embedding_config(facts.source).normalize
     body = [
       "from sentence_transformers import CrossEncoder, SentenceTransformer",

@@ -86,7 +86,7 @@ def run(job: artifacts.Job) -> None:
     found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
     reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
-  theirs = others(job, ids, systems)
+  theirs = others(job, ids, systems, passages)
   systems |= theirs
 
   for name, found_run in systems.items():
@@ -144,14 +144,21 @@ def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, ob
   return queries
 
 
-def others(job: artifacts.Job, ids: Sequence[str], ours: Mapping[str, runs.Run]) -> dict[str, runs.Run]:
+def others(job: artifacts.Job, ids: Sequence[str], ours: Mapping[str, runs.Run],
+           passages: tables.Passages) -> dict[str, runs.Run]:
   """Systems that come as run files, by their files' names, for the measured queries."""
-  found = {}
+  found: dict[str, runs.Run] = {}
   for path in run_files(job.cfg):
-    if path.stem in ours:
-      raise ValueError(f"{path}: a system of ours is called {path.stem!r} already; rename the file")
+    if path.stem in ours or path.stem in found:
+      raise ValueError(f"{path}: another system is called {path.stem!r} already; rename the file")
     every = runs.read_trec(path)
-    found[path.stem] = {query_id: every.get(query_id, {}) for query_id in ids}
+    strangers = {one for query_id in ids for one in every.get(query_id, {}) if one not in passages}
+    for passage_id in sorted(strangers):
+      job.drop(f"passage of {path.name} that the collection lacks", passage_id)
+    found[path.stem] = {
+      query_id: {one: score for one, score in every.get(query_id, {}).items() if one not in strangers}
+      for query_id in ids
+    }
     for query_id in ids:
       if not every.get(query_id):
         job.drop(f"query that {path.name} has no results for (counts as 0)", query_id)

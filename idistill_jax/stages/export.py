@@ -6,6 +6,7 @@ train_direct, train_ranker, train_retriever (parameters), collection, labels, ev
 retriever/, and direct/ where its similarity is a term of the ranker's score.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -23,26 +24,30 @@ _METRICS = "metrics.json"
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg
   repositories: dict[card.Kind, str | None] = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
+  retrievers: dict[card.Kind, str] = {RETRIEVER: "train_retriever"}
+  if cfg.ranker.start == "direct" and cfg.ranker.similarity_weight is not None:
+    # Its similarity is a term of the ranker's score, so it goes where the ranker goes.
+    retrievers[DIRECT] = "train_direct"
+    repositories[DIRECT] = cfg.export.upload_ranker and f"{cfg.export.upload_ranker}-direct"
   # First of all, so that a missing token is told before anything is written.
   api = upload.client() if any(repositories.values()) else None
   mesh = sharding.make_mesh(cfg.mesh)
   cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
   pair_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.pair_cut)
 
+  loaded_as = {name: repository or f"path/to/{name}" for name, repository in repositories.items()}
+
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
-  text = card.render("ranker", facts(job, "train_ranker", network.source), repositories[RANKER] or f"path/to/{RANKER}")
+  told = dataclasses.replace(facts(job, "train_ranker", network.source), start=loaded_as.get(DIRECT))
+  text = card.render(RANKER, told, loaded_as[RANKER])
   export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=pair_cut, card=text,
                        similarity_weight=cfg.ranker.similarity_weight)
 
   network = networks.retriever(cfg.encoder)
-  retrievers: dict[card.Kind, str] = {RETRIEVER: "train_retriever"}
-  if cfg.ranker.start == "direct" and cfg.ranker.similarity_weight is not None:
-    # Its similarity is a term of the ranker's score.
-    retrievers[DIRECT] = "train_direct"
   for name, stage in retrievers.items():
     params = inference.load_params(network, job.inputs[stage], mesh, cfg.seed)
-    text = card.render(name, facts(job, stage, network.source), repositories.get(name) or f"path/to/{name}")
+    text = card.render(name, facts(job, stage, network.source), loaded_as[name])
     export.export_retriever(params, network, job.out / name, cut=cut, card=text)
 
   for name, repository in repositories.items():

@@ -19,6 +19,7 @@ from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import corpora, example, tables
 from idistill_jax.hf import weights
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
+from idistill_jax.llm.providers import replay
 from idistill_jax.train import inference
 
 STATUSES = "statuses.json"
@@ -168,10 +169,12 @@ def split_of(passage_id: str, held_out: float, seed: int) -> str:
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """Templates, corpus and starting weights."""
+  """Templates, recorded answers, corpus and starting weights."""
+  recording = cfg.labels.recording
   source = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
   styles = " ".join(map(prompt.fingerprint, prompt.QUERY_STYLES))
-  return f"{styles} {source} {weights.fingerprint(cfg.encoder.weights)}"
+  recorded = recording and replay.fingerprint(recording)
+  return f"{styles} {recorded} {source} {weights.fingerprint(cfg.encoder.weights)}"
 
 
 STAGE = artifacts.Stage(

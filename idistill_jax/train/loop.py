@@ -94,6 +94,10 @@ def train(training: Training) -> Any:
           raise preemption.Preempted
     if pending is not None:
       settle(pending, training, learning_rate, log, bar, finished)
+    if preempted():
+      # All is done but what comes after training: a restart finds the last step and takes none.
+      checkpoints.save(steps, state, data)
+      raise preemption.Preempted
   return state.params
 
 

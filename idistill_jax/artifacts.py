@@ -119,10 +119,11 @@ class Workdir:
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
+    sections = config_lib.keyed(cfg)
     return config_lib.digest({
       "layout": LAYOUT_VERSION,
       "stage": stage.name,
-      "config": {name: config_lib.keyed(getattr(cfg, name)) for name in stage.config},
+      "config": {name: sections[name] for name in stage.config},
       "inputs": self._input_keys(stage, cfg),
       "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })

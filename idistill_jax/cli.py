@@ -133,9 +133,7 @@ class Runner:
 
   def run(self, stage: artifacts.Stage) -> bool:
     """Runs the stage unless it is done or another workdir has it; True where it did the work."""
-    self.workdir.root.mkdir(parents=True, exist_ok=True)
-    snapshot = json.dumps(config_lib.as_dict(self.cfg), indent=1) + "\n"
-    (self.workdir.root / CONFIG_SNAPSHOT).write_text(snapshot)
+    save_config(self.cfg, self.workdir)
     if self.workdir.is_done(stage, self.cfg):
       logging.info("%s: done already, nothing changed", stage.name)
       return False
@@ -148,6 +146,12 @@ class Runner:
     manifest = self.workdir.execute(stage, self.cfg)
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
     return True
+
+
+def save_config(cfg: config_lib.Config, workdir: artifacts.Workdir) -> None:
+  """What `load_config` reads: the config that the workdir is run with from now on."""
+  workdir.root.mkdir(parents=True, exist_ok=True)
+  (workdir.root / CONFIG_SNAPSHOT).write_text(json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
 
 
 def load_config(workdir: str | pathlib.Path) -> config_lib.Config:

@@ -77,7 +77,8 @@ class Encoder:
   passage_tokens: int = 256
   row_tokens: int = 256
   # In lists passages are cut here, when the retriever trains and when the ranker reads pairs, and packed into rows of
-  # this many tokens; None: as above.  Shorter is cheaper, and an index entry still sees the whole passage.
+  # this many tokens; None: as above, or as much as a pair takes.  Shorter is cheaper, and an index entry still sees the
+  # whole passage.
   list_passage_tokens: int | None = None
   pair_passage_tokens: int | None = None
   list_row_tokens: int | None = None
@@ -96,7 +97,11 @@ class Encoder:
 
   @property
   def list_row(self) -> int:
-    return self.row_tokens if self.list_row_tokens is None else self.list_row_tokens
+    if self.list_row_tokens is not None:
+      return self.list_row_tokens
+    # A pair of a query and a passage may be longer than either; kernels like multiples of 128.
+    pair = self.query_tokens + self.pair_cut - 1
+    return self.row_tokens if pair <= self.row_tokens else -(-pair // 128) * 128
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """Several workdirs in one table: what they differ in, and tests that hold them side by side."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -69,7 +70,9 @@ def test_page_names_the_best_and_escapes(runs, tmp_path):
 
 def test_the_command(runs, tmp_path):
   command = [sys.executable, "-m", "idistill_jax.report", *(str(run.root) for run in runs[:2])]
-  done = subprocess.run([*command, f"--page={tmp_path / 'c.html'}"], capture_output=True, text=True, timeout=120)
+  wide = os.environ | {"COLUMNS": "200"}
+  command.append(f"--page={tmp_path / 'c.html'}")
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=wide)
   assert done.returncode == 0, done.stderr
   assert "lists300" in done.stdout and (tmp_path / "c.html").stat().st_size > 5000
   lost = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, timeout=120)

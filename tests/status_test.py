@@ -11,7 +11,7 @@ from idistill_jax import artifacts, cli, config, status
 def workdir(tmp_path) -> artifacts.Workdir:
   """Labels are done, the ranker is in training, and one of its steps was torn by a kill."""
   cfg, made = config.Config(name="x"), artifacts.Workdir(tmp_path)
-  cli.Runner(cfg, made, [])
+  cli.save_config(cfg, made)
 
   def labels(job: artifacts.Job) -> None:
     job.count(lists=7, dollars=0.25)

@@ -1,5 +1,6 @@
 """Exported folders load without our code and give our numbers; the card says what the run did, and its code runs."""
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -329,6 +330,20 @@ def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monke
   with pytest.raises(upload.UploadError, match="HF_TOKEN"):
     export_stage.run(job)
   assert not list(tmp_path.iterdir())
+
+
+def test_the_retriever_that_a_ranker_starts_from_is_exported_with_it(run, tmp_path):
+  cfg = copy.deepcopy(run.cfg)
+  cfg.ranker.start = "direct"
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path,
+                      inputs={name: run.workdir.folder(name) for name in export_stage.STAGE.reads})
+  export_stage.run(job)
+  assert (tmp_path / "direct" / "model.safetensors").exists()
+  card = (tmp_path / "ranker" / "README.md").read_text()
+  assert 'SentenceTransformer("path/to/direct")' in snippet(card)
+  assert "averaged" not in (tmp_path / "direct" / "README.md").read_text()
+  # The control: a ranker that starts from the starting weights has none.
+  assert not run.folder("direct").exists() and "path/to/direct" not in run.card("ranker")
 
 
 def test_export_needs_neither_torch_nor_transformers():

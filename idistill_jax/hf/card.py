@@ -81,7 +81,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     name=name,
     width=bert.read_config(facts.source).hidden_size,
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
-    learnt_from=_LEARNT_FROM["llm" if kind == "direct" else facts.cfg.retriever.teacher],
+    learnt_from=_learnt_from(kind, facts.cfg.retriever),
     query_tokens=encoder.query_tokens,
     passage_tokens=encoder.passage_tokens,
     list_tokens=encoder.list_cut,
@@ -97,6 +97,13 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     licence=_licence(licence),
     versions=_bullets(facts.versions),
   )
+
+
+def _learnt_from(kind: Kind, cfg: config_lib.Retriever) -> str:
+  said = _LEARNT_FROM["llm" if kind == "direct" else cfg.teacher]
+  if kind == "retriever" and cfg.direct_share is not None:
+    said += f"; its weights were averaged with those of one that learnt {_LEARNT_FROM['llm']} (share {cfg.direct_share})"
+  return said
 
 
 def licence_of(readme: str) -> str | None:

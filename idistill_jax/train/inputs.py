@@ -1,4 +1,4 @@
-"""What both trainings read: token tables, similarities, and lists decoded to rows."""
+"""What the trainings read: token tables, similarities, and lists decoded to rows."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -341,7 +341,7 @@ def test_the_retriever_that_a_ranker_starts_from_is_exported_with_it(run, tmp_pa
   assert (tmp_path / "direct" / "model.safetensors").exists()
   card = (tmp_path / "ranker" / "README.md").read_text()
   assert 'SentenceTransformer("path/to/direct")' in snippet(card)
-  assert "averaged" not in (tmp_path / "direct" / "README.md").read_text()
+  assert "are averaged with" not in (tmp_path / "direct" / "README.md").read_text()
   # The control: a ranker that starts from the starting weights has none.
   assert not run.folder("direct").exists() and "path/to/direct" not in run.card("ranker")
 

@@ -102,7 +102,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
 def _learnt_from(kind: Kind, cfg: config_lib.Retriever) -> str:
   said = _LEARNT_FROM["llm" if kind == "direct" else cfg.teacher]
   if kind == "retriever" and cfg.direct_share is not None:
-    said += f"; its weights were averaged with those of one that learnt {_LEARNT_FROM['llm']} (share {cfg.direct_share})"
+    said += f"; its weights are averaged with those of one that learnt {_LEARNT_FROM['llm']} (by {cfg.direct_share})"
   return said
 
 

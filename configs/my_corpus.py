@@ -9,6 +9,7 @@ BERT-tiny.
 """
 
 from idistill_jax import config as c
+from idistill_jax import recipes
 
 
 def get_config(variant: str | None = None) -> c.Config:
@@ -22,12 +23,7 @@ def get_config(variant: str | None = None) -> c.Config:
     # Dollars as listed for gemini-2.5-flash; they only serve the estimate and the budget.
     labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20,
                     dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50, max_dollars=5.0),
-    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
-    ranker=c.Ranker(head="pair_cosine", top_places=1, passages_per_list=4, lists_per_batch=8, start="direct",
-                    similarity_weight=30.0, optim=c.Optim(peak_lr=1e-4)),
-    scores=c.Scores(depth=10, candidates="direct"),
-    retriever=c.Retriever(teacher="ranker", direct_share=0.5, passages_per_list=4, lists_per_batch=32,
-                          optim=c.Optim(peak_lr=1e-4)),
+    **recipes.from_direct(),
   )
   match variant:
     case None:

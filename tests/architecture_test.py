@@ -26,7 +26,7 @@ LAYERS = (
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records", "progress"),
+  ("sharding", "losses", "records", "progress", "extras", "recipes"),
   ("cli",),
   ("artifacts",),
   ("validation",),

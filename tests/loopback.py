@@ -2,7 +2,25 @@
 
 import http.server
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Self
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  """Keeps connections open, says nothing, and answers with what it is given."""
+
+  protocol_version = "HTTP/1.1"
+
+  def send(self, status: int, payload: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+    self.send_response(status)
+    for name, text in {"Content-Type": "application/json", "Content-Length": str(len(payload)), **headers}.items():
+      self.send_header(name, text)
+    self.end_headers()
+    self.wfile.write(payload)
+
+  def log_message(self, *args) -> None:
+    pass
 
 
 class Loopback:

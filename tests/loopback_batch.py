@@ -27,9 +27,7 @@ class LoopbackBatch(loopback.Loopback):
     self._gemini: set[int] = set()
     outer = self
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-      protocol_version = "HTTP/1.1"
-
+    class Handler(loopback.Handler):
       def do_POST(self):
         outer.headers.append(dict(self.headers))
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -43,14 +41,7 @@ class LoopbackBatch(loopback.Loopback):
         if isinstance(value, tuple):
           value, headers = value
         payload = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(404 if value is None else 200)
-        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(payload)), **headers}.items():
-          self.send_header(name, text)
-        self.end_headers()
-        self.wfile.write(payload)
-
-      def log_message(self, *args):
-        pass
+        self.send(404 if value is None else 200, payload, headers)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -32,9 +32,7 @@ class LoopbackHub(loopback.Loopback):
     self.repositories: dict[str, Repository] = {}
     outer = self
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-      protocol_version = "HTTP/1.1"
-
+    class Handler(loopback.Handler):
       def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.reply(*outer.post(self.path.partition("?")[0], body, self.headers))
@@ -43,15 +41,7 @@ class LoopbackHub(loopback.Loopback):
         self.reply(*outer.get(self.path.partition("?")[0], self.headers))
 
       def reply(self, status: int, value: Any):
-        payload = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(payload)))
-        self.end_headers()
-        self.wfile.write(payload)
-
-      def log_message(self, *args):
-        pass
+        self.send(status, json.dumps(value).encode())
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

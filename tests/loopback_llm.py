@@ -49,14 +49,9 @@ class LoopbackLLM(loopback.Loopback):
     self.lock = threading.Lock()
     outer = self
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-      protocol_version = "HTTP/1.1"
-
+    class Handler(loopback.Handler):
       def do_POST(self):
         outer.serve(self)
-
-      def log_message(self, *args):
-        pass
 
     class Server(http.server.ThreadingHTTPServer):
       daemon_threads = True

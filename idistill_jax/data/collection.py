@@ -6,12 +6,11 @@ collection down so that what is kept still has all it needs.  Both name everythi
 
 import collections
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from idistill_jax import records
-from idistill_jax.data import tables
+from idistill_jax.data import deal, tables
 
 T = TypeVar("T")
 
@@ -184,10 +183,7 @@ def divide(whole: Collection, train_fraction: float) -> Collection:
   if any(query.split == "train" for query in whole.queries):
     raise CollectionError(f"{whole.title} has training queries: unset collection.train_fraction")
 
-  def drawn(query: records.Query) -> bool:
-    return int(hashlib.sha256(query.id.encode()).hexdigest()[:8], 16) < train_fraction * 16**8
-
-  moved = {query.id for query in whole.queries if drawn(query)}
+  moved = {query.id for query in whole.queries if deal.drawn(query.id) < train_fraction}
   return dataclasses.replace(
     whole,
     queries=tuple(

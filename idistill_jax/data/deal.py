@@ -7,6 +7,7 @@ epoch's batches different.
 """
 
 import dataclasses
+import hashlib
 import heapq
 
 import numpy as np
@@ -18,6 +19,11 @@ class Slot:
 
   epoch: int
   record: int
+
+
+def drawn(key: str) -> float:
+  """A number in [0, 1) that depends on the key alone, so that whatever is drawn by it stays drawn when others come."""
+  return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def deal(costs: np.ndarray, lists_per_batch: int, *, epoch: int, seed: int) -> list[list[Slot]]:

@@ -1,5 +1,6 @@
 """Model folders in Hugging Face layout -> tensors under the names that the parameter tables use."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -85,5 +86,12 @@ def fingerprint(weights: str) -> str:
   for path in sorted(folder.rglob("*")):
     if path.suffix in (".json", ".safetensors"):
       total.update(str(path.relative_to(folder)).encode())
-      total.update(hashlib.sha256(path.read_bytes()).digest())
+      about = path.stat()
+      total.update(_digest(path, about.st_size, about.st_mtime_ns))
   return total.hexdigest()[:16]
+
+
+@functools.lru_cache
+def _digest(path: pathlib.Path, size: int, mtime_ns: int) -> bytes:
+  """Of a file's content; every stage's key asks for it, and it is read once as long as size and time stay."""
+  return hashlib.sha256(path.read_bytes()).digest()

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from idistill_jax import progress
 from idistill_jax.llm import budget, protocol
@@ -31,6 +31,15 @@ class Tally:
       self.paid += paid
       if (usage := budget.Usage.of(answer)) is not None:
         self.usage = usage if self.usage is None else self.usage + usage
+
+  def bill(self, prices: budget.Prices) -> dict[str, Any]:
+    """For a file; None for what no provider told."""
+    return {
+      "answers": self.answers,
+      "input_tokens": self.usage and self.usage.input_tokens,
+      "output_tokens": self.usage and self.usage.output_tokens,
+      "dollars": prices.dollars(self.usage),
+    }
 
   def facts(self, prices: budget.Prices, seconds: float) -> dict[str, float | str]:
     """For a progress display."""

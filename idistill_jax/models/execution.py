@@ -40,13 +40,14 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
       # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
       # over layers copies what the gradient needs of each into one array and out again.
       return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True)
-    # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
     case "tpu":
-      return Execution(products=products, states=products, attend=attention.splash(mesh), unroll_layers=False)
+      attend = attention.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16:
-      return Execution(products=products, states=products, attend=attention.cudnn, unroll_layers=False)
+      attend = attention.cudnn
     case _:
-      return Execution(products=products, states=products, attend=attention.attend, unroll_layers=False)
+      attend = attention.attend
+  # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
+  return Execution(products=products, states=products, attend=attend, unroll_layers=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from idistill_jax import config as config_lib
@@ -63,25 +63,11 @@ _STYLE: Any = {
 
 def means(evaluation: gather.Evaluation, measure: str) -> str:
   """Each system's mean with its 95 % interval."""
-  systems = [system for system, values in evaluation.systems.items() if measure in values]
-
-  def draw(axes: Any) -> None:
-    for row, system in enumerate(systems):
-      colour = OF_SYSTEM.get(system, OTHER)
-      mean = evaluation.systems[system][measure]
-      interval = evaluation.intervals.get(system, {}).get(measure)
-      if interval is not None:
-        axes.plot(interval, [row, row], color=colour, linewidth=2.4, alpha=0.45, solid_capstyle="round")
-      axes.plot([mean], [row], "o", color=colour, markersize=6.5)
-      axes.annotate(
-        f"{mean:.3f}", (mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5
-      )
-    axes.set_yticks(range(len(systems)), [_plain(system, 14) for system in systems])
-    axes.set_ylim(len(systems) - 0.6, -0.8)
-    axes.margins(x=0.08)
-    _horizontal(axes)
-
-  return _svg(draw, title=measure, height=0.75 + 0.4 * len(systems))
+  dots = [
+    _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, OTHER))
+    for system, values in evaluation.systems.items() if measure in values
+  ]
+  return _dots(dots, title=measure, longest=14, width=NARROW)
 
 
 def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
@@ -148,21 +134,36 @@ def recall_and_speed(ann: Mapping[str, Any]) -> str:
 
 def runs_compared(values: Mapping[str, tuple[float, tuple[float, float] | None]], title: str) -> str:
   """One value with its interval for each run."""
-  names = list(values)
+  dots = [_Dot(name, mean, interval, DISTILLED) for name, (mean, interval) in values.items()]
+  return _dots(dots, title=title, longest=22, width=WIDE)
+
+
+class _Dot(NamedTuple):
+  """A mean with its 95 % interval, where it has one."""
+
+  name: str
+  mean: float
+  interval: tuple[float, float] | None
+  colour: str
+
+
+def _dots(dots: Sequence[_Dot], *, title: str, longest: int, width: float) -> str:
+  """A line each, names cut to `longest` characters."""
 
   def draw(axes: Any) -> None:
-    for row, name in enumerate(names):
-      mean, interval = values[name]
-      if interval is not None:
-        axes.plot(interval, [row, row], color=DISTILLED, linewidth=2.4, alpha=0.45, solid_capstyle="round")
-      axes.plot([mean], [row], "o", color=DISTILLED, markersize=6.5)
-      axes.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5)
-    axes.set_yticks(range(len(names)), [_plain(name, 22) for name in names])
-    axes.set_ylim(len(names) - 0.6, -0.8)
+    for row, dot in enumerate(dots):
+      if dot.interval is not None:
+        axes.plot(dot.interval, [row, row], color=dot.colour, linewidth=2.4, alpha=0.45, solid_capstyle="round")
+      axes.plot([dot.mean], [row], "o", color=dot.colour, markersize=6.5)
+      axes.annotate(
+        f"{dot.mean:.3f}", (dot.mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5
+      )
+    axes.set_yticks(range(len(dots)), [_plain(dot.name, longest) for dot in dots])
+    axes.set_ylim(len(dots) - 0.6, -0.8)
     axes.margins(x=0.08)
     _horizontal(axes)
 
-  return _svg(draw, title=title, height=0.75 + 0.4 * len(names), width=WIDE)
+  return _svg(draw, title=title, height=0.75 + 0.4 * len(dots), width=width)
 
 
 def _plain(text: str, longest: int) -> str:

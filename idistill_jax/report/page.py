@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from idistill_jax import extras
 from idistill_jax.report import claims, compare, figures, gather, queries
 
 CHANGED_QUERIES = 5
@@ -82,13 +83,9 @@ def embedded_json(found: Any) -> str:
 
 
 def _jinja2() -> Any:
-  try:
+  with extras.needed("the report", "report", ReportUnavailableError):
     import jinja2
     import matplotlib  # noqa: F401  (drawings need it; better to say so before anything is drawn)
-  except ModuleNotFoundError as e:
-    raise ReportUnavailableError(
-      f"the report needs {e.name}: pip install 'idistill-jax[report]'", name=e.name
-    ) from e
   return jinja2
 
 

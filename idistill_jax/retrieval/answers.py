@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from idistill_jax import extras
+
 # Answer-in-context: share of questions with a passage among the first k that holds an answer.
 DEPTHS = (1, 5, 20, 100)
 NAMES = tuple(f"answer@{depth}" for depth in DEPTHS)
@@ -59,12 +61,8 @@ def has_answer(text_tokens: Sequence[str], answers: Sequence[Sequence[str]]) -> 
 
 @functools.cache
 def _pattern() -> Any:
-  try:
+  with extras.needed("answer-in-context", "retrieval"):
     import regex
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-      f"answer-in-context needs {e.name}: pip install 'idistill-jax[retrieval]'", name=e.name
-    ) from e
   return regex.compile(_TOKEN)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from idistill_jax import extras
 from idistill_jax.retrieval import hits as hits_lib
 
 # Anserini's, under which the published BM25 results were made.
@@ -75,9 +76,7 @@ class Bm25:
 
 
 def _packages() -> tuple[Any, Any]:
-  try:
+  with extras.needed("BM25", "retrieval", Bm25UnavailableError):
     import bm25s
     import Stemmer
-  except ModuleNotFoundError as e:
-    raise Bm25UnavailableError(f"BM25 needs {e.name}: pip install 'idistill-jax[retrieval]'") from e
   return bm25s, Stemmer.Stemmer("english")

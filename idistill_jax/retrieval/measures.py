@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from idistill_jax import extras
 from idistill_jax.retrieval import runs
 
 NAMES = ("MRR@10", "nDCG@10", "hit@1", "hit@10", "recall@20", "recall@100")
@@ -97,11 +98,7 @@ def _trec_eval(
 
 
 def _package() -> Any:
-  try:
+  with extras.needed("measuring", "retrieval"):
     import ir_measures
     import pytrec_eval  # noqa: F401  (ir-measures would only say that the provider is unavailable)
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-      f"measuring needs {e.name}: pip install 'idistill-jax[retrieval]'", name=e.name
-    ) from e
   return ir_measures

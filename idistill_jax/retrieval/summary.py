@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from idistill_jax import extras
 from idistill_jax.retrieval import measures, significance
 
 # system -> measure -> query id -> value
@@ -62,9 +63,7 @@ def write_per_query(path: str | os.PathLike[str], measured: Measured) -> None:
 
 def write_parquet(path: str | os.PathLike[str], measured: Measured) -> None:
   """The same table as Parquet.  Raises ModuleNotFoundError naming the extra."""
-  try:
+  with extras.needed("Parquet", "datasets"):
     import pyarrow
     from pyarrow import parquet
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(f"Parquet needs {e.name}: pip install 'idistill-jax[datasets]'", name=e.name) from e
   parquet.write_table(pyarrow.Table.from_pylist(list(rows(measured))), path)

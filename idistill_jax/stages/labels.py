@@ -189,12 +189,6 @@ def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[s
   done = [outcome for outcome in outcomes if isinstance(outcome, ranking.Ranked)]
   lost = [outcome.reason for outcome in outcomes if isinstance(outcome, ranking.Unranked)]
   answers = [labelled for outcome in outcomes for labelled in outcome.answers]
-  usage = {
-    "answers": tally.answers,
-    "input_tokens": tally.usage and tally.usage.input_tokens,
-    "output_tokens": tally.usage and tally.usage.output_tokens,
-    "dollars": session.prices(cfg).dollars(tally.usage),
-  }
   return {
     "complete": sum(outcome.parsed.status == "complete" for outcome in done),
     "repaired": sum(outcome.parsed.status == "repaired" for outcome in done),
@@ -205,7 +199,7 @@ def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[s
     "lost_orders": count(reason for outcome in done for reason in outcome.lost),
     "agreement": round(sum(outcome.agreement for outcome in done) / len(done), 4) if done and cfg.orders > 1 else None,
     "position_bias": position_bias(labelled.parsed for labelled in answers),
-    "usage": usage,
+    "usage": tally.bill(session.prices(cfg)),
     "template": prompt.fingerprint(),
   }
 

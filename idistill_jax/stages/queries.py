@@ -9,14 +9,13 @@ some passages are held out, half for dev and half for test.
 """
 
 import collections
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from idistill_jax import artifacts, cli, config, records
-from idistill_jax.data import corpora, example, tables
+from idistill_jax.data import corpora, deal, example, tables
 from idistill_jax.hf import weights
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.llm.providers import replay
@@ -29,8 +28,8 @@ _ROWS = 1024
 
 
 def run(job: artifacts.Job) -> None:
-  cfg, limit = job.cfg.queries, job.cfg.collection.max_passages
-  passages = corpora.SOURCES[job.cfg.collection.source].load(job.cfg.collection).passages[:limit]
+  cfg = job.cfg.queries
+  passages = _passages(job.cfg.collection)
   retriever = inference.load_retriever(job.cfg, None)
   texts = [passage.full_text for passage in passages]
   passages_PxE = retriever.encode_passages(texts)
@@ -66,10 +65,14 @@ def run(job: artifacts.Job) -> None:
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
   cfg = runner.cfg
-  passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages[:cfg.collection.max_passages]
+  passages = _passages(cfg.collection)
   count = min(cfg.queries.passages or 0, len(passages))
   texts = [passage.full_text for passage in passages]
   print(estimate.of_queries(texts, count, cfg.queries.passage_tokens, cfg.labels))
+
+
+def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:
+  return corpora.SOURCES[cfg.source].load(cfg).passages[:cfg.max_passages]
 
 
 def query_id(one: query_writing.Written) -> str:
@@ -92,22 +95,17 @@ def _save(
   for one in written:
     if one.answer is not None:
       tally.add("", [(one.answer.answer, one.answer.paid)])
-  dollars = session.prices(job.cfg.labels).dollars(tally.usage)
+  bill = tally.bill(session.prices(job.cfg.labels))
   statuses = {
     "asked": len(written),
     "kept": dict(collections.Counter(splits[one.passage_id] for one in kept)),
     "styles": dict(collections.Counter(one.style for one in kept)),
     "dropped": {reason: len(what) for reason, what in job.drops.items()},
-    "usage": {
-      "answers": tally.answers,
-      "input_tokens": tally.usage and tally.usage.input_tokens,
-      "output_tokens": tally.usage and tally.usage.output_tokens,
-      "dollars": dollars,
-    },
+    "usage": bill,
     "templates": [prompt.fingerprint(style) for style in prompt.QUERY_STYLES],
   }
   (job.out / STATUSES).write_text(json.dumps(statuses, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(asked=len(written), kept=len(kept), paid=tally.paid, dollars=dollars)
+  job.count(asked=len(written), kept=len(kept), paid=tally.paid, dollars=bill["dollars"])
 
 
 def without_drops(
@@ -164,7 +162,7 @@ def first_of_their_kind(queries_QxE: np.ndarray, candidates_Q: np.ndarray, limit
 
 def split_of(passage_id: str, held_out: float, seed: int) -> str:
   """A function of seed and id, so that no passage has queries in two splits, and more passages move none."""
-  drawn = int(hashlib.sha256(f"{seed}/{passage_id}".encode()).hexdigest()[:8], 16) / 2**32
+  drawn = deal.drawn(f"{seed}/{passage_id}")
   return "train" if drawn >= held_out else ("dev" if drawn < held_out / 2 else "test")
 
 

@@ -5,27 +5,21 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli, sharding
-from idistill_jax.data import batches, example, similarity, tfrecord
+from idistill_jax import artifacts, cli
+from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
+from idistill_jax.train import checkpoint, fit, inference, inputs
 
 
 def run(job: artifacts.Job) -> None:
-  cfg, encoder = job.cfg.direct, job.cfg.encoder
-  example.write_records(job.out, artifacts.TEACHER, inputs.orders_as_scores(job, cfg.order_temperature))
-  network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  data = inputs.load(job, network, encoder.list_cut, "candidates")
-  params = fit.fit(
-    job, "train direct", cfg, network=network, data=data,
-    records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
-    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    loss_fn=objectives.retriever(cfg, network), start="weights",
-  )
+  cfg = job.cfg.direct
+  orders = inputs.orders_as_scores(job, cfg.order_temperature)
+  params = fit.fit_retriever(job, "train direct", cfg, teacher=orders, start="weights")
   checkpoint.save_model(job.out / inference.MODEL, params)
   retriever = inference.load_retriever(job.cfg, job.out)
-  similarity.save(job.out, similarity.Similarities(retriever.encode_queries(data.queries.texts),
-                                                   retriever.encode_passages(data.passages.texts)))
+  passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
+  similarity.save(job.out, similarity.Similarities(retriever.encode_queries(queries.texts),
+                                                   retriever.encode_passages(passages.texts)))
 
 
 STAGE = artifacts.Stage(

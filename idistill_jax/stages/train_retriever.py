@@ -8,23 +8,15 @@ metrics.jsonl.
 
 from collections.abc import Callable, Iterator
 
-from idistill_jax import artifacts, cli, records, sharding
-from idistill_jax.data import batches, example, tables, tfrecord
+from idistill_jax import artifacts, cli, records
+from idistill_jax.data import example, tables
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
+from idistill_jax.train import checkpoint, fit, inference, inputs
 
 
 def run(job: artifacts.Job) -> None:
-  cfg, encoder = job.cfg.retriever, job.cfg.encoder
-  example.write_records(job.out, artifacts.TEACHER, TEACHERS[cfg.teacher](job))
-  network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  data = inputs.load(job, network, encoder.list_cut, "candidates")
-  params = fit.fit(
-    job, "train retriever", cfg, network=network, data=data,
-    records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
-    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    loss_fn=objectives.retriever(cfg, network), start=cfg.start,
-  )
+  cfg = job.cfg.retriever
+  params = fit.fit_retriever(job, "train retriever", cfg, teacher=TEACHERS[cfg.teacher](job), start=cfg.start)
   if cfg.direct_share is not None:
     params = fit.averaged(job, params, cfg.direct_share)
   checkpoint.save_model(job.out / inference.MODEL, params)

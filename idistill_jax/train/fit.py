@@ -1,15 +1,16 @@
 """The frame of the training stages: a network, lists and a start -> trained parameters."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
 
 from idistill_jax import artifacts, sharding
 from idistill_jax import config as config_lib
-from idistill_jax.data import batches
-from idistill_jax.train import inference, inputs, loop, networks
+from idistill_jax import records as records_lib
+from idistill_jax.data import batches, example, tfrecord
+from idistill_jax.train import inference, inputs, loop, networks, objectives
 from idistill_jax.train import step as step_lib
 
 
@@ -35,6 +36,21 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   ))
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)
   return params
+
+
+def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *,
+                  teacher: Iterable[records_lib.ScoredList], start: Literal["weights", "direct"]) -> Any:
+  """Parameters of a dual encoder trained on the teacher's lists, which stay in the job's folder."""
+  encoder = job.cfg.encoder
+  example.write_records(job.out, artifacts.TEACHER, teacher)
+  network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
+  data = inputs.load(job, network, encoder.list_cut, "candidates")
+  return fit(
+    job, name, cfg, network=network, data=data,
+    records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
+    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+    loss_fn=objectives.retriever(cfg, network), start=start,
+  )
 
 
 def averaged(job: artifacts.Job, params: Any, direct_share: float) -> Any:

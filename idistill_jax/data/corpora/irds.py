@@ -7,7 +7,7 @@ The split of each is the last word of its id that is train, dev or test; any oth
 from collections.abc import Iterator
 from typing import Any
 
-from idistill_jax import config, records
+from idistill_jax import config, extras, records
 from idistill_jax.data import collection, tables
 
 _TEXT = ("text", "body", "abstract", "contents", "default_text")
@@ -60,10 +60,6 @@ def _passages(dataset: Any) -> Iterator[records.Passage]:
 
 
 def _package() -> Any:
-  try:
+  with extras.needed("collection.source 'ir_datasets'", "datasets"):
     import ir_datasets
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-      f"collection.source 'ir_datasets' needs {e.name}: pip install 'idistill-jax[datasets]'", name=e.name
-    ) from e
   return ir_datasets

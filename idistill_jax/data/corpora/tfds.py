@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from idistill_jax import config, records
+from idistill_jax import config, extras, records
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import files, jsonl
 
@@ -84,10 +84,6 @@ def _builder(questions: str) -> Any:
 
 
 def _package() -> Any:
-  try:
+  with extras.needed("collection.source 'tfds'", "tfds"):
     import tensorflow_datasets
-  except ModuleNotFoundError as e:
-    raise ModuleNotFoundError(
-      f"collection.source 'tfds' needs {e.name}: pip install 'idistill-jax[tfds]'", name=e.name
-    ) from e
   return tensorflow_datasets

@@ -1,0 +1,48 @@
+"""What several experiments in `configs/` have in common, as sections of a config."""
+
+from typing import TypedDict
+
+from idistill_jax import config as c
+
+
+class Taught(TypedDict):
+  """How the three models learn."""
+
+  direct: c.Distillation
+  ranker: c.Ranker
+  scores: c.Scores
+  retriever: c.Retriever
+
+
+def from_direct() -> Taught:
+  """For small embedding weights and about 1,000 lists: the ranker starts from the direct control, and its pupil is
+  averaged with it (BUILD.md, results)."""
+  return Taught(
+    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
+    ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=1, passages_per_list=4, lists_per_batch=8,
+                    start="direct", similarity_weight=30.0, optim=c.Optim(peak_lr=1e-4)),
+    scores=c.Scores(depth=10, candidates="direct", lists="all"),
+    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, passages_per_list=4,
+                          lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
+  )
+
+
+def open_questions(name: str, questions: str) -> c.Config:
+  """Questions with answers over DPR's 21 million passages of Wikipedia: 1,000 LLM-ranked lists, Contriever.
+
+  questions: as `collection.questions`.
+  """
+  return c.Config(
+    name=name,
+    collection=c.Collection(source="tfds", path="data/psgs_w100.tsv.gz", questions=questions),
+    encoder=c.Encoder(weights="facebook/contriever", query_tokens=64, passage_tokens=256, row_tokens=512,
+                      tokens_per_step=65_536),
+    candidates=c.Candidates(depth=100),
+    labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20, passage_tokens=130),
+    ranker=c.Ranker(head="pair_cosine", loss="listmle", passages_per_list=20, lists_per_batch=8, epochs=3),
+    scores=c.Scores(depth=20, lists="all", unlabelled_queries=None),
+    retriever=c.Retriever(teacher="ranker", loss="kl_list", passages_per_list=20, lists_per_batch=32, epochs=1),
+    index=c.Index(kind="scann"),
+    evaluate=c.Evaluate(rerank="all"),
+    answer=c.Answer(systems="before_after"),
+  )

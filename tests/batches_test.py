@@ -51,6 +51,14 @@ def test_every_list_takes_part_once_an_epoch(stream):
   assert [sorted(records) for records in per_epoch] == [list(range(tiny_world.LISTS))] * tiny_world.EPOCHS
 
 
+def test_parts_share_the_steps_and_their_shape(stream):
+  parts = [stream.part(which, tiny_world.EPOCHS) for which in range(tiny_world.EPOCHS)]
+  assert [part.slots(step) for part in parts for step in range(len(part))] == [
+    stream.slots(step) for step in range(len(stream))]
+  assert {part[0].rows.token_ids.shape for part in parts} == {stream[0].rows.token_ids.shape}
+  assert _same(parts[1][0], stream[len(parts[0])])
+
+
 def test_absent_lists_and_passages_are_masked(stream):
   sizes = [len(stream.slots(step)) for step in range(len(stream))]
   assert min(sizes) < 3

@@ -55,6 +55,24 @@ def test_rows_are_full_on_a_real_length_distribution():
   assert lengths.mean() / 72 < 0.75
 
 
+def test_the_planned_shape_holds_every_batch_in_fewest_tokens():
+  rng = np.random.default_rng(0)
+  batches = [rng.integers(20, 96, 64) for _ in range(40)]
+  choices = pack.row_choices(95, 16)
+  assert choices[0] == 96 and choices[-1] == 288
+  row_tokens, rows = pack.plan(batches, choices, row_multiple=2)
+  assert row_tokens in choices and rows % 2 == 0
+  shapes = {choice: max(pack.place(lengths, choice).rows for lengths in batches) for choice in choices}
+  assert rows - shapes[row_tokens] in (0, 1)
+  assert rows * row_tokens == min(-(-count // 2) * 2 * choice for choice, count in shapes.items())
+  # Control: the worst choice is clearly emptier.
+  assert max(count * choice for choice, count in shapes.items()) > 1.1 * rows * row_tokens
+
+
+def test_rows_as_long_as_asked_for_are_not_planned():
+  assert pack.plan([np.array([30, 30, 4])], (32,)) == (32, 3)
+
+
 def test_a_text_longer_than_a_row_is_refused():
   with pytest.raises(pack.DoesNotFitError, match="33 tokens does not fit into rows of 32"):
     pack.place([5, 33], 32)

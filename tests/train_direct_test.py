@@ -1,12 +1,15 @@
 """The direct control, and trainings that start from it."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import tiny_world
 
 from idistill_jax import artifacts, config, sharding, validation
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, fit, inference, networks
+from idistill_jax.train import checkpoint, fit, inference, loop, networks
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,28 @@ def test_weights_are_averaged_by_share(job):
   for path, leaf in table.flatten(own).items():
     np.testing.assert_allclose(mixed[path], 0.75 * leaf + 0.25 * np.asarray(table.flatten(direct)[path]), rtol=1e-5,
                                atol=1e-7, err_msg=path)
+
+
+def test_several_trainings_are_averaged_and_finished_ones_are_found_again(job, tmp_path, tiny_weights, monkeypatch):
+  whole = tiny_world.training(tmp_path, tiny_weights, sharding.make_mesh(config.Mesh()), pairs=False)
+  here = dataclasses.replace(job, out=tmp_path)
+  parts = [dataclasses.replace(whole, batches=whole.batches.part(part, 2), part=part) for part in range(2)]
+  first = table.flatten(fit._trained(here, whole.network, parts[0]))
+  mean = table.flatten(fit._mean(fit._trained(here, whole.network, part) for part in parts))
+
+  def never(training):
+    pytest.fail(f"part {training.part} is trained again")
+
+  monkeypatch.setattr(loop, "train", never)
+  second = table.flatten(fit._trained(here, whole.network, parts[1]))
+  moved = 0.0
+  for path, leaf in mean.items():
+    one, other = np.asarray(first[path]), np.asarray(second[path])
+    np.testing.assert_allclose(leaf, (one + other) / 2, rtol=1e-6, atol=1e-7, err_msg=path)
+    moved = max(moved, np.abs(one - other).max())
+  assert moved > 1e-4  # control: each saw the lists in other company
+  steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert steps == list(range(1, 9))
 
 
 def test_a_share_beyond_the_whole_is_refused(job):

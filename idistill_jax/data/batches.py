@@ -4,6 +4,7 @@
 (records, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -113,12 +114,16 @@ class DualTexts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """Lists a batch, passages a list, how many of them are always the best, tokens a row, divisor of the rows."""
+  """Lists a batch, passages a list, how many of them are always the best, divisor of the rows.
+
+  row_tokens: None picks the multiple of `token_multiple` that leaves least of the rows empty.
+  """
 
   lists: int
   passages: int
   always_best: int
-  row_tokens: int
+  row_tokens: int | None
+  token_multiple: int = 16
   row_multiple: int = 1
 
 
@@ -136,23 +141,30 @@ class Batches:
     # crashed when several threads parsed at once.
     self._lists = lists = [decode(record) for record in (records[i] for i in range(len(records)))]
     self._longest = max(len(one.passage_rows) for one in lists)
-    rows = 0
+    planned: list[np.ndarray] = []
     for epoch in range(epochs):
       lengths = [texts.lengths(one.query_row, self._sampled(one, deal.Slot(epoch, i)).passage_rows)
                  for i, one in enumerate(lists)]
       dealt = deal.deal(np.array([n.sum() for n in lengths]), shape.lists, epoch=epoch, seed=seed)
-      for slots in dealt:
-        together = np.concatenate([lengths[slot.record] for slot in slots])
-        rows = max(rows, pack.place(together, shape.row_tokens).rows)
+      planned += [np.concatenate([lengths[slot.record] for slot in slots]) for slots in dealt]
       self._steps += dealt
-    self.rows = -(-rows // shape.row_multiple) * shape.row_multiple
+    choices = (shape.row_tokens,) if shape.row_tokens else pack.row_choices(
+      max(int(lengths.max()) for lengths in planned), shape.token_multiple)
+    self.row_tokens, self.rows = pack.plan(planned, choices, shape.row_multiple)
 
   def __len__(self) -> int:
     return len(self._steps)
 
   def __repr__(self) -> str:
     # Grain compares this with the one in a checkpoint.
-    return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows}, seed={self._seed})"
+    return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows} x {self.row_tokens}, seed={self._seed})"
+
+  def part(self, which: int, parts: int) -> "Batches":
+    """The steps of one of several equal parts of the epochs: rows of the same shape, other lists in each batch."""
+    share = len(self) // parts
+    one = copy.copy(self)
+    one._steps = self._steps[which * share:(which + 1) * share]
+    return one
 
   @property
   def lists(self) -> int:
@@ -176,8 +188,8 @@ class Batches:
     lists = [self._sampled(one, slot) for one, slot in zip(whole, self._steps[step], strict=True)]
     texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
-    placement = pack.place(lengths, self._shape.row_tokens)
-    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self._shape.row_tokens)
+    placement = pack.place(lengths, self.row_tokens)
+    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self.row_tokens)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)

@@ -68,6 +68,31 @@ def place(lengths: Sequence[int] | np.ndarray, row_tokens: int, max_texts: int |
   return Placement(row, column, len(texts_in))
 
 
+# How many batches decide which rows are fullest: enough to tell, few enough for any number of steps.
+_PLANNED_ON = 128
+
+
+def plan(batches: Sequence[np.ndarray], choices: Sequence[int], row_multiple: int = 1) -> tuple[int, int]:
+  """(tokens a row, rows) of the one shape that holds each of the batches (lengths of their texts) in fewest tokens.
+
+  choices: lengths of rows to pick from; of equals the shortest, whose attention is cheapest.  The number of rows is a
+  multiple of `row_multiple`.
+  """
+
+  def rows(of: Sequence[np.ndarray], row_tokens: int) -> int:
+    return -(-max(place(lengths, row_tokens).rows for lengths in of) // row_multiple) * row_multiple
+
+  few = batches[:_PLANNED_ON]
+  row_tokens = min(choices, key=lambda choice: (choice * rows(few, choice), choice)) if len(choices) > 1 else choices[0]
+  return row_tokens, rows(batches, row_tokens)
+
+
+def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
+  """Lengths of rows worth trying for texts of up to `longest` tokens: multiples that hold one to three of them."""
+  least = -(-longest // multiple)
+  return tuple(range(least * multiple, 3 * least * multiple + 1, multiple))
+
+
 def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
          row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None) -> Rows:
   """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.

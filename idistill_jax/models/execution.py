@@ -19,17 +19,19 @@ class Execution:
   """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
 
   unroll_layers: compile every layer for itself rather than one loop over them.
+  token_multiple: the kernels like rows of a multiple of so many tokens.
   """
 
   products: Any
   states: Any
   attend: attention.Attend
   unroll_layers: bool
+  token_multiple: int = 128
 
 
 # Runs anywhere, and exactly: what a network is born with.
 PLAIN = Execution(products=jnp.dtype("float32"), states=jnp.dtype("float32"), attend=attention.attend,
-                  unroll_layers=False)
+                  unroll_layers=False, token_multiple=16)
 
 
 def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
@@ -39,7 +41,8 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
     case "cpu":
       # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
       # over layers copies what the gradient needs of each into one array and out again.
-      return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True)
+      return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True,
+                       token_multiple=16)
     case "tpu":
       attend = attention.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16:

@@ -1,40 +1,44 @@
 """The frame of the training stages: a network, lists and a start -> trained parameters."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from idistill_jax import artifacts, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
-from idistill_jax.train import inference, inputs, loop, networks, objectives
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
 from idistill_jax.train import step as step_lib
 
 
 def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Distillation, *, network: networks.Network,
         data: inputs.Inputs, records: batches.Records, decode: Callable[[bytes], batches.TrainingList],
         texts: batches.Texts, loss_fn: step_lib.LossFn,
-        start: Literal["weights", "direct"]) -> Any:
+        start: Literal["weights", "direct"], trainings: int = 1) -> Any:
   """Parameters trained on `records`, decoded and read as `texts`; checkpoints and metrics.jsonl in the job's folder.
 
-  start: as in config.Ranker; "direct" needs the train_direct stage among the job's inputs.
+  start: as in config.Ranker; "direct" needs the train_direct stage among the job's inputs.  trainings: as in
+  config.Distillation.
   """
   mesh = sharding.make_mesh(job.cfg.mesh)
-  row_tokens = job.cfg.encoder.list_row
   stream = batches.Batches(
     records=records, decode=decode, texts=texts,
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=row_tokens, row_multiple=sharding.batch_shards(mesh) * cfg.passes),
-    similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
+                        row_tokens=job.cfg.encoder.list_row_tokens, token_multiple=network.execution.token_multiple,
+                        row_multiple=sharding.batch_shards(mesh) * cfg.passes),
+    similarity=data.similarity, epochs=cfg.epochs * trainings, seed=job.cfg.seed,
   )
-  params = loop.train(loop.Training(
+  parts = [loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
-    batches=stream, optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every,
-  ))
-  job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)
+    batches=stream.part(part, trainings), optim=cfg.optim, mesh=mesh, folder=job.out,
+    checkpoint_every=cfg.checkpoint_every, part=part,
+  ) for part in range(trainings)]
+  params = _mean(_trained(job, network, part) for part in parts)
+  job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
   return params
 
 
@@ -49,8 +53,24 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
     job, name, cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    loss_fn=objectives.retriever(cfg, network), start=start,
+    loss_fn=objectives.retriever(cfg, network), start=start, trainings=cfg.trainings,
   )
+
+
+def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
+  """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
+  folder = job.out / "trained" / str(training.part)
+  if not (folder / inference.MODEL).exists():
+    checkpoint.save_model(folder / inference.MODEL, loop.train(training))
+  return inference.load_params(network, folder, training.mesh, job.cfg.seed)
+
+
+def _mean(models: Iterator[Any]) -> Any:
+  """Of each parameter, one model at a time."""
+  total, count = next(models), 1
+  for params in models:
+    total, count = jax.tree.map(jnp.add, total, params), count + 1
+  return jax.tree.map(lambda leaf: leaf / count, total)
 
 
 def averaged(job: artifacts.Job, params: Any, direct_share: float) -> Any:

@@ -34,7 +34,8 @@ class Training:
   """One training: a network, what it learns from, and how.
 
   start: gives the parameters to begin with.  folder: where checkpoints and metrics.jsonl live; found again by a
-  restarted run.
+  restarted run.  part: which of several trainings that share the folder; each begins anew, with checkpoints of its own,
+  and its steps are counted on from those of the part before.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Training:
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
   checkpoint_every: int
+  part: int = 0
 
 
 def train(training: Training) -> Any:
@@ -62,12 +64,12 @@ def train(training: Training) -> Any:
   state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
   del params
   data = batches_lib.iterator(training.batches)
-  checkpoints = checkpoint.Checkpoints(training.folder / "checkpoints")
+  checkpoints = checkpoint.Checkpoints(training.folder / "checkpoints" / str(training.part))
   state = checkpoints.restore(state, data) or state
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
+  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=training.part * steps + start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
@@ -134,7 +136,8 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
   speed = round(pending.tokens / (finished - max(finished_before, pending.started)))
   with jax.transfer_guard("allow"):
     rate = float(learning_rate(pending.step))
-  log.write({"step": pending.step + 1, **seen, "fill": round(pending.fill, 4), "tokens_per_second": speed, "lr": rate})
+  step = training.part * len(training.batches) + pending.step + 1
+  log.write({"step": step, **seen, "fill": round(pending.fill, 4), "tokens_per_second": speed, "lr": rate})
   bar.update(pending.step + 1, loss=seen["loss"], tokens_per_second=speed)
   return finished
 

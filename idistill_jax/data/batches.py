@@ -122,16 +122,23 @@ class Shape:
   row_multiple: int = 1
 
 
+def _all_rows(count: int) -> np.ndarray:
+  return np.ones(count, bool)
+
+
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
   def __init__(self, *, records: Records, decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
-               similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
+               similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int,
+               own: Callable[[int], np.ndarray] = _all_rows):
+    """own: number of rows -> which of them this process fills in; the others are some other process's."""
     if not len(records):
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
     self._texts = texts
     self._shape, self._similarity, self._seed = shape, similarity, seed
     self._steps: list[list[deal.Slot]] = []
+    self._tokens: list[int] = []
     # Once, here, and not in the threads that read ahead: the plan needs every list's length anyway, and protobuf has
     # crashed when several threads parsed at once.
     self._lists = lists = [decode(record) for record in (records[i] for i in range(len(records)))]
@@ -144,8 +151,10 @@ class Batches:
       for slots in dealt:
         together = np.concatenate([lengths[slot.record] for slot in slots])
         rows = max(rows, pack.place(together, shape.row_tokens).rows)
+        self._tokens.append(int(together.sum()))
       self._steps += dealt
     self.rows = -(-rows // shape.row_multiple) * shape.row_multiple
+    self._own = own(self.rows)
 
   def __len__(self) -> int:
     return len(self._steps)
@@ -155,6 +164,11 @@ class Batches:
     return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows}, seed={self._seed})"
 
   @property
+  def row_tokens(self) -> int:
+    """How many tokens the rows of a batch would hold."""
+    return self.rows * self._shape.row_tokens
+
+  @property
   def lists(self) -> int:
     """How many lists there are to train on."""
     return len(self._lists)
@@ -162,6 +176,10 @@ class Batches:
   def slots(self, step: int) -> list[deal.Slot]:
     """Which lists the step trains on: what an error message names."""
     return self._steps[step]
+
+  def tokens(self, step: int) -> int:
+    """How many tokens the step's texts have, whichever process fills them in."""
+    return self._tokens[step]
 
   def _sampled(self, one: TrainingList, slot: deal.Slot) -> TrainingList:
     places = deal.sample(
@@ -177,7 +195,8 @@ class Batches:
     texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
     placement = pack.place(lengths, self._shape.row_tokens)
-    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self._shape.row_tokens)
+    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self._shape.row_tokens,
+                     own=self._own)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)

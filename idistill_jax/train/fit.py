@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from idistill_jax import artifacts, sharding
+from idistill_jax import artifacts, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
@@ -29,6 +29,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
                         row_tokens=row_tokens, row_multiple=sharding.batch_shards(mesh) * cfg.passes),
     similarity=data.similarity, epochs=cfg.epochs, seed=job.cfg.seed,
+    own=functools.partial(sharding.own_rows, mesh=mesh),
   )
   params = loop.train(loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
@@ -42,7 +43,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
                   teacher: Iterable[records_lib.ScoredList], start: Literal["weights", "direct"]) -> Any:
   """Parameters of a dual encoder trained on the teacher's lists, which stay in the job's folder."""
   encoder = job.cfg.encoder
-  example.write_records(job.out, artifacts.TEACHER, teacher)
+  processes.once(lambda: example.write_records(job.out, artifacts.TEACHER, teacher))
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
   return fit(

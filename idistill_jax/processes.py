@@ -217,7 +217,7 @@ class _Job:
     while (said := self._read("ended")) is None:
       if (awaited := self.awaited) is not None and time.monotonic() - awaited[1] > self._patience:
         self._give_up(awaited[0])
-    if (end := json.loads(said)) is not None:
+    if (end := json.loads(said)) is not None and end["process"] != self.index:
       print(f"process {self.index} ends because process {end['process']} did: {end['reason']}", file=sys.stderr)
       self._leave(end["code"])
 

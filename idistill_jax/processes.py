@@ -7,6 +7,7 @@ and what ends one process ends all, each saying why, instead of leaving the othe
 
 import contextlib
 import dataclasses
+import faulthandler
 import itertools
 import json
 import os
@@ -141,6 +142,7 @@ class _Job:
     # Every process counts the same agreements and meetings in the same order.
     self._numbers = itertools.count()
     self.awaited: tuple[str, float] | None = None
+    self._leaving = threading.Lock()
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
 
@@ -172,14 +174,15 @@ class _Job:
     try:
       self._store.wait_at_barrier(f"{next(self._numbers)} {where}", round(1000 * self._patience))
     except RuntimeError as e:
-      raise ProcessError(f"{where}: not all {self.count} processes came within {self._patience:g} s ({e})") from e
+      said = " ".join(str(e).partition("RPC:")[0].split())
+      raise ProcessError(f"{where}: not all {self.count} processes came within {self._patience:g} s ({said})") from e
 
   def fail(self, error: BaseException) -> NoReturn:
     """Ends all processes because of this one's error."""
     match error:
       case SystemExit(code=int(code)):
         reason = "it was asked to end (SIGTERM)" if code == TERMINATED else f"it left with {code}"
-      case SystemExit():
+      case SystemExit() | ProcessError():
         code, reason = 1, str(error)
         print(reason, file=sys.stderr)
       case _:
@@ -194,6 +197,7 @@ class _Job:
 
   def _leave(self, code: int) -> NoReturn:
     """Without the farewell of `jax.distributed`, which would wait for those that cannot come."""
+    self._leaving.acquire()  # for good: of work and watcher, whoever comes second waits for the end
     with contextlib.suppress(RuntimeError):
       self._store.key_value_set(f"heard/{self.index}", "")
       until = time.monotonic() + _LINGER_SECONDS
@@ -219,6 +223,9 @@ class _Job:
         self._give_up(awaited[0])
     if (end := json.loads(said)) is not None and end["process"] != self.index:
       print(f"process {self.index} ends because process {end['process']} did: {end['reason']}", file=sys.stderr)
+      if self.awaited is None:
+        # Perhaps it is the one that the others waited for: where it stands.
+        faulthandler.dump_traceback(sys.stderr)
       self._leave(end["code"])
 
   def _give_up(self, what: str) -> None:

@@ -78,18 +78,19 @@ def train(training: Training) -> Any:
     for step in range(start, steps):
       state, seen = train_step(state, place(next(data), training.mesh))
       now = Pending(step=step, seen=seen, started=time.perf_counter())
-      if pending is not None:
-        finished = settle(pending, training, learning_rate, log, bar, finished)
-      pending = now
-      ending = preempted()
-      if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
-        checkpoints.save(step + 1, state, data)
-        if ending:
-          settle(pending, training, learning_rate, log, bar, finished)
-          logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
-                          step + 1, steps)
-          checkpoints.wait()
-          raise preemption.Preempted
+      with processes.waiting(f"{training.name}, step {step + 1}"):
+        if pending is not None:
+          finished = settle(pending, training, learning_rate, log, bar, finished)
+        pending = now
+        ending = preempted()
+        if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
+          checkpoints.save(step + 1, state, data)
+          if ending:
+            settle(pending, training, learning_rate, log, bar, finished)
+            checkpoints.wait()
+            logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
+                            step + 1, steps)
+            raise preemption.Preempted
     if pending is not None:
       settle(pending, training, learning_rate, log, bar, finished)
     if preempted():
@@ -122,8 +123,7 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
   A step's time runs from the end of the one before, or from its own dispatch where the device stood idle (which is
   after it was compiled).
   """
-  with processes.waiting(f"{training.name}, step {pending.step + 1}"):
-    seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
+  seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
   if not np.isfinite(seen["loss"]):
     records = [slot.record for slot in training.batches.slots(pending.step)]

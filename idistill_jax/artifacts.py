@@ -20,6 +20,7 @@ from typing import Any
 from absl import logging
 
 from idistill_jax import config as config_lib
+from idistill_jax import processes
 
 MANIFEST = "manifest.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
@@ -44,6 +45,7 @@ class Stage:
   fingerprint: content hash of what it reads from outside the workdir.
   asked_for: whether a config wants it at all; a pipeline leaves it out where not.
   reads_if: further stages whose folders it opens, each where a config asks for it.
+  together: whether all processes of a job run it; otherwise the first does, and the others wait.
   """
 
   name: str
@@ -53,6 +55,7 @@ class Stage:
   fingerprint: Callable[[config_lib.Config], str] | None = None
   asked_for: Callable[[config_lib.Config], bool] = lambda cfg: True
   reads_if: Mapping[str, Callable[[config_lib.Config], bool]] = dataclasses.field(default_factory=dict)
+  together: bool = False
 
   def inputs(self, cfg: config_lib.Config) -> tuple[str, ...]:
     return (*self.reads, *(name for name, wanted in self.reads_if.items() if wanted(cfg)))
@@ -72,6 +75,8 @@ class Job:
     self.inputs = inputs
     # Content-addressed files that outlive a change of config (LLM answers, compiled programs).
     self.cache = cache
+    # Finished pieces of unfinished work, gone when the stage is committed.
+    self.pieces = out / "pieces"
     self.counts: dict[str, Any] = {}
     self.drops: dict[str, list[str]] = collections.defaultdict(list)
 
@@ -153,17 +158,24 @@ class Workdir:
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     """Runs the stage and commits its folder; returns the manifest."""
     inputs = self.inputs(stage, cfg)
-    key = self.key(stage, cfg)
-    out = self._working_folder(stage.name, key)
+    key = processes.once(lambda: self.key(stage, cfg))
+    out = pathlib.Path(processes.once(lambda: self._working_folder(stage.name, key)))
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache)
     started = time.time()
     spent_before = _read_seconds(out)
     try:
-      stage.run(job)
+      if stage.together:
+        stage.run(job)
+        processes.meet(f"the end of {stage.name}")
+      else:
+        processes.once(lambda: stage.run(job))
     finally:
       seconds = spent_before + time.time() - started
-      if out.exists():
+      if out.exists() and processes.is_first():
         (out / "seconds").write_text(str(seconds))
+    return processes.once(lambda: self._finish(stage, cfg, job, key, seconds))
+
+  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, seconds: float) -> dict[str, Any]:
     manifest = {
       "stage": stage.name,
       "key": key,
@@ -177,7 +189,8 @@ class Workdir:
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": _versions(),
     }
-    self._commit(stage.name, out, manifest)
+    shutil.rmtree(job.pieces, ignore_errors=True)
+    self._commit(stage.name, job.out, manifest)
     return manifest
 
   def _working_folder(self, stage: str, key: str) -> pathlib.Path:

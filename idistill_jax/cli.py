@@ -17,7 +17,7 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from idistill_jax import artifacts, validation
+from idistill_jax import artifacts, processes, validation
 from idistill_jax import config as config_lib
 
 CONFIG_SNAPSHOT = "config.json"
@@ -58,11 +58,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
-
-
 _ESTIMATE = flags.DEFINE_bool(
   "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "host:port of process 0 of several, or `auto` on TPU pods, Slurm, Open MPI, Kubernetes.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the job has; beside --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; beside --coordinator.")
+_PATIENCE = flags.DEFINE_float(
+  "patience", 600.0, "Seconds after which a process that is silent, or that others wait for, counts as lost: all end.")
 
 
 def main(stage: artifacts.Stage, *, estimate: Callable[["Runner"], None] | None = None) -> None:
@@ -106,14 +110,24 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
         )
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
-    try:
-      validation.validate(_CONFIG.value)
-      work(_CONFIG.value)
-    except USER_ERRORS as e:
-      logging.debug("traceback", exc_info=True)
-      sys.exit(f"{type(e).__name__}: {e}")
+    with processes.joined(_launch()):
+      if not processes.is_first():
+        logging.set_verbosity(logging.WARNING)
+      try:
+        validation.validate(_CONFIG.value)
+        work(_CONFIG.value)
+      except USER_ERRORS as e:
+        logging.debug("traceback", exc_info=True)
+        sys.exit(f"{type(e).__name__}: {e}")
 
   app.run(start)
+
+
+def _launch() -> processes.Launch | None:
+  if _COORDINATOR.value is None:
+    return None
+  return processes.Launch(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value,
+                          patience=_PATIENCE.value)
 
 
 def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
@@ -133,19 +147,25 @@ class Runner:
 
   def run(self, stage: artifacts.Stage) -> bool:
     """Runs the stage unless it is done or another workdir has it; True where it did the work."""
-    save_config(self.cfg, self.workdir)
-    if self.workdir.is_done(stage, self.cfg):
-      logging.info("%s: done already, nothing changed", stage.name)
+    if processes.once(lambda: self._is_settled(stage)):
       return False
-    self.workdir.inputs(stage, self.cfg)
-    for other in self.reuse:
-      if self.workdir.take_over(stage, self.cfg, other):
-        logging.info("%s: taken over from %s", stage.name, other.root)
-        return False
     logging.info("%s: starts", stage.name)
     manifest = self.workdir.execute(stage, self.cfg)
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
     return True
+
+  def _is_settled(self, stage: artifacts.Stage) -> bool:
+    """Whether the stage is done, or could be taken over."""
+    save_config(self.cfg, self.workdir)
+    if self.workdir.is_done(stage, self.cfg):
+      logging.info("%s: done already, nothing changed", stage.name)
+      return True
+    self.workdir.inputs(stage, self.cfg)
+    for other in self.reuse:
+      if self.workdir.take_over(stage, self.cfg, other):
+        logging.info("%s: taken over from %s", stage.name, other.root)
+        return True
+    return False
 
 
 def save_config(cfg: config_lib.Config, workdir: artifacts.Workdir) -> None:

@@ -5,7 +5,7 @@
 Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
 """
 
-from idistill_jax import cli
+from idistill_jax import cli, processes
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -45,7 +45,7 @@ def run(runner: cli.Runner) -> None:
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.run(stage)
-  terminal.print_summary(runner.workdir)
+  processes.once(lambda: terminal.print_summary(runner.workdir))
 
 
 if __name__ == "__main__":

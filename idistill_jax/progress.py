@@ -8,6 +8,8 @@ from absl import logging
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from idistill_jax import processes
+
 PLAIN_EVERY_SECONDS = 15.0
 
 
@@ -39,7 +41,8 @@ def _said(key: str, value: float | str) -> str:
 @contextlib.contextmanager
 def bar(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
   console = rich_console.Console(stderr=True)
-  if not console.is_terminal:
+  # The terminal is the first process's.
+  if not console.is_terminal or not processes.is_first():
     yield Bar(name, total, done, None)
     return
   columns = (

@@ -4,6 +4,8 @@ A parameter names what its axes mean ("embed", "heads"); the rules below say whi
 over.  Change a strategy here, never in a model.
 """
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +54,32 @@ def make_mesh(cfg: config_lib.Mesh, of: Sequence[Any] | None = None) -> jax.shar
   return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=of)
 
 
+def local_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
+  """The mesh over this process's devices alone, as much like the whole one as they allow: for work that is dealt out
+  to processes.  Alone it is the whole mesh."""
+  if jax.process_count() == 1:
+    return make_mesh(cfg)
+  devices = jax.local_devices()
+  tensor = math.gcd(cfg.tensor, len(devices))
+  fsdp = math.gcd(cfg.fsdp, len(devices) // tensor)
+  return make_mesh(dataclasses.replace(cfg, data=None, fsdp=fsdp, tensor=tensor), devices)
+
+
+def put(tree: Any, layouts: Any) -> Any:
+  """Arrays on the devices; of those on the host, which every process has, each hands over what its own devices hold."""
+  return jax.device_put(tree, layouts) if jax.process_count() == 1 else jax.tree.map(_put, tree, layouts)
+
+
+def _put(array: Any, layout: jax.sharding.Sharding) -> jax.Array:
+  if layout.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
+    return jax.device_put(array, layout)
+  host = np.asarray(array)
+  parts = layout.addressable_devices_indices_map(host.shape)
+  # Not `make_array_from_callback`, whose transfers a guard takes for accidents.
+  return jax.make_array_from_single_device_arrays(
+    host.shape, layout, [jax.device_put(host[part], device) for device, part in parts.items()])
+
+
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
   """Into how many parts the rows of a batch are cut."""
   return int(np.prod([mesh.shape[axis] for axis in BATCH]))
@@ -77,6 +105,15 @@ def spec(path: str, logical_axes: tuple[str, ...], shape: tuple[int, ...], mesh:
 def rows(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Sharding of an array whose first axis is the rows of a batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def own_rows(count: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+  """bool [count]: which rows of a batch this process's devices hold."""
+  own = np.zeros(count, bool)
+  for part in rows(mesh).addressable_devices_indices_map((count,)).values():
+    if part is not None:
+      own[part] = True
+  return own
 
 
 def packed(batch_rows: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -29,10 +29,11 @@ LAYERS = (
   ("sharding", "losses", "records", "progress", "extras", "recipes"),
   ("cli",),
   ("artifacts",),
+  ("processes",),
   ("validation",),
   ("config",),
 )
-WITHOUT_JAX = ("progress", "config", "validation", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "validation", "processes", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

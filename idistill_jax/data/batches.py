@@ -127,11 +127,17 @@ class Shape:
   row_multiple: int = 1
 
 
+def _all_rows(count: int) -> np.ndarray:
+  return np.ones(count, bool)
+
+
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
   def __init__(self, *, records: Records, decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
-               similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int):
+               similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int,
+               own: Callable[[int], np.ndarray] = _all_rows):
+    """own: number of rows -> which of them this process fills in; the others are some other process's."""
     if not len(records):
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
     self._texts = texts
@@ -148,9 +154,11 @@ class Batches:
       dealt = deal.deal(np.array([n.sum() for n in lengths]), shape.lists, epoch=epoch, seed=seed)
       planned += [np.concatenate([lengths[slot.record] for slot in slots]) for slots in dealt]
       self._steps += dealt
+    self._tokens = [int(lengths.sum()) for lengths in planned]
     choices = (shape.row_tokens,) if shape.row_tokens else pack.row_choices(
       max(int(lengths.max()) for lengths in planned), shape.token_multiple)
     self.row_tokens, self.rows = pack.plan(planned, choices, shape.row_multiple)
+    self._own = own(self.rows)
 
   def __len__(self) -> int:
     return len(self._steps)
@@ -162,9 +170,15 @@ class Batches:
   def part(self, which: int, parts: int) -> "Batches":
     """The steps of one of several equal parts of the epochs: rows of the same shape, other lists in each batch."""
     share = len(self) // parts
+    steps = slice(which * share, (which + 1) * share)
     one = copy.copy(self)
-    one._steps = self._steps[which * share:(which + 1) * share]
+    one._steps, one._tokens = self._steps[steps], self._tokens[steps]
     return one
+
+  @property
+  def room(self) -> int:
+    """How many tokens the rows of a batch would hold."""
+    return self.rows * self.row_tokens
 
   @property
   def lists(self) -> int:
@@ -174,6 +188,10 @@ class Batches:
   def slots(self, step: int) -> list[deal.Slot]:
     """Which lists the step trains on: what an error message names."""
     return self._steps[step]
+
+  def tokens(self, step: int) -> int:
+    """How many tokens the step's texts have, whichever process fills them in."""
+    return self._tokens[step]
 
   def _sampled(self, one: TrainingList, slot: deal.Slot) -> TrainingList:
     places = deal.sample(
@@ -189,7 +207,7 @@ class Batches:
     texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
     placement = pack.place(lengths, self.row_tokens)
-    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self.row_tokens)
+    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)

@@ -94,8 +94,11 @@ def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
 
 
 def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
-         row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None) -> Rows:
+         row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None,
+         own: np.ndarray | None = None) -> Rows:
   """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.
+
+  own: bool [rows]; rows where it is False stay empty, though their texts have their starts.
 
   Raises DoesNotFitError where the placement needs more rows.
   """
@@ -113,12 +116,14 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
     if n == 0:
       continue
     r, c = placement.row[i], placement.column[i]
+    starts[ids[i]] = r * row_tokens + c
+    if own is not None and not own[r]:
+      continue
     seen[r] += 1
     token_ids[r, c:c + n] = text
     positions[r, c:c + n] = np.arange(n)
     segment_ids[r, c:c + n] = seen[r]
     owners[r, c:c + n] = ids[i]
-    starts[ids[i]] = r * row_tokens + c
     if types is not None:
       type_ids[r, c:c + n] = types[i]
   return Rows(token_ids=token_ids, positions=positions, type_ids=type_ids, segment_ids=segment_ids,

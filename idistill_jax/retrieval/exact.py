@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from idistill_jax import sharding
 from idistill_jax.retrieval import hits as hits_lib
 
 # Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
@@ -96,7 +97,7 @@ def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes: Any) -> jax.
   """To the device, or to the mesh with the first axis laid over `axes`."""
   if mesh is None:
     return jnp.asarray(array)
-  return jax.device_put(array, NamedSharding(mesh, PartitionSpec(axes)))
+  return sharding.put(array, NamedSharding(mesh, PartitionSpec(axes)))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

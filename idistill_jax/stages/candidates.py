@@ -5,7 +5,7 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import weights
@@ -17,15 +17,16 @@ def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
 
-  retriever = inference.load_retriever(job.cfg, None)
+  retriever = inference.load_retriever(job.cfg, None, job.pieces)
   passages_PxE = retriever.encode_passages(passages.texts)
   queries_QxE = retriever.encode_queries(queries.texts)
-  similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE))
+  processes.once(lambda: similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE)))
 
   train = queries.of_split("train")
   if job.cfg.candidates.run is None:
     rows = [queries.row(query.id) for query in train]
-    hits = exact.Exact(passages_PxE, passages.ids).search(queries_QxE[rows], job.cfg.candidates.depth)
+    index = exact.Exact(passages_PxE, passages.ids, mesh=sharding.make_mesh(job.cfg.mesh))
+    hits = index.search(queries_QxE[rows], job.cfg.candidates.depth)
     found = runs.from_hits([query.id for query in train], passages.ids, hits)
   else:
     found = from_run(job, runs.read_trec(job.cfg.candidates.run), passages)
@@ -36,7 +37,7 @@ def run(job: artifacts.Job) -> None:
   ]  # fmt: skip
   if train and not lists:
     raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
-  example.write_records(job.out, artifacts.CANDIDATES, lists)
+  processes.once(lambda: example.write_records(job.out, artifacts.CANDIDATES, lists))
   job.count(passages=len(passages), queries=len(queries), lists=len(lists), depth=job.cfg.candidates.depth)
 
 
@@ -58,7 +59,7 @@ def fingerprint(cfg: config.Config) -> str:
 
 STAGE = artifacts.Stage(
   name="candidates", reads=("collection",), config=("encoder", "candidates"), run=run,
-  fingerprint=fingerprint,
+  fingerprint=fingerprint, together=True,
 )
 
 if __name__ == "__main__":

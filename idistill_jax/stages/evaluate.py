@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.retrieval import (
@@ -61,13 +61,13 @@ def run(job: artifacts.Job) -> None:
   queries = measurable(job, table, qrels if qrels is not None else accepted)
   ids, texts = [query.id for query in queries], [query.text for query in queries]
 
-  rows = np.array([table.row(query_id) for query_id in ids])
+  rows, mesh = np.array([table.row(query_id) for query_id in ids]), sharding.make_mesh(job.cfg.mesh)
   initial, direct = (
-    exact.Exact(embedded.passages_PxE, passages.ids).search(embedded.queries_QxE[rows], cfg.depth)
+    exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], cfg.depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
-  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"])
+  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
   distilled_QxE = retriever.encode_queries(texts)
   distilled = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, cfg.depth)
 
@@ -79,16 +79,24 @@ def run(job: artifacts.Job) -> None:
   }
   systems["hybrid"] = runs.fused([systems["distilled"], systems["bm25"]], cfg.depth)
 
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job.pieces)
   start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
   for system, name in RERANKED[cfg.rerank].items():
     orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
     found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
     reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
-  theirs = others(job, ids, systems, passages)
-  systems |= theirs
+  processes.once(lambda: write(job, systems, passages=passages, table=table, queries=queries, qrels=qrels,
+                               accepted=accepted, distilled_QxE=distilled_QxE))
 
+
+def write(job: artifacts.Job, ours: Mapping[str, runs.Run], *, passages: tables.Passages, table: tables.Queries,
+          queries: Sequence[records.Query], qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]],
+          distilled_QxE: np.ndarray) -> None:
+  """Measures our systems and those that came as files, and writes what came out."""
+  cfg, ids = job.cfg.evaluate, [query.id for query in queries]
+  theirs = others(job, ids, ours, passages)
+  systems = {**ours, **theirs}
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
   measured = measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
@@ -221,6 +229,7 @@ STAGE = artifacts.Stage(
   config=("encoder", "ranker", "index", "evaluate"),
   run=run,
   fingerprint=fingerprint,
+  together=True,
 )
 
 if __name__ == "__main__":

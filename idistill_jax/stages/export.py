@@ -31,7 +31,7 @@ def run(job: artifacts.Job) -> None:
     repositories[DIRECT] = cfg.export.upload_ranker and f"{cfg.export.upload_ranker}-direct"
   # First of all, so that a missing token is told before anything is written.
   api = upload.client() if any(repositories.values()) else None
-  mesh = sharding.make_mesh(cfg.mesh)
+  mesh = sharding.local_mesh(cfg.mesh)
   cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
   pair_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.pair_cut)
 

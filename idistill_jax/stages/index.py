@@ -6,7 +6,7 @@ collection, train_retriever -> passages.npy ([P, E], collection order), and scan
 `index.recall_target` on training queries.
 """
 
-from idistill_jax import artifacts, cli
+from idistill_jax import artifacts, cli, processes
 from idistill_jax.data import tables
 from idistill_jax.retrieval import index
 from idistill_jax.train import inference
@@ -14,13 +14,14 @@ from idistill_jax.train import inference
 
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
-  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"])
+  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
   # ScaNN is tuned on training queries: those that it is measured on are not for that.
   train = tables.load_queries(job.inputs["collection"]).of_split("train")[: job.cfg.index.tuning_queries]
   if index.choose(job.cfg.index.kind, len(passages)) == "exact":
     train = ()
   queries_QxE = retriever.encode_queries([query.text for query in train])
-  made = index.write(job.out, retriever.encode_passages(passages.texts), passages.ids, job.cfg.index, queries_QxE)
+  passages_PxE = retriever.encode_passages(passages.texts)
+  made = processes.once(lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE))
   job.count(passages=len(passages), **made)
 
 
@@ -29,6 +30,7 @@ STAGE = artifacts.Stage(
   reads=("collection", "train_retriever"),
   config=("encoder", "index"),
   run=run,
+  together=True,
 )
 
 if __name__ == "__main__":

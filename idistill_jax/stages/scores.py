@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, records
+from idistill_jax import artifacts, cli, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
 from idistill_jax.train import inference
@@ -26,11 +26,11 @@ def run(job: artifacts.Job) -> None:
   lists = list(_lists(job, queries, passages))
   if not lists:
     # The LLM ordered every query's list, and only others were asked for.
-    example.write_records(job.out, artifacts.SCORES, ())
+    processes.once(lambda: example.write_records(job.out, artifacts.SCORES, ()))
     job.count(lists=0, pairs=0)
     return
 
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"])
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job.pieces)
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
@@ -42,9 +42,10 @@ def run(job: artifacts.Job) -> None:
   )
 
   ends = np.cumsum([len(ids) for _, ids in lists])
-  example.write_records(job.out, artifacts.SCORES, (
+  scored = (
     _best_first(query_id, ids, scores[end - len(ids):end]) for (query_id, ids), end in zip(lists, ends, strict=True)
-  ))
+  )
+  processes.once(lambda: example.write_records(job.out, artifacts.SCORES, scored))
   job.count(lists=len(lists), pairs=len(scores))
 
 
@@ -79,7 +80,7 @@ def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
                passages: tables.Passages) -> Iterator[Candidates]:
   train = queries.of_split("train")
   embedded = similarity.load(job.inputs["train_direct"])
-  index = exact.Exact(embedded.passages_PxE, passages.ids)
+  index = exact.Exact(embedded.passages_PxE, passages.ids, mesh=sharding.make_mesh(job.cfg.mesh))
   hits = index.search(embedded.queries_QxE[[queries.row(query.id) for query in train]], job.cfg.scores.depth)
   for query, rows in zip(train, hits.rows, strict=True):
     yield query.id, tuple(passages.ids[row] for row in rows)
@@ -100,6 +101,7 @@ STAGE = artifacts.Stage(
   reads=("collection", "candidates", "labels", "train_direct", "train_ranker"),
   config=("encoder", "ranker", "scores"),
   run=run,
+  together=True,
 )
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli
+from idistill_jax import artifacts, cli, processes
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs
@@ -16,15 +16,15 @@ def run(job: artifacts.Job) -> None:
   orders = inputs.orders_as_scores(job, cfg.order_temperature)
   params = fit.fit_retriever(job, "train direct", cfg, teacher=orders, start="weights")
   checkpoint.save_model(job.out / inference.MODEL, params)
-  retriever = inference.load_retriever(job.cfg, job.out)
+  retriever = inference.load_retriever(job.cfg, job.out, job.pieces)
   passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
-  similarity.save(job.out, similarity.Similarities(retriever.encode_queries(queries.texts),
-                                                   retriever.encode_passages(passages.texts)))
+  embedded = similarity.Similarities(retriever.encode_queries(queries.texts), retriever.encode_passages(passages.texts))
+  processes.once(lambda: similarity.save(job.out, embedded))
 
 
 STAGE = artifacts.Stage(
-  name="train_direct", reads=("collection", "candidates", "labels"), config=("encoder", "direct", "mesh", "seed"),
-  run=run, fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
+  name="train_direct", reads=("collection", "candidates", "labels"), config=("encoder", "direct", "seed"),
+  run=run, fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights), together=True,
 )
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ def run(job: artifacts.Job) -> None:
 STAGE = artifacts.Stage(
   name="train_ranker",
   reads=("collection", "candidates", "labels", "train_direct"),
-  config=("encoder", "ranker", "mesh", "seed"),
+  config=("encoder", "ranker", "seed"),
   run=run,
   fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
+  together=True,
 )
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ TEACHERS: dict[str, Callable[[artifacts.Job], Iterator[records.ScoredList]]] = {
 
 STAGE = artifacts.Stage(
   name="train_retriever", reads=("collection", "candidates", "labels", "train_direct", "scores"),
-  config=("encoder", "retriever", "mesh", "seed"), run=run,
-  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
+  config=("encoder", "retriever", "seed"), run=run,
+  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights), together=True,
 )
 
 if __name__ == "__main__":

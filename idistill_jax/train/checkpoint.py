@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from idistill_jax import processes
 from idistill_jax.train import step as step_lib
 
 STATE, DATA = "state", "data"
@@ -22,9 +23,17 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> None:
-    """The data position is written at once, so `data` may move on as soon as this returns."""
+    """The data position is taken at once, so `data` may move on as soon as this returns.
+
+    It is the same in every process, as all deal the same batches: one copy serves any number of them.
+    """
     self._manager.save(step, args=ocp.args.Composite(
-      **{STATE: ocp.args.StandardSave(state), DATA: grain.checkpoint.CheckpointSave(data)}))
+      **{STATE: ocp.args.StandardSave(state), DATA: ocp.args.JsonSave(data.get_state())}))
+
+  def wait(self) -> None:
+    """Until what was saved is on the disk, whichever process wrote it."""
+    self._manager.wait_until_finished()
+    processes.meet("the checkpoint")
 
   def restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
     """Newest state that can be read, with `data` moved to its position; None where nothing was saved yet.
@@ -35,10 +44,11 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._manager.restore(step, args=ocp.args.Composite(
-          **{STATE: ocp.args.StandardRestore(abstract), DATA: grain.checkpoint.CheckpointRestore(data)}))
+          **{STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore()}))
       except (ValueError, OSError, KeyError) as e:
         logging.error("checkpoint of step %d cannot be read (%s); trying the one before", step, e)
         continue
+      data.set_state(restored[DATA])
       return restored[STATE]
     return None
 
@@ -57,5 +67,11 @@ def load_model(folder: pathlib.Path, abstract: Any) -> Any:
   """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
   if not folder.exists():
     raise FileNotFoundError(f"{folder}: no trained model there")
-  with ocp.StandardCheckpointer() as checkpointer:
+  alone = ocp.options.MultiprocessingOptions()
+  if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract)):
+    # Every process for itself, or one while the others wait: Orbax must not ask for them.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()},
+      barrier_sync_key_prefix=f"alone{jax.process_index()}")
+  with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
     return checkpointer.restore(folder.absolute(), abstract)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from idistill_jax import artifacts, sharding
+from idistill_jax import artifacts, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
@@ -31,13 +31,14 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
                         row_tokens=job.cfg.encoder.list_row_tokens, token_multiple=network.execution.token_multiple,
                         row_multiple=sharding.batch_shards(mesh) * cfg.passes),
     similarity=data.similarity, epochs=cfg.epochs * trainings, seed=job.cfg.seed,
+    own=functools.partial(sharding.own_rows, mesh=mesh),
   )
   parts = [loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream.part(part, trainings), optim=cfg.optim, mesh=mesh, folder=job.out,
     checkpoint_every=cfg.checkpoint_every, part=part,
   ) for part in range(trainings)]
-  params = _mean(_trained(job, network, part) for part in parts)
+  params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
   return params
 
@@ -46,7 +47,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
                   teacher: Iterable[records_lib.ScoredList], start: Literal["weights", "direct"]) -> Any:
   """Parameters of a dual encoder trained on the teacher's lists, which stay in the job's folder."""
   encoder = job.cfg.encoder
-  example.write_records(job.out, artifacts.TEACHER, teacher)
+  processes.once(lambda: example.write_records(job.out, artifacts.TEACHER, teacher))
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
   return fit(
@@ -60,7 +61,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
   """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
   folder = job.out / "trained" / str(training.part)
-  if not (folder / inference.MODEL).exists():
+  if not processes.once((folder / inference.MODEL).exists):
     checkpoint.save_model(folder / inference.MODEL, loop.train(training))
   return inference.load_params(network, folder, training.mesh, job.cfg.seed)
 

@@ -1,9 +1,14 @@
-"""Trained or initial models over any number of texts: embeddings and ranker scores, packed, with progress."""
+"""Trained or initial models over any number of texts: embeddings and ranker scores, packed, with progress.
+
+The texts are dealt out in pieces to the processes of a job, each of which works on its own devices.
+"""
 
 import dataclasses
+import itertools
+import operator
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,12 +17,13 @@ from idistill_jax import config as config_lib
 from idistill_jax import progress, sharding
 from idistill_jax.data import pack, tokenize
 from idistill_jax.train import checkpoint, networks
+from idistill_jax.train import pieces as pieces_lib
 
-# Texts that are packed together: enough for full rows, few enough to hold.
-LOOKAHEAD = 8192
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6
 MODEL = "model"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,42 +74,49 @@ class Ranker:
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
 
 
-def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None) -> Retriever:
-  """The retriever trained in a stage's folder, or the initial one where `folder` is None."""
+def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None,
+                   pieces: pathlib.Path | None = None) -> Retriever:
+  """The retriever trained in a stage's folder, or the initial one where `folder` is None; `pieces` as in Forward."""
   network = networks.retriever(cfg.encoder)
-  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens))
+  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, pieces))
 
 
-def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
-  """The ranker trained in a stage's folder, or the untrained one where `folder` is None."""
+def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None, pieces: pathlib.Path | None = None) -> Ranker:
+  """The ranker trained in a stage's folder, or the untrained one where `folder` is None; `pieces` as in Forward."""
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
-  return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.list_row), cfg.ranker.similarity_weight)
+  forward = _forward(cfg, network, folder, cfg.encoder.list_row, pieces)
+  return Ranker(cfg.encoder, forward, cfg.ranker.similarity_weight)
 
 
 def load_params(network: networks.Network, folder: pathlib.Path | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
   """Parameters trained in a stage's folder, or the initial ones where it is None, laid over the mesh."""
   layout = network.shardings(mesh)
   if folder is None:
-    return jax.tree.map(jax.device_put, network.initial(seed), layout)
+    return sharding.put(network.initial(seed), layout)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   abstract = jax.tree.map(place, network.abstract, layout)
   return checkpoint.load_model(folder / MODEL, abstract)
 
 
 def _forward(
-  cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int
+  cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int,
+  pieces: pathlib.Path | None,
 ) -> "Forward":
-  mesh = sharding.make_mesh(cfg.mesh)
+  mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
   network = network.on(mesh, cfg.encoder.inference_dtype)
-  return Forward(network, params, mesh, row_tokens, max(1, cfg.encoder.tokens_per_step // row_tokens))
+  return Forward(network, params, mesh, row_tokens, max(1, cfg.encoder.tokens_per_step // row_tokens), pieces)
 
 
 class Forward:
-  """A jitted forward pass over many packed texts, one static shape."""
+  """A jitted forward pass over many packed texts, one static shape.
+
+  pieces: a folder for what is finished, shared by the processes of a job, so that nothing is done twice.
+  """
 
   def __init__(
-    self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, rows_per_step: int
+    self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, rows_per_step: int,
+    pieces: pathlib.Path | None = None,
   ):
     self.network = network
     self.params = params
@@ -111,40 +124,48 @@ class Forward:
     self._rows = -(-rows_per_step // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
     self._per_row = max(1, row_tokens // SHORTEST_TEXT)
     self._apply = jax.jit(network.apply)
+    self._pieces, self._calls = pieces, itertools.count()
 
   def __call__(
     self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, type ids) of each."""
-    out: np.ndarray | None = None
+    work = pieces_lib.Pieces(self._pieces, f"{next(self._calls)} {name}", lengths)
+    mine = work.mine()
     done = 0
-    with progress.bar(name, total=len(lengths)) as bar:
-      pending: tuple[np.ndarray, np.ndarray, jax.Array] | None = None
-      for which, numbers, rows in self._steps(lengths, text):
-        result = self._apply(self.params, self._place(rows))
-        for indices, slots, values in filter(None, [pending]):
-          out = _put(out, len(lengths), indices, np.asarray(values)[slots])
+    with progress.bar(name, total=sum(map(len, mine))) as bar:
+      for piece, steps in itertools.groupby(self._outputs(mine, lengths, text), key=operator.itemgetter(0)):
+        found = []
+        for _, indices, values in steps:
+          found.append((indices, values))
           done += len(indices)
           bar.update(done)
-        pending = which, numbers, result
-      if pending is not None:
-        out = _put(out, len(lengths), pending[0], np.asarray(pending[2])[pending[1]])
-        bar.update(len(lengths))
-    return out if out is not None else np.zeros((0,), np.float32)
+        indices, values = map(np.concatenate, zip(*found, strict=True))
+        work.finish(piece, values[np.argsort(indices)].astype(np.float32))
+    return work.whole()
+
+  def _outputs(
+    self, pieces: Sequence[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+  ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
+    """(piece, text indices, their outputs) of each step, fetched when the next one is on its way to the device."""
+    dispatched = (
+      (piece, indices, slots, self._apply(self.params, self._place(rows)))
+      for piece in pieces for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, text)
+    )
+    for piece, indices, slots, values in _one_late(dispatched):
+      yield piece, indices, np.asarray(values)[slots]
 
   def _place(self, rows: pack.Rows) -> pack.Rows:
-    return jax.device_put(rows, sharding.packed(rows, self._mesh))
+    return sharding.put(rows, sharding.packed(rows, self._mesh))
 
   def _steps(
-    self, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    self, window: np.ndarray, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
-    """(text indices, their output slots, packed rows) of each step."""
-    for begin in range(0, len(lengths), LOOKAHEAD):
-      window = np.arange(begin, min(begin + LOOKAHEAD, len(lengths)))
-      placement = pack.place(lengths[window], self._row_tokens, self._per_row)
-      for first in range(0, placement.rows, self._rows):
-        here = np.flatnonzero((placement.row >= first) & (placement.row < first + self._rows))
-        yield self._step(window[here], placement.row[here] - first, placement.column[here], text)
+    """(text indices, their output slots, packed rows) of each step over the texts of a window."""
+    placement = pack.place(lengths[window], self._row_tokens, self._per_row)
+    for first in range(0, placement.rows, self._rows):
+      here = np.flatnonzero((placement.row >= first) & (placement.row < first + self._rows))
+      yield self._step(window[here], placement.row[here] - first, placement.column[here], text)
 
   def _step(self, indices: np.ndarray, row: np.ndarray, column: np.ndarray,
             text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
@@ -156,6 +177,16 @@ class Forward:
     return indices, slots, rows
 
 
+def _one_late(items: Iterator[T]) -> Iterator[T]:
+  """Each item when the next has been made, the last at the end."""
+  held: list[T] = []
+  for item in items:
+    held.append(item)
+    if len(held) > 1:
+      yield held.pop(0)
+  yield from held
+
+
 def _slots(row: np.ndarray, column: np.ndarray) -> np.ndarray:
   """0, 1, 2... within each row, by column."""
   order = np.lexsort((column, row))
@@ -163,10 +194,3 @@ def _slots(row: np.ndarray, column: np.ndarray) -> np.ndarray:
   slots = np.empty(len(row), np.int64)
   slots[order] = np.arange(len(row)) - first_of_row
   return slots
-
-
-def _put(out: np.ndarray | None, total: int, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
-  if out is None:
-    out = np.empty((total, *values.shape[1:]), np.float32)
-  out[indices] = values
-  return out

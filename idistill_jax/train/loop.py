@@ -17,9 +17,8 @@ import numpy as np
 from absl import logging
 
 from idistill_jax import config as config_lib
-from idistill_jax import progress, sharding
+from idistill_jax import processes, progress, sharding
 from idistill_jax.data import batches as batches_lib
-from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, networks, optim, preemption
 from idistill_jax.train import step as step_lib
@@ -77,28 +76,29 @@ def train(training: Training) -> Any:
   finished = 0.0
   guard = jax.transfer_guard("disallow")
   watched = progress.bar(training.name, total=steps, done=start)
-  with contextlib.closing(checkpoints), watched as bar, preemption.watch() as preempted, guard:
+  with contextlib.closing(checkpoints), watched as bar, preemption.watch(training.mesh) as preempted, guard:
     for step in range(start, steps):
-      batch = next(data)
-      tokens = pack.real_tokens(batch.rows)
-      state, seen = train_step(state, place(batch, training.mesh))
-      now = Pending(step=step, seen=seen, tokens=tokens, fill=tokens / batch.rows.token_ids.size,
-                    started=time.perf_counter())
-      if pending is not None:
-        finished = settle(pending, training, learning_rate, log, bar, finished)
-      pending = now
-      if step + 1 < steps and (preempted() or (step + 1) % training.checkpoint_every == 0):
-        checkpoints.save(step + 1, state, data)
-        if preempted():
-          settle(pending, training, learning_rate, log, bar, finished)
-          logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
-                          step + 1, steps)
-          raise preemption.Preempted
+      state, seen = train_step(state, place(next(data), training.mesh))
+      now = Pending(step=step, seen=seen, started=time.perf_counter())
+      with processes.waiting(f"{training.name}, step {step + 1}"):
+        if pending is not None:
+          finished = settle(pending, training, learning_rate, log, bar, finished)
+        pending = now
+        ending = preempted()
+        if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
+          checkpoints.save(step + 1, state, data)
+          if ending:
+            settle(pending, training, learning_rate, log, bar, finished)
+            checkpoints.wait()
+            logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
+                            step + 1, steps)
+            raise preemption.Preempted
     if pending is not None:
       settle(pending, training, learning_rate, log, bar, finished)
     if preempted():
       # All is done but what comes after training: a restart finds the last step and takes none.
       checkpoints.save(steps, state, data)
+      checkpoints.wait()
       raise preemption.Preempted
   return state.params
 
@@ -106,7 +106,7 @@ def train(training: Training) -> Any:
 def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.ListBatch:
   """The batch on the mesh: rows cut over the data axes, everything small on every device."""
   layout = jax.tree.map(lambda _: sharding.replicated(mesh), batch)
-  return jax.device_put(batch, dataclasses.replace(layout, rows=sharding.packed(batch.rows, mesh)))
+  return sharding.put(batch, dataclasses.replace(layout, rows=sharding.packed(batch.rows, mesh)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,6 @@ class Pending:
 
   step: int
   seen: Mapping[str, jax.Array]
-  tokens: int
-  fill: float
   started: float
 
 
@@ -133,25 +131,31 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
     records = [slot.record for slot in training.batches.slots(pending.step)]
     raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
                              f"checkpoints before it are kept in {training.folder}")
-  speed = round(pending.tokens / (finished - max(finished_before, pending.started)))
+  tokens = training.batches.tokens(pending.step)
+  fill = tokens / training.batches.room
+  speed = round(tokens / (finished - max(finished_before, pending.started)))
   with jax.transfer_guard("allow"):
     rate = float(learning_rate(pending.step))
   step = training.part * len(training.batches) + pending.step + 1
-  log.write({"step": step, **seen, "fill": round(pending.fill, 4), "tokens_per_second": speed, "lr": rate})
+  log.write({"step": step, **seen, "fill": round(fill, 4), "tokens_per_second": speed, "lr": rate})
   bar.update(pending.step + 1, loss=seen["loss"], tokens_per_second=speed)
   return finished
 
 
 class MetricsLog:
-  """One JSON object a step; a restarted run drops the lines of steps that it takes again."""
+  """One JSON object a step, from the first process; a restarted run drops the lines of steps that it takes again."""
 
   def __init__(self, path: pathlib.Path, keep_until: int):
     self._path = path
+    if not processes.is_first():
+      return
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if _step_of(line) <= keep_until]
     path.write_text("".join(line + "\n" for line in kept))
 
   def write(self, row: Mapping[str, float]) -> None:
+    if not processes.is_first():
+      return
     with self._path.open("a") as out:
       out.write(json.dumps(row) + "\n")
 

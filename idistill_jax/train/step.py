@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
+from idistill_jax import sharding
 from idistill_jax.data import batches as batches_lib
 
 # (params, batch) -> scalar loss in float32.
@@ -26,17 +27,17 @@ class State:
 
 def init(params: Any, tx: optax.GradientTransformation, shardings: Any, mesh: jax.sharding.Mesh) -> State:
   """Params onto the mesh; optimizer slots are born with their parameter's sharding."""
-  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  params = jax.tree.map(jax.device_put, params, shardings)
+  replicated = sharding.replicated(mesh)
+  params = sharding.put(params, shardings)
   # jit, so that slots are created where their parameters are rather than on device 0.
   opt_state = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params, shardings, replicated))(params)
-  return State(step=jax.device_put(jnp.zeros((), jnp.int32), replicated), params=params, opt_state=opt_state)
+  return State(step=sharding.put(np.zeros((), np.int32), replicated), params=params, opt_state=opt_state)
 
 
 def opt_state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, replicated: Any) -> Any:
   """Shardings of the optimizer state: a subtree shaped like params takes theirs, everything else is replicated."""
   abstract = jax.eval_shape(tx.init, params)
-  return optax.tree_map_params(tx, lambda _, sharding: sharding, abstract, shardings,
+  return optax.tree_map_params(tx, lambda _, layout: layout, abstract, shardings,
                                transform_non_params=lambda _: replicated)
 
 

@@ -1,0 +1,223 @@
+"""Several processes are one job: the same numbers as alone, shared work, one end with one reason."""
+
+import json
+import pathlib
+import re
+import shutil
+import signal
+import time
+
+import encoded
+import jax
+import jobs
+import numpy as np
+import pytest
+import tiny_world
+from jax.sharding import AxisType
+
+from idistill_jax import artifacts, processes, sharding
+from idistill_jax.data import example, similarity
+from idistill_jax.models import table
+from idistill_jax.records import CandidateList, ScoredList
+from idistill_jax.train import loop, pieces, preemption
+
+CONFIG = (
+  "-m", "accelerated", "--config=configs/quickstart.py:tiny", "--config.encoder.training_dtype=float32",
+  "--config.encoder.inference_dtype=float32", "--config.encoder.list_row_tokens=128", "--config.encoder.row_tokens=128",
+  "--config.encoder.passage_tokens=48", "--config.encoder.list_passage_tokens=48",
+  "--config.encoder.tokens_per_step=512",
+  "--config.evaluate.resamples=100", "--config.evaluate.rerank_depth=5", "--config.direct.epochs=1",
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_weights) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("alone")
+  with jobs.started(folder, 1, *CONFIG, f"--workdir={folder / 'run'}") as job:
+    job.succeed()
+  return folder / "run"
+
+
+# -- The same numbers ------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
+  with jobs.started(tmp_path, 2, *CONFIG, f"--workdir={tmp_path / 'run'}") as job:
+    job.succeed()
+  # The first does the talking, and the others nothing twice.
+  assert "evaluate: done in" in job.said(0) and "done in" not in job.said(1)
+  stages = [path.name for path in alone.iterdir() if (path / artifacts.MANIFEST).exists()]
+  assert len(stages) == 9
+  for stage in stages:
+    assert_same(alone / stage, tmp_path / "run" / stage)
+
+
+def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
+  for stage in ("collection", "labels", "train_direct"):
+    shutil.copytree(alone / stage, tmp_path / "run" / stage)
+  axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--stages=candidates,train_ranker,scores")
+  with jobs.started(tmp_path, 4, *CONFIG, *axes, f"--workdir={tmp_path / 'run'}") as job:
+    job.succeed()
+  for stage in ("candidates", "train_ranker", "scores"):
+    assert_same(alone / stage, tmp_path / "run" / stage)
+
+
+def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
+  """Two folders of a stage, whatever is in them, up to rounding."""
+  keys = [json.loads((folder / artifacts.MANIFEST).read_text())["key"] for folder in (expected, found)]
+  assert keys[0] == keys[1]
+  assert not list(found.glob("pieces"))
+  if (expected / similarity.PASSAGES).exists():
+    np.testing.assert_allclose(np.load(found / similarity.PASSAGES), np.load(expected / similarity.PASSAGES), atol=2e-3)
+  if (expected / "metrics.jsonl").exists():
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-3)
+  for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList)):
+    if list(expected.glob(f"{name}-*.tfrecord")):
+      both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))
+               for one in example.read_records(folder, name, cls)} for folder in (expected, found)]
+      assert both[0].keys() == both[1].keys()
+      for query_id, scores in both[0].items():
+        common = scores.keys() & both[1][query_id].keys()
+        assert len(common) > 0.9 * len(scores)
+        np.testing.assert_allclose([both[1][query_id][one] for one in common], [scores[one] for one in common],
+                                   atol=0.02 * max(map(abs, scores.values())))
+  if (expected / "metrics.json").exists():
+    systems = [json.loads((folder / "metrics.json").read_text())["systems"] for folder in (expected, found)]
+    for name, measured in systems[0].items():
+      assert systems[1][name] == pytest.approx(measured, abs=0.02), name
+
+
+def losses(folder: pathlib.Path) -> list[float]:
+  return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- Ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end, codes, reason", [
+  ("well", [0, 0, 0], "all well"),
+  ("badly", [1, 1, 1], "process {} ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
+  ("late", [1, 1, 1], "the last line: not all 3 processes came within 4 s"),
+])
+def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, codes, reason):
+  with jobs.started(tmp_path, 3, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=4) as job:
+    assert job.wait(90) == codes, job.said()
+  for number in (0, 2):
+    assert reason.format(number) in job.said(number)
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["killed", "hanging"])
+def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, hang):
+  tiny_world.write_lists(tmp_path)
+  command = ("-m", "trained", str(tmp_path), tiny_weights, "--pause=0.2", *(["--hang=1"] if hang else []))
+  with jobs.started(tmp_path / "job", 2, *command, patience=12) as job:
+    job.until(tmp_path / "metrics.jsonl", 3)
+    if not hang:
+      job.processes[1].send_signal(signal.SIGKILL)
+    lost = time.monotonic()
+    codes = job.wait(90)
+  assert time.monotonic() - lost < 60
+  assert all(codes), codes
+  said = job.said(0)
+  if hang:
+    assert "slowly" in job.said(1), job.said(1)  # where it stood
+    assert re.search(r"test, step \d did not end within 12 s; processes that are not waiting for it: \[1\]", said), said
+  else:
+    assert re.search(r"tasks are unhealthy.*\n1\n|Gloo.*(closed|reset)", said), said
+
+
+# -- Restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_goes_on_with_other_processes_and_another_mesh(tmp_path, tiny_weights, monkeypatch):
+  whole, moved = tmp_path / "whole", tmp_path / "moved"
+  for folder in (whole, moved):
+    folder.mkdir()
+    tiny_world.write_lists(folder)
+  expected = loop.train(training(whole, tiny_weights, 1, 1, 1))
+
+  # One process, told to end after its second step.
+  settle = loop.settle
+  monkeypatch.setattr(loop, "settle", lambda pending, *rest: (
+    signal.raise_signal(signal.SIGTERM) if pending.step == 1 else None, settle(pending, *rest))[1])
+  with pytest.raises(preemption.Preempted):
+    loop.train(training(moved, tiny_weights, 1, 1, 1))
+  monkeypatch.undo()
+  first = len(losses(moved))
+  assert 2 <= first < 5
+
+  # Two processes, only one of which is told.
+  command = ("-m", "trained", str(moved), tiny_weights, "--fsdp=2", "--pause=1")
+  with jobs.started(tmp_path / "job", 2, *command) as job:
+    job.until(moved / "metrics.jsonl", first + 1)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait() == [preemption.EXIT_CODE] * 2, job.said()
+  second = len(losses(moved))
+  assert first < second < 8
+  assert max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()) == second
+
+  # One process over eight devices.
+  params = loop.train(training(moved, tiny_weights, 2, 2, 2))
+  np.testing.assert_allclose(losses(moved), losses(whole), rtol=2e-4)
+  start = table.flatten(training(whole, tiny_weights, 1, 1, 1).network.initial(0))
+  update = lambda tree: np.concatenate([(np.asarray(leaf) - start[path]).ravel()
+                                        for path, leaf in table.flatten(tree).items()])
+  error = np.linalg.norm(update(params) - update(expected)) / np.linalg.norm(update(expected))
+  assert error < 0.02
+
+
+def training(folder: pathlib.Path, weights: str, *sizes: int) -> loop.Training:
+  devices = np.array(jax.devices()[:int(np.prod(sizes))]).reshape(sizes)
+  mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+  return tiny_world.training(folder, weights, mesh, pairs=True)
+
+
+def test_what_a_killed_job_encoded_is_not_encoded_again(tmp_path, tiny_weights, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 32)
+  command = ("-m", "encoded", str(tmp_path / "pieces"), tiny_weights, "--pause=0.7")
+  with jobs.started(tmp_path / "job", 2, *command) as job:
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("pieces/*/[0-9]*.npy"))) < 5:
+      assert time.monotonic() < deadline and all(one.poll() is None for one in job.processes), job.said()
+      time.sleep(0.02)
+    for one in job.processes:
+      one.kill()
+    job.wait()
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pieces/*/[0-9]*.npy")}
+  assert 5 <= len(before) < 15
+  # Both had their share.
+  starts = [piece.start for piece in pieces.cut(600)]
+  assert {starts.index(int(path.stem.partition("-")[0])) % 2 for path in before} == {0, 1}
+
+  found = encoded.encode(tiny_weights, tmp_path / "pieces")
+  after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pieces/*/[0-9]*.npy")}
+  assert len(after) == 16
+  assert {path: after[path] for path in before} == before
+  np.testing.assert_allclose(found, encoded.encode(tiny_weights, None), atol=1e-5)
+
+
+@pytest.mark.parametrize("total", [0, 1, 1023, 1024, 1025, 50_000, 10_000_001])
+def test_pieces_cover_the_work_and_are_nearly_equal(total):
+  cut = pieces.cut(total)
+  assert [i for piece in cut for i in (piece.start, piece.stop)][1:-1:2] == [piece.start for piece in cut][1:]
+  assert sum(map(len, cut)) == total
+  assert not cut or max(map(len, cut)) - min(map(len, cut)) <= 1
+  assert all(len(piece) <= pieces.LARGEST for piece in cut)
+
+
+def test_processes_share_what_is_missing(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  lengths = np.full(100, 7)
+  done = pieces.Pieces(tmp_path, "test", lengths)
+  done.finish(done.mine()[3], np.zeros(10))
+  dealt = []
+  for number in range(4):
+    monkeypatch.setattr(processes, "index", lambda number=number: number)
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    dealt.append(pieces.Pieces(tmp_path, "test", lengths).mine())
+  assert sorted(map(len, dealt)) == [2, 2, 2, 3]
+  assert sorted(piece.start for share in dealt for piece in share) == [i for i in range(0, 100, 10) if i != 30]
+  # Control: other work finds nothing of it.
+  monkeypatch.undo()
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  assert len(pieces.Pieces(tmp_path, "test", lengths + 1).mine()) == 10

@@ -1,0 +1,43 @@
+"""Eight steps of tiny_world's ranker, alone or as one process of a job: `python -m trained FOLDER WEIGHTS`."""
+
+import argparse
+import itertools
+import pathlib
+import time
+
+import tiny_world
+
+from idistill_jax import config, processes, sharding
+from idistill_jax.train import checkpoint, loop
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=pathlib.Path)
+parser.add_argument("weights")
+parser.add_argument("--fsdp", type=int, default=1)
+parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step")
+parser.add_argument("--hang", type=int, default=None, help="which process stops before its fifth step")
+parser.add_argument("--coordinator", default=None)
+parser.add_argument("--processes", type=int)
+parser.add_argument("--process", type=int)
+parser.add_argument("--patience", type=float, default=60)
+
+
+def main(args: argparse.Namespace) -> None:
+  place, placed = loop.place, itertools.count()
+
+  def slowly(*batch):
+    time.sleep(3600 if args.hang == processes.index() and next(placed) == 4 else args.pause)
+    return place(*batch)
+
+  loop.place = slowly
+  mesh = sharding.make_mesh(config.Mesh(fsdp=args.fsdp))
+  params = loop.train(tiny_world.training(args.folder, args.weights, mesh, pairs=True, checkpoint_every=2))
+  checkpoint.save_model(args.folder / "model", params)
+
+
+if __name__ == "__main__":
+  given = parser.parse_args()
+  launch = given.coordinator and processes.Launch(
+    coordinator=given.coordinator, count=given.processes, index=given.process, patience=given.patience)
+  with processes.joined(launch or None):
+    main(given)

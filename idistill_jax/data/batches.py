@@ -116,14 +116,14 @@ class DualTexts:
 class Shape:
   """Lists a batch, passages a list, how many of them are always the best, divisor of the rows.
 
-  row_tokens: None picks the multiple of `token_multiple` that leaves least of the rows empty.
+  row_tokens: None picks the multiple of `row_block` that leaves least of the rows empty.
   """
 
   lists: int
   passages: int
   always_best: int
   row_tokens: int | None
-  token_multiple: int = 16
+  row_block: int = 16
   row_multiple: int = 1
 
 
@@ -156,7 +156,7 @@ class Batches:
       self._steps += dealt
     self._tokens = [int(lengths.sum()) for lengths in planned]
     choices = (shape.row_tokens,) if shape.row_tokens else pack.row_choices(
-      max(int(lengths.max()) for lengths in planned), shape.token_multiple)
+      max(int(lengths.max()) for lengths in planned), shape.row_block)
     self.row_tokens, self.rows = pack.plan(planned, choices, shape.row_multiple)
     self._own = own(self.rows)
 

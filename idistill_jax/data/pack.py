@@ -30,6 +30,10 @@ class Rows:
   starts: np.ndarray | jax.Array
 
 
+# So many texts tell how well rows fill.
+SAMPLE = 2048
+
+
 class DoesNotFitError(ValueError):
   """A text longer than a row, or more texts than the given rows hold."""
 
@@ -91,6 +95,24 @@ def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
   """Lengths of rows worth trying for texts of up to `longest` tokens: multiples that hold one to three of them."""
   least = -(-longest // multiple)
   return tuple(range(least * multiple, 3 * least * multiple + 1, multiple))
+
+
+def row_lengths(lengths: np.ndarray, row_tokens: int, block: int, doubling: float) -> tuple[int, ...]:
+  """One or two lengths of rows, rising to `row_tokens`: each text goes into the shortest that holds it.
+
+  Short rows are cheap to attend in and hard to fill.  The choice costs least where a row of L tokens costs
+  L (1 + L / doubling); lengths are multiples of `block`.  Texts are placed here, in a sample of them at most.
+  """
+  sample = lengths[np.linspace(0, len(lengths) - 1, min(len(lengths), SAMPLE)).astype(int)] if len(lengths) else lengths
+  choices = [(row_tokens,), *((short, row_tokens) for short in range(block, row_tokens, block))]
+  return min(choices, key=lambda choice: sum(
+    place(sample[apart], row).rows * row * (1 + row / doubling) for row, apart in by_row_length(sample, choice)))
+
+
+def by_row_length(lengths: np.ndarray, rows: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:
+  """(length of row, indices of the texts that go there)."""
+  which = np.minimum(np.searchsorted(rows, lengths), len(rows) - 1)  # what fits nowhere is refused by `place`
+  return [(row, np.flatnonzero(which == i)) for i, row in enumerate(rows)]
 
 
 def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,

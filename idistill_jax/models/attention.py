@@ -15,7 +15,7 @@ from idistill_jax import sharding
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
-# Score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
+# Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
 
 
@@ -60,8 +60,9 @@ attend.defvjp(_forward, _backward)
 def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, segments_RxL: jax.Array) -> tuple[jax.Array, jax.Array]:
   """exp(logits - their maximum) [R, H, L, L] and its sums [R, H, L, 1], float32."""
   logits = _product(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK))
-  together_RxLxL = segments_RxL[:, :, None] == segments_RxL[:, None, :]
-  logits = jnp.where(together_RxLxL[:, None], logits, APART)
+  # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
+  apart_RxLxL = jnp.where(segments_RxL[:, :, None] == segments_RxL[:, None, :], 0.0, APART)
+  logits = logits + apart_RxLxL[:, None]
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
   return weights, weights.sum(-1, keepdims=True)
 

@@ -19,19 +19,25 @@ class Execution:
   """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
 
   unroll_layers: compile every layer for itself rather than one loop over them.
-  token_multiple: the kernels like rows of a multiple of so many tokens.
+  row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
+  attention costs as much as all else.
   """
 
   products: Any
   states: Any
   attend: attention.Attend
   unroll_layers: bool
-  token_multiple: int = 128
+  row_block: int
+  attention_doubles: float
+
+  def without_gradient(self) -> "Execution":
+    """For reading alone, where unrolled layers gain nothing and take three times as long to compile."""
+    return dataclasses.replace(self, unroll_layers=False)
 
 
 # Runs anywhere, and exactly: what a network is born with.
 PLAIN = Execution(products=jnp.dtype("float32"), states=jnp.dtype("float32"), attend=attention.attend,
-                  unroll_layers=False, token_multiple=16)
+                  unroll_layers=False, row_block=16, attention_doubles=2.5)
 
 
 def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
@@ -41,8 +47,7 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
     case "cpu":
       # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
       # over layers copies what the gradient needs of each into one array and out again.
-      return Execution(products=products, states=jnp.dtype("float32"), attend=attention.attend, unroll_layers=True,
-                       token_multiple=16)
+      return dataclasses.replace(PLAIN, products=products, unroll_layers=True)
     case "tpu":
       attend = attention.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16:
@@ -50,7 +55,9 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
     case _:
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
-  return Execution(products=products, states=products, attend=attend, unroll_layers=False)
+  # By the count of FLOPs, a row of six times the width doubles the cost.
+  return Execution(products=products, states=products, attend=attend, unroll_layers=False,
+                   row_block=attention.SPLASH_BLOCK, attention_doubles=6.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

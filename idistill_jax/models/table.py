@@ -34,6 +34,10 @@ class Row:
     return "{i}" in self.hf_key
 
   @property
+  def is_kernel_of_layer(self) -> bool:
+    return self.stacked and self.path.endswith("/kernel")
+
+  @property
   def decays(self) -> bool:
     """Weight decay applies to matrices and embeddings, not to biases and normalisation scales."""
     return self.path.rsplit("/", 1)[-1] in ("kernel", "embedding")

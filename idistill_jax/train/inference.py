@@ -105,25 +105,22 @@ def _forward(
   mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
   network = network.on(mesh, cfg.encoder.inference_dtype)
-  return Forward(network, params, mesh, row_tokens, max(1, cfg.encoder.tokens_per_step // row_tokens), pieces)
+  return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, pieces)
 
 
 class Forward:
-  """A jitted forward pass over many packed texts, one static shape.
+  """A jitted forward pass over many packed texts, in one static shape or, where rows of two lengths pay, two.
 
   pieces: a folder for what is finished, shared by the processes of a job, so that nothing is done twice.
   """
 
   def __init__(
-    self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, rows_per_step: int,
+    self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, tokens_per_step: int,
     pieces: pathlib.Path | None = None,
   ):
-    self.network = network
-    self.params = params
-    self._mesh, self._row_tokens = mesh, row_tokens
-    self._rows = -(-rows_per_step // sharding.batch_shards(mesh)) * sharding.batch_shards(mesh)
-    self._per_row = max(1, row_tokens // SHORTEST_TEXT)
-    self._apply = jax.jit(network.apply)
+    self.network, self.params = network.reading(params)
+    self._mesh, self._row_tokens, self._step_tokens = mesh, row_tokens, tokens_per_step
+    self._apply = jax.jit(self.network.apply)
     self._pieces, self._calls = pieces, itertools.count()
 
   def __call__(
@@ -148,9 +145,13 @@ class Forward:
     self, pieces: Sequence[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """(piece, text indices, their outputs) of each step, fetched when the next one is on its way to the device."""
+    execution = self.network.execution
+    row_lengths = pack.row_lengths(lengths, self._row_tokens, execution.row_block,
+                                   execution.attention_doubles * self.network.width)
     dispatched = (
       (piece, indices, slots, self._apply(self.params, self._place(rows)))
-      for piece in pieces for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, text)
+      for piece in pieces
+      for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, row_lengths, text)
     )
     for piece, indices, slots, values in _one_late(dispatched):
       yield piece, indices, np.asarray(values)[slots]
@@ -159,22 +160,40 @@ class Forward:
     return sharding.put(rows, sharding.packed(rows, self._mesh))
 
   def _steps(
-    self, window: np.ndarray, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    self, window: np.ndarray, lengths: np.ndarray, row_lengths: tuple[int, ...],
+    text: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
   ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
     """(text indices, their output slots, packed rows) of each step over the texts of a window."""
-    placement = pack.place(lengths[window], self._row_tokens, self._per_row)
-    for first in range(0, placement.rows, self._rows):
-      here = np.flatnonzero((placement.row >= first) & (placement.row < first + self._rows))
-      yield self._step(window[here], placement.row[here] - first, placement.column[here], text)
+    for row_tokens, apart in pack.by_row_length(lengths[window], row_lengths):
+      shape = self._shape(row_tokens)
+      placement = pack.place(lengths[window[apart]], row_tokens, shape.texts_per_row)
+      for first in range(0, placement.rows, shape.rows):
+        here = np.flatnonzero((placement.row >= first) & (placement.row < first + shape.rows))
+        yield _step(window[apart[here]], placement.row[here] - first, placement.column[here], shape, text)
 
-  def _step(self, indices: np.ndarray, row: np.ndarray, column: np.ndarray,
-            text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
-    slots = _slots(row, column) + row * self._per_row
-    pairs = [text(int(i)) for i in indices]
-    types = [t for _, t in pairs if t is not None]
-    rows = pack.fill([ids for ids, _ in pairs], types or None, pack.Placement(row, column, self._rows), rows=self._rows,
-                     row_tokens=self._row_tokens, text_ids=slots, text_count=self._rows * self._per_row)
-    return indices, slots, rows
+  def _shape(self, row_tokens: int) -> "StepShape":
+    shards = sharding.batch_shards(self._mesh)
+    rows = -(-max(1, self._step_tokens // row_tokens) // shards) * shards
+    return StepShape(rows=rows, row_tokens=row_tokens, texts_per_row=max(1, row_tokens // SHORTEST_TEXT))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepShape:
+  """Rows of a step, tokens of a row, and texts of a row at most."""
+
+  rows: int
+  row_tokens: int
+  texts_per_row: int
+
+
+def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, shape: StepShape,
+          text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
+  slots = _slots(row, column) + row * shape.texts_per_row
+  pairs = [text(int(i)) for i in indices]
+  types = [t for _, t in pairs if t is not None]
+  rows = pack.fill([ids for ids, _ in pairs], types or None, pack.Placement(row, column, shape.rows), rows=shape.rows,
+                   row_tokens=shape.row_tokens, text_ids=slots, text_count=shape.rows * shape.texts_per_row)
+  return indices, slots, rows
 
 
 def _one_late(items: Iterator[T]) -> Iterator[T]:

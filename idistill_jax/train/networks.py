@@ -38,6 +38,18 @@ class Network:
     """The same network as it best computes there, with matrix products of this type ("float32", "bfloat16")."""
     return dataclasses.replace(self, execution=execution_lib.choose(dtype, mesh))
 
+  def reading(self, params: Any) -> tuple["Network", Any]:
+    """The network and parameters without what only a gradient needs: kernels have the type that products read."""
+    products = self.execution.products
+    flat = {path: leaf.astype(products) if self.table.row(path).is_kernel_of_layer else leaf
+            for path, leaf in table_lib.flatten(params).items()}
+    return dataclasses.replace(self, execution=self.execution.without_gradient()), table_lib.unflatten(flat)
+
+  @property
+  def width(self) -> int:
+    """Of the states."""
+    return next(leaf.shape[-1] for path, leaf in table_lib.flatten(self.abstract).items() if path.endswith("word/embedding"))
+
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
     return tokenize.Tokenizer(self.source)

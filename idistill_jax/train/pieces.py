@@ -12,7 +12,7 @@ import numpy as np
 from idistill_jax import processes
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
-LEAST, LARGEST, MOST = 1024, 8192, 16
+LEAST, LARGEST, MOST = 2048, 8192, 16
 
 
 def cut(total: int) -> list[range]:

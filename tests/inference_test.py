@@ -1,0 +1,76 @@
+"""Reading many texts: whichever rows they share, however long, gives what one text a row gives."""
+
+import numpy as np
+import pytest
+
+from idistill_jax import config, sharding
+from idistill_jax.data import pack
+from idistill_jax.models import table
+from idistill_jax.train import inference, networks
+
+BLOCK, DOUBLING = 64, 960.0
+
+
+def lengths(rng: np.random.Generator, longest: int, count: int = 400) -> np.ndarray:
+  return rng.integers(2, longest + 1, count)
+
+
+def test_short_texts_get_short_rows_and_long_ones_full_rows():
+  rng = np.random.default_rng(0)
+  assert pack.row_lengths(lengths(rng, 20), 256, BLOCK, DOUBLING) == (64, 256)
+  # Two of these fill a row of 256, one leaves a third of any shorter row empty.
+  assert pack.row_lengths(np.full(100, 128), 256, BLOCK, DOUBLING) == (128, 256)
+  assert pack.row_lengths(np.full(100, 130), 260, BLOCK, DOUBLING) == (260,)
+  assert pack.row_lengths(np.zeros(0, int), 256, BLOCK, DOUBLING) == (256,)
+  # Where attention costs nothing, only fill counts.
+  assert pack.row_lengths(lengths(rng, 200), 256, BLOCK, 1e12) == (256,)
+
+
+def test_every_text_goes_into_one_row_that_holds_it():
+  sizes = lengths(np.random.default_rng(1), 256)
+  parts = pack.by_row_length(sizes, (128, 256))
+  assert sorted(np.concatenate([apart for _, apart in parts])) == list(range(len(sizes)))
+  assert all(sizes[apart].max() <= row for row, apart in parts) and parts[1][1].size
+  # What fits nowhere is not lost on the way to who refuses it.
+  (_, none), (row, apart) = pack.by_row_length(np.array([300]), (128, 256))
+  assert not none.size
+  with pytest.raises(pack.DoesNotFitError, match="300 tokens"):
+    pack.place(np.array([300])[apart], row)
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_weights):
+  """A Forward over rows of at most 256 tokens, in steps of 512; and texts of which most are short."""
+  network = networks.retriever(config.Encoder(weights=tiny_weights))
+  mesh = sharding.make_mesh(config.Mesh(data=None))
+  params = network.initial(0)
+  rng = np.random.default_rng(2)
+  sizes = np.concatenate([rng.integers(4, 30, 60), [200, 180, 256]])
+  texts = [np.concatenate([[101], rng.integers(1000, 20000, n - 2), [102]]).astype(np.int32) for n in sizes]
+  return network, params, mesh, texts
+
+
+def read(reader, row_tokens: int, dtype: str = "float32") -> tuple[np.ndarray, inference.Forward]:
+  network, params, mesh, texts = reader
+  forward = inference.Forward(network.on(mesh, dtype), params, mesh, row_tokens, 512)
+  return forward("texts", np.array([len(text) for text in texts]), lambda i: (texts[i], None)), forward
+
+
+def test_rows_of_two_lengths_are_invisible(reader):
+  apart = [read((*reader[:3], [text]), 256)[0][0] for text in reader[3][::9]]
+  found, forward = read(reader, 256)
+  assert forward._apply._cache_size() == 2
+  np.testing.assert_allclose(found[::9], apart, atol=2e-6)
+  assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+def test_reading_rounds_kernels_once_and_changes_no_bit(reader):
+  network, params, mesh, _ = reader
+  network = network.on(mesh, "bfloat16")
+  reading, short = network.reading(params)
+  kinds = {path: leaf.dtype.name for path, leaf in table.flatten(short).items()}
+  assert {kind for path, kind in kinds.items() if path.endswith("/kernel")} == {"bfloat16"}
+  assert {kind for path, kind in kinds.items() if not path.endswith("/kernel")} == {"float32"}
+  rows = pack.fill([np.arange(5, 25, dtype=np.int32)], None, pack.place([20], 64), rows=1, row_tokens=64)
+  np.testing.assert_array_equal(reading.apply(short, rows), reading.apply(params, rows))
+  assert not np.array_equal(reading.apply(short, rows), network.on(mesh, "float32").apply(params, rows))

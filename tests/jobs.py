@@ -20,12 +20,12 @@ class Job:
   processes: list[subprocess.Popen]
   folder: pathlib.Path
 
-  def wait(self, seconds: float = 240) -> list[int]:
+  def wait(self, seconds: float = 400) -> list[int]:
     """Exit codes."""
     until = time.monotonic() + seconds
     return [one.wait(max(0.1, until - time.monotonic())) for one in self.processes]
 
-  def succeed(self, seconds: float = 240) -> None:
+  def succeed(self, seconds: float = 400) -> None:
     codes = self.wait(seconds)
     assert not any(codes), f"{codes}\n{self.said()[-6000:]}"
 

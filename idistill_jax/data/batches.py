@@ -164,7 +164,7 @@ class Batches:
     return len(self._steps)
 
   def __repr__(self) -> str:
-    # Grain compares this with the one in a checkpoint.
+    # What Grain and its errors show.
     return f"Batches(steps={len(self)}, shape={self._shape}, rows={self.rows} x {self.row_tokens}, seed={self._seed})"
 
   def part(self, which: int, parts: int) -> "Batches":

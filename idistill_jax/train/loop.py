@@ -72,6 +72,8 @@ def train(training: Training) -> Any:
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
+  if start < steps:
+    compile_together(training, train_step, state, start)
   pending: Pending | None = None
   finished = 0.0
   guard = jax.transfer_guard("disallow")
@@ -101,6 +103,12 @@ def train(training: Training) -> Any:
       checkpoints.wait()
       raise preemption.Preempted
   return state.params
+
+
+def compile_together(training: Training, train_step: Any, state: step_lib.State, step: int) -> None:
+  """Compiles the step in every process before any takes it: the first collective gives up on those that come late."""
+  train_step.lower(state, place(training.batches[step], training.mesh)).compile()
+  processes.meet(f"{training.name}, compiled")
 
 
 def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.ListBatch:

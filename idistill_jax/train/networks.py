@@ -48,7 +48,8 @@ class Network:
   @property
   def width(self) -> int:
     """Of the states."""
-    return next(leaf.shape[-1] for path, leaf in table_lib.flatten(self.abstract).items() if path.endswith("word/embedding"))
+    leaves = table_lib.flatten(self.abstract)
+    return next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("word/embedding"))
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:

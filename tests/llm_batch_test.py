@@ -101,7 +101,7 @@ def test_a_batch_that_fails_as_a_whole_is_submitted_anew_by_the_next_run(tmp_pat
       label(tmp_path, 3, cfg)
     server.answer = reversed_order
     assert orders(label(tmp_path, 3, cfg)) == [(2, 1, 0)] * 3
-  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+  with budget.Budget(tmp_path / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
     assert books.spent()[0] == 3 * 18
 
 
@@ -159,5 +159,5 @@ def test_a_batch_beyond_the_budget_is_not_submitted(tmp_path):
       label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=1000))
     assert not server.batches
     label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=100_000))
-  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+  with budget.Budget(tmp_path / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
     assert books.spent()[0] == 5 * 18, "what it really took, not its bound"

@@ -105,7 +105,7 @@ def _save(
     "templates": [prompt.fingerprint(style) for style in prompt.QUERY_STYLES],
   }
   (job.out / STATUSES).write_text(json.dumps(statuses, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(asked=len(written), kept=len(kept), paid=tally.paid, dollars=bill["dollars"])
+  job.count(asked=len(written), kept=len(kept), paid=tally.paid, **bill)
 
 
 def without_drops(

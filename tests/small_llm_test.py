@@ -1,4 +1,4 @@
-"""A real LLM end to end, where one is named: lists of the quickstart through the openai provider, every one accounted for.
+"""A real LLM end to end, where one is named: every list of the quickstart that it is asked about is accounted for.
 
 Off unless IDISTILL_LLM_URL names an OpenAI-compatible server (BUILD.md, labelling, has the commands for a small one).
 Small models answer badly: what is held here is that nothing they say goes unnoticed, not that they rank well.

@@ -211,7 +211,7 @@ class GroupCommit:
 
 
 def patiently(db: sqlite3.Connection, statement: str) -> None:
-  """Executes what two processes that open a new file at once may both do; changing the journal mode ignores timeouts."""
+  """Executes what two processes that open a new file may both do; changing the journal mode ignores timeouts."""
   deadline = time.monotonic() + _BUSY_SECONDS
   while True:
     try:

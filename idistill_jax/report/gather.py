@@ -90,8 +90,8 @@ class StageRun:
   @property
   def tokens(self) -> int | None:
     """Of the LLM's answers, cached ones included; None for a stage that asks none, or where no provider told."""
-    found = [self.counts.get(name) for name in _TOKENS]
-    return None if None in found else sum(found)
+    found = [self.counts[name] for name in _TOKENS if self.counts.get(name) is not None]
+    return sum(found) if len(found) == len(_TOKENS) else None
 
   @property
   def dollars(self) -> float | None:

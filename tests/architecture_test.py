@@ -24,7 +24,7 @@ LAYERS = (
   ("pipeline", "serve", "compile_for"),
   ("search",),
   ("stages",),
-  ("report", "train", "hf"),
+  ("report", "train", "hf", "dry_run"),
   ("models", "data", "retrieval", "llm"),
   ("sharding", "losses", "records", "progress", "extras", "recipes"),
   ("cli",),

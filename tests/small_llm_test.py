@@ -24,7 +24,7 @@ def test_every_list_is_complete_repaired_refused_or_unanswered(tmp_path: pathlib
   cfg = config.Config(name="small", collection=config.Collection(source="stdlib"))
   cfg.labels = config.Labels(
     provider="openai", base_url=URL, model=os.environ.get("IDISTILL_LLM_MODEL", "default"), lists=LISTS,
-    passage_tokens=32, max_output_tokens=128, refused_retries=1, concurrency=1, timeout_seconds=600.0,
+    passage_tokens=32, max_output_tokens=128, refused_retries=0, concurrency=1, timeout_seconds=600.0,
   )
   workdir = artifacts.Workdir(tmp_path)
   workdir.execute(collection.STAGE, cfg)

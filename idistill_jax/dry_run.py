@@ -57,7 +57,7 @@ def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str
       f"{stage.name}: {state}",
       f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *outside(stage.name, cfg))) or 'nothing'}",
       f"writes  {runner.workdir.folder(stage.name)}/",
-      *(f"about   {line}" for line in AMOUNTS.get(stage.name, lambda cfg, sizes: [])(cfg, sizes)),
+      *(f"about   {line}" for line in (AMOUNTS[stage.name](cfg, sizes) if stage.name in AMOUNTS else [])),
     ]
     found.append("\n  ".join(lines))
   return found
@@ -82,7 +82,7 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
 def outside(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
   weights = cfg.encoder.weights
-  read = {
+  read: dict[str, list[str | None]] = {
     "queries": [_file(cfg.collection.path), f"weights {weights}", _llm(cfg.labels)],
     "collection": [_source(cfg.collection), _file(cfg.collection.rankings)],
     "candidates": [f"weights {weights}", _file(cfg.candidates.run)],

@@ -9,6 +9,7 @@ some passages are held out, half for dev and half for test.
 """
 
 import collections
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -72,7 +73,7 @@ def print_estimate(runner: cli.Runner) -> None:
 
 
 def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:
-  return corpora.SOURCES[cfg.source].load(cfg).passages[:cfg.max_passages]
+  return tuple(itertools.islice(corpora.SOURCES[cfg.source].load(cfg).passages, cfg.max_passages))
 
 
 def query_id(one: query_writing.Written) -> str:

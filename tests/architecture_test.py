@@ -22,6 +22,7 @@ PACKAGE = "idistill_jax"
 LAYERS = (
   ("status",),
   ("pipeline", "serve", "compile_for"),
+  ("upsert",),
   ("search",),
   ("stages",),
   ("report", "train", "hf", "dry_run"),

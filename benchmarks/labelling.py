@@ -1,9 +1,11 @@
 """How near labelling comes to the ideal rate: 64 calls at once against a server on 127.0.0.1 that takes 200 ms each.
 
-    python benchmarks/labelling.py
+    python -m benchmarks.labelling
+    python -m benchmarks.labelling --rank_llm=.venv-rank-llm/bin/python
 
-The server is a process of its own.  Ideal are concurrency / delay calls a second; one JSON line says what was reached,
-through the real SDK, cache and parser.  Lists are those of the quickstart, with stand-in passages.
+The server is a process of its own.  Ideal are concurrency / delay calls a second; JSON lines say what was reached on
+the same lists, in one run: by labelling (real SDK, cache, parser); by the SDK alone, in as few lines as there can be;
+and by rank-llm from PyPI, where a Python that has it is named (see `labelling_peer.py`).
 """
 
 import argparse
@@ -14,21 +16,25 @@ import os
 import pathlib
 import platform
 import resource
+import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from idistill_jax import config
 from idistill_jax.llm import ranking, session
 
+MODEL = "m"
 ANSWER = " > ".join(f"[{i}]" for i in range(20, 0, -1))
+PEER = pathlib.Path(__file__).with_name("labelling_peer.py")
 
 
 def serve(port: Any, delay: float) -> None:
   """An OpenAI-compatible server that thinks for `delay` seconds, in one event loop."""
   message = {"role": "assistant", "content": ANSWER}
   body = json.dumps({
-    "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+    "id": "x", "object": "chat.completion", "created": 0, "model": MODEL,
     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1500, "completion_tokens": 100, "total_tokens": 1600},
   }).encode()
@@ -54,50 +60,108 @@ def serve(port: Any, delay: float) -> None:
   asyncio.run(main())
 
 
-def measure(url: str, calls: int, concurrency: int, folder: pathlib.Path) -> dict[str, float]:
-  cfg = config.Labels(provider="openai", model="m", base_url=f"{url}/v1", concurrency=concurrency)
+def lists(name: str, count: int) -> list[ranking.Unordered]:
+  """Lists of the quickstart's size, with stand-in passages."""
   texts = tuple(f"passage {i}: " + "some words of documentation " * 10 for i in range(20))
   ids = tuple(f"p{i}" for i in range(20))
+  return [ranking.Unordered(f"{name}{i}", ids, f"query {name} {i}", texts) for i in range(count)]
 
-  def lists(name: str, count: int) -> list[ranking.Unordered]:
-    return [ranking.Unordered(f"{name}{i}", ids, f"query {name} {i}", texts) for i in range(count)]
 
-  with session.Session(cfg, folder) as opened:
+class Clock:
+  """`with Clock(calls) as clock:`; `clock.facts` are calls a second, and CPU of this process for each of them."""
+
+  def __init__(self, calls: int):
+    self._calls = calls
+    self.facts: dict[str, float] = {}
+
+  def __enter__(self) -> "Clock":
+    self._started, self._busy = time.perf_counter(), _cpu_seconds()
+    return self
+
+  def __exit__(self, *exc: object) -> None:
+    seconds, busy = time.perf_counter() - self._started, _cpu_seconds() - self._busy
+    self.facts = {"calls_per_second": self._calls / seconds, "cpu_ms_per_call": 1000 * busy / self._calls}
+
+
+def _cpu_seconds() -> float:
+  used = resource.getrusage(resource.RUSAGE_SELF)
+  return used.ru_utime + used.ru_stime
+
+
+def labelling(cfg: config.Labels, calls: int) -> dict[str, float]:
+  with tempfile.TemporaryDirectory() as folder, session.Session(cfg, pathlib.Path(folder)) as opened:
     plan = session.plan(cfg, seed=0)
-    opened.label(lists("warm", concurrency), plan)  # imports, connections
-    started, busy = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    outcomes = opened.label(lists("q", calls), plan)
-    seconds = time.perf_counter() - started
-    busy = resource.getrusage(resource.RUSAGE_SELF).ru_utime - busy
+    opened.label(lists("warm", cfg.concurrency), plan)  # imports, connections
+    with Clock(calls) as asked:
+      outcomes = opened.label(lists("q", calls), plan)
     assert all(isinstance(outcome, ranking.Ranked) for outcome in outcomes)
-    started = time.perf_counter()
-    opened.label(lists("q", calls), plan)
-    cached = time.perf_counter() - started
-  return {
-    "calls_per_second": calls / seconds, "cpu_ms_per_call": 1000 * busy / calls, "cached_per_second": calls / cached,
-  }
+    with Clock(calls) as cached:
+      opened.label(lists("q", calls), plan)
+  return {**asked.facts, "cached_per_second": cached.facts["calls_per_second"]}
 
 
-def main() -> None:
+def bare_sdk(cfg: config.Labels, calls: int) -> dict[str, float]:
+  """The control: a loop around `chat.completions.create` that renders, stores and reads nothing."""
+  import openai
+
+  prompt = ranking.to_request(lists("q", 1)[0], range(20), session.plan(cfg, seed=0)).prompt
+
+  async def ask(client: openai.AsyncOpenAI, times: int) -> None:
+    for _ in range(times):
+      await client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=1024, temperature=0.0
+      )
+
+  async def main() -> Clock:
+    async with openai.AsyncOpenAI(api_key="none", base_url=cfg.base_url, max_retries=0) as client:
+      await asyncio.gather(*(ask(client, 1) for _ in range(cfg.concurrency)))
+      each = calls // cfg.concurrency
+      with Clock(each * cfg.concurrency) as clock:
+        await asyncio.gather(*(ask(client, each) for _ in range(cfg.concurrency)))
+      return clock
+
+  return asyncio.run(main()).facts
+
+
+def rank_llm(python: str, cfg: config.Labels, calls: int) -> dict[str, dict[str, float]]:
+  """What `labelling_peer.py` measured, by name."""
+  command = [python, str(PEER), str(cfg.base_url), str(calls), str(cfg.concurrency)]
+  done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": ""})
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--calls", type=int, default=1920)
   parser.add_argument("--concurrency", type=int, default=64)
   parser.add_argument("--delay", type=float, default=0.2)
-  args = parser.parse_args()
+  parser.add_argument("--rank_llm", help="the Python of an environment with rank-llm")
+  args = parser.parse_args(argv)
   port = multiprocessing.Value("i", 0)
   server = multiprocessing.Process(target=serve, args=(port, args.delay), daemon=True)
   server.start()
   while not port.value:
     time.sleep(0.01)
-  with tempfile.TemporaryDirectory() as folder:
-    found = measure(f"http://127.0.0.1:{port.value}", args.calls, args.concurrency, pathlib.Path(folder))
+  url = f"http://127.0.0.1:{port.value}/v1"
+  cfg = config.Labels(provider="openai", model=MODEL, base_url=url, concurrency=args.concurrency)
+  budgeted = config.Labels(
+    provider="openai", model=MODEL, base_url=url, concurrency=args.concurrency, max_tokens=10**9
+  )
+  found = {
+    "labelling": labelling(cfg, args.calls),
+    "labelling with a budget": labelling(budgeted, args.calls),
+    "SDK alone": bare_sdk(cfg, args.calls),
+    **(rank_llm(args.rank_llm, cfg, args.calls) if args.rank_llm else {}),
+  }
   server.terminate()
   ideal = args.concurrency / args.delay
   print(json.dumps({
-    "benchmark": "labelling", **vars(args), **{name: round(value, 2) for name, value in found.items()},
-    "ideal_per_second": ideal, "share_of_ideal": round(found["calls_per_second"] / ideal, 3),
-    "python": platform.python_version(), "cpus": len(os.sched_getaffinity(0)),
+    "benchmark": "labelling", **vars(args), "ideal_per_second": ideal, "python": platform.python_version(),
+    "cpus": len(os.sched_getaffinity(0)),
   }))
+  for name, facts in found.items():
+    rounded = {what: round(value, 2) for what, value in facts.items()}
+    print(json.dumps({"name": name, **rounded, "share_of_ideal": round(facts["calls_per_second"] / ideal, 3)}))
 
 
 if __name__ == "__main__":

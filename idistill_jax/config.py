@@ -281,7 +281,8 @@ class Evaluate:
 class Answer:
   """A reader LLM, asked through the labelling's provider with the first passages of each system.
 
-  model, recording: the reader's own; None takes the labelling's.
+  model, recording, prices: the reader's own; None takes the labelling's.  A model of its own has prices of its own, or
+  none that are known.
   """
 
   systems: Literal["none", "before_after", "all"] = "none"
@@ -290,6 +291,19 @@ class Answer:
   questions: int | None = None
   model: str | None = None
   recording: str | None = None
+  dollars_per_million_input_tokens: float | None = aside(None)
+  dollars_per_million_output_tokens: float | None = aside(None)
+
+  def as_labels(self, labels: Labels) -> Labels:
+    """The labelling's provider and limits, with what the reader has of its own."""
+    prices = self if self.model is not None or self.dollars_per_million_input_tokens is not None else labels
+    return dataclasses.replace(
+      labels,
+      model=labels.model if self.model is None else self.model,
+      recording=labels.recording if self.recording is None else self.recording,
+      dollars_per_million_input_tokens=prices.dollars_per_million_input_tokens,
+      dollars_per_million_output_tokens=prices.dollars_per_million_output_tokens,
+    )
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

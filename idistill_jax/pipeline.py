@@ -1,11 +1,14 @@
 """The table of contents: corpus and queries in, a better ranker and retriever out.
 
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
 
 Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
 """
 
-from idistill_jax import cli, processes
+from absl import flags
+
+from idistill_jax import cli, dry_run, processes
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -39,6 +42,8 @@ STAGES = (
   report.STAGE,           # one page to look at
 )
 
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
+
 
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
@@ -49,4 +54,4 @@ def run(runner: cli.Runner) -> None:
 
 
 if __name__ == "__main__":
-  cli.run_app(run)
+  cli.run_app(lambda runner: dry_run.show(runner, STAGES) if _DRY_RUN.value else run(runner))

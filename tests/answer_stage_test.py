@@ -6,8 +6,10 @@ import pathlib
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, records, validation
 from idistill_jax.data import example, tables
+from idistill_jax.llm import budget
+from idistill_jax.report import gather
 from idistill_jax.retrieval import runs
 from idistill_jax.stages import answer as stage
 
@@ -109,3 +111,56 @@ def test_nobody_is_asked_where_the_config_says_none(tmp_path):
   manifest = workdir(tmp_path).execute(stage.STAGE, cfg)
   assert manifest["counts"] == {"questions": 0}
   assert stage.fingerprint(cfg) != stage.fingerprint(configured(recorded(tmp_path / "said.jsonl", SAID)))
+
+
+def live(server, **labels) -> config.Config:
+  """A reader of its own behind the loopback server, which says 11 tokens in and 7 out."""
+  cfg = configured(base_url=f"{server.url}/v1", **labels)
+  cfg.labels.provider, cfg.answer.model = "openai", "reader"
+  return cfg
+
+
+def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path, monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  done = workdir(tmp_path / "w")
+  with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
+    cfg = live(server, dollars_per_million_input_tokens=1e6, dollars_per_million_output_tokens=1e6)
+    # Another model than the labelling's: its prices are not the labelling's.
+    assert done.execute(stage.STAGE, cfg)["counts"]["dollars"] is None
+    cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 2.0, 10.0
+    counts = done.execute(stage.STAGE, cfg)["counts"]
+    cfg.answer.model, cfg.answer.dollars_per_million_input_tokens = None, None
+    assert cfg.answer.as_labels(cfg.labels).dollars_per_million_input_tokens == 1e6
+  assert (counts["answers"], counts["input_tokens"], counts["output_tokens"]) == (5, 55, 35)
+  assert counts["dollars"] == pytest.approx((55 * 2.0 + 35 * 10.0) / 1e6)
+  assert json.loads((done.folder("answer") / "metrics.json").read_text())["usage"]["dollars"] == counts["dollars"]
+  shown = next(one for one in gather.stage_runs(done) if one.name == "answer")
+  assert (shown.tokens, shown.dollars) == (90, counts["dollars"]) and "dollars" not in shown.other_counts
+
+
+def test_the_budget_holds_for_the_reader_too(tmp_path, monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  done = workdir(tmp_path / "w")
+  with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
+    # A call is bound by its bytes and 1,024 tokens, and takes 18: there is room for some, and not for all.
+    cfg = live(server, max_tokens=1510, concurrency=1)
+    with pytest.raises(budget.Exhausted):
+      done.execute(stage.STAGE, cfg)
+    asked = len(server.asked)
+    cfg.labels.max_tokens = 100_000
+    done.execute(stage.STAGE, cfg)
+    assert len(server.asked) == 5, "what was answered within the budget is not paid for again"
+  assert 0 < asked < 5
+
+
+def test_a_budget_in_dollars_needs_the_readers_prices():
+  cfg = configured(max_dollars=1.0, dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=1.0)
+  validation.validate(cfg)
+  cfg.answer.model = "reader"
+  with pytest.raises(config.ConfigError, match=r"holds for the reader too"):
+    validation.validate(cfg)
+  cfg.answer.dollars_per_million_input_tokens = 1.0
+  with pytest.raises(config.ConfigError, match="go together"):
+    validation.validate(cfg)

@@ -22,9 +22,10 @@ PACKAGE = "idistill_jax"
 LAYERS = (
   ("status",),
   ("pipeline", "serve", "compile_for"),
+  ("upsert",),
   ("search",),
   ("stages",),
-  ("report", "train", "hf"),
+  ("report", "train", "hf", "dry_run"),
   ("models", "data", "retrieval", "llm"),
   ("sharding", "losses", "records", "progress", "extras", "recipes"),
   ("cli",),

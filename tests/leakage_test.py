@@ -18,7 +18,7 @@ TRAIN = queries("train", "how do I merge two sorted lists", "open a file for wri
   ["what is the capital of France", "What is the capital of france?", "what is  the capital, of France"],
 )
 def test_the_same_question_in_another_dress_is_found(text):
-  found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [])
+  found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [], 1)
   assert [(test, train) for test, train, _ in found.duplicates] == [("test1", "train2")]
   assert found.warning is not None and "1 of 2 test queries" in found.warning
 
@@ -26,19 +26,28 @@ def test_the_same_question_in_another_dress_is_found(text):
 @pytest.mark.parametrize("text", [
   "what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
 def test_other_questions_are_none(text):
-  found = leakage.check(queries("test", text), TRAIN, {}, [])
+  found = leakage.check(queries("test", text), TRAIN, {}, [], 1)
   assert not found.duplicates and found.warning is None
 
 
 def test_more_queries_than_a_block_and_none_at_all():
   many = queries("test", *(f"question number {'abcdefghij'[i % 10] * 9} {i}" for i in range(600)))
   train = [records.Query(id="copy", text=many[599].text, split="train")]
-  assert next(one[:2] for one in leakage.check(many, train, {}, []).duplicates) == ("test599", "copy")
-  assert leakage.check([], TRAIN, {}, []).warning is None and leakage.check(many, [], {}, []).warning is None
+  assert next(one[:2] for one in leakage.check(many, train, {}, [], 1).duplicates) == ("test599", "copy")
+  assert leakage.check([], TRAIN, {}, [], 1).warning is None and leakage.check(many, [], {}, [], 1).warning is None
 
 
 def test_test_passages_that_the_llm_ranked_first_in_training():
   ranking = records.RankedList(query_id="train0", passage_ids=("p1", "p2"), status="complete")
-  found = leakage.check(queries("test", "a"), TRAIN, {"test0": {"p1": 1, "p2": 1, "p3": 0}}, [ranking])
+  found = leakage.check(queries("test", "a"), TRAIN, {"test0": {"p1": 1, "p2": 1, "p3": 0}}, [ranking], 1)
   assert found.passages == ("p1",)
   assert found.as_json()["test_passages_ranked_first_in_training"] == 1
+
+
+def test_a_passage_below_the_grade_that_counts_is_not_right():
+  rankings = [
+    records.RankedList(query_id=f"train{i}", passage_ids=(f"p{i}", "x"), status="complete") for i in range(3)
+  ]
+  qrels = {"test0": {"p0": 1, "p1": 2, "p2": 3}}
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, rankings, 2).passages == ("p1", "p2")
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, rankings, 1).passages == ("p0", "p1", "p2")

@@ -101,7 +101,7 @@ def test_a_batch_that_fails_as_a_whole_is_submitted_anew_by_the_next_run(tmp_pat
       label(tmp_path, 3, cfg)
     server.answer = reversed_order
     assert orders(label(tmp_path, 3, cfg)) == [(2, 1, 0)] * 3
-  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+  with budget.Budget(tmp_path / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
     assert books.spent()[0] == 3 * 18
 
 
@@ -139,6 +139,37 @@ def test_by_hand_files_go_out_and_come_in(tmp_path, name, monkeypatch):
     assert len(opened) == 2
 
 
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_by_hand_nothing_is_written_twice_unless_it_failed(tmp_path, name):
+  folder = tmp_path / "files"
+  cfg = labels(name, batch_folder=str(folder))
+
+  def run(count):
+    with pytest.raises(protocol.Stop) as stopped:
+      label(tmp_path / "w", count, cfg)
+    return str(stopped.value), {path.name: path.read_bytes() for path in sorted(folder.glob("requests-*.jsonl"))}
+
+  _, first = run(3)
+  said, again = run(3)
+  assert again == first and "3 requests wait" in said
+  # Two more lists: only they are written, and the message names both files.
+  said, more = run(5)
+  assert more.pop("requests-0000.jsonl") == first["requests-0000.jsonl"]
+  assert len(more.pop("requests-0001.jsonl").splitlines()) == 2 and not more
+  assert "5 requests wait" in said and "requests-0000" in said and "requests-0001" in said
+
+  # One answer came, one request failed, the third is still out: the failed one alone is written anew, and once.
+  answers = {1: reversed_order, 2: lambda number, prompt: Reply("busy", status=500), 3: lambda number, prompt: None}
+  server = LoopbackBatch(lambda number, prompt: answers[number](number, prompt))
+  server._run([json.loads(line) for line in first["requests-0000.jsonl"].splitlines()], name.startswith("gemini"))
+  parts = [server._files[part] for part in server._results[0] if part]
+  (folder / "results.jsonl").write_bytes(b"\n".join(parts))
+  for _ in range(2):
+    said, files = run(5)
+    assert "4 requests wait" in said and sorted(files) == [f"requests-000{i}.jsonl" for i in range(3)]
+    assert files["requests-0002.jsonl"].strip() == first["requests-0000.jsonl"].splitlines()[1]
+
+
 def test_the_lines_are_what_the_providers_document(tmp_path):
   for name in PROVIDERS:
     with pytest.raises(protocol.Stop):
@@ -159,5 +190,5 @@ def test_a_batch_beyond_the_budget_is_not_submitted(tmp_path):
       label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=1000))
     assert not server.batches
     label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=100_000))
-  with budget.Budget(tmp_path / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+  with budget.Budget(tmp_path / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
     assert books.spent()[0] == 5 * 18, "what it really took, not its bound"

@@ -83,7 +83,7 @@ def test_a_refusal_of_the_server_costs_nothing_and_a_lost_answer_its_bound(tmp_p
   fields = dict(attempts=1, max_tokens=10**9, max_output_tokens=50)
 
   def spent():
-    books = budget.Budget(tmp_path / "c" / session.CACHE, max_dollars=None, max_tokens=1, prices=budget.Prices())
+    books = budget.Budget(tmp_path / "c" / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices())
     with books:
       return books.spent()[0]
 

@@ -17,6 +17,7 @@ from rich import console as rich_console
 
 from idistill_jax import artifacts, records
 from idistill_jax import config as config_lib
+from idistill_jax.data import example, tables
 from idistill_jax.report import claims, figures, gather, page, queries, terminal
 from idistill_jax.stages import report as report_stage
 
@@ -158,6 +159,30 @@ def test_many_queries_are_cut_to_those_that_changed_most(workdir, monkeypatch):
   deltas = sorted((abs(delta) for delta in cut.evaluation.deltas("distilled").values()), reverse=True)
   assert sorted((abs(query.delta) for query in cut.shown.queries), reverse=True) == pytest.approx(deltas[:10])
   assert "50 others are in evaluate/runs" in page.render(cut)
+
+
+def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(workdir, report, text, tmp_path):
+  """Answers that stand in the judged passages and nowhere else mark what judgements marked."""
+  without = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  folder = without.folder("collection")
+  (folder / "qrels" / "test.tsv").unlink()
+  for path in folder.glob("answers-*"):
+    path.unlink()
+  answers = [records.Answers(query_id=one.id, answers=(f"thing number {2 * i}",)) for i, one in enumerate(QUERIES)]
+  example.write_records(folder, tables.ANSWERS, answers)
+  found = gather.gather(without)
+  marks = lambda shown: [
+    [one.relevant for one in of_system] for query in shown.queries for of_system in query.results.values()
+  ]
+  assert marks(found.shown) == marks(report.shown) and any(map(any, marks(found.shown)))
+  ranks = {query.id: query.relevant_ranks["distilled"] for query in report.shown.queries}
+  assert {query.id: query.relevant_ranks["distilled"] for query in found.shown.queries} == {
+    one: rank if rank is not None and rank <= queries.SHOWN_RESULTS else None for one, rank in ranks.items()
+  }
+  shown = page.render(found)
+  assert "holds an answer" in shown and "not in the first 5" in shown
+  assert "judged passage" not in shown.replace("judged passage that this Python lacks", "")
+  assert "judged passage: " in text and "holds an answer" not in text
 
 
 @pytest.mark.parametrize(

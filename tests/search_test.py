@@ -1,5 +1,6 @@
 """Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, records, search
+from idistill_jax import artifacts, cli, records, search, upsert
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.stages import candidates, index
@@ -167,3 +168,39 @@ def test_command_prints_three_columns(workdir):
 def test_command_ends_without_a_traceback(tmp_path):
   done = run_command(f"--workdir={tmp_path}", QUESTION)
   assert done.returncode == 1 and "idistill_jax.pipeline" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, tmp_path):
+  more = tmp_path / "more.jsonl"
+  more.write_text(
+    json.dumps({"_id": "new", "title": "bisect.insort", "text": "Insert an item into a sorted list."}) + "\n"
+    + json.dumps({"_id": "p4", "title": "time.sleep", "text": QUESTION}) + "\n"
+  )
+  before = {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()}
+  counts = upsert.upsert(workdir.root, more, tmp_path / "grown")
+  assert counts == {"added": 1, "replaced": 1, "passages": 9}
+  assert {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()} == before
+
+  found = search.search(tmp_path / "grown", QUESTION, 9)
+  assert sorted(order(found["initial"])) == sorted(order(found["distilled"])) == sorted(
+    [*(passage.id for passage in PASSAGES), "new"]
+  )
+  # The same as a workdir whose collection held them from the start.
+  grown = artifacts.Workdir(tmp_path / "grown")
+  passages = tables.load_passages(grown.folder("collection"))
+  for stage, model in (("candidates", None), ("train_direct", grown.folder("train_direct"))):
+    whole = inference.load_retriever(cfg, model).encode_passages(passages.texts)
+    np.testing.assert_allclose(similarity.load(grown.folder(stage)).passages_PxE, whole, atol=1e-5)
+  distilled = inference.load_retriever(cfg, grown.folder("train_retriever")).encode_passages(passages.texts)
+  np.testing.assert_allclose(np.load(grown.folder("index") / "passages.npy"), distilled, atol=1e-5)
+  assert passages.by_id("p4").text == QUESTION
+  # A pipeline run there would not take these folders for what the config makes.
+  assert workdir.is_done(candidates.STAGE, cfg) and not grown.is_done(candidates.STAGE, cfg)
+  assert grown.manifest("index")["counts"]["upserted"] == 2
+
+  with pytest.raises(FileExistsError, match="name a new folder"):
+    upsert.upsert(workdir.root, more, tmp_path / "grown")
+  more.write_text('{"_id": "empty", "text": " "}\n')
+  with pytest.raises(ValueError, match="no passage with a text"):
+    upsert.upsert(workdir.root, more, tmp_path / "other")
+  assert not (tmp_path / "other").exists()

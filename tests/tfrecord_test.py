@@ -47,6 +47,32 @@ def test_shards_hold_nearly_equal_counts(tmp_path):
   assert max(counts) - min(counts) <= 1
 
 
+def test_several_shards_of_a_stream_hold_one_record_at_a_time(tmp_path):
+  made, held = [], []
+
+  class Payload(bytes):
+    def __del__(self):
+      held.append(len(made))
+
+  def payloads():
+    for i in range(10):
+      made.append(i)
+      yield Payload(b"%d" % i)
+
+  written = tfrecord.write(tmp_path, "a", payloads(), shards=3, count=10)
+  assert [len(list(tfrecord.read(path))) for path in written] == [3, 3, 4]
+  assert [int(one) for path in written for one in tfrecord.read(path)] == made
+  # Each is let go before the next but one is made; without a count all ten are held at once.
+  assert held[:9] == list(range(2, 11))
+  made, held = [], []
+  tfrecord.write(tmp_path, "a", payloads(), shards=3)
+  assert held[0] == 10
+  for wrong in (9, 11):
+    with pytest.raises(ValueError, match=f"{wrong} payloads were told"):
+      tfrecord.write(tmp_path, "a", payloads(), shards=3, count=wrong)
+  assert [int(one) for path in written for one in tfrecord.read(path)] == list(range(10))
+
+
 def test_rewriting_removes_earlier_shards_of_that_name_only(tmp_path):
   tfrecord.write(tmp_path, "x", payloads(6), 3)
   tfrecord.write(tmp_path, "x-more", payloads(2), 1)

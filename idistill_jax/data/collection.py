@@ -1,18 +1,23 @@
-"""A collection in memory: passages, queries, judgements, recorded lists -> consistent, and smaller.
+"""Passages, queries, judgements, recorded lists -> a collection that is consistent, and smaller.
 
-`assemble` takes what a source has read and leaves out what names something that is not there; `subset` cuts a
-collection down so that what is kept still has all it needs.  Both name everything that they leave out.
+Passages may be more than memory holds: they are a stream that is read again for every pass, and of their ids only those
+are kept that something names.  `assemble` takes what a source has read and leaves out what names something that is not
+there; `subset` cuts a collection down so that what is kept still has all it needs.  Both name everything that they
+leave out.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from idistill_jax import records
 from idistill_jax.data import deal, tables
 
 T = TypeVar("T")
+# So many passages beyond a limit are named; of more, the number is told.
+_NAMED = 1000
 
 # Where judgements of several splits hold a query, the first of these wins: no test query is trained on.
 _HELD_OUT_FIRST = {"test": 0, "dev": 1, "train": 3}
@@ -30,6 +35,19 @@ class Drop:
   what: str
 
 
+class Stream:
+  """Passages that are read anew whenever they are iterated over."""
+
+  def __init__(self, read: Callable[[], Iterable[records.Passage]]):
+    self._read = read
+
+  def __iter__(self) -> Iterator[records.Passage]:
+    return iter(self._read())
+
+
+Passages = Sequence[records.Passage] | Stream
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
   """What a search engine is built from and measured on.
@@ -41,7 +59,7 @@ class Collection:
   """
 
   title: str
-  passages: tuple[records.Passage, ...]
+  passages: Passages
   queries: tuple[records.Query, ...]
   qrels: Mapping[str, tables.Qrels]
   lists: tuple[records.CandidateList, ...] = ()
@@ -62,7 +80,7 @@ def split_of(query_id: str, stated: str | None, judgements: Mapping[str, tables.
 def assemble(
   *,
   title: str,
-  passages: Iterable[records.Passage],
+  passages: Passages,
   queries: Iterable[records.Query],
   judgements: Mapping[str, tables.Qrels],
   lists: Iterable[records.CandidateList] = (),
@@ -77,10 +95,12 @@ def assemble(
   where no passage or no query is left, or where two judgements of a pair contradict each other.  Ids must
   be unique already.
   """
-  dropped = list(drops)
-  kept_passages = tuple(_with_text(passages, "passage", lambda p: p.full_text, dropped))
+  dropped, lists, pairs = list(drops), tuple(lists), pairs or {}
+  named = {one for judged in (*judgements.values(), pairs) for found in judged.values() for one in found}
+  named |= {one for shown in lists for one in shown.passage_ids}
+  # This pass also makes a reader check all that it reads.
+  known = {p.id for p in _with_text(passages, "passage", lambda p: p.full_text, dropped) if p.id in named}
   kept_queries = tuple(_with_text(queries, "query", lambda q: q.text, dropped))
-  known = {passage.id for passage in kept_passages}
   splits = {query.id: query.split for query in kept_queries}
   qrels = _by_split(title, judgements, splits, known, dropped)
   for judged_queries in judgements.values():
@@ -91,22 +111,36 @@ def assemble(
         del splits[query_id]
   whole = Collection(
     title=title,
-    passages=kept_passages,
+    passages=_only(passages, _has_text),
     queries=kept_queries,
     qrels=qrels,
-    lists=tuple(lists),
-    pairs=pairs or {},
+    lists=lists,
+    pairs=pairs,
     answers=answers or {},
     drops=tuple(dropped),
   )
   return _not_empty(_restrict(whole, splits, known))
 
 
-def corpus_only(*, title: str, passages: Iterable[records.Passage]) -> Collection:
+def corpus_only(*, title: str, passages: Passages) -> Collection:
   """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
   dropped: list[Drop] = []
-  kept = tuple(_with_text(passages, "passage", lambda p: p.full_text, dropped))
-  return Collection(title=title, passages=kept, queries=(), qrels={}, drops=tuple(dropped))
+  for _ in _with_text(passages, "passage", lambda p: p.full_text, dropped):
+    pass
+  return Collection(
+    title=title, passages=_only(passages, _has_text), queries=(), qrels={}, drops=tuple(dropped)
+  )
+
+
+def _only(passages: Passages, keep: Callable[[records.Passage], bool]) -> Passages:
+  """Those that are to be kept: of a stream a stream."""
+  if isinstance(passages, Stream):
+    return Stream(lambda: filter(keep, passages))
+  return tuple(filter(keep, passages))
+
+
+def _has_text(passage: records.Passage) -> bool:
+  return bool(passage.full_text.strip())
 
 
 def with_queries(
@@ -169,7 +203,15 @@ def with_rankings(
 ) -> Collection:
   """The collection with LLM rankings beside it, without those that name what it lacks; all left out are named."""
   richer = dataclasses.replace(whole, rankings=rankings, drops=whole.drops + tuple(drops))
-  return _restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages))
+  named = _named(richer)
+  return _restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages if p.id in named))
+
+
+def _named(whole: Collection) -> set[str]:
+  """Ids of passages that judgements, lists, rankings and pairs name."""
+  named = {one for judged in (*whole.qrels.values(), whole.pairs) for found in judged.values() for one in found}
+  lists: list[records.CandidateList | records.RankedList] = [*whole.lists, *whole.rankings]
+  return named | {one for shown in lists for one in shown.passage_ids}
 
 
 def divide(whole: Collection, train_fraction: float) -> Collection:
@@ -204,7 +246,7 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
   """
   if max_passages is None and max_queries_per_split is None:
     return whole
-  limit = len(whole.passages) if max_passages is None else max_passages
+  limit = math.inf if max_passages is None else max_passages
   per_split: collections.Counter[str] = collections.Counter()
   queries: set[str] = set()
   passages: set[str] = set()
@@ -234,16 +276,19 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
     # One that does not fit is named when passages are known.
     if ranking.query_id in queries:
       fits(ranking.passage_ids)
-  for passage in whole.passages:
-    if not fits((passage.id,)):
-      drops.append(Drop("passage beyond collection.max_passages", passage.id))
-  smaller = dataclasses.replace(whole, lists=tuple(lists), drops=whole.drops + tuple(drops))
-  return _not_empty(_restrict(smaller, queries, passages))
+  kept = whole.passages
+  if max_passages is not None:
+    beyond = [passage.id for passage in whole.passages if not fits((passage.id,))]
+    drops += [Drop("passage beyond collection.max_passages", one) for one in beyond[:_NAMED]]
+    drops += [Drop("passage beyond collection.max_passages", "and others")] * len(beyond[_NAMED:])
+    kept = _only(kept, lambda passage: passage.id in passages)
+  smaller = dataclasses.replace(whole, passages=kept, lists=tuple(lists), drops=whole.drops + tuple(drops))
+  return _not_empty(_restrict(smaller, queries, _named(whole) if max_passages is None else passages))
 
 
 def _not_empty(found: Collection) -> Collection:
   for kind, items in (("passage", found.passages), ("query", found.queries)):
-    if not items:
+    if next(iter(items), None) is None:
       reasons = collections.Counter(drop.reason for drop in found.drops)
       left_out = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
       raise CollectionError(f"{found.title}: the collection has no {kind}; left out: {left_out or 'nothing'}")
@@ -251,7 +296,10 @@ def _not_empty(found: Collection) -> Collection:
 
 
 def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable[str]) -> Collection:
-  """The collection without what names another query or passage; lists and pairs lost by that are named."""
+  """The collection without what names another query or passage; lists and pairs lost by that are named.
+
+  Its passages stay as they are: passage_ids need only hold those that are named and there.
+  """
   queries, passages = set(query_ids), set(passage_ids)
   drops = list(whole.drops)
 
@@ -276,7 +324,6 @@ def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable
 
   return dataclasses.replace(
     whole,
-    passages=tuple(passage for passage in whole.passages if passage.id in passages),
     queries=tuple(query for query in whole.queries if query.id in queries),
     qrels={
       split: keep_judged(qrels, "judgement naming a passage or query left out")

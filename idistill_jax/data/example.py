@@ -202,10 +202,10 @@ def _value(cls: type, feature: Any, name: str, kind: _Kind, many: bool) -> Any:
 
 
 def write_records(
-  folder: str | os.PathLike[str], name: str, records: Iterable[Any], shards: int = 1
+  folder: str | os.PathLike[str], name: str, records: Iterable[Any], shards: int = 1, count: int | None = None
 ) -> list[pathlib.Path]:
-  """Writes records as the TFRecord shards `folder/name-*.tfrecord`."""
-  return tfrecord.write(folder, name, map(encode, records), shards)
+  """Writes records as the TFRecord shards `folder/name-*.tfrecord`; `count` is theirs, see `tfrecord.write`."""
+  return tfrecord.write(folder, name, map(encode, records), shards, count)
 
 
 def read_records(folder: str | os.PathLike[str], name: str, cls: type[T]) -> Iterator[T]:

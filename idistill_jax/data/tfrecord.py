@@ -64,13 +64,13 @@ def shard_name(name: str, shard: int, shards: int) -> str:
 
 
 def write(
-  folder: str | os.PathLike[str], name: str, payloads: Iterable[bytes], shards: int = 1
+  folder: str | os.PathLike[str], name: str, payloads: Iterable[bytes], shards: int = 1, count: int | None = None
 ) -> list[pathlib.Path]:
   """Writes the payloads as `shards` files of nearly equal counts, replacing earlier shards of that name.
 
   Every shard is written under a hidden name, synced, and renamed when all are complete: a reader never sees
-  half a shard.  One shard takes the payloads as a stream; several hold them in memory to cut them into even
-  runs.
+  half a shard.  One shard takes the payloads as a stream, and so do several where their count is told; else they are
+  held in memory to cut them into even runs.  Raises ValueError where the count is not theirs.
   """
   if shards < 1:
     raise ValueError(f"{name}: at least one shard is needed, not {shards}")
@@ -80,7 +80,7 @@ def write(
   working = [final.with_name(f".{final.name}.{os.getpid()}") for final in finals]
   earlier = _find(folder, name)
   try:
-    for path, run in zip(working, _runs(payloads, shards), strict=True):
+    for path, run in zip(working, _runs(payloads, shards, count), strict=True):
       _write_file(path, run)
     for path, final in zip(working, finals, strict=True):
       path.replace(final)
@@ -93,13 +93,27 @@ def write(
   return finals
 
 
-def _runs(payloads: Iterable[bytes], shards: int) -> Iterator[Iterable[bytes]]:
+def _runs(payloads: Iterable[bytes], shards: int, count: int | None) -> Iterator[Iterable[bytes]]:
   if shards == 1:
     yield payloads
     return
-  held = list(payloads)
+  if count is None:
+    payloads = list(payloads)
+    count = len(payloads)
+  seen = 0
+
+  def counted() -> Iterator[bytes]:
+    nonlocal seen
+    for payload in payloads:
+      seen += 1
+      yield payload
+
+  coming = counted()
   for i in range(shards):
-    yield held[i * len(held) // shards : (i + 1) * len(held) // shards]
+    yield itertools.islice(coming, (i + 1) * count // shards - i * count // shards)
+  next(coming, None)
+  if seen != count:
+    raise ValueError(f"{count} payloads were told, {'more' if seen > count else seen} came")
 
 
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:

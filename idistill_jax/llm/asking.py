@@ -59,6 +59,7 @@ class Asker:
     self.provider = provider
     self.stopped: protocol.Stop | None = None
     self._cache, self._terms, self._budget, self._pace = cache, terms, budget, pace
+    self._group_commit = cache_lib.GroupCommit(cache)
     self._unanswered = 0
     self._tenacity = protocol.sdk("tenacity", "llm") if provider.remote else None
 
@@ -84,8 +85,7 @@ class Asker:
       self.stopped = self.stopped or e
       raise
     self._unanswered = 0
-    # In a thread: the disk takes its time, and meanwhile other answers come in.
-    return Asked(await asyncio.to_thread(self._cache.put, key, self.provider, request, answer), paid=True)
+    return Asked(await self._group_commit.put(key, self.provider, request, answer), paid=True)
 
   async def _patiently(self, request: protocol.Request) -> protocol.Answer:
     """Tries again after transient faults, with jittered exponential waits, never shorter than the server asks for."""

@@ -8,12 +8,13 @@ and its results may be put beside the others by hand.
 """
 
 import asyncio
+import collections
 import contextlib
 import json
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from absl import logging
 
@@ -61,6 +62,10 @@ class LineFailed(Exception):
   def __init__(self, key: str, message: str):
     super().__init__(message)
     self.key = key
+
+
+def _request_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(folder.glob("requests-*.jsonl"))
 
 
 @contextlib.contextmanager
@@ -114,27 +119,47 @@ class Batch:
     self.pending = {}
     if taken or failed_now or not rest:
       return
-    paths = list(self._write(folder, rest))
     if by_hand:
-      raise protocol.Stop(
-        f"{len(rest):,} requests wait in {', '.join(str(path) for path, _ in paths)}: have them answered, put what "
-        f"comes back into {folder} as {RESULTS}*.jsonl, and run the same command again"
-      )
-    for path, bound in paths:
+      self._hand_over(folder, rest)
+    there = len(_request_files(folder)) if any(folder.glob(f"{RESULTS}*.jsonl")) else 0
+    for path, bound in self._write(folder, rest, there):
       self._submit(path, bound, budget)
 
+  def _hand_over(self, folder: pathlib.Path, rest: Mapping[str, protocol.Request]) -> NoReturn:
+    """Writes what lies in no file yet, or has failed as often as it was written; always raises protocol.Stop."""
+    written: collections.Counter[int] = collections.Counter()
+    holding: dict[int, pathlib.Path] = {}
+    for path in _request_files(folder):
+      for line in path.read_bytes().splitlines():
+        written[hash(line)] += 1
+        holding[hash(line)] = path
+    hashes = {key: hash(self._line(key, request).encode()) for key, request in rest.items()}
+    fresh = {
+      key: request for key, request in rest.items() if written[hashes[key]] <= len(self._failures.get(key, ()))
+    }
+    paths = {holding[hashes[key]] for key in rest.keys() - fresh.keys()}
+    paths |= {path for path, _ in self._write(folder, fresh, len(_request_files(folder)))}
+    raise protocol.Stop(
+      f"{len(rest):,} requests wait in {', '.join(map(str, sorted(paths)))}: have them answered, put what comes back "
+      f"into {folder} as {RESULTS}*.jsonl, and run the same command again"
+    )
+
+  def _line(self, key: str, request: protocol.Request) -> str:
+    return json.dumps(self._server.line(key, request), ensure_ascii=False)
+
   def _write(
-    self, folder: pathlib.Path, rest: Mapping[str, protocol.Request]
+    self, folder: pathlib.Path, rest: Mapping[str, protocol.Request], first: int
   ) -> Iterator[tuple[pathlib.Path, budget_lib.Usage]]:
-    """Files of requests, each with the most tokens that it can take."""
+    """Files of requests, numbered from `first`, each with the most tokens that it can take."""
     items = list(rest.items())
-    there = len(list(folder.glob("requests-*.jsonl"))) if any(folder.glob(f"{RESULTS}*.jsonl")) else 0
-    for number, start in enumerate(range(0, len(items), MOST_LINES), start=there):
+    for number, start in enumerate(range(0, len(items), MOST_LINES), start=first):
       path, bound = folder / f"requests-{number:04d}.jsonl", budget_lib.Usage(0, 0)
-      with open(path, "w", encoding="utf-8") as out:
+      part = path.with_suffix(".part")
+      with open(part, "w", encoding="utf-8") as out:
         for key, request in items[start : start + MOST_LINES]:
-          out.write(json.dumps(self._server.line(key, request), ensure_ascii=False) + "\n")
+          out.write(self._line(key, request) + "\n")
           bound += asking.bound(request.prompt, self._max_output_tokens)
+      part.replace(path)
       yield path, bound
 
   def _submit(self, path: pathlib.Path, bound: budget_lib.Usage, budget: budget_lib.Budget | None) -> None:

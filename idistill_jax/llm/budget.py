@@ -2,8 +2,8 @@
 
     bound of a call ─► room for it? ─► reserved ─► asked ─► its real cost in place of the bound
 
-The sums lie beside the answers, in the cache's file: a killed run's reservations count as spent, and processes on one
-cache share one budget.
+The sums lie in a file beside the cache: a killed run's reservations count as spent, and processes on one cache share
+one budget.  (In the cache's own file, every call would wait for the disk as answers do.)
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from typing import Self
 
-from idistill_jax.llm import protocol
+from idistill_jax.llm import cache, protocol
 
 _BUSY_SECONDS = 60.0
 # Two totals that are compared with a limit are sums of floats.
@@ -82,6 +82,7 @@ class Budget:
     path.parent.mkdir(parents=True, exist_ok=True)
     self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     # Reservations need to survive the process, not the machine; answers are another connection's business.
+    cache.patiently(self._db, "PRAGMA journal_mode = WAL")
     self._db.execute("PRAGMA synchronous = NORMAL")
     self._db.execute("CREATE TABLE IF NOT EXISTS reserved (id INTEGER PRIMARY KEY, tokens INTEGER, dollars REAL)")
     self._db.execute(

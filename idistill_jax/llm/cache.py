@@ -7,6 +7,7 @@ An answer is written, and the write committed, before anybody counts it: a label
 started again pays for no answered request twice.
 """
 
+import asyncio
 import hashlib
 import json
 import pathlib
@@ -16,6 +17,7 @@ import threading
 import time
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any, Self
 
 from idistill_jax.llm import protocol
@@ -44,6 +46,8 @@ _COLUMNS: dict[str, Any] = {
   "created": (int, float),
 }
 _FINISH = list(_COLUMNS).index("finish_reason")
+_INSERT = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(_COLUMNS))})"
+Row = tuple[Any, ...]
 
 
 def key(provider: protocol.Provider, prompt: str) -> str:
@@ -67,15 +71,21 @@ class AnswerCache:
     self._path = path
     self._lock = threading.Lock()
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    self._db = self._connect()
+    # Reads have a connection of their own: the other one may be waiting for the disk.
+    self._reading = threading.Lock()
+    self._reader = self._connect()
     try:
       self._open()
     except sqlite3.DatabaseError as e:
-      self._db.close()
+      self.close()
       raise CacheError(f"{path}: no usable answer cache ({e}); move it away to begin a new one") from e
     except CacheError:
-      self._db.close()
+      self.close()
       raise
+
+  def _connect(self) -> sqlite3.Connection:
+    return sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
   def __enter__(self) -> Self:
     return self
@@ -84,16 +94,17 @@ class AnswerCache:
     self.close()
 
   def close(self) -> None:
+    self._reader.close()
     self._db.close()
 
   def __len__(self) -> int:
-    with self._lock:
-      return int(self._db.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
+    with self._reading:
+      return int(self._reader.execute("SELECT COUNT(*) FROM answers").fetchone()[0])
 
   def get(self, key: str) -> protocol.Answer | None:
     """The answer stored under the key, or None."""
-    with self._lock:
-      row = self._db.execute(
+    with self._reading:
+      row = self._reader.execute(
         "SELECT text, finish_reason, input_tokens, output_tokens FROM answers WHERE key = ?", (key,)
       ).fetchone()
     return row and protocol.Answer(*row)
@@ -102,27 +113,24 @@ class AnswerCache:
     self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
   ) -> protocol.Answer:
     """Stores an answer and returns the one that counts: the first under its key, whoever wrote it."""
-    row: tuple[Any, ...] = (
-      key,
-      provider.family,
-      provider.model,
-      json.dumps(dict(provider.params), sort_keys=True),
-      request.query_id,
-      json.dumps(request.passage_ids),
-      answer.text,
-      answer.finish_reason,
-      answer.input_tokens,
-      answer.output_tokens,
-      time.time(),
-    )
+    self.put_rows([row_of(key, provider, request, answer)])
+    return self.get(key) or answer
+
+  def put_rows(self, rows: Sequence[Row]) -> None:
+    """Stores rows of `row_of` in one commit; what is there under their keys stays."""
     with self._lock:
-      new = self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row).rowcount
-    return answer if new else self.get(key) or answer
+      self._db.execute("BEGIN IMMEDIATE")
+      try:
+        self._db.executemany(_INSERT, rows)
+      except BaseException:
+        self._db.execute("ROLLBACK")
+        raise
+      self._db.execute("COMMIT")
 
   def export(self, path: pathlib.Path) -> int:
     """Writes one JSON object an answer, in the order of their keys; returns how many."""
-    with self._lock, open(path, "w", encoding="utf-8") as out:
-      rows = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM answers ORDER BY key")
+    with self._reading, open(path, "w", encoding="utf-8") as out:
+      rows = self._reader.execute(f"SELECT {', '.join(_COLUMNS)} FROM answers ORDER BY key")
       count = 0
       for row in rows:
         count += 1
@@ -153,10 +161,10 @@ class AnswerCache:
       right = False
     if not right or row[_FINISH] not in typing.get_args(protocol.FinishReason):
       raise CacheError(f"{where}: not an exported answer; expected an object with {', '.join(_COLUMNS)}")
-    return self._db.execute(f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(row))})", row).rowcount
+    return self._db.execute(_INSERT, row).rowcount
 
   def _open(self) -> None:
-    _patiently(self._db, "PRAGMA journal_mode = WAL")
+    patiently(self._db, "PRAGMA journal_mode = WAL")
     # A commit is on the disk when it returns: answers are paid for.
     self._db.execute("PRAGMA synchronous = FULL")
     version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -166,8 +174,44 @@ class AnswerCache:
     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _patiently(db: sqlite3.Connection, statement: str) -> None:
-  """Two processes that open a new file at once need this: changing the journal mode ignores the timeout."""
+def row_of(key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer) -> Row:
+  return (
+    key, provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True), request.query_id,
+    json.dumps(request.passage_ids), answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
+    time.time(),
+  )
+
+
+class GroupCommit:
+  """`AnswerCache.put` for one event loop: answers that come in while the disk is busy share the next commit.
+
+  A commit waits for the disk, which takes milliseconds; one for each answer would set the rate of a labelling.
+  """
+
+  def __init__(self, cache: AnswerCache):
+    self._cache = cache
+    self._committing = asyncio.Lock()
+    self._waiting: list[Row] = []
+
+  async def put(
+    self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
+  ) -> protocol.Answer:
+    """As `AnswerCache.put`: the answer is on the disk when this returns."""
+    self._waiting.append(row_of(key, provider, request, answer))
+    async with self._committing:
+      rows, self._waiting = self._waiting, []
+      # None are left where whoever held the lock before took this answer along.
+      if rows:
+        try:
+          await asyncio.to_thread(self._cache.put_rows, rows)
+        except BaseException:
+          self._waiting = rows + self._waiting
+          raise
+    return self._cache.get(key) or answer
+
+
+def patiently(db: sqlite3.Connection, statement: str) -> None:
+  """Executes what two processes that open a new file may both do; changing the journal mode ignores timeouts."""
   deadline = time.monotonic() + _BUSY_SECONDS
   while True:
     try:

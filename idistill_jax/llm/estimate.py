@@ -8,8 +8,8 @@ from idistill_jax.llm import budget, prompt, protocol, ranking, windows
 # Assumed where nothing was asked yet: a short answer of a small model.
 SECONDS_PER_CALL = 2.0
 # `[12] > `
-_TOKENS_PER_LABEL = 5
-_TOKENS_PER_QUERY = 20
+TOKENS_PER_LABEL = 5
+TOKENS_PER_QUERY = 20
 _MANY = 300
 
 
@@ -30,7 +30,7 @@ def of_lists(
     calls += len(requests) * plan.orders
     known += len(spans) == 1 and knows(requests[0])
     for request in requests * plan.orders:
-      output = _TOKENS_PER_LABEL * len(request.passage_ids)
+      output = TOKENS_PER_LABEL * len(request.passage_ids)
       usage += budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
   return f"{len(lists):,} lists, " + _said(calls, known, usage, len(lists) / len(sample), cfg)
 
@@ -41,7 +41,7 @@ def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: co
   prompts = [
     prompt.render_query_writing(style, text, passage_tokens) for text in sample for style in prompt.QUERY_STYLES
   ]
-  usage = budget.Usage(sum(map(prompt.tokens, prompts)), _TOKENS_PER_QUERY * len(prompts))
+  usage = budget.Usage(sum(map(prompt.tokens, prompts)), TOKENS_PER_QUERY * len(prompts))
   return f"{passages:,} passages, " + _said(len(prompts), 0, usage, passages / len(sample), cfg)
 
 

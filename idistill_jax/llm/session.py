@@ -10,7 +10,7 @@ from idistill_jax import config
 from idistill_jax.llm import asking, batch, budget, pace, protocol, providers, ranking, workers
 from idistill_jax.llm import cache as cache_lib
 
-CACHE = "llm.sqlite"
+CACHE, SPENT = "llm.sqlite", "spent.sqlite"
 BATCHES = "batches"
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -38,7 +38,7 @@ class Session:
     self.cache = cache_lib.AnswerCache(folder / CACHE)
     limited = cfg.max_dollars is not None or cfg.max_tokens is not None
     self._budget = None if not limited else budget.Budget(
-      folder / CACHE, max_dollars=cfg.max_dollars, max_tokens=cfg.max_tokens, prices=self._prices
+      folder / SPENT, max_dollars=cfg.max_dollars, max_tokens=cfg.max_tokens, prices=self._prices
     )
     self._batches = folder / BATCHES if cfg.batch_folder is None else pathlib.Path(cfg.batch_folder)
 

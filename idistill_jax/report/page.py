@@ -6,6 +6,7 @@ lets no script run but the page's own.
 """
 
 import base64
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -111,6 +112,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "tiles": _tiles(evaluation) if evaluation else (),
     "drawn": drawn,
     "systems": _systems(report),
+    "evidence": report.shown.evidence,
     "known_systems": tuple(figures.OF_SYSTEM),
     "after": gather.AFTER,
     "significant": claims.SIGNIFICANT,
@@ -204,6 +206,7 @@ def _ann(found: Mapping[str, Any]) -> dict[str, str]:
 def _browser_data(report: gather.Report) -> dict[str, Any]:
   return {
     "systems": _systems(report),
+    "evidence": dataclasses.asdict(report.shown.evidence),
     "passages": {passage_id: [one.title, one.text] for passage_id, one in report.shown.passages.items()},
     "queries": [
       {

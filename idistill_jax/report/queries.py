@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from idistill_jax import artifacts, records
 from idistill_jax.data import example, tables
-from idistill_jax.retrieval import runs
+from idistill_jax.retrieval import answers, runs
 
 # Systems whose results are shown side by side.
 SIDE_BY_SIDE = ("initial", "distilled", "ranker", "bm25", "hybrid")
@@ -15,6 +15,24 @@ SHOWN_RESULTS = 5
 SNIPPET_CHARACTERS = 320
 # More queries than this make the page too heavy for a phone: those that changed most are kept.
 MAX_QUERIES = 1500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+  """What makes a passage right, in the page's words: on a result, before a rank, before a list, for no rank."""
+
+  tag: str
+  rank: str
+  listed: str
+  missing: str
+
+
+JUDGED = Evidence(tag="judged right", rank="judged passage", listed="Judged right", missing="not found")
+# Where a collection has no judgements, a passage that holds an accepted answer; looked for in what is shown.
+ANSWERED = Evidence(
+  tag="holds an answer", rank="first with an answer", listed="Shown with an answer",
+  missing=f"not in the first {SHOWN_RESULTS}",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +46,8 @@ class Result:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class QueryResults:
   """One test query.  delta: distilled minus initial on the main measure.  results: system -> the first few.
-  relevant_ranks: system -> rank of the best judged passage, None where the run does not hold one.  answers: the
-  accepted ones.  said: system -> what the reader answered from its passages."""
+  relevant: ids of the right passages.  relevant_ranks: system -> rank of the best of them, None where there is none.
+  answers: the accepted ones.  said: system -> what the reader answered from its passages."""
 
   id: str
   text: str
@@ -56,6 +74,7 @@ class Shown:
   queries: tuple[QueryResults, ...]
   left_out: int
   passages: Mapping[str, Snippet]
+  evidence: Evidence = JUDGED
 
 
 NOTHING = Shown(queries=(), left_out=0, passages={})
@@ -67,7 +86,8 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], 
   if workdir.manifest("collection") is None:
     return NOTHING
   accepted = tables.load_answers(collection)
-  judged = _judged(collection, split, accepted)
+  has_judgements = (collection / "qrels" / f"{split}.tsv").exists() or not accepted
+  judged = tables.load_qrels(collection, split) if has_judgements else {query_id: {} for query_id in accepted}
   paths = {system: workdir.folder("evaluate") / "runs" / f"{system}.trec" for system in SIDE_BY_SIDE}
   orders = {system: _orders(path) for system, path in paths.items() if path.exists()}
   said = _said(workdir.folder("answer") / "answers.jsonl")
@@ -77,14 +97,28 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], 
   ]
   shown = _most_changed(every)
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
-  return Shown(queries=tuple(shown), left_out=len(every) - len(shown), passages=_snippets(collection, wanted))
+  passages = _passages(collection, wanted)
+  if not has_judgements:
+    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].full_text)
+    shown = [_by_answers(one, in_context) for one in shown]
+  return Shown(
+    queries=tuple(shown), left_out=len(every) - len(shown), evidence=JUDGED if has_judgements else ANSWERED,
+    passages={one: Snippet(title=found.title, text=_shortened(found.text)) for one, found in passages.items()},
+  )
 
 
-def _judged(collection: pathlib.Path, split: str, accepted: Mapping[str, object]) -> tables.Qrels:
-  """Judgements of the split; where answers stand in for them, the questions with none."""
-  if (collection / "qrels" / f"{split}.tsv").exists() or not accepted:
-    return tables.load_qrels(collection, split)
-  return {query_id: {} for query_id in accepted}
+def _by_answers(query: QueryResults, in_context: answers.InContext) -> QueryResults:
+  """The query with those of its shown results marked that hold an answer."""
+  ids = dict.fromkeys(result.passage_id for found in query.results.values() for result in found)
+  relevant = tuple(one for one in ids if in_context.first_rank(query.id, [one]) is not None)
+  results = {
+    system: tuple(dataclasses.replace(one, relevant=one.passage_id in relevant) for one in found)
+    for system, found in query.results.items()
+  }
+  ranks = {
+    system: _first_rank([one.passage_id for one in found], relevant) for system, found in results.items()
+  }
+  return dataclasses.replace(query, relevant=relevant, results=results, relevant_ranks=ranks)
 
 
 def _said(path: pathlib.Path) -> dict[str, dict[str, str]]:
@@ -141,15 +175,12 @@ def _most_changed(queries: list[QueryResults]) -> list[QueryResults]:
   return [queries[i] for i in sorted(kept)]
 
 
-def _snippets(collection: pathlib.Path, wanted: set[str]) -> dict[str, Snippet]:
+def _passages(collection: pathlib.Path, wanted: set[str]) -> dict[str, records.Passage]:
   """Streams over the corpus and keeps what is shown, so that its size does not matter."""
-  found: dict[str, Snippet] = {}
   if not wanted:
-    return found
-  for passage in example.read_records(collection, tables.PASSAGES, records.Passage):
-    if passage.id in wanted:
-      found[passage.id] = Snippet(title=passage.title, text=_shortened(passage.text))
-  return found
+    return {}
+  every = example.read_records(collection, tables.PASSAGES, records.Passage)
+  return {passage.id: passage for passage in every if passage.id in wanted}
 
 
 def _shortened(text: str) -> str:

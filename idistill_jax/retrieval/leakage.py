@@ -56,9 +56,13 @@ def check(
   train: Sequence[records.Query],
   qrels: Mapping[str, Mapping[str, int]],
   rankings: Iterable[records.RankedList],
+  relevant_from: int,
 ) -> Leakage:
-  """Compares every test query with every training query, and judgements with the LLM's first places."""
-  right = {one for judged in qrels.values() for one, grade in judged.items() if grade > 0}
+  """Compares every test query with every training query, and judgements with the LLM's first places.
+
+  relevant_from: the lowest grade that counts as right.
+  """
+  right = {one for judged in qrels.values() for one, grade in judged.items() if grade >= relevant_from}
   first = {ranking.passage_ids[0] for ranking in rankings}
   return Leakage(
     duplicates=tuple(_duplicates(test, train)), passages=tuple(sorted(right & first)), test_queries=len(test)

@@ -10,6 +10,7 @@ answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from absl import logging
 
@@ -53,7 +54,8 @@ def run(job: artifacts.Job) -> None:
   if not questions:
     raise ValueError(f"no question of the split {job.cfg.evaluate.split!r} has answers: set answer.systems to none")
 
-  replies = complete(job, systems, ask(job, list(asked(job, systems, questions, passages))))
+  said, bill = ask(job, asked(job, systems, questions, passages))
+  replies = complete(job, systems, said)
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
   measured = score(systems, replies, accepted, passages)
@@ -63,9 +65,9 @@ def run(job: artifacts.Job) -> None:
       file.write(json.dumps(dataclasses.asdict(reply), ensure_ascii=False) + "\n")
   answered = len(replies) // len(systems)
   tests = [pair for pair in TESTS if set(pair) <= set(systems)]
-  metrics = {"questions": answered, **summary.summarise(measured, tests, job.cfg.evaluate.resamples)}
+  metrics = {"questions": answered, "usage": bill, **summary.summarise(measured, tests, job.cfg.evaluate.resamples)}
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(questions=answered, **{f"{system} F1": metrics["systems"][system]["F1"] for system in systems})
+  job.count(questions=answered, **bill, **{f"{system} F1": metrics["systems"][system]["F1"] for system in systems})
 
 
 def asked(
@@ -110,30 +112,26 @@ def summary_of(outcome: asking.Asked | Silence) -> workers.Summary:
   return "answered", [(outcome.answer, outcome.paid)]
 
 
-def ask(job: artifacts.Job, requests: Sequence[tuple[str, protocol.Request]]) -> list[Reply]:
-  """What the reader said; unanswered requests are dropped by name.  Equal requests are asked once."""
+def ask(
+  job: artifacts.Job, requests: Sequence[tuple[str, protocol.Request]]
+) -> tuple[list[Reply], dict[str, Any]]:
+  """What the reader said, and its bill; unanswered requests are dropped by name.  Equal requests are asked once."""
   once = list(dict.fromkeys(request for _, request in requests))
   said: dict[protocol.Request, str] = {}
-  with session.Session(reader_config(job.cfg), job.cache) as reading:
+  cfg, tally = job.cfg.answer.as_labels(job.cfg.labels), workers.Tally()
+  with session.Session(cfg, job.cache) as reading:
     for request, outcome in zip(once, reading.each("answers", once, one, summary_of), strict=True):
+      tally.add(*summary_of(outcome))
       if isinstance(outcome, Silence):
         job.drop(outcome.reason, request.query_id)
         logging.log_first_n(logging.WARNING, "%s: %s", 5, request.query_id, outcome.message)
       else:
         said[request] = reader.said(outcome.answer.text)
-  return [
+  replies = [
     Reply(query_id=request.query_id, system=system, passage_ids=request.passage_ids, said=said[request])
     for system, request in requests if request in said
   ]  # fmt: skip
-
-
-def reader_config(cfg: config.Config) -> config.Labels:
-  """The labelling's provider and limits, with the reader's own model and recording where it has some."""
-  return dataclasses.replace(
-    cfg.labels,
-    model=cfg.labels.model if cfg.answer.model is None else cfg.answer.model,
-    recording=cfg.labels.recording if cfg.answer.recording is None else cfg.answer.recording,
-  )
+  return replies, tally.bill(session.prices(cfg))
 
 
 def complete(job: artifacts.Job, systems: Sequence[str], replies: Sequence[Reply]) -> list[Reply]:
@@ -170,7 +168,7 @@ def score(
 
 def fingerprint(cfg: config.Config) -> str:
   """The reader's template and recording."""
-  recording = reader_config(cfg).recording if SYSTEMS[cfg.answer.systems] else None
+  recording = cfg.answer.as_labels(cfg.labels).recording if SYSTEMS[cfg.answer.systems] else None
   return f"{reader.fingerprint()} {recording and replay.fingerprint(recording)}"
 
 

@@ -10,6 +10,7 @@ shows); where the source brings them, also `lists-*.tfrecord` (candidate lists r
 
 import collections
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from idistill_jax import artifacts, cli, config, records
@@ -28,21 +29,21 @@ def run(job: artifacts.Job) -> None:
   kept = collection.subset(
     whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split
   )
-  _write(job, tables.PASSAGES, kept.passages)
-  _write(job, tables.QUERIES, kept.queries)
+  facts = statistics(kept)
+  _write(job, tables.PASSAGES, kept.passages, facts["passages"])
+  _write(job, tables.QUERIES, kept.queries, len(kept.queries))
   if kept.lists:
-    _write(job, tables.LISTS, kept.lists)
+    _write(job, tables.LISTS, kept.lists, len(kept.lists))
   if kept.rankings:
-    _write(job, tables.RANKINGS, kept.rankings)
+    _write(job, tables.RANKINGS, kept.rankings, len(kept.rankings))
   if kept.answers:
     answers = (records.Answers(query_id=one, answers=found) for one, found in kept.answers.items())
-    _write(job, tables.ANSWERS, tuple(answers))
+    _write(job, tables.ANSWERS, answers, len(kept.answers))
   for split, qrels in kept.qrels.items():
     if qrels:
       tables.write_qrels(job.out / "qrels" / f"{split}.tsv", qrels)
   if kept.pairs:
     tables.write_qrels(job.out / "sources.tsv", kept.pairs)
-  facts = statistics(kept)
   (job.out / STATISTICS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(**facts)
   for drop in kept.drops:
@@ -67,18 +68,20 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
   return collection.with_queries(whole, tables.load_queries(folder), qrels, pairs)
 
 
-def _write(job: artifacts.Job, name: str, items: tuple[Any, ...]) -> None:
-  shards = -(-len(items) // _RECORDS_PER_SHARD)
-  example.write_records(job.out, name, items, shards)
+def _write(job: artifacts.Job, name: str, items: Iterable[Any], count: int) -> None:
+  example.write_records(job.out, name, items, shards=-(-count // _RECORDS_PER_SHARD), count=count)
 
 
 def statistics(found: collection.Collection) -> dict[str, Any]:
   """Sizes that describe a collection to a reader; words are split at white space."""
-  words = [len(passage.full_text.split()) for passage in found.passages]
+  passages = words = 0
+  for passage in found.passages:
+    passages += 1
+    words += len(passage.full_text.split())
   return {
     "title": found.title,
-    "passages": len(found.passages),
-    "mean_words": round(sum(words) / len(words), 1),
+    "passages": passages,
+    "mean_words": round(words / passages, 1),
     "queries": dict(sorted(collections.Counter(query.split for query in found.queries).items())),
     "judgements": {split: sum(map(len, qrels.values())) for split, qrels in found.qrels.items() if qrels},
     "lists": len(found.lists),

@@ -212,7 +212,7 @@ def leaked(
 ) -> leakage.Leakage:
   """What training saw of the test; said aloud where it saw a query."""
   rankings = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
-  found = leakage.check(queries, table.of_split("train"), qrels, rankings)
+  found = leakage.check(queries, table.of_split("train"), qrels, rankings, job.cfg.evaluate.relevant_from)
   if found.warning is not None:
     logging.warning(found.warning)
   return found

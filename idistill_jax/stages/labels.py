@@ -51,7 +51,7 @@ def run(job: artifacts.Job) -> None:
     paid=sum(labelled.paid for outcome in outcomes for labelled in outcome.answers),
     complete=summary["complete"],
     repaired=summary["repaired"],
-    dollars=summary["usage"]["dollars"],
+    **summary["usage"],
     template=prompt.LISTWISE,
   )
 

@@ -9,6 +9,7 @@ some passages are held out, half for dev and half for test.
 """
 
 import collections
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -72,7 +73,7 @@ def print_estimate(runner: cli.Runner) -> None:
 
 
 def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:
-  return corpora.SOURCES[cfg.source].load(cfg).passages[:cfg.max_passages]
+  return tuple(itertools.islice(corpora.SOURCES[cfg.source].load(cfg).passages, cfg.max_passages))
 
 
 def query_id(one: query_writing.Written) -> str:
@@ -105,7 +106,7 @@ def _save(
     "templates": [prompt.fingerprint(style) for style in prompt.QUERY_STYLES],
   }
   (job.out / STATUSES).write_text(json.dumps(statuses, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(asked=len(written), kept=len(kept), paid=tally.paid, dollars=bill["dollars"])
+  job.count(asked=len(written), kept=len(kept), paid=tally.paid, **bill)
 
 
 def without_drops(

@@ -20,7 +20,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   judgements = {path.stem: tables.read_qrels(path) for path in _qrels(folder)}
   return collection.assemble(
     title=folder.resolve().name,
-    passages=read_passages(_file(folder, "corpus")),
+    passages=stream(_file(folder, "corpus")),
     queries=read_queries(_file(folder, "queries"), judgements),
     judgements=judgements,
     answers=read_answers(_file(folder, "queries")),
@@ -60,6 +60,11 @@ def _file(folder: pathlib.Path, stem: str) -> pathlib.Path:
 
 def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted((folder / "qrels").glob("*.tsv"))
+
+
+def stream(path: pathlib.Path) -> collection.Stream:
+  """What `read_passages` reads, as often as it is asked for."""
+  return collection.Stream(lambda: read_passages(path))
 
 
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:

@@ -10,7 +10,7 @@ from idistill_jax.data.corpora import beir, jsonl
 def load(cfg: config.Collection) -> collection.Collection:
   """Passages alone; raises CollectionError, FileNotFoundError or ConfigError."""
   path = _path(cfg)
-  return collection.corpus_only(title=path.name.partition(".")[0], passages=beir.read_passages(path))
+  return collection.corpus_only(title=path.name.partition(".")[0], passages=beir.stream(path))
 
 
 def fingerprint(cfg: config.Collection) -> str:

@@ -36,7 +36,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), judgements)
   return collection.assemble(
     title=folder.resolve().name,
-    passages=read_passages(_file(folder, "corpus", f".{cfg.source}")),
+    passages=stream(_file(folder, "corpus", f".{cfg.source}")),
     queries=queries,
     judgements=judgements,
     answers=answers,
@@ -50,6 +50,11 @@ def fingerprint(cfg: config.Collection) -> str:
   return config.digest({
     path.relative_to(folder).as_posix(): jsonl.sha256(path) for path in [*files, *_qrels(folder)]
   })
+
+
+def stream(path: pathlib.Path) -> collection.Stream:
+  """What `read_passages` reads, as often as it is asked for."""
+  return collection.Stream(lambda: read_passages(path))
 
 
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
@@ -93,7 +98,7 @@ def _written_list(text: str) -> Any:
 
 def identified(path: pathlib.Path) -> Iterator[tuple[jsonl.Row, str]]:
   """Rows with their id, which must be there, be unique and have no white space in it."""
-  return jsonl.with_ids((row, _needed(row, "id")) for row in reader(path)(path))
+  return jsonl.with_ids(lambda: ((row, _needed(row, "id")) for row in reader(path)(path)))
 
 
 def reader(path: pathlib.Path) -> Reader:

@@ -32,7 +32,8 @@ def load(cfg: config.Collection) -> collection.Collection:
   if not first.has_docs():
     raise collection.CollectionError(f"{names[0]}: this id of ir_datasets has no documents")
   return collection.assemble(
-    title=names[0], passages=_passages(first), queries=queries.values(), judgements=judgements, drops=repeated
+    title=names[0], passages=collection.Stream(lambda: _passages(first)), queries=queries.values(),
+    judgements=judgements, drops=repeated,
   )
 
 

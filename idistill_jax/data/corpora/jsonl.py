@@ -1,5 +1,6 @@
 """JSON-lines files, gzipped or not -> checked rows that know where they stand."""
 
+import array
 import dataclasses
 import gzip
 import hashlib
@@ -8,8 +9,10 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import numpy as np
 
 from idistill_jax.data import collection
 
@@ -43,22 +46,37 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
   """Rows with their `_id`, checked as `with_ids` does."""
-  return with_ids((row, text(row, "_id")) for row in read(path))
+  return with_ids(lambda: ((row, text(row, "_id")) for row in read(path)))
 
 
-def with_ids(rows: Iterable[tuple[Row, str]]) -> Iterator[tuple[Row, str]]:
-  """Hands rows on whose id is unique and has no white space in it; raises CollectionError for any other."""
-  seen: dict[str, str] = {}
-  for row, row_id in rows:
+def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Row, str]]:
+  """Hands rows on whose id has no white space in it; raises CollectionError for any other.
+
+  Behind the last row it raises for an id that occurred twice.  Of each id eight bytes are kept, and where two are the
+  same, `rows` is called once more to see whether the ids are, and where they stand.
+  """
+  hashes = array.array("q")
+  for row, row_id in rows():
     if not re.fullmatch(r"\S+", row_id):
       raise collection.CollectionError(
         f"{row.where}: the id {row_id!r} is empty or has white space in it, which run files and judgement "
         "files cannot hold"
       )
-    if row_id in seen:
-      raise collection.CollectionError(f"{row.where}: the id {row_id!r} stands in {seen[row_id]} already")
-    seen[row_id] = row.where
+    hashes.append(hash(row_id))
     yield row, row_id
+  values, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+  if len(values) < len(hashes):
+    _refuse_repeated(rows(), set(values[counts > 1].tolist()))
+
+
+def _refuse_repeated(rows: Iterable[tuple[Row, str]], hashes: set[int]) -> None:
+  """Raises CollectionError for the first id with one of the hashes that occurs twice."""
+  seen: dict[str, str] = {}
+  for row, row_id in rows:
+    if hash(row_id) in hashes:
+      if row_id in seen:
+        raise collection.CollectionError(f"{row.where}: the id {row_id!r} stands in {seen[row_id]} already")
+      seen[row_id] = row.where
 
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:

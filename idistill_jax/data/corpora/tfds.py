@@ -32,7 +32,7 @@ def load(cfg: config.Collection) -> collection.Collection:
     else:
       drops.append(collection.Drop("question without an answer", _decoded(row["question"])[:80]))
   return collection.assemble(
-    title=f"{questions} over {path.name}", passages=files.read_passages(path), queries=queries, judgements={},
+    title=f"{questions} over {path.name}", passages=files.stream(path), queries=queries, judgements={},
     answers=answers, drops=drops,
   )  # fmt: skip
 

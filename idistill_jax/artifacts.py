@@ -3,7 +3,8 @@
 A stage writes into a hidden working folder whose name carries its key.  When it returns, the manifest is written
 last and the folder is renamed into place, so a folder with the stage's name is always whole.  The key hashes the
 stage's config sections, its inputs' keys and the fingerprints of what it reads from outside: equal key, nothing to
-do; a killed stage finds its own working folder again and continues from what lies there.
+do; a killed stage finds its own working folder again and continues from what lies there.  A workdir in a bucket is
+worked on in a local folder that stands for it; see `store`.
 """
 
 import collections
@@ -18,9 +19,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
+from etils import epath
 
 from idistill_jax import config as config_lib
 from idistill_jax import processes
+from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
@@ -28,6 +31,12 @@ CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "tea
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
+# One JSON object a training step.
+METRICS = "metrics.jsonl"
+# Training states, of no use once a stage is done.
+CHECKPOINTS = "checkpoints"
+# Finished pieces of unfinished work, likewise.
+PIECES = "pieces"
 
 
 class MissingInputError(FileNotFoundError):
@@ -66,17 +75,25 @@ class Stage:
 
 
 class Job:
-  """What a running stage is given: its config, its inputs, its folder, its tally."""
+  """What a running stage is given: its config, its inputs, its folder, its tally.
+
+  out: a local folder.  shared: the same folder where every process of a job sees it, in the bucket if that is where
+  the workdir is; what goes straight there need not be sent.  keep: makes what lies in `out` outlive this machine.
+  publish: writes a file beside the stages' folders.
+  """
 
   def __init__(self, *, cfg: config_lib.Config, out: pathlib.Path, inputs: Mapping[str, pathlib.Path],
-               cache: pathlib.Path):
+               cache: pathlib.Path, shared: epath.Path | None = None, keep: Callable[[], None] = lambda: None,
+               publish: Callable[[str, str], None] | None = None):
     self.cfg = cfg
     self.out = out
+    self.shared = epath.Path(out) if shared is None else shared
+    self.keep = keep
+    self.publish = Workdir(out.parent).write if publish is None else publish
     self.inputs = inputs
     # Content-addressed files that outlive a change of config (LLM answers, compiled programs).
     self.cache = cache
-    # Finished pieces of unfinished work, gone when the stage is committed.
-    self.pieces = out / "pieces"
+    self.pieces = self.shared / PIECES
     self.counts: dict[str, Any] = {}
     self.drops: dict[str, list[str]] = collections.defaultdict(list)
 
@@ -89,36 +106,71 @@ class Job:
     self.drops[reason].append(what)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+  """written: when anything of it was last written, in seconds since the epoch.  metrics: lines of METRICS so far."""
+
+  written: float
+  metrics: list[str]
+
+
 class Workdir:
   """The folder of one experiment."""
 
   def __init__(self, root: str | pathlib.Path):
-    self.root = pathlib.Path(root)
+    """root: a local folder, or gs:// or s3://."""
+    self._store = store_lib.at(root)
+    self.root = self._store.local
+    # As its user writes it.
+    self.stated = str(root)
 
   def folder(self, stage: str) -> pathlib.Path:
-    return self.root / stage
+    """Where a stage's folder is, or would be."""
+    return self._store.fetch(stage, last=MANIFEST)
+
+  def read(self, name: str) -> str | None:
+    """A file's text, None where it is not there."""
+    data = self._store.read(name)
+    return None if data is None else data.decode()
+
+  def write(self, name: str, text: str) -> None:
+    """Writes a file beside the stages' folders."""
+    self.root.mkdir(parents=True, exist_ok=True)
+    (self.root / name).write_text(text, encoding="utf-8")
+    self._store.send(name)
+
+  def begun(self, stage: str) -> Begun | None:
+    """How far a stage is that is being made; None where it is not."""
+    names = self._store.folders(f".{stage}-")
+    if not names:
+      return None
+    metrics = self.read(f"{names[-1]}/{METRICS}")
+    return Begun(written=self._store.written(names[-1]), metrics=(metrics or "").splitlines())
 
   @property
   def cache(self) -> pathlib.Path:
+    """Where LLM answers lie, those of other machines among them."""
+    self._store.receive("cache")
     return self.root / "cache"
 
   def manifest(self, stage: str) -> dict[str, Any] | None:
     """The stage's manifest, or None where the stage has not been committed."""
-    path = self.folder(stage) / MANIFEST
-    if not path.exists():
+    text = self.read(f"{stage}/{MANIFEST}")
+    if text is None:
       return None
     try:
-      return json.loads(path.read_text())
+      return json.loads(text)
     except json.JSONDecodeError as e:
-      raise ValueError(f"{path}: not JSON ({e}); delete the folder {path.parent} and run the stage again") from e
+      where = f"{self.stated}/{stage}"
+      raise ValueError(f"{where}/{MANIFEST}: not JSON ({e}); delete the folder {where} and run the stage again") from e
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
     """Folders that the stage reads; raises MissingInputError for the first that is absent."""
     for name in stage.inputs(cfg):
       if self.manifest(name) is None:
         raise MissingInputError(
-          f"{stage.name} reads {self.folder(name)}, which is not there yet.  It is made by:\n"
-          f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.root}"
+          f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
+          f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}"
         )
     return {name: self.folder(name) for name in stage.inputs(cfg)}
 
@@ -150,17 +202,19 @@ class Workdir:
       return False
     aside = self._working_folder(stage.name, "taken")
     shutil.rmtree(aside)
-    # Hard links: committed folders are never written again, only replaced.
-    shutil.copytree(other.folder(stage.name), aside, copy_function=os.link)
-    self._rename(stage.name, aside)
+    shutil.copytree(other.folder(stage.name), aside, copy_function=_link)
+    self._store.commit(aside.name, stage.name, last=MANIFEST)
     return True
 
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     """Runs the stage and commits its folder; returns the manifest."""
     inputs = self.inputs(stage, cfg)
     key = processes.once(lambda: self.key(stage, cfg))
-    out = pathlib.Path(processes.once(lambda: self._working_folder(stage.name, key)))
-    job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache)
+    out = self.root / processes.once(lambda: self._working_folder(stage.name, key).name)
+    out.mkdir(parents=True, exist_ok=True)
+    self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
+    job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
+              keep=lambda: self._store.send(out.name), publish=self.write)
     started = time.time()
     spent_before = _read_seconds(out)
     try:
@@ -173,6 +227,9 @@ class Workdir:
       seconds = spent_before + time.time() - started
       if out.exists() and processes.is_first():
         (out / "seconds").write_text(str(seconds))
+      if processes.is_first():
+        for name in (out.name, "cache"):
+          self._store.send(name)
     return processes.once(lambda: self._finish(stage, cfg, job, key, seconds))
 
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, seconds: float) -> dict[str, Any]:
@@ -189,37 +246,31 @@ class Workdir:
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": _versions(),
     }
-    shutil.rmtree(job.pieces, ignore_errors=True)
     self._commit(stage.name, job.out, manifest)
     return manifest
 
   def _working_folder(self, stage: str, key: str) -> pathlib.Path:
     mine = self.root / f".{stage}-{key}"
-    for other in self.root.glob(f".{stage}-*"):
-      if other != mine:
-        shutil.rmtree(other)
+    for other in {*self._store.folders(f".{stage}-"), *(path.name for path in self.root.glob(f".{stage}-*"))}:
+      if other != mine.name:
+        self._store.remove(other)
     mine.mkdir(parents=True, exist_ok=True)
     return mine
 
   def _commit(self, stage: str, out: pathlib.Path, manifest: dict[str, Any]) -> None:
     (out / "seconds").unlink()
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    self._rename(stage, out)
+    self._store.commit(out.name, stage, last=MANIFEST, leave=("seconds", CHECKPOINTS, PIECES))
     for reason, dropped in manifest["drops"].items():
       logging.warning("%s dropped %d: %s (for example %s)", stage, dropped["count"], reason, dropped["examples"][:3])
 
-  def _rename(self, stage: str, out: pathlib.Path) -> None:
-    final = self.folder(stage)
-    if final.exists():
-      # A folder cannot be renamed over another; the old one steps aside first, under a name that the next
-      # working-folder sweep removes should we die right here.
-      aside = self.root / f".{stage}-replaced"
-      shutil.rmtree(aside, ignore_errors=True)
-      final.rename(aside)
-      out.rename(final)
-      shutil.rmtree(aside)
-    else:
-      out.rename(final)
+
+def _link(source: str, target: str) -> None:
+  """Committed folders are never written again, only replaced; another file system gets a copy."""
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copyfile(source, target)
 
 
 def _read_seconds(out: pathlib.Path) -> float:

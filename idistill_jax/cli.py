@@ -8,7 +8,7 @@
 import dataclasses
 import json
 import logging as stdlib_logging
-import pathlib
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -163,21 +163,20 @@ class Runner:
     self.workdir.inputs(stage, self.cfg)
     for other in self.reuse:
       if self.workdir.take_over(stage, self.cfg, other):
-        logging.info("%s: taken over from %s", stage.name, other.root)
+        logging.info("%s: taken over from %s", stage.name, other.stated)
         return True
     return False
 
 
 def save_config(cfg: config_lib.Config, workdir: artifacts.Workdir) -> None:
   """What `load_config` reads: the config that the workdir is run with from now on."""
-  workdir.root.mkdir(parents=True, exist_ok=True)
-  (workdir.root / CONFIG_SNAPSHOT).write_text(json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
+  workdir.write(CONFIG_SNAPSHOT, json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
 
 
-def load_config(workdir: str | pathlib.Path) -> config_lib.Config:
+def load_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
   """The config that a workdir was last run with."""
-  path = pathlib.Path(workdir) / CONFIG_SNAPSHOT
-  if not path.exists():
-    raise FileNotFoundError(f"{path}: no run has been started there; "
+  text = artifacts.Workdir(workdir).read(CONFIG_SNAPSHOT)
+  if text is None:
+    raise FileNotFoundError(f"{workdir}/{CONFIG_SNAPSHOT}: no run has been started there; "
                             f"python -m idistill_jax.pipeline --config=... --workdir={workdir}")
-  return config_lib.from_dict(json.loads(path.read_text()))
+  return config_lib.from_dict(json.loads(text))

@@ -6,7 +6,6 @@
 import dataclasses
 import datetime
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -33,15 +32,15 @@ class State:
 
 def states(workdir: artifacts.Workdir) -> list[State]:
   """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
-  cfg = cli.load_config(workdir.root)
+  cfg = cli.load_config(workdir.stated)
   return [_state(workdir, stage.name) for stage in pipeline.STAGES if stage.asked_for(cfg)]
 
 
 def _state(workdir: artifacts.Workdir, stage: str) -> State:
   # A finished stage that is being made anew has both folders: what it is doing is the news.
-  begun = sorted(workdir.root.glob(f".{stage}-*"))
-  if begun:
-    return State(stage=stage, state="begun", seconds=None, dollars=None, note=_progress(begun[-1]))
+  begun = workdir.begun(stage)
+  if begun is not None:
+    return State(stage=stage, state="begun", seconds=None, dollars=None, note=_progress(begun))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")
@@ -53,26 +52,15 @@ def _state(workdir: artifacts.Workdir, stage: str) -> State:
                note=", ".join(said + ([f"dropped {dropped}"] if dropped else [])))
 
 
-def _progress(folder: pathlib.Path) -> str:
+def _progress(begun: artifacts.Begun) -> str:
   """The last step of a training, and when anything was last written."""
-  written = max(map(_written, (folder, *folder.rglob("*"))))
-  ago = datetime.timedelta(seconds=round(time.time() - written))
-  metrics = folder / "metrics.jsonl"
-  lines = metrics.read_text().splitlines() if metrics.exists() else []
+  ago = datetime.timedelta(seconds=round(time.time() - begun.written))
   try:
-    last = json.loads(lines[-1])
+    last = json.loads(begun.metrics[-1])
     step = f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s; "
   except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
     step = ""
   return f"{step}last written {ago} ago"
-
-
-def _written(path: pathlib.Path) -> float:
-  """A checkpoint's temporary files may be gone by the time they are looked at."""
-  try:
-    return path.stat().st_mtime
-  except FileNotFoundError:
-    return 0.0
 
 
 def show(found: Sequence[State]) -> table.Table:

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# One stage on this machine:  launch/local.sh train_ranker --config=configs/quickstart.py --workdir=runs/quickstart
+# On this machine:  launch/local.sh train_ranker --config=configs/quickstart.py --workdir=runs/quickstart
+# EXTRAS: what to install (see pyproject.toml).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-stage="${1:?usage: launch/local.sh STAGE --config=... --workdir=...; the stages are in idistill_jax/stages}"
-# shellcheck source=launch/env.sh
-source launch/env.sh retrieval report
-exec python -m "idistill_jax.stages.$stage" "${@:2}"
+# shellcheck source=launch/what.sh
+source launch/what.sh
+module="$(module "$@")"
+read -ra extras <<<"${EXTRAS:-retrieval report}"
+act source launch/env.sh "${extras[@]}"
+become python -m "$module" "${@:2}"

@@ -27,14 +27,14 @@ LAYERS = (
   ("stages",),
   ("report", "train", "hf", "dry_run"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records", "progress", "extras", "recipes"),
+  ("sharding", "losses", "records", "progress", "recipes"),
   ("cli",),
   ("artifacts",),
-  ("processes",),
+  ("processes", "store"),
   ("validation",),
-  ("config",),
+  ("config", "extras"),
 )
-WITHOUT_JAX = ("progress", "config", "validation", "processes", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "validation", "processes", "store", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

@@ -14,7 +14,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "BUILD.md")
-COMMAND = re.compile(r"^(?:[A-Z][A-Z0-9_]*=\S* )*(?:python3? -m \S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$")
+COMMAND = re.compile(
+  r'^(?:[A-Z][A-Z0-9_]*=(?:"[^"]*"|\S*) +)*(?:python3? -m \S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$'
+)
+# What takes a stage and its flags.
+ELSEWHERE = (
+  *([f"launch/{where}.sh"] for where in ("local", "gpu", "docker", "slurm", "sky")),
+  *([f"launch/{where}.sh", "run"] for where in ("tpu", "gke")),
+)
 # Loads everything once, then parses each command in a child of its own, as absl's flags are global; a line each comes
 # out: what is wrong, or nothing.
 PARSE = """
@@ -101,8 +108,10 @@ def as_module(command: Command) -> tuple[str, list[str]] | None:
   if words[0].startswith("python"):
     module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
     return (module, words[3:]) if module.startswith("idistill_jax") or module == "benchmarks.run" else None
-  if words[0] == "launch/local.sh" and words[1:]:
-    return f"idistill_jax.stages.{words[1]}", words[2:]
+  if words[:1] in ELSEWHERE or words[:2] in ELSEWHERE:
+    stage, *flags = [word for word in words[1:] if word not in ("run", "--dry_run")] or [""]
+    module = "idistill_jax.pipeline" if stage == "pipeline" else f"idistill_jax.stages.{stage}"
+    return (module, flags) if stage else None
   if words[0] == "launch/quickstart.sh":
     return "idistill_jax.pipeline", ["--config=configs/quickstart.py", "--workdir=runs/quickstart", *words[1:]]
   return None

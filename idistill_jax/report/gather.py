@@ -261,9 +261,9 @@ def _versions(workdir: artifacts.Workdir) -> dict[str, str]:
 
 def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
   """The snapshot of the last run; without one, the sections that manifests tell of."""
-  snapshot = _read_json(workdir.root / "config.json")
+  snapshot = workdir.read("config.json")
   if snapshot is not None:
-    return snapshot
+    return _object(snapshot, f"{workdir.stated}/config.json")
   sections: dict[str, Any] = {}
   for name in STAGES:
     sections.update((workdir.manifest(name) or {}).get("config") or {})
@@ -285,7 +285,7 @@ def _flat(found: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _training(workdir: artifacts.Workdir, name: str) -> Training | None:
-  path = workdir.folder(name) / "metrics.jsonl"
+  path = workdir.folder(name) / artifacts.METRICS
   if not path.exists():
     return None
   rows = []
@@ -301,10 +301,12 @@ def _training(workdir: artifacts.Workdir, name: str) -> Training | None:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-  if not path.exists():
-    return None
+  return _object(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+
+def _object(text: str, path: str) -> dict[str, Any]:
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(text)
   except ValueError as e:
     raise ReportError(f"{path}: not JSON ({e}); run the stage that wrote it again") from e
   if not isinstance(found, dict):

@@ -33,9 +33,8 @@ def print_summary(
   claim = claims.claim(evaluation, gather.labels(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))
-  page = workdir.root / "report.html"
-  if page.exists():
-    console.print(Text(f"Report: {page}"))
+  if (workdir.root / "report.html").exists():
+    console.print(Text(f"Report: {workdir.stated}/report.html"))
 
 
 def summary_table(evaluation: gather.Evaluation) -> table.Table:

@@ -6,7 +6,6 @@ every stage's folder -> report.html, self-contained; a copy lies at the root of 
 """
 
 import dataclasses
-import shutil
 
 from idistill_jax import artifacts, cli
 from idistill_jax import config as config_lib
@@ -18,9 +17,9 @@ PAGE = "report.html"
 def run(job: artifacts.Job) -> None:
   workdir = artifacts.Workdir(job.out.parent)
   report = gather.gather(workdir)
-  path = job.out / PAGE
-  path.write_text(page.render(report), encoding="utf-8")
-  shutil.copyfile(path, workdir.root / PAGE)
+  path, text = job.out / PAGE, page.render(report)
+  path.write_text(text, encoding="utf-8")
+  job.publish(PAGE, text)
   job.count(queries=len(report.shown.queries), kilobytes=path.stat().st_size // 1000)
 
 

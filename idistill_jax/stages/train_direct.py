@@ -15,8 +15,8 @@ def run(job: artifacts.Job) -> None:
   cfg = job.cfg.direct
   orders = inputs.orders_as_scores(job, cfg.order_temperature)
   params = fit.fit_retriever(job, "train direct", cfg, teacher=orders, start="weights")
-  checkpoint.save_model(job.out / inference.MODEL, params)
-  retriever = inference.load_retriever(job.cfg, job.out, job.pieces)
+  checkpoint.save_model(job.shared / inference.MODEL, params)
+  retriever = inference.load_retriever(job.cfg, job.shared, job.pieces)
   passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
   embedded = similarity.Similarities(retriever.encode_queries(queries.texts), retriever.encode_passages(passages.texts))
   processes.once(lambda: similarity.save(job.out, embedded))

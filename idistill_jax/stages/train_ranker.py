@@ -21,7 +21,7 @@ def run(job: artifacts.Job) -> None:
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.ranker(cfg, network), start=cfg.start,
   )
-  checkpoint.save_model(job.out / inference.MODEL, params)
+  checkpoint.save_model(job.shared / inference.MODEL, params)
 
 
 STAGE = artifacts.Stage(

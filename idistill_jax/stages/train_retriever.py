@@ -19,7 +19,7 @@ def run(job: artifacts.Job) -> None:
   params = fit.fit_retriever(job, "train retriever", cfg, teacher=TEACHERS[cfg.teacher](job), start=cfg.start)
   if cfg.direct_share is not None:
     params = fit.averaged(job, params, cfg.direct_share)
-  checkpoint.save_model(job.out / inference.MODEL, params)
+  checkpoint.save_model(job.shared / inference.MODEL, params)
   job.count(teacher=cfg.teacher)
 
 

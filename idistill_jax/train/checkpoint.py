@@ -1,12 +1,13 @@
 """Orbax, wrapped once: weights, optimizer and data position in one checkpoint; finished models by themselves."""
 
-import pathlib
+import os
 from typing import Any
 
 import grain
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 
 from idistill_jax import processes
 from idistill_jax.train import step as step_lib
@@ -17,10 +18,9 @@ STATE, DATA = "state", "data"
 class Checkpoints:
   """The last two training states of a stage, saved in the background."""
 
-  def __init__(self, folder: pathlib.Path):
-    self._manager = ocp.CheckpointManager(
-      folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-    )
+  def __init__(self, folder: epath.PathLike):
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+    self._manager = ocp.CheckpointManager(_absolute(folder), options=options)
 
   def save(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> None:
     """The data position is taken at once, so `data` may move on as soon as this returns.
@@ -57,15 +57,15 @@ class Checkpoints:
     self._manager.close()
 
 
-def save_model(folder: pathlib.Path, params: Any) -> None:
+def save_model(folder: epath.PathLike, params: Any) -> None:
   """A finished model's parameters, readable under any mesh."""
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(folder.absolute(), params, force=True)
+    checkpointer.save(_absolute(folder), params, force=True)
 
 
-def load_model(folder: pathlib.Path, abstract: Any) -> Any:
+def load_model(folder: epath.PathLike, abstract: Any) -> Any:
   """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
-  if not folder.exists():
+  if not epath.Path(folder).exists():
     raise FileNotFoundError(f"{folder}: no trained model there")
   alone = ocp.options.MultiprocessingOptions()
   if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract)):
@@ -74,4 +74,10 @@ def load_model(folder: pathlib.Path, abstract: Any) -> Any:
       primary_host=jax.process_index(), active_processes={jax.process_index()},
       barrier_sync_key_prefix=f"alone{jax.process_index()}")
   with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-    return checkpointer.restore(folder.absolute(), abstract)
+    return checkpointer.restore(_absolute(folder), abstract)
+
+
+def _absolute(folder: epath.PathLike) -> epath.Path:
+  """As Orbax wants it; a path into a bucket is, though epath would put the current folder in front."""
+  path = epath.Path(folder)
+  return path if "://" in os.fspath(path) else path.absolute()

@@ -36,7 +36,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   parts = [loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream.part(part, trainings), optim=cfg.optim, mesh=mesh, folder=job.out,
-    checkpoint_every=cfg.checkpoint_every, part=part,
+    checkpoints=job.shared / artifacts.CHECKPOINTS, keep=job.keep, checkpoint_every=cfg.checkpoint_every, part=part,
   ) for part in range(trainings)]
   params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
@@ -48,6 +48,8 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
   """Parameters of a dual encoder trained on the teacher's lists, which stay in the job's folder."""
   encoder = job.cfg.encoder
   processes.once(lambda: example.write_records(job.out, artifacts.TEACHER, teacher))
+  if not tfrecord.exists(job.out, artifacts.TEACHER):  # on another machine that shares a bucket with the first
+    example.write_records(job.out, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
   return fit(
@@ -60,7 +62,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
 
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
   """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
-  folder = job.out / "trained" / str(training.part)
+  folder = job.shared / "trained" / str(training.part)
   if not processes.once((folder / inference.MODEL).exists):
     checkpoint.save_model(folder / inference.MODEL, loop.train(training))
   return inference.load_params(network, folder, training.mesh, job.cfg.seed)

@@ -6,12 +6,12 @@ The texts are dealt out in pieces to the processes of a job, each of which works
 import dataclasses
 import itertools
 import operator
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from etils import epath
 
 from idistill_jax import config as config_lib
 from idistill_jax import progress, sharding
@@ -74,33 +74,33 @@ class Ranker:
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
 
 
-def load_retriever(cfg: config_lib.Config, folder: pathlib.Path | None,
-                   pieces: pathlib.Path | None = None) -> Retriever:
+def load_retriever(cfg: config_lib.Config, folder: epath.PathLike | None,
+                   pieces: epath.PathLike | None = None) -> Retriever:
   """The retriever trained in a stage's folder, or the initial one where `folder` is None; `pieces` as in Forward."""
   network = networks.retriever(cfg.encoder)
   return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, pieces))
 
 
-def load_ranker(cfg: config_lib.Config, folder: pathlib.Path | None, pieces: pathlib.Path | None = None) -> Ranker:
+def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None, pieces: epath.PathLike | None = None) -> Ranker:
   """The ranker trained in a stage's folder, or the untrained one where `folder` is None; `pieces` as in Forward."""
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   forward = _forward(cfg, network, folder, cfg.encoder.list_row, pieces)
   return Ranker(cfg.encoder, forward, cfg.ranker.similarity_weight)
 
 
-def load_params(network: networks.Network, folder: pathlib.Path | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
+def load_params(network: networks.Network, folder: epath.PathLike | None, mesh: jax.sharding.Mesh, seed: int) -> Any:
   """Parameters trained in a stage's folder, or the initial ones where it is None, laid over the mesh."""
   layout = network.shardings(mesh)
   if folder is None:
     return sharding.put(network.initial(seed), layout)
   place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
   abstract = jax.tree.map(place, network.abstract, layout)
-  return checkpoint.load_model(folder / MODEL, abstract)
+  return checkpoint.load_model(epath.Path(folder) / MODEL, abstract)
 
 
 def _forward(
-  cfg: config_lib.Config, network: networks.Network, folder: pathlib.Path | None, row_tokens: int,
-  pieces: pathlib.Path | None,
+  cfg: config_lib.Config, network: networks.Network, folder: epath.PathLike | None, row_tokens: int,
+  pieces: epath.PathLike | None,
 ) -> "Forward":
   mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
@@ -116,7 +116,7 @@ class Forward:
 
   def __init__(
     self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, tokens_per_step: int,
-    pieces: pathlib.Path | None = None,
+    pieces: epath.PathLike | None = None,
   ):
     self.network, self.params = network.reading(params)
     self._mesh, self._row_tokens, self._step_tokens = mesh, row_tokens, tokens_per_step

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
+from idistill_jax import artifacts, processes, progress, sharding
 from idistill_jax import config as config_lib
-from idistill_jax import processes, progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, networks, optim, preemption
@@ -32,9 +33,10 @@ class NonFiniteLossError(FloatingPointError):
 class Training:
   """One training: a network, what it learns from, and how.
 
-  start: gives the parameters to begin with.  folder: where checkpoints and metrics.jsonl live; found again by a
-  restarted run.  part: which of several trainings that share the folder; each begins anew, with checkpoints of its own,
-  and its steps are counted on from those of the part before.
+  start: gives the parameters to begin with.  folder: where metrics.jsonl lives; found again by a restarted run, as are
+  the checkpoints.  keep: makes what lies in `folder` outlive this machine, as checkpoints do.  part: which of several
+  trainings that share both folders; each begins anew, with checkpoints of its own, and its steps are counted on from
+  those of the part before.
   """
 
   name: str
@@ -45,8 +47,10 @@ class Training:
   optim: config_lib.Optim
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
+  checkpoints: epath.Path
   checkpoint_every: int
   part: int = 0
+  keep: Callable[[], None] = lambda: None
 
 
 def train(training: Training) -> Any:
@@ -63,12 +67,12 @@ def train(training: Training) -> Any:
   state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
   del params
   data = batches_lib.iterator(training.batches)
-  checkpoints = checkpoint.Checkpoints(training.folder / "checkpoints" / str(training.part))
+  checkpoints = checkpoint.Checkpoints(training.checkpoints / str(training.part))
   state = checkpoints.restore(state, data) or state
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=training.part * steps + start)
+  log = MetricsLog(training.folder / artifacts.METRICS, keep_until=training.part * steps + start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
@@ -85,6 +89,8 @@ def train(training: Training) -> Any:
       with processes.waiting(f"{training.name}, step {step + 1}"):
         if pending is not None:
           finished = settle(pending, training, learning_rate, log, bar, finished)
+          if step % training.checkpoint_every == 0 and processes.is_first():
+            training.keep()
         pending = now
         ending = preempted()
         if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):

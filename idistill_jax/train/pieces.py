@@ -5,9 +5,9 @@ the finished pieces of the last one, whoever made them, and deals out what is le
 """
 
 import hashlib
-import pathlib
 
 import numpy as np
+from etils import epath
 
 from idistill_jax import processes
 
@@ -25,7 +25,7 @@ def cut(total: int) -> list[range]:
 class Pieces:
   """The pieces of one piece of work.  folder: where finished ones lie; None keeps them in memory, for one process."""
 
-  def __init__(self, folder: pathlib.Path | None, name: str, lengths: np.ndarray):
+  def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray):
     self._name = name
     self._all = cut(len(lengths))
     self._made: dict[int, np.ndarray] = {}
@@ -33,7 +33,7 @@ class Pieces:
     if folder is not None:
       # Other work under the same name would be the work of another program.
       digest = hashlib.sha256(np.asarray(lengths, np.int64).tobytes()).hexdigest()[:8]
-      self._folder = folder / f"{name.replace(' ', '_')}-{digest}"
+      self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}"
 
   def mine(self) -> list[range]:
     """What this process has to do: its share of the pieces that are not done yet."""
@@ -51,8 +51,9 @@ class Pieces:
       return
     path = self._path(piece)
     path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.with_name(f".{path.stem}.{processes.index()}.npy")
-    np.save(working, values)
+    working = path.parent / f".{path.stem}.{processes.index()}.npy"
+    with working.open("wb") as out:
+      np.save(out, values)
     working.replace(path)
 
   def whole(self) -> np.ndarray:
@@ -61,9 +62,13 @@ class Pieces:
     if not self._all:
       return np.zeros((0,), np.float32)
     return np.concatenate([
-      self._made[piece.start] if self._folder is None else np.load(self._path(piece)) for piece in self._all
+      self._made[piece.start] if self._folder is None else self._read(piece) for piece in self._all
     ])
 
-  def _path(self, piece: range) -> pathlib.Path:
+  def _read(self, piece: range) -> np.ndarray:
+    with self._path(piece).open("rb") as found:
+      return np.load(found)
+
+  def _path(self, piece: range) -> epath.Path:
     assert self._folder is not None
     return self._folder / f"{piece.start:09d}-{piece.stop:09d}.npy"

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# On a TPU VM of Google Cloud, all workers of it:
+#
+#   launch/tpu.sh create --spot  # asks for it as a queued resource, and waits; gcloud takes the flags
+#   launch/tpu.sh run train_ranker --config=configs/quickstart.py --workdir=gs://bucket/quickstart
+#   launch/tpu.sh logs  # of worker 0, or of WORKER
+#   launch/tpu.sh delete
+#
+# TPU: its name.  ZONE, TYPE, RUNTIME: where, and what.  After a preemption the same create and run go on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/what.sh
+source launch/what.sh
+: "${TPU:?TPU names the machine}" "${ZONE:?ZONE says where it is}"
+
+state() {
+  gcloud compute tpus queued-resources describe "$TPU" --zone="$ZONE" --format="value(state.state)" 2>/dev/null || true
+}
+
+create() {
+  : "${TYPE:?TYPE is for example v5litepod-16}" "${RUNTIME:?RUNTIME is for example v2-alpha-tpuv5-lite}"
+  local state=""
+  "$dry_run" || state="$(state)"
+  case "$state" in
+    SUSPENDED | FAILED) delete ;;&  # taken away, or never given: its name is free again only when it is deleted
+    "" | SUSPENDED | FAILED)
+      act gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" --zone="$ZONE" \
+        --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "$@" ;;
+  esac
+  until "$dry_run" || [[ "$(state)" == ACTIVE ]]; do
+    case "$(state)" in SUSPENDED | FAILED) echo "launch/tpu.sh: $TPU was not given" >&2; return 1 ;; esac
+    sleep "${POLL_SECONDS:-30}"
+  done
+}
+
+run() {
+  module "$@" >/dev/null
+  # What is committed or added, as it stands.
+  local tree
+  tree="$(git stash create)"
+  act git archive --output=.idistill_jax.tgz "${tree:-HEAD}"
+  act gcloud compute tpus tpu-vm scp .idistill_jax.tgz "$TPU:" --zone="$ZONE" --worker=all
+  # The lock is held as long as it runs: asked for twice, it runs once.  nohup: it outlives this connection.
+  act gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="mkdir -p idistill_jax && \
+cd idistill_jax && tar xzf ../.idistill_jax.tgz && { nohup flock --nonblock run.lock \
+launch/tpu_worker.sh $(quoted "$@") </dev/null >>run.log 2>&1 & }"
+}
+
+logs() {
+  become gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker="${WORKER:-0}" \
+    --command="tail -n 100 -F idistill_jax/run.log"
+}
+
+delete() {
+  act gcloud compute tpus queued-resources delete "$TPU" --zone="$ZONE" --force --quiet
+}
+
+case "${1:-}" in
+  create | run | logs | delete) "$@" ;;
+  *) echo "usage: launch/tpu.sh [--dry_run] create | run STAGE --config=... --workdir=... | logs | delete" >&2; exit 2 ;;
+esac

@@ -1,0 +1,222 @@
+"""Workdirs in a bucket: the same as on a disk, from any machine, and no less whole when something is killed."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import bucket as bucket_lib
+import jax
+import numpy as np
+import pytest
+import tiny_world
+
+from idistill_jax import artifacts, config, sharding, status, store
+from idistill_jax.models import table
+from idistill_jax.train import loop
+
+
+@pytest.fixture(scope="module", params=bucket_lib.SERVERS)
+def server(request):
+  with bucket_lib.running(request.param) as found:
+    yield found
+
+
+@pytest.fixture(scope="module")
+def google():
+  with bucket_lib.running("gs") as found:
+    yield found
+
+
+class Ended(Exception):
+  pass
+
+
+def _end(*args, **kwargs) -> None:
+  raise Ended
+
+
+class Machines:
+  """Machines with nothing but a bucket in common: each has another folder for temporary files."""
+
+  def __init__(self, url: str, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    self.url, self._folder, self._monkeypatch = url, folder, monkeypatch
+
+  def workdir(self, machine: str) -> artifacts.Workdir:
+    (self._folder / machine).mkdir(exist_ok=True)
+    self._monkeypatch.setattr("tempfile.tempdir", str(self._folder / machine))
+    return artifacts.Workdir(self.url)
+
+
+@pytest.fixture
+def machines(server, tmp_path, monkeypatch) -> Machines:
+  return Machines(f"{server.url}/{tmp_path.name}/run", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def cfg() -> config.Config:
+  return config.Config(name="x")
+
+
+def writes(text: str, name: str = "labels", **more) -> artifacts.Stage:
+  def run(job: artifacts.Job) -> None:
+    (job.out / "parts").mkdir(exist_ok=True)
+    (job.out / "parts" / "text").write_text(text)
+    job.cache.mkdir(exist_ok=True)
+    (job.cache / "answers").write_text(text)
+    job.publish("page.html", text)
+
+  return artifacts.Stage(**{"name": name, "reads": (), "config": ("labels",), "run": run, **more})
+
+
+def test_what_one_machine_did_another_finds(machines, cfg):
+  stage = writes("first")
+  machines.workdir("a").execute(stage, cfg)
+  other = machines.workdir("b")
+  assert other.is_done(stage, cfg)
+  assert (other.folder("labels") / "parts" / "text").read_text() == "first"
+  assert (other.cache / "answers").read_text() == "first"
+  assert other.read("page.html") == "first"
+  assert other.manifest("labels") == json.loads((other.folder("labels") / artifacts.MANIFEST).read_text())
+  # Made again there, it is another one here as well.
+  cfg.labels.lists += 1
+  assert not other.is_done(stage, cfg)
+  other.execute(writes("second"), cfg)
+  assert (machines.workdir("a").folder("labels") / "parts" / "text").read_text() == "second"
+
+
+def test_inputs_are_fetched_and_missing_ones_named(machines, cfg):
+  def run(job: artifacts.Job) -> None:
+    (job.out / "copy").write_text((job.inputs["labels"] / "parts" / "text").read_text())
+
+  reader = artifacts.Stage(name="scores", reads=("labels",), config=(), run=run)
+  with pytest.raises(artifacts.MissingInputError, match=rf"stages\.labels --config=\.\.\. --workdir={machines.url}"):
+    machines.workdir("a").execute(reader, cfg)
+  machines.workdir("a").execute(writes("first"), cfg)
+  machines.workdir("b").execute(reader, cfg)
+  assert (machines.workdir("a").folder("scores") / "copy").read_text() == "first"
+
+
+def test_a_folder_is_no_result_before_its_manifest(machines, cfg, monkeypatch):
+  """Killed at any request of a commit: the stage is as it was, or not done, and the next run makes it whole."""
+  machines.workdir("a").execute(writes("first"), cfg)
+  cfg.labels.lists += 1
+  for killed_at in ("rm_file", "rm", "copy", "pipe_file"):
+    workdir = machines.workdir("a")
+    with monkeypatch.context() as patched, pytest.raises(Ended):
+      patched.setattr(workdir._store._fs, killed_at, _end)
+      workdir.execute(writes("second"), cfg)
+    other = machines.workdir("b")
+    assert not other.is_done(writes("second"), cfg)
+    if other.manifest("labels") is not None:
+      assert (other.folder("labels") / "parts" / "text").read_text() == "first"
+  machines.workdir("a").execute(writes("second"), cfg)
+  other = machines.workdir("b")
+  assert other.is_done(writes("second"), cfg)
+  assert (other.folder("labels") / "parts" / "text").read_text() == "second"
+  assert other._store.folders(".labels-") == []
+
+
+def test_a_stage_goes_on_where_another_machine_left_it(machines, cfg):
+  def run(job: artifacts.Job) -> None:
+    log = job.out / "log"
+    steps = len(log.read_text().split()) if log.exists() else 0
+    with log.open("a") as out:
+      out.write(f"{steps} ")
+    if steps < 2:
+      raise RuntimeError("ended")
+
+  stage = artifacts.Stage(name="scores", reads=(), config=(), run=run)
+  for machine in ("a", "b"):
+    with pytest.raises(RuntimeError, match="ended"):
+      machines.workdir(machine).execute(stage, cfg)
+  machines.workdir("a").execute(stage, cfg)
+  assert (machines.workdir("c").folder("scores") / "log").read_text() == "0 1 2 "
+
+
+def test_answers_that_were_not_sent_are_not_lost(machines, cfg):
+  machines.workdir("a").execute(writes("first"), cfg)
+  # A process was killed after this was written and before it was sent.
+  (machines.workdir("a").cache / "answers").write_text("first and more")
+  assert (machines.workdir("b").cache / "answers").read_text() == "first"
+  assert (machines.workdir("a").cache / "answers").read_text() == "first and more"
+  machines.workdir("a").execute(artifacts.Stage(name="scores", reads=(), config=(), run=lambda job: None), cfg)
+  assert (machines.workdir("b").cache / "answers").read_text() == "first and more"
+
+
+def test_what_fails_for_a_moment_is_tried_again(machines, cfg, server):
+  server.busy = 4
+  machines.workdir("a").execute(writes("first"), cfg)
+  server.busy = 3
+  assert (machines.workdir("b").folder("labels") / "parts" / "text").read_text() == "first"
+  assert server.busy == 0
+
+
+def test_taken_over_between_a_disk_and_a_bucket(machines, cfg, tmp_path):
+  stage, disk = writes("first"), artifacts.Workdir(tmp_path / "disk")
+  disk.execute(stage, cfg)
+  assert machines.workdir("a").take_over(stage, cfg, disk)
+  again = artifacts.Workdir(tmp_path / "again")
+  assert again.take_over(stage, cfg, machines.workdir("b"))
+  assert (again.folder("labels") / "parts" / "text").read_text() == "first"
+
+
+def trains(folder: pathlib.Path, weights: str, end_at: int | None) -> artifacts.Stage:
+  """Eight steps of the tiny ranker, ended at one of them."""
+
+  def run(job: artifacts.Job) -> None:
+    training = dataclasses.replace(
+      tiny_world.training(folder, weights, sharding.make_mesh(config.Mesh(fsdp=2, tensor=2)), pairs=True),
+      folder=job.out, checkpoints=job.shared / artifacts.CHECKPOINTS, checkpoint_every=2, keep=job.keep)
+    if end_at is not None:
+      keep = job.keep
+
+      def end() -> None:
+        keep()
+        if len((job.out / artifacts.METRICS).read_text().splitlines()) >= end_at:
+          raise Ended
+
+      training = dataclasses.replace(training, keep=end)
+    params = {path: np.asarray(leaf) for path, leaf in table.flatten(loop.train(training)).items()}
+    np.savez(job.out / "params.npz", **params)
+
+  return artifacts.Stage(name="train_ranker", reads=(), config=(), run=run)
+
+
+def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(google, cfg, tmp_path, tiny_weights, monkeypatch):
+  machines = Machines(f"{google.url}/training/run", tmp_path, monkeypatch)
+  with pytest.raises(Ended):
+    machines.workdir("a").execute(trains(tmp_path, tiny_weights, end_at=4), cfg)
+  begun = machines.workdir("b").begun("train_ranker")
+  assert len(begun.metrics) == 4 and begun.written > 0
+  machines.workdir("b").execute(trains(tmp_path, tiny_weights, end_at=None), cfg)
+  found = machines.workdir("c").folder("train_ranker")
+  steps = [json.loads(line)["step"] for line in (found / artifacts.METRICS).read_text().splitlines()]
+  assert steps == list(range(1, 9))
+  assert not (found / artifacts.CHECKPOINTS).exists()
+
+  disk = artifacts.Workdir(tmp_path / "disk")
+  disk.execute(trains(tmp_path, tiny_weights, end_at=None), cfg)
+  expected, params = np.load(disk.folder("train_ranker") / "params.npz"), np.load(found / "params.npz")
+  for path in expected:
+    np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
+
+
+def test_the_commands_take_a_bucket_where_they_take_a_folder(google, tmp_path, monkeypatch):
+  url = f"{google.url}/commands/run"
+  environment = os.environ | google.environment | {"TMPDIR": str(tmp_path), "XLA_FLAGS": ""}
+  run = lambda *words: subprocess.run([sys.executable, "-m", *words, f"--workdir={url}"], env=environment,
+                                      capture_output=True, text=True, timeout=200)  # fmt: skip
+  done = run("idistill_jax.stages.collection", "--config=configs/quickstart.py:tiny")
+  assert done.returncode == 0, done.stderr
+  told = run("idistill_jax.status")
+  assert told.returncode == 0, told.stderr
+  assert "1 of 12" in told.stdout and "collection" in told.stdout
+  # The control: without the package that speaks the protocol it says which extra has it.
+  monkeypatch.setitem(sys.modules, "gcsfs", None)
+  with pytest.raises(ModuleNotFoundError, match=r"idistill-jax\[gcs\]"):
+    store.at(url)
+  assert isinstance(store.at(tmp_path), store.Folder)
+  assert jax.process_count() == 1 and status.states

@@ -117,7 +117,7 @@ class Begun:
 class Workdir:
   """The folder of one experiment."""
 
-  def __init__(self, root: str | pathlib.Path):
+  def __init__(self, root: str | os.PathLike[str]):
     """root: a local folder, or gs:// or s3://."""
     self._store = store_lib.at(root)
     self.root = self._store.local

@@ -13,7 +13,7 @@ AMOUNTS = {
   "nq:slice": ("100,000 passages", "500 training and 500 test", "307 MB", "500 calls", "1,000 calls"),
   "trivia_qa": ("21,015,324 passages", "87,622 training and 11,313 test", "375 steps of 8"),
   "msmarco": ("8,841,823 passages", "13.6 GB", "nobody is asked", "10,000 rankings"),
-  "my_corpus": ("2,100 queries in 3 styles", "$0.42", "125 steps of 8"),
+  "my_corpus": ("2,100 queries in 3 styles", "$0.42", "63 steps of 16"),
 }
 
 

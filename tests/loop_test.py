@@ -87,7 +87,7 @@ def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, code, whole, 
   # Preempted, it says so and loses no step; killed, it goes back to the checkpoint before.
   assert returned == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: preemption.EXIT_CODE}[end]
   assert not (killed / "params.npz").exists()
-  steps_saved = [int(path.name) for path in (killed / "checkpoints" / "0").iterdir() if path.name.isdigit()]
+  steps_saved = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
   assert steps_saved and max(steps_saved) < 8
   if end == signal.SIGTERM:
     assert max(steps_saved) == metrics(killed)[-1]["step"]
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_names_step_and_lists(tmp_path, tiny_weights):
 
   with pytest.raises(loop.NonFiniteLossError, match=rf"loss is nan at step 4, on lists \[.*\b{bad}\b.*\]"):
     loop.train(tiny_world.with_loss(training, loss_fn))
-  assert checkpoint.Checkpoints(tmp_path / "checkpoints" / "0")._manager.latest_step() == 3
+  assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 3
 
 
 def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):
@@ -172,7 +172,7 @@ def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):
 
 def test_a_torn_newest_checkpoint_gives_way_to_the_one_before(tmp_path, tiny_weights, caplog):
   loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True))
-  newest = tmp_path / "checkpoints" / "0" / "6"
+  newest = tmp_path / "checkpoints" / "6"
   for path in (newest / "state").rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:16])

@@ -54,7 +54,8 @@ def test_weights_are_averaged_by_share(job):
 def test_several_trainings_are_averaged_and_finished_ones_are_found_again(job, tmp_path, tiny_weights, monkeypatch):
   whole = tiny_world.training(tmp_path, tiny_weights, sharding.make_mesh(config.Mesh()), pairs=False)
   here = artifacts.Job(cfg=job.cfg, out=tmp_path, inputs={}, cache=tmp_path)
-  parts = [dataclasses.replace(whole, batches=whole.batches.part(part, 2), part=part) for part in range(2)]
+  parts = [dataclasses.replace(whole, batches=whole.batches.part(part, 2), part=part,
+                               checkpoints=whole.checkpoints / str(part)) for part in range(2)]
   first = table.flatten(fit._trained(here, whole.network, parts[0]))
   mean = table.flatten(fit._mean(fit._trained(here, whole.network, part) for part in parts))
 

@@ -36,7 +36,8 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   parts = [loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream.part(part, trainings), optim=cfg.optim, mesh=mesh, folder=job.out,
-    checkpoints=job.shared / artifacts.CHECKPOINTS, keep=job.keep, checkpoint_every=cfg.checkpoint_every, part=part,
+    checkpoints=job.shared / artifacts.CHECKPOINTS / str(part), checkpoint_every=cfg.checkpoint_every, part=part,
+    keep=job.keep,
   ) for part in range(trainings)]
   params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)

@@ -35,8 +35,7 @@ class Training:
 
   start: gives the parameters to begin with.  folder: where metrics.jsonl lives; found again by a restarted run, as are
   the checkpoints.  keep: makes what lies in `folder` outlive this machine, as checkpoints do.  part: which of several
-  trainings that share both folders; each begins anew, with checkpoints of its own, and its steps are counted on from
-  those of the part before.
+  trainings that share the folder; its steps are counted on from those of the part before.
   """
 
   name: str
@@ -67,7 +66,7 @@ def train(training: Training) -> Any:
   state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
   del params
   data = batches_lib.iterator(training.batches)
-  checkpoints = checkpoint.Checkpoints(training.checkpoints / str(training.part))
+  checkpoints = checkpoint.Checkpoints(training.checkpoints)
   state = checkpoints.restore(state, data) or state
   start = int(state.step)
   if start:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from idistill_jax import artifacts, sharding
+from idistill_jax import artifacts, cli, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
@@ -33,6 +33,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   params = loop.train(loop.Training(
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream, optim=cfg.optim, mesh=mesh, folder=job.out, checkpoint_every=cfg.checkpoint_every,
+    profile=cli.profiled_steps(),
   ))
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=row_tokens)
   return params

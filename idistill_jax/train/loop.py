@@ -21,7 +21,7 @@ from idistill_jax import progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim, preemption
+from idistill_jax.train import checkpoint, networks, optim, preemption, utilization
 from idistill_jax.train import step as step_lib
 
 
@@ -34,7 +34,7 @@ class Training:
   """One training: a network, what it learns from, and how.
 
   start: gives the parameters to begin with.  folder: where checkpoints and metrics.jsonl live; found again by a
-  restarted run.
+  restarted run.  profile: steps, counted from 1, whose trace is written to `folder`/profile.
   """
 
   name: str
@@ -46,6 +46,7 @@ class Training:
   mesh: jax.sharding.Mesh
   folder: pathlib.Path
   checkpoint_every: int
+  profile: range | None
 
 
 def train(training: Training) -> Any:
@@ -67,33 +68,35 @@ def train(training: Training) -> Any:
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
+  readout = Readout(training, learning_rate, start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
   pending: Pending | None = None
-  finished = 0.0
-  guard = jax.transfer_guard("disallow")
-  watched = progress.bar(training.name, total=steps, done=start)
-  with contextlib.closing(checkpoints), watched as bar, preemption.watch() as preempted, guard:
+  trace = utilization.Trace(training.profile, training.folder / "profile")
+  with (contextlib.closing(checkpoints), readout.bar() as bar, preemption.watch() as preempted,
+        utilization.compilations() as compiled, contextlib.closing(trace), jax.transfer_guard("disallow")):
     for step in range(start, steps):
+      asked = time.perf_counter()
       batch = next(data)
-      tokens = pack.real_tokens(batch.rows)
+      waited, before, tokens = time.perf_counter() - asked, compiled(), pack.real_tokens(batch.rows)
+      trace.before(step + 1)
       state, seen = train_step(state, place(batch, training.mesh))
-      now = Pending(step=step, seen=seen, tokens=tokens, fill=tokens / batch.rows.token_ids.size,
-                    started=time.perf_counter())
+      trace.after(step + 1, seen)
+      now = Pending(step=step, seen=seen, tokens=tokens, fill=tokens / batch.rows.token_ids.size, waited=waited,
+                    compiled=compiled() - before, started=time.perf_counter())
       if pending is not None:
-        finished = settle(pending, training, learning_rate, log, bar, finished)
+        settle(pending, readout, bar)
       pending = now
       if step + 1 < steps and (preempted() or (step + 1) % training.checkpoint_every == 0):
         checkpoints.save(step + 1, state, data)
         if preempted():
-          settle(pending, training, learning_rate, log, bar, finished)
+          settle(pending, readout, bar)
           logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
                           step + 1, steps)
           raise preemption.Preempted
     if pending is not None:
-      settle(pending, training, learning_rate, log, bar, finished)
+      settle(pending, readout, bar)
     if preempted():
       # All is done but what comes after training: a restart finds the last step and takes none.
       checkpoints.save(steps, state, data)
@@ -109,18 +112,36 @@ def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A dispatched step whose metrics are still on the device.  started: when it was dispatched, by perf_counter."""
+  """A dispatched step whose metrics are still on the device.
+
+  started: when it was dispatched, by perf_counter.  waited: seconds for its batch.  compiled: programs, for it.
+  """
 
   step: int
   seen: Mapping[str, jax.Array]
   tokens: int
   fill: float
   started: float
+  waited: float
+  compiled: int
 
 
-def settle(pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", bar: progress.Bar,
-           finished_before: float) -> float:
-  """Fetches, logs and shows a step's metrics -> when it was finished.  Raises NonFiniteLossError.
+class Readout:
+  """What is said of every step, on display and in metrics.jsonl."""
+
+  def __init__(self, training: Training, learning_rate: Any, start: int):
+    self.training, self.learning_rate, self.start = training, learning_rate, start
+    self.log = MetricsLog(training.folder / "metrics.jsonl", keep_until=start)
+    self.finished = 0.0
+    peak = utilization.peak(training.mesh, training.network.execution.products.name)
+    self.share_of_peak = utilization.flops_per_token(training.network) / peak
+
+  def bar(self) -> contextlib.AbstractContextManager[progress.Bar]:
+    return progress.bar(self.training.name, total=len(self.training.batches), done=self.start)
+
+
+def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
+  """Fetches, logs and shows a step's metrics.  Raises NonFiniteLossError.
 
   A step's time runs from the end of the one before, or from its own dispatch where the device stood idle (which is
   after it was compiled).
@@ -128,15 +149,22 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
   if not np.isfinite(seen["loss"]):
+    training = readout.training
     records = [slot.record for slot in training.batches.slots(pending.step)]
     raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
                              f"checkpoints before it are kept in {training.folder}")
-  speed = round(pending.tokens / (finished - max(finished_before, pending.started)))
+  speed = pending.tokens / (finished - max(readout.finished, pending.started))
+  readout.finished = finished
+  if pending.compiled and pending.step > readout.start:
+    logging.warning("%s: step %d was compiled anew; its batch has another shape than those before",
+                    readout.training.name, pending.step + 1)
   with jax.transfer_guard("allow"):
-    rate = float(learning_rate(pending.step))
-  log.write({"step": pending.step + 1, **seen, "fill": round(pending.fill, 4), "tokens_per_second": speed, "lr": rate})
-  bar.update(pending.step + 1, loss=seen["loss"], tokens_per_second=speed)
-  return finished
+    rate = float(readout.learning_rate(pending.step))
+  of_time = {"tokens_per_second": round(speed), "mfu": round(speed * readout.share_of_peak, 4),
+             "input_wait": round(pending.waited, 4)}
+  readout.log.write({"step": pending.step + 1, **seen, "fill": round(pending.fill, 4), **of_time, "lr": rate,
+                     "compiled": pending.compiled})
+  bar.update(pending.step + 1, loss=seen["loss"], **of_time)
 
 
 class MetricsLog:

@@ -1,17 +1,19 @@
-"""What this package does in a second: training steps from TFRecords, encoding from text, scoring of pairs."""
+"""What this package does in a second: training steps from TFRecords, encoding from text, scoring of pairs.
+
+Every measurement has "tokens_per_second" and, but for the input pipeline, "flops_per_token" (see train/utilization.py).
+"""
 
 import json
 import pathlib
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
-from benchmarks import texts
+from benchmarks import clock, texts
 from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables, tfrecord
-from idistill_jax.train import inference, inputs, loop, networks, objectives
+from idistill_jax.train import inference, inputs, loop, networks, objectives, utilization
 
 LISTS = "lists"
 # Steps before the clock: compilation, and threads that have not read ahead yet.
@@ -63,14 +65,16 @@ def train_step(kind: str, lists: texts.Lists, encoder: config.Encoder, *, lists_
                         row_tokens=encoder.row_tokens, row_multiple=passes * sharding.batch_shards(mesh)),
   )
   loop.train(loop.Training(name=f"{kind} step", network=network, start=lambda: network.initial(0), loss_fn=loss,
-                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder, checkpoint_every=10**9))
+                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder, checkpoint_every=10**9,
+                           profile=None))
   steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][SKIPPED_STEPS:]
   tokens = [pack.real_tokens(stream[step["step"] - 1].rows) for step in steps]
   seconds = sum(n / step["tokens_per_second"] for n, step in zip(tokens, steps, strict=True))
   return {
     "steps": len(steps), "step_seconds": seconds / len(steps), "tokens_per_second": sum(tokens) / seconds,
     "passages_per_second": len(steps) * lists_per_batch * lists.width / seconds,
-    "fill": float(np.mean([step["fill"] for step in steps])), "rows": stream.rows, **_memory(),
+    "fill": float(np.mean([step["fill"] for step in steps])), "rows": stream.rows,
+    "flops_per_token": utilization.flops_per_token(network),
   }
 
 
@@ -96,12 +100,10 @@ def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_bat
 def encode(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
   """Passages a second, from text in memory to vectors in memory; the second of two runs."""
   retriever = inference.load_retriever(config.Config(name="benchmark", encoder=encoder), None)
-  retriever.encode_passages(lists.passages[:256])
-  started = time.perf_counter()
   retriever.encode_passages(lists.passages)
-  seconds = time.perf_counter() - started
-  return {"passages_per_second": len(lists.passages) / seconds,
-          "tokens_per_second": int(lists.passage_lengths.sum()) / seconds, **_memory()}
+  rates = clock.rates(lambda: retriever.encode_passages(lists.passages), passages=len(lists.passages),
+                      tokens=int(lists.passage_lengths.sum()))
+  return rates | {"flops_per_token": utilization.flops_per_token(retriever.forward.network) / 3}
 
 
 def score(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
@@ -111,29 +113,6 @@ def score(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
   ranker = inference.load_ranker(cfg, None)
   queries = [query for query in lists.queries for _ in range(lists.width)]
   none = np.zeros(len(queries), np.float32)
-  ranker.score(queries[:256], lists.passages[:256], none[:256])
-  started = time.perf_counter()
   ranker.score(queries, lists.passages, none)
-  seconds = time.perf_counter() - started
-  return {"pairs_per_second": len(queries) / seconds, "tokens_per_second": lists.pair_tokens / seconds, **_memory()}
-
-
-def matrix_rate(dtype: str) -> float:
-  """FLOP/s of one large matrix product: the ceiling that rates are a percentage of."""
-  size = 8192 if jax.default_backend() != "cpu" else 2048
-  a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
-  multiply = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type="float32"))
-  multiply(a).block_until_ready()
-  best = min(_timed(lambda: multiply(a).block_until_ready()) for _ in range(5))
-  return 2 * size**3 / best
-
-
-def _timed(call: Any) -> float:
-  started = time.perf_counter()
-  call()
-  return time.perf_counter() - started
-
-
-def _memory() -> dict[str, Any]:
-  stats = jax.local_devices()[0].memory_stats()
-  return {"peak_memory_bytes": stats["peak_bytes_in_use"]} if stats else {}
+  rates = clock.rates(lambda: ranker.score(queries, lists.passages, none), pairs=len(queries), tokens=lists.pair_tokens)
+  return rates | {"flops_per_token": utilization.flops_per_token(ranker.forward.network) / 3}

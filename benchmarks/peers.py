@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.cross_encoder import losses as cross_losses
 from sentence_transformers.sentence_transformer import losses as dual_losses
 
-from benchmarks import texts
+from benchmarks import clock, texts
 
 SKIPPED_STEPS = 2
 
@@ -84,11 +84,8 @@ def encode(folder: pathlib.Path, lists: texts.Lists, *, dtype: str, max_tokens: 
   with torch.autocast(_device(), dtype=getattr(torch, dtype), enabled=dtype != "float32"):
     model.encode(lists.passages[:256], batch_size=batch_size)
     _wait()
-    started = time.perf_counter()
-    model.encode(lists.passages, batch_size=batch_size)
-    seconds = time.perf_counter() - started
-  return {"passages_per_second": len(lists.passages) / seconds,
-          "tokens_per_second": int(lists.passage_lengths.sum()) / seconds}
+    return clock.rates(lambda: model.encode(lists.passages, batch_size=batch_size), passages=len(lists.passages),
+                       tokens=int(lists.passage_lengths.sum()))
 
 
 def score(folder: pathlib.Path, lists: texts.Lists, *, dtype: str, max_tokens: int, batch_size: int) -> dict[str, Any]:
@@ -98,7 +95,4 @@ def score(folder: pathlib.Path, lists: texts.Lists, *, dtype: str, max_tokens: i
   with torch.autocast(_device(), dtype=getattr(torch, dtype), enabled=dtype != "float32"):
     model.predict(pairs[:256], batch_size=batch_size)
     _wait()
-    started = time.perf_counter()
-    model.predict(pairs, batch_size=batch_size)
-    seconds = time.perf_counter() - started
-  return {"pairs_per_second": len(pairs) / seconds, "tokens_per_second": lists.pair_tokens / seconds}
+    return clock.rates(lambda: model.predict(pairs, batch_size=batch_size), pairs=len(pairs), tokens=lists.pair_tokens)

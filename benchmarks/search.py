@@ -4,8 +4,8 @@
     python -m benchmarks.search --passages=1000000 --system=exact --system=scann
 
 One JSON line for each way to search: recall of the first `--depth` of exact search, speed, seconds and CPU seconds to
-build, peak memory.  Every system has a process of its own and reads the vectors from a file.  FAISS is optional:
-pip install faiss-cpu.
+build, peak memory.  Every system has a process of its own and reads the vectors from a file.  FAISS is the
+extra `bench`.
 """
 
 import concurrent.futures

@@ -69,6 +69,26 @@ _PATIENCE = flags.DEFINE_float(
   "patience", 600.0, "Seconds after which a process that is silent, or that others wait for, counts as lost: all end.")
 
 
+class Steps(flags.ArgumentParser):
+  """FIRST:LAST -> range, both ends included."""
+
+  def parse(self, argument: str) -> range:
+    first, _, last = argument.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+      raise ValueError("FIRST:LAST is needed, as in --profile=10:15; steps count from 1")
+    return range(int(first), int(last) + 1)
+
+
+_PROFILE = flags.DEFINE(
+  Steps(), "profile", None, "FIRST:LAST, steps of each training whose profile is written into its stage's folder."
+)
+
+
+def profiled_steps() -> range | None:
+  """What --profile asks for; None without it, or where no flags were parsed."""
+  return _PROFILE.value if flags.FLAGS.is_parsed() else None
+
+
 def main(stage: artifacts.Stage, *, estimate: Callable[["Runner"], None] | None = None) -> None:
   """Entry point of a stage module: runs that one stage, or prints its estimate where --estimate asks for it."""
 

@@ -87,6 +87,10 @@ class Encoder:
   training_dtype: Literal["float32", "bfloat16"] = "bfloat16"
   inference_dtype: Literal["float32", "bfloat16"] = "float32"
 
+  # What a training step computes anew rather than keep: slower, for batches larger than memory.  "products" keeps
+  # matrix products but for attention's, "layers" only what goes into each layer.
+  remat: Literal["none", "products", "layers"] = aside("none")
+
   @property
   def list_cut(self) -> int:
     return self.passage_tokens if self.list_passage_tokens is None else self.list_passage_tokens

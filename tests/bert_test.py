@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rows_of
+from flax import nnx
 
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
+from idistill_jax.models import bert, execution
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
@@ -106,3 +108,24 @@ def test_an_absent_text_is_finite(case):
     text_ids=np.full_like(case.packed.text_ids, len(LENGTHS)), starts=np.zeros_like(case.packed.starts))
   out, grads = case.run(case.params, rows)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((out, grads)))
+
+
+def test_rematerialising_gives_the_same_gradients_from_less_memory():
+  sizes = bert.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=6, num_attention_heads=2,
+                          intermediate_size=128, max_position_embeddings=64, type_vocab_size=2, layer_norm_eps=1e-12)
+  graph, params = nnx.split(bert.Bert(sizes, rngs=nnx.Rngs(0)))
+  rows = rows_of.one_a_row([np.arange(64, dtype=np.int32) % 50] * 16, None, 64)
+
+  def compiled(remat: str):
+    how = dataclasses.replace(execution.PLAIN, remat=remat)
+    loss = lambda params: (nnx.merge(graph, params)(rows, how)[..., 0] ** 3).sum()
+    return jax.jit(jax.grad(loss)).lower(params).compile()
+
+  found = {remat: compiled(remat) for remat in ("none", *execution.REMAT)}
+  scratch = {remat: one.memory_analysis().temp_size_in_bytes for remat, one in found.items()}
+  assert scratch["layers"] < scratch["products"] < scratch["none"]
+  expected = jax.tree.leaves(found["none"](params))
+  for remat in execution.REMAT:
+    for gradient, exact in zip(jax.tree.leaves(found[remat](params)), expected, strict=True):
+      scale = float(jnp.abs(exact).max())
+      np.testing.assert_allclose(gradient / scale, exact / scale, atol=1e-5)

@@ -26,8 +26,9 @@ class Device:
   platform: str
 
 
-def chosen(dtype: str, platform: str) -> execution.Execution:
-  return execution.choose(dtype, types.SimpleNamespace(devices=np.array([[[Device(platform)]]], object)))
+def chosen(dtype: str, platform: str, remat: str = "none") -> execution.Execution:
+  mesh = types.SimpleNamespace(devices=np.array([[[Device(platform)]]], object))
+  return execution.choose(dtype, mesh, remat)
 
 
 def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
@@ -36,6 +37,11 @@ def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
   assert pair(chosen("bfloat16", "cpu")) == (bfloat16, float32)
   assert pair(chosen("bfloat16", "gpu")) == pair(chosen("bfloat16", "tpu")) == (bfloat16, bfloat16)
   assert pair(chosen("float32", "gpu")) == pair(chosen("float32", "cpu")) == (float32, float32)
+
+
+def test_less_memory_needs_a_loop_over_layers():
+  assert chosen("float32", "cpu").unroll_layers and not chosen("float32", "cpu", "layers").unroll_layers
+  assert chosen("bfloat16", "tpu", "products").remat == "products"
 
 
 def test_each_platform_has_its_attention():

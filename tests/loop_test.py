@@ -1,5 +1,6 @@
 """Training: restarts and meshes are invisible, divergence is named, nothing is compiled twice."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,9 +16,10 @@ import pytest
 import tiny_world
 from jax.sharding import AxisType
 
-from idistill_jax import sharding
+from idistill_jax import cli, sharding
+from idistill_jax.data import batches
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, loop, preemption
+from idistill_jax.train import checkpoint, loop, preemption, utilization
 from idistill_jax.train import step as step_lib
 
 
@@ -114,7 +116,8 @@ def assert_same_bits(found: pathlib.Path, whole: pathlib.Path) -> None:
   expected, params = np.load(whole / "params.npz"), np.load(found / "params.npz")
   for path in expected:
     np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
-  timeless = lambda folder: [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in metrics(folder)]
+  of_time = {"tokens_per_second", "mfu", "input_wait", "compiled"}
+  timeless = lambda folder: [{k: v for k, v in row.items() if k not in of_time} for row in metrics(folder)]
   assert timeless(found) == timeless(whole)
   assert len(metrics(whole)) == 8
 
@@ -168,6 +171,40 @@ def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):
   loop.train(training)
   assert len(training.batches) == 2 * 4
   assert made[0]._cache_size() == 1
+  assert [row["compiled"] for row in metrics(tmp_path)] == [1] + 7 * [0]
+
+
+def test_a_step_that_is_compiled_anew_is_counted_and_said(tmp_path, tiny_weights, caplog, monkeypatch):
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  batch = training.batches[3]
+  odd = dataclasses.replace(batch, list_rows=np.pad(batch.list_rows, ((0, 0), (0, 1))))
+  usual = batches.Batches.__getitem__
+  monkeypatch.setattr(batches.Batches, "__getitem__", lambda self, step: odd if step == 3 else usual(self, step))
+  loop.train(training)
+  assert [row["compiled"] for row in metrics(tmp_path)] == [1, 0, 0, 1, 0, 0, 0, 0]
+  assert "step 4 was compiled anew" in caplog.text
+
+
+def test_the_readout_has_share_of_peak_and_waits(tmp_path, tiny_weights):
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  loop.train(training)
+  shapes = {path: leaf.shape for path, leaf in flat(training.network.initial(0)).items()}
+  kernels = sum(np.prod(shape) for path, shape in shapes.items() if "layers" in path and path.endswith("kernel"))
+  assert utilization.flops_per_token(training.network) == 6 * kernels
+  for row in metrics(tmp_path):
+    expected = row["tokens_per_second"] * 6 * kernels / utilization.peak(training.mesh, "float32")
+    assert 0 < row["mfu"] == pytest.approx(expected, rel=0.05, abs=1e-4) and row["input_wait"] >= 0
+
+
+def test_a_profile_of_the_steps_asked_for_is_written(tmp_path, tiny_weights):
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  loop.train(dataclasses.replace(training, profile=range(2, 4)))
+  traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
+  assert len(traces) == 1 and traces[0].stat().st_size > 1000
+  assert cli.Steps().parse("10:15") == range(10, 16)
+  for wrong in ("10", "0:3", "5:4", "a:b", "-1:3"):
+    with pytest.raises(ValueError, match="FIRST:LAST"):
+      cli.Steps().parse(wrong)
 
 
 def test_a_torn_newest_checkpoint_gives_way_to_the_one_before(tmp_path, tiny_weights, caplog):

@@ -78,8 +78,7 @@ def training(
   return loop.Training(
     name="test", network=network, start=lambda: network.initial(0), loss_fn=loss,
     batches=stream(folder, network, pairs), optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder,
-    checkpoints=epath.Path(folder) / "checkpoints",
-    checkpoint_every=checkpoint_every,
+    checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=checkpoint_every, profile=None,
   )
 
 

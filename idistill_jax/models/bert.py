@@ -163,4 +163,5 @@ class Bert(nnx.Module):
     def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
       return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, execution), None
 
-    return jax.lax.scan(layer, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]
+    layer_kept = execution_lib.rematerialised(layer, execution.remat)
+    return jax.lax.scan(layer_kept, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]

@@ -6,6 +6,7 @@ Everywhere parameters are float32 and sums are float32; matrix products read `pr
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,8 @@ from idistill_jax.models import attention
 class Execution:
   """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
 
-  unroll_layers: compile every layer for itself rather than one loop over them.
+  unroll_layers: compile every layer for itself rather than one loop over them.  remat: what a gradient computes anew,
+  a key of REMAT.
   row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
   attention costs as much as all else.
   """
@@ -27,27 +29,44 @@ class Execution:
   states: Any
   attend: attention.Attend
   unroll_layers: bool
+  remat: str
   row_block: int
   attention_doubles: float
 
   def without_gradient(self) -> "Execution":
     """For reading alone, where unrolled layers gain nothing and take three times as long to compile."""
-    return dataclasses.replace(self, unroll_layers=False)
+    return dataclasses.replace(self, unroll_layers=False, remat="none")
 
 
 # Runs anywhere, and exactly: what a network is born with.
 PLAIN = Execution(products=jnp.dtype("float32"), states=jnp.dtype("float32"), attend=attention.attend,
-                  unroll_layers=False, row_block=16, attention_doubles=2.5)
+                  unroll_layers=False, remat="none", row_block=16, attention_doubles=2.5)
 
 
-def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
+# The name of what `layers.Dense` computes; a policy by primitives would not see into `product`, which has a gradient of
+# its own.
+PRODUCT = "product"
+# What `jax.checkpoint` keeps of each layer: nothing but its input, or its matrix products without attention's.
+REMAT = {
+  "layers": jax.checkpoint_policies.nothing_saveable,
+  "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+}
+
+
+def rematerialised(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
+  """The layer, with less kept for its gradient; remat: "none" or a key of REMAT."""
+  return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat])
+
+
+def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution:
   """For products of `compute_dtype` on the devices of `mesh`."""
   products = jnp.dtype(compute_dtype)
   match mesh.devices.flat[0].platform:
     case "cpu":
       # bfloat16 products with a float32 result are twice as fast as float32 ones; all else in bfloat16 is slow.  A loop
       # over layers copies what the gradient needs of each into one array and out again.
-      return dataclasses.replace(PLAIN, products=products, unroll_layers=True)
+      # In unrolled layers XLA computes nothing anew, so who asks for less memory gets the loop.
+      return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat)
     case "tpu":
       attend = attention.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16:
@@ -56,7 +75,7 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh) -> Execution:
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
   # By the count of FLOPs, a row of six times the width doubles the cost.
-  return Execution(products=products, states=products, attend=attend, unroll_layers=False,
+  return Execution(products=products, states=products, attend=attend, unroll_layers=False, remat=remat,
                    row_block=attention.SPLASH_BLOCK, attention_doubles=6.0)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import ad_checkpoint
 
 from idistill_jax.models import execution
 
@@ -29,6 +30,7 @@ class Dense(nnx.Module):
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
     y = execution.product(self.equation, products, x, self.kernel[...])
+    y = ad_checkpoint.checkpoint_name(y, execution.PRODUCT)
     return y + lift(self.bias[...], y)
 
 

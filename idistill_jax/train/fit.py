@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from idistill_jax import artifacts, processes, sharding
+from idistill_jax import artifacts, cli, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
@@ -37,7 +37,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     name=name, network=network, start=functools.partial(STARTS[start], job, network), loss_fn=loss_fn,
     batches=stream.part(part, trainings), optim=cfg.optim, mesh=mesh, folder=job.out,
     checkpoints=job.shared / artifacts.CHECKPOINTS / str(part), checkpoint_every=cfg.checkpoint_every, part=part,
-    keep=job.keep,
+    keep=job.keep, profile=cli.profiled_steps(),
   ) for part in range(trainings)]
   params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)

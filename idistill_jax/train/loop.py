@@ -21,7 +21,7 @@ from idistill_jax import artifacts, processes, progress, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim, preemption
+from idistill_jax.train import checkpoint, networks, optim, preemption, utilization
 from idistill_jax.train import step as step_lib
 
 
@@ -35,7 +35,8 @@ class Training:
 
   start: gives the parameters to begin with.  folder: where metrics.jsonl lives; found again by a restarted run, as are
   the checkpoints.  keep: makes what lies in `folder` outlive this machine, as checkpoints do.  part: which of several
-  trainings that share the folder; its steps are counted on from those of the part before.
+  trainings that share the folder; its steps are counted on from those of the part before.  profile: steps, counted from
+  1, whose trace is written to `folder`/profile.
   """
 
   name: str
@@ -48,6 +49,7 @@ class Training:
   folder: pathlib.Path
   checkpoints: epath.Path
   checkpoint_every: int
+  profile: range | None
   part: int = 0
   keep: Callable[[], None] = lambda: None
 
@@ -71,23 +73,27 @@ def train(training: Training) -> Any:
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / artifacts.METRICS, keep_until=training.part * steps + start)
+  readout = Readout(training, learning_rate, start)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
   if start < steps:
     compile_together(training, train_step, state, start)
   pending: Pending | None = None
-  finished = 0.0
-  guard = jax.transfer_guard("disallow")
-  watched = progress.bar(training.name, total=steps, done=start)
-  with contextlib.closing(checkpoints), watched as bar, preemption.watch(training.mesh) as preempted, guard:
+  trace = utilization.Trace(training.profile, training.folder / "profile")
+  with (contextlib.closing(checkpoints), readout.bar() as bar, preemption.watch(training.mesh) as preempted,
+        utilization.compilations() as compiled, contextlib.closing(trace), jax.transfer_guard("disallow")):
     for step in range(start, steps):
-      state, seen = train_step(state, place(next(data), training.mesh))
-      now = Pending(step=step, seen=seen, started=time.perf_counter())
+      asked = time.perf_counter()
+      batch = next(data)
+      waited, before = time.perf_counter() - asked, compiled()
+      trace.before(step + 1)
+      state, seen = train_step(state, place(batch, training.mesh))
+      trace.after(step + 1, seen)
+      now = Pending(step=step, seen=seen, waited=waited, compiled=compiled() - before, started=time.perf_counter())
       with processes.waiting(f"{training.name}, step {step + 1}"):
         if pending is not None:
-          finished = settle(pending, training, learning_rate, log, bar, finished)
+          settle(pending, readout, bar)
           if step % training.checkpoint_every == 0 and processes.is_first():
             training.keep()
         pending = now
@@ -95,13 +101,13 @@ def train(training: Training) -> Any:
         if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
           checkpoints.save(step + 1, state, data)
           if ending:
-            settle(pending, training, learning_rate, log, bar, finished)
+            settle(pending, readout, bar)
             checkpoints.wait()
             logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
                             step + 1, steps)
             raise preemption.Preempted
     if pending is not None:
-      settle(pending, training, learning_rate, log, bar, finished)
+      settle(pending, readout, bar)
     if preempted():
       # All is done but what comes after training: a restart finds the last step and takes none.
       checkpoints.save(steps, state, data)
@@ -124,16 +130,36 @@ def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pending:
-  """A dispatched step whose metrics are still on the device.  started: when it was dispatched, by perf_counter."""
+  """A dispatched step whose metrics are still on the device.
+
+  started: when it was dispatched, by perf_counter.  waited: seconds for its batch.  compiled: programs, for it.
+  """
 
   step: int
   seen: Mapping[str, jax.Array]
   started: float
+  waited: float
+  compiled: int
 
 
-def settle(pending: Pending, training: Training, learning_rate: Any, log: "MetricsLog", bar: progress.Bar,
-           finished_before: float) -> float:
-  """Fetches, logs and shows a step's metrics -> when it was finished.  Raises NonFiniteLossError.
+class Readout:
+  """What is said of every step, on display and in metrics.jsonl."""
+
+  def __init__(self, training: Training, learning_rate: Any, start: int):
+    self.training, self.learning_rate, self.start = training, learning_rate, start
+    # Steps of the parts before.
+    self.before = training.part * len(training.batches)
+    self.log = MetricsLog(training.folder / artifacts.METRICS, keep_until=self.before + start)
+    self.finished = 0.0
+    peak = utilization.peak(training.mesh, training.network.execution.products.name)
+    self.share_of_peak = utilization.flops_per_token(training.network) / peak
+
+  def bar(self) -> contextlib.AbstractContextManager[progress.Bar]:
+    return progress.bar(self.training.name, total=len(self.training.batches), done=self.start)
+
+
+def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
+  """Fetches, logs and shows a step's metrics.  Raises NonFiniteLossError.
 
   A step's time runs from the end of the one before, or from its own dispatch where the device stood idle (which is
   after it was compiled).
@@ -141,18 +167,24 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
   if not np.isfinite(seen["loss"]):
+    training = readout.training
     records = [slot.record for slot in training.batches.slots(pending.step)]
     raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
                              f"checkpoints before it are kept in {training.folder}")
-  tokens = training.batches.tokens(pending.step)
-  fill = tokens / training.batches.room
-  speed = round(tokens / (finished - max(finished_before, pending.started)))
+  tokens = readout.training.batches.tokens(pending.step)
+  speed = tokens / (finished - max(readout.finished, pending.started))
+  readout.finished = finished
+  if pending.compiled and pending.step > readout.start:
+    logging.warning("%s: step %d was compiled anew; its batch has another shape than those before",
+                    readout.training.name, pending.step + 1)
   with jax.transfer_guard("allow"):
-    rate = float(learning_rate(pending.step))
-  step = training.part * len(training.batches) + pending.step + 1
-  log.write({"step": step, **seen, "fill": round(fill, 4), "tokens_per_second": speed, "lr": rate})
-  bar.update(pending.step + 1, loss=seen["loss"], tokens_per_second=speed)
-  return finished
+    rate = float(readout.learning_rate(pending.step))
+  of_time = {"tokens_per_second": round(speed), "mfu": round(speed * readout.share_of_peak, 4),
+             "input_wait": round(pending.waited, 4)}
+  readout.log.write({"step": readout.before + pending.step + 1, **seen,
+                     "fill": round(tokens / readout.training.batches.room, 4), **of_time, "lr": rate,
+                     "compiled": pending.compiled})
+  bar.update(pending.step + 1, loss=seen["loss"], **of_time)
 
 
 class MetricsLog:

@@ -36,7 +36,7 @@ class Network:
 
   def on(self, mesh: jax.sharding.Mesh, dtype: str) -> "Network":
     """The same network as it best computes there, with matrix products of this type ("float32", "bfloat16")."""
-    return dataclasses.replace(self, execution=execution_lib.choose(dtype, mesh))
+    return dataclasses.replace(self, execution=execution_lib.choose(dtype, mesh, self.execution.remat))
 
   def reading(self, params: Any) -> tuple["Network", Any]:
     """The network and parameters without what only a gradient needs: kernels have the type that products read."""
@@ -76,7 +76,7 @@ def retriever(cfg: config_lib.Encoder) -> Network:
   source = weights.resolve(cfg.weights)
   sizes, embedding = bert.read_config(source), dual_encoder.read_embedding_config(source)
   return _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
-                  dual_encoder.table(sizes), ())
+                  dual_encoder.table(sizes), (), cfg.remat)
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
@@ -85,14 +85,14 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   sizes = bert.read_config(source)
   chosen = cross_encoder.HEADS[head]
   return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
-                  cross_encoder.table(sizes, head), chosen.fresh)
+                  cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)
 
 
 def _network(source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
-             fresh: tuple[str, ...]) -> Network:
+             fresh: tuple[str, ...], remat: str) -> Network:
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
   return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build,
-                 execution=execution_lib.PLAIN)
+                 execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
 
 
 def _params(model: nnx.Module) -> Any:

@@ -1,0 +1,91 @@
+"""How well a training uses its devices: FLOPs against the measured peak, programs compiled, a profiler's trace."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from idistill_jax.models import table as table_lib
+from idistill_jax.train import networks
+
+# jax.monitoring's name of it.
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@functools.cache
+def matrix_rate(dtype: str) -> float:
+  """FLOP/s of one large matrix product on one device, the best of five: what "peak" means here."""
+  size = 8192 if jax.default_backend() != "cpu" else 1024
+  factor = jnp.ones((size, size), dtype)
+  multiply = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type=jnp.float32))
+  multiply(factor).block_until_ready()
+
+  def seconds() -> float:
+    started = time.perf_counter()
+    multiply(factor).block_until_ready()
+    return time.perf_counter() - started
+
+  return 2 * size**3 / min(seconds() for _ in range(5))
+
+
+def peak(mesh: jax.sharding.Mesh, dtype: str) -> float:
+  """FLOP/s of all devices of the mesh together; those that a CPU pretends to have share its cores."""
+  return matrix_rate(dtype) * (1 if jax.default_backend() == "cpu" else mesh.size)
+
+
+def flops_per_token(network: networks.Network) -> float:
+  """Of a training step: two for each weight of the layers, once forward and twice backward.
+
+  Attention's own products and what a gradient computes anew are not counted (as in Chowdhery et al. 2022, "PaLM",
+  appendix B, whose MFU this is).
+  """
+  shapes = table_lib.flatten(network.abstract).items()
+  return 6.0 * sum(math.prod(leaf.shape) for path, leaf in shapes if network.table.row(path).is_kernel_of_layer)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+  """How many programs this process has compiled since."""
+  found: list[float] = []
+
+  def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    if event == COMPILED:
+      found.append(duration_secs)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield lambda: len(found)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class Trace:
+  """Steps of a training, counted from 1, as a trace for XProf, TensorBoard or Perfetto; none where `steps` is None."""
+
+  def __init__(self, steps: range | None, folder: pathlib.Path):
+    self._steps, self._folder, self._running = steps, folder, False
+
+  def before(self, step: int) -> None:
+    # Also where a restarted run begins amid them.
+    if self._steps is not None and step in self._steps and not self._running:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+
+  def after(self, step: int, result: Any) -> None:
+    """`result`: what the step computes, waited for at the end."""
+    if self._running and self._steps is not None and step == self._steps[-1]:
+      jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    if self._running and self._steps is not None:
+      self._running = False
+      jax.profiler.stop_trace()
+      logging.info("profile of steps %d to %d: tensorboard --logdir=%s", self._steps[0], self._steps[-1], self._folder)

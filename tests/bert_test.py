@@ -125,7 +125,8 @@ def test_rematerialising_gives_the_same_gradients_from_less_memory():
   scratch = {remat: one.memory_analysis().temp_size_in_bytes for remat, one in found.items()}
   assert scratch["layers"] < scratch["products"] < scratch["none"]
   expected = jax.tree.leaves(found["none"](params))
+  # Of all leaves together: a bias of the keys has no gradient but rounding.
+  scale = max(float(jnp.abs(exact).max()) for exact in expected)
   for remat in execution.REMAT:
     for gradient, exact in zip(jax.tree.leaves(found[remat](params)), expected, strict=True):
-      scale = float(jnp.abs(exact).max())
       np.testing.assert_allclose(gradient / scale, exact / scale, atol=1e-5)

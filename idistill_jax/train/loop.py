@@ -77,16 +77,18 @@ def train(training: Training) -> Any:
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
-  if start < steps:
-    compile_together(training, train_step, state, start)
   pending: Pending | None = None
   trace = utilization.Trace(training.profile, training.folder / "profile")
   with (contextlib.closing(checkpoints), readout.bar() as bar, preemption.watch(training.mesh) as preempted,
         utilization.compilations() as compiled, contextlib.closing(trace), jax.transfer_guard("disallow")):
+    if start < steps:
+      compile_together(training, train_step, state, start)
+    of_the_first = compiled()
     for step in range(start, steps):
       asked = time.perf_counter()
       batch = next(data)
-      waited, before = time.perf_counter() - asked, compiled()
+      waited, before = time.perf_counter() - asked, compiled() - of_the_first
+      of_the_first = 0
       trace.before(step + 1)
       state, seen = train_step(state, place(batch, training.mesh))
       trace.after(step + 1, seen)
@@ -94,14 +96,16 @@ def train(training: Training) -> Any:
       with processes.waiting(f"{training.name}, step {step + 1}"):
         if pending is not None:
           settle(pending, readout, bar)
-          if step % training.checkpoint_every == 0 and processes.is_first():
-            training.keep()
         pending = now
         ending = preempted()
         if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
+          # Whoever goes on from here finds the step's line written.
+          settle(pending, readout, bar)
+          pending = None
           checkpoints.save(step + 1, state, data)
+          if processes.is_first():
+            training.keep()
           if ending:
-            settle(pending, readout, bar)
             checkpoints.wait()
             logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
                             step + 1, steps)

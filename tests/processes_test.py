@@ -68,9 +68,9 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
   assert keys[0] == keys[1]
   assert not list(found.glob("pieces"))
   if (expected / similarity.PASSAGES).exists():
-    np.testing.assert_allclose(np.load(found / similarity.PASSAGES), np.load(expected / similarity.PASSAGES), atol=2e-3)
+    np.testing.assert_allclose(np.load(found / similarity.PASSAGES), np.load(expected / similarity.PASSAGES), atol=1e-4)
   if (expected / "metrics.jsonl").exists():
-    np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-3)
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-4)
   for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList)):
     if list(expected.glob(f"{name}-*.tfrecord")):
       both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))
@@ -94,16 +94,15 @@ def losses(folder: pathlib.Path) -> list[float]:
 # -- Ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end, codes, reason", [
-  ("well", [0, 0, 0], "all well"),
-  ("badly", [1, 1, 1], "process {} ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
-  ("late", [1, 1, 1], "the last line: not all 3 processes came within 4 s"),
+@pytest.mark.parametrize("end, reason", [
+  ("badly", "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
+  ("late", "the last line: not all 2 processes came within 5 s"),
 ])
-def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, codes, reason):
-  with jobs.started(tmp_path, 3, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=4) as job:
-    assert job.wait(90) == codes, job.said()
-  for number in (0, 2):
-    assert reason.format(number) in job.said(number)
+def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, reason):
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=5) as job:
+    assert job.wait(120) == [1, 1], job.said()
+  assert reason in job.said(0)
+  assert "all well" not in job.said()
 
 
 @pytest.mark.parametrize("hang", [False, True], ids=["killed", "hanging"])

@@ -109,18 +109,18 @@ def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, reason):
 def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, hang):
   tiny_world.write_lists(tmp_path)
   command = ("-m", "trained", str(tmp_path), tiny_weights, "--pause=0.2", *(["--hang=1"] if hang else []))
-  with jobs.started(tmp_path / "job", 2, *command, patience=12) as job:
+  with jobs.started(tmp_path / "job", 2, *command, patience=25) as job:
     job.until(tmp_path / "metrics.jsonl", 3)
     if not hang:
       job.processes[1].send_signal(signal.SIGKILL)
     lost = time.monotonic()
-    codes = job.wait(90)
-  assert time.monotonic() - lost < 60
+    codes = job.wait(120)
+  assert time.monotonic() - lost < 90
   assert all(codes), codes
   said = job.said(0)
   if hang:
     assert "slowly" in job.said(1), job.said(1)  # where it stood
-    assert re.search(r"test, step \d did not end within 12 s; processes that are not waiting for it: \[1\]", said), said
+    assert re.search(r"test, step \d did not end within 25 s; processes that are not waiting for it: \[1\]", said), said
   else:
     assert re.search(r"tasks are unhealthy.*\n1\n|Gloo.*(closed|reset)", said), said
 

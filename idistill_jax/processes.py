@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import logging
@@ -190,9 +190,11 @@ class _Job:
         traceback.print_exception(error)
     self._end(code, reason)
 
-  def _end(self, code: int, reason: str) -> NoReturn:
+  def _end(self, code: int, reason: str, awaited: Sequence[int] = ()) -> NoReturn:
+    """awaited: processes that the others waited for in vain."""
+    end = {"process": self.index, "reason": reason, "code": code, "awaited": awaited}
     with contextlib.suppress(RuntimeError):  # another was faster
-      self._store.key_value_set("ended", json.dumps({"process": self.index, "reason": reason, "code": code}))
+      self._store.key_value_set("ended", json.dumps(end))
     self._leave(code)
 
   def _leave(self, code: int) -> NoReturn:
@@ -223,9 +225,8 @@ class _Job:
         self._give_up(awaited[0])
     if (end := json.loads(said)) is not None and end["process"] != self.index:
       print(f"process {self.index} ends because process {end['process']} did: {end['reason']}", file=sys.stderr)
-      if self.awaited is None:
-        # Perhaps it is the one that the others waited for: where it stands.
-        faulthandler.dump_traceback(sys.stderr)
+      if self.index in end["awaited"]:
+        faulthandler.dump_traceback(sys.stderr)  # where it stands
       self._leave(end["code"])
 
   def _give_up(self, what: str) -> None:
@@ -234,7 +235,7 @@ class _Job:
     busy = sorted(set(range(self._all)) - {int(key.rpartition("/")[2]) for key in self._said("waiting/")})
     reason = f"{what} did not end within {self._patience:g} s; processes that are not waiting for it: {busy}"
     print(f"process {self.index}: {reason}", file=sys.stderr)
-    self._end(1, reason)
+    self._end(1, reason, busy)
 
   def _said(self, folder: str) -> list[str]:
     return [key for key, _ in self._store.key_value_dir_get(folder)]

@@ -1,4 +1,4 @@
-"""What processes tell each other, without a device: `python -m agreeing end|fail` as one process of a job."""
+"""What processes tell each other, without a device: `python -m agreeing` as one process of a job."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import trained
 from idistill_jax import processes
 
 if __name__ == "__main__":
-  trained.parser.add_argument("--end", choices=["well", "badly", "late"])
+  trained.parser.add_argument("--end", choices=["badly", "late"])
   args = trained.parser.parse_args()
   launch = processes.Launch(
     coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax.data import batches, tfrecord
+from idistill_jax.data import batches, pack, tfrecord
 from idistill_jax.train import networks
 
 
@@ -43,6 +43,12 @@ def test_an_iterator_resumes_at_the_exact_step(stream):
   assert len(rest) == len(whole) - 3
   assert all(_same(one, other) for one, other in zip(rest, whole[3:], strict=True))
   assert not _same(rest[0], whole[0])
+
+
+def test_tokens_are_counted_without_the_batch(stream):
+  counted = [stream.tokens(step) for step in range(len(stream))]
+  assert counted == [pack.real_tokens(stream[step].rows) for step in range(len(stream))]
+  assert len(set(counted)) > 1
 
 
 def test_every_list_takes_part_once_an_epoch(stream):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idistill_jax.data import pack, tokenize
@@ -27,6 +27,20 @@ def test_every_token_is_placed_exactly_once(lengths):
     if len(text):
       assert rows.token_ids.reshape(-1)[rows.starts[i]] == text[0]
       assert len(np.unique(rows.segment_ids[mine])) == 1
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(0, 2**16))
+def test_rows_that_several_fill_in_are_those_of_one(lengths, seed):
+  placement = pack.place(lengths, 32)
+  own = np.random.default_rng(seed).random(placement.rows) < 0.5
+  fill = lambda own: pack.fill(_texts(lengths), None, placement, rows=placement.rows, row_tokens=32, own=own)
+  whole, mine, others = fill(None), fill(own), fill(~own)
+  for name in ("token_ids", "positions", "segment_ids", "text_ids"):
+    parts = np.where(own[:, None], getattr(mine, name), getattr(others, name))
+    np.testing.assert_array_equal(parts, getattr(whole, name))
+  np.testing.assert_array_equal(mine.starts, whole.starts)
+  assert not mine.token_ids[~own].any()
 
 
 @given(LENGTHS)

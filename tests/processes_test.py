@@ -68,9 +68,9 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
   assert keys[0] == keys[1]
   assert not list(found.glob("pieces"))
   if (expected / similarity.PASSAGES).exists():
-    np.testing.assert_allclose(np.load(found / similarity.PASSAGES), np.load(expected / similarity.PASSAGES), atol=2e-3)
+    np.testing.assert_allclose(np.load(found / similarity.PASSAGES), np.load(expected / similarity.PASSAGES), atol=1e-4)
   if (expected / "metrics.jsonl").exists():
-    np.testing.assert_allclose(losses(found), losses(expected), rtol=1e-3)
+    np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-4)
   for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList)):
     if list(expected.glob(f"{name}-*.tfrecord")):
       both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))
@@ -94,34 +94,33 @@ def losses(folder: pathlib.Path) -> list[float]:
 # -- Ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end, codes, reason", [
-  ("well", [0, 0, 0], "all well"),
-  ("badly", [1, 1, 1], "process {} ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
-  ("late", [1, 1, 1], "the last line: not all 3 processes came within 4 s"),
+@pytest.mark.parametrize("end, reason", [
+  ("badly", "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
+  ("late", "the last line: not all 2 processes came within 5 s"),
 ])
-def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, codes, reason):
-  with jobs.started(tmp_path, 3, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=4) as job:
-    assert job.wait(90) == codes, job.said()
-  for number in (0, 2):
-    assert reason.format(number) in job.said(number)
+def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, reason):
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=5) as job:
+    assert job.wait(120) == [1, 1], job.said()
+  assert reason in job.said(0)
+  assert "all well" not in job.said()
 
 
 @pytest.mark.parametrize("hang", [False, True], ids=["killed", "hanging"])
 def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, hang):
   tiny_world.write_lists(tmp_path)
   command = ("-m", "trained", str(tmp_path), tiny_weights, "--pause=0.2", *(["--hang=1"] if hang else []))
-  with jobs.started(tmp_path / "job", 2, *command, patience=20) as job:
+  with jobs.started(tmp_path / "job", 2, *command, patience=25) as job:
     job.until(tmp_path / "metrics.jsonl", 3)
     if not hang:
       job.processes[1].send_signal(signal.SIGKILL)
     lost = time.monotonic()
-    codes = job.wait(90)
-  assert time.monotonic() - lost < 80
+    codes = job.wait(120)
+  assert time.monotonic() - lost < 90
   assert all(codes), codes
   said = job.said(0)
   if hang:
     assert "slowly" in job.said(1), job.said(1)  # where it stood
-    assert re.search(r"test, step \d did not end within 20 s; processes that are not waiting for it: \[1\]", said), said
+    assert re.search(r"test, step \d did not end within 25 s; processes that are not waiting for it: \[1\]", said), said
   else:
     assert re.search(r"tasks are unhealthy.*\n1\n|Gloo.*(closed|reset)", said), said
 
@@ -196,7 +195,7 @@ def test_what_a_killed_job_encoded_is_not_encoded_again(tmp_path, tiny_weights, 
   np.testing.assert_allclose(found, encoded.encode(tiny_weights, None), atol=1e-5)
 
 
-@pytest.mark.parametrize("total", [0, 1, 2047, 2048, 2049, 50_000, 10_000_001])
+@pytest.mark.parametrize("total", [0, 1, 1023, 1024, 1025, 50_000, 10_000_001])
 def test_pieces_cover_the_work_and_are_nearly_equal(total):
   cut = pieces.cut(total)
   assert [i for piece in cut for i in (piece.start, piece.stop)][1:-1:2] == [piece.start for piece in cut][1:]

@@ -36,6 +36,11 @@ def test_more_or_fewer_names_than_axes(mesh):
     sharding.spec("head/w", ("embed",), (8, 8), mesh)
 
 
+def test_alone_all_rows_are_ones_own_and_the_local_mesh_is_the_whole(mesh):
+  assert sharding.own_rows(8, mesh).all()
+  assert sharding.local_mesh(config.Mesh(fsdp=2)) == sharding.make_mesh(config.Mesh(fsdp=2))
+
+
 def test_data_takes_what_is_left_over():
   assert dict(sharding.make_mesh(config.Mesh(fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -113,7 +113,7 @@ def bare_sdk(cfg: config.Labels, calls: int) -> dict[str, float]:
       )
 
   async def main() -> Clock:
-    async with openai.AsyncOpenAI(api_key="none", base_url=cfg.base_url, max_retries=0) as client:
+    async with openai.AsyncOpenAI(api_key="none", base_url=cfg.base_url, max_retries=0, timeout=120) as client:
       await asyncio.gather(*(ask(client, 1) for _ in range(cfg.concurrency)))
       each = calls // cfg.concurrency
       with Clock(each * cfg.concurrency) as clock:

@@ -298,17 +298,6 @@ class Answer:
   dollars_per_million_input_tokens: float | None = aside(None)
   dollars_per_million_output_tokens: float | None = aside(None)
 
-  def as_labels(self, labels: Labels) -> Labels:
-    """The labelling's provider and limits, with what the reader has of its own."""
-    prices = self if self.model is not None or self.dollars_per_million_input_tokens is not None else labels
-    return dataclasses.replace(
-      labels,
-      model=labels.model if self.model is None else self.model,
-      recording=labels.recording if self.recording is None else self.recording,
-      dollars_per_million_input_tokens=prices.dollars_per_million_input_tokens,
-      dollars_per_million_output_tokens=prices.dollars_per_million_output_tokens,
-    )
-
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Export:

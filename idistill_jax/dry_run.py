@@ -88,7 +88,7 @@ def outside(stage: str, cfg: config.Config) -> list[str]:
     "candidates": [f"weights {weights}", _file(cfg.candidates.run)],
     "labels": [] if cfg.collection.rankings else [_llm(cfg.labels)],
     "evaluate": [_file(cfg.evaluate.runs)],
-    "answer": [] if cfg.answer.systems == "none" else [_llm(cfg.answer.as_labels(cfg.labels))],
+    "answer": [] if cfg.answer.systems == "none" else [_llm(session.of_reader(cfg))],
   }
   return [one for one in read.get(stage, ()) if one]
 
@@ -166,7 +166,7 @@ def _answer(cfg: config.Config, sizes: Sizes) -> list[str]:
     calls * (asking.PROMPT_TOKENS + cfg.answer.passages * cfg.answer.passage_tokens), calls * _ANSWER_TOKENS
   )
   return [
-    f"{questions:,} questions for {systems} systems", *_bill(calls, usage, cfg.answer.as_labels(cfg.labels))
+    f"{questions:,} questions for {systems} systems", *_bill(calls, usage, session.of_reader(cfg))
   ]
 
 
@@ -178,18 +178,23 @@ def _bill(calls: int, usage: budget.Usage, cfg: config.Labels) -> list[str]:
   return [f"{calls:,} calls, {usage.input_tokens:,} tokens in and {usage.output_tokens:,} out at most, {cost}"]
 
 
-def _training(section: str) -> Callable[[config.Config, Sizes], list[str]]:
-  def amount(cfg: config.Config, sizes: Sizes) -> list[str]:
-    trained = getattr(cfg, section)
-    lists = cfg.labels.lists
-    if section == "retriever" and cfg.retriever.teacher in ("ranker", "both"):
-      if sizes.train is None and cfg.scores.unlabelled_queries is None:
-        return []
-      lists = _scored(cfg, sizes)
-    steps = math.ceil(lists * trained.epochs / trained.lists_per_batch)
-    return [f"{lists:,} lists of {trained.passages_per_list}, {steps:,} steps of {trained.lists_per_batch} lists"]
+def _direct(cfg: config.Config, sizes: Sizes) -> list[str]:
+  return [_steps(cfg.labels.lists, cfg.direct)]
 
-  return amount
+
+def _ranker(cfg: config.Config, sizes: Sizes) -> list[str]:
+  return [_steps(cfg.labels.lists, cfg.ranker)]
+
+
+def _retriever(cfg: config.Config, sizes: Sizes) -> list[str]:
+  if cfg.retriever.teacher not in ("ranker", "both"):
+    return [_steps(cfg.labels.lists, cfg.retriever)]
+  return _known(sizes.train, lambda n: _steps(_scored(cfg, sizes), cfg.retriever))
+
+
+def _steps(lists: int, trained: config.Distillation | config.Ranker) -> str:
+  steps = math.ceil(lists * trained.epochs / trained.lists_per_batch)
+  return f"{lists:,} lists of {trained.passages_per_list}, {steps:,} steps of {trained.lists_per_batch} lists"
 
 
 def _scored(cfg: config.Config, sizes: Sizes) -> int:
@@ -216,8 +221,8 @@ def _evaluate(cfg: config.Config, sizes: Sizes) -> list[str]:
 
 AMOUNTS: dict[str, Callable[[config.Config, Sizes], list[str]]] = {
   "queries": _queries, "collection": _collection, "candidates": _candidates, "labels": _labels,
-  "train_direct": _training("direct"), "train_ranker": _training("ranker"), "scores": _scores,
-  "train_retriever": _training("retriever"), "index": _index, "evaluate": _evaluate, "answer": _answer,
+  "train_direct": _direct, "train_ranker": _ranker, "scores": _scores, "train_retriever": _retriever,
+  "index": _index, "evaluate": _evaluate, "answer": _answer,
 }
 
 

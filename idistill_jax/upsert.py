@@ -36,7 +36,7 @@ def upsert(
   Raises FileExistsError where `into` is there, collection.CollectionError for a malformed file, ValueError for a file
   without passages and for an index of 8-bit integers, and as `search.Searcher` does for an unfinished workdir.
   """
-  cfg, into = cli.load_config(workdir), pathlib.Path(into)
+  cfg, into = cli.load_config(os.fspath(workdir)), pathlib.Path(into)
   stage = artifacts.Stage(name="search", reads=search.READS, config=(), run=lambda job: None)
   old = artifacts.Workdir(os.fspath(workdir))
   old.inputs(stage, cfg)

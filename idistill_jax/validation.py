@@ -30,7 +30,7 @@ def validate(cfg: Config) -> None:
     ((cfg.answer.dollars_per_million_input_tokens is None) == (cfg.answer.dollars_per_million_output_tokens is None),
      "answer.dollars_per_million_input_tokens and dollars_per_million_output_tokens go together"),
     (cfg.answer.systems == "none" or cfg.labels.max_dollars is None
-     or cfg.answer.as_labels(cfg.labels).dollars_per_million_input_tokens is not None,
+     or cfg.answer.model is None or cfg.answer.dollars_per_million_input_tokens is not None,
      "labels.max_dollars holds for the reader too, so answer.model needs answer.dollars_per_million_input_tokens and "
      "dollars_per_million_output_tokens"),
     (not cfg.labels.weigh_by_agreement or cfg.labels.orders >= 2,

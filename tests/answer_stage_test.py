@@ -8,8 +8,8 @@ from loopback_llm import LoopbackLLM, Reply
 
 from idistill_jax import artifacts, config, records, validation
 from idistill_jax.data import example, tables
-from idistill_jax.llm import budget
-from idistill_jax.report import gather
+from idistill_jax.llm import budget, session
+from idistill_jax.report import bills, gather
 from idistill_jax.retrieval import runs
 from idistill_jax.stages import answer as stage
 
@@ -131,12 +131,13 @@ def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path, monk
     cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 2.0, 10.0
     counts = done.execute(stage.STAGE, cfg)["counts"]
     cfg.answer.model, cfg.answer.dollars_per_million_input_tokens = None, None
-    assert cfg.answer.as_labels(cfg.labels).dollars_per_million_input_tokens == 1e6
+    assert session.of_reader(cfg).dollars_per_million_input_tokens == 1e6
   assert (counts["answers"], counts["input_tokens"], counts["output_tokens"]) == (5, 55, 35)
   assert counts["dollars"] == pytest.approx((55 * 2.0 + 35 * 10.0) / 1e6)
   assert json.loads((done.folder("answer") / "metrics.json").read_text())["usage"]["dollars"] == counts["dollars"]
   shown = next(one for one in gather.stage_runs(done) if one.name == "answer")
-  assert (shown.tokens, shown.dollars) == (90, counts["dollars"]) and "dollars" not in shown.other_counts
+  assert (bills.tokens(shown), bills.dollars(shown)) == (90, counts["dollars"])
+  assert bills.total([shown]) == counts["dollars"] and "dollars" not in bills.other_counts(shown)
 
 
 def test_the_budget_holds_for_the_reader_too(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idistill_jax import records
-from idistill_jax.data import collection
+from idistill_jax.data import collection, tables
 
 
 def passage(passage_id: str, text: str = "some text") -> records.Passage:
@@ -120,7 +120,7 @@ def test_an_empty_collection_is_an_error(passages, queries, message):
 )
 def test_split_is_stated_else_held_out_else_train(stated, holding, split):
   judgements = {name: {"q": {"p": 1}} for name in holding} | {"other": {"q2": {"p": 1}}}
-  assert collection.split_of("q", stated, judgements) == split
+  assert tables.split_of("q", stated, judgements) == split
 
 
 def example_collection() -> collection.Collection:

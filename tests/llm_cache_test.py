@@ -1,9 +1,11 @@
 """The answer cache: what is one request, threads and processes on one file, and files that are no cache."""
 
+import asyncio
 import concurrent.futures
 import sqlite3
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -46,6 +48,50 @@ def test_the_first_answer_counts(tmp_path):
   with cache.AnswerCache(tmp_path / "c") as first, cache.AnswerCache(tmp_path / "c") as second:
     first.put("k", provider(), REQUEST, ANSWER)
     assert second.put("k", provider(), REQUEST, protocol.Answer("other", "stop")) == ANSWER
+
+
+class SlowDisk(cache.AnswerCache):
+  """Counts commits, each of which takes a while; the first `failing` of them fail."""
+
+  commits, failing = 0, 0
+
+  def put_rows(self, rows):
+    self.commits += 1
+    time.sleep(0.02)
+    if self.commits <= self.failing:
+      raise sqlite3.OperationalError("disk is full")
+    super().put_rows(rows)
+
+
+def test_answers_that_come_in_while_the_disk_is_busy_share_a_commit(tmp_path):
+  async def all_at_once(disk):
+    group = cache.GroupCommit(disk)
+
+    async def one(i):
+      answer = protocol.Answer(f"answer {i}", "stop")
+      assert await group.put(f"k{i}", provider(), REQUEST, answer) == answer
+      with cache.AnswerCache(tmp_path / "c") as other:
+        assert other.get(f"k{i}") == answer, "counted before it is on the disk"
+
+    await asyncio.gather(*(one(i) for i in range(40)))
+
+  with SlowDisk(tmp_path / "c") as disk:
+    asyncio.run(all_at_once(disk))
+    assert disk.commits < 20 and len(disk) == 40
+
+
+def test_an_answer_whose_commit_failed_is_not_counted_and_not_lost_to_the_next(tmp_path):
+  async def three(disk):
+    group = cache.GroupCommit(disk)
+    put = lambda i: group.put(f"k{i}", provider(), REQUEST, protocol.Answer(f"answer {i}", "stop"))
+    return await asyncio.gather(*(put(i) for i in range(3)), return_exceptions=True)
+
+  with SlowDisk(tmp_path / "c") as disk:
+    disk.failing = 1
+    found = asyncio.run(three(disk))
+    assert isinstance(found[0], sqlite3.OperationalError)
+    assert [answer.text for answer in found[1:]] == ["answer 1", "answer 2"]
+    assert len(disk) == 3 and disk.commits == 2
 
 
 def test_threads_share_one(tmp_path):

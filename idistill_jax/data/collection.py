@@ -8,19 +8,17 @@ leave out.
 
 import collections
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from idistill_jax import records
-from idistill_jax.data import deal, tables
+from idistill_jax.data import deal, stream, tables
 
 T = TypeVar("T")
 # So many passages beyond a limit are named; of more, the number is told.
 _NAMED = 1000
-
-# Where judgements of several splits hold a query, the first of these wins: no test query is trained on.
-_HELD_OUT_FIRST = {"test": 0, "dev": 1, "train": 3}
 
 
 class CollectionError(ValueError):
@@ -35,19 +33,6 @@ class Drop:
   what: str
 
 
-class Stream:
-  """Passages that are read anew whenever they are iterated over."""
-
-  def __init__(self, read: Callable[[], Iterable[records.Passage]]):
-    self._read = read
-
-  def __iter__(self) -> Iterator[records.Passage]:
-    return iter(self._read())
-
-
-Passages = Sequence[records.Passage] | Stream
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Collection:
   """What a search engine is built from and measured on.
@@ -59,7 +44,7 @@ class Collection:
   """
 
   title: str
-  passages: Passages
+  passages: stream.Passages
   queries: tuple[records.Query, ...]
   qrels: Mapping[str, tables.Qrels]
   lists: tuple[records.CandidateList, ...] = ()
@@ -69,18 +54,10 @@ class Collection:
   drops: tuple[Drop, ...] = ()
 
 
-def split_of(query_id: str, stated: str | None, judgements: Mapping[str, tables.Qrels]) -> str:
-  """The split a query states, else that of the judgements which hold it (held-out ones first), else train."""
-  if stated is not None:
-    return stated
-  holding = [split for split, qrels in judgements.items() if query_id in qrels]
-  return min(holding, key=lambda split: (_HELD_OUT_FIRST.get(split, 2), split), default="train")
-
-
 def assemble(
   *,
   title: str,
-  passages: Passages,
+  passages: stream.Passages,
   queries: Iterable[records.Query],
   judgements: Mapping[str, tables.Qrels],
   lists: Iterable[records.CandidateList] = (),
@@ -111,7 +88,7 @@ def assemble(
         del splits[query_id]
   whole = Collection(
     title=title,
-    passages=_only(passages, _has_text),
+    passages=stream.only(passages, stream.has_text),
     queries=kept_queries,
     qrels=qrels,
     lists=lists,
@@ -122,25 +99,12 @@ def assemble(
   return _not_empty(_restrict(whole, splits, known))
 
 
-def corpus_only(*, title: str, passages: Passages) -> Collection:
+def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
   """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
   dropped: list[Drop] = []
-  for _ in _with_text(passages, "passage", lambda p: p.full_text, dropped):
-    pass
-  return Collection(
-    title=title, passages=_only(passages, _has_text), queries=(), qrels={}, drops=tuple(dropped)
-  )
-
-
-def _only(passages: Passages, keep: Callable[[records.Passage], bool]) -> Passages:
-  """Those that are to be kept: of a stream a stream."""
-  if isinstance(passages, Stream):
-    return Stream(lambda: filter(keep, passages))
-  return tuple(filter(keep, passages))
-
-
-def _has_text(passage: records.Passage) -> bool:
-  return bool(passage.full_text.strip())
+  collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
+  kept = stream.only(passages, stream.has_text)
+  return Collection(title=title, passages=kept, queries=(), qrels={}, drops=tuple(dropped))
 
 
 def with_queries(
@@ -278,10 +242,10 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
       fits(ranking.passage_ids)
   kept = whole.passages
   if max_passages is not None:
-    beyond = [passage.id for passage in whole.passages if not fits((passage.id,))]
-    drops += [Drop("passage beyond collection.max_passages", one) for one in beyond[:_NAMED]]
-    drops += [Drop("passage beyond collection.max_passages", "and others")] * len(beyond[_NAMED:])
-    kept = _only(kept, lambda passage: passage.id in passages)
+    beyond = (passage.id for passage in whole.passages if not fits((passage.id,)))
+    drops += [Drop("passage beyond collection.max_passages", one) for one in itertools.islice(beyond, _NAMED)]
+    drops += [Drop("passage beyond collection.max_passages", "and others")] * sum(1 for _ in beyond)
+    kept = stream.only(kept, lambda passage: passage.id in passages)
   smaller = dataclasses.replace(whole, passages=kept, lists=tuple(lists), drops=whole.drops + tuple(drops))
   return _not_empty(_restrict(smaller, queries, _named(whole) if max_passages is None else passages))
 
@@ -296,10 +260,7 @@ def _not_empty(found: Collection) -> Collection:
 
 
 def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable[str]) -> Collection:
-  """The collection without what names another query or passage; lists and pairs lost by that are named.
-
-  Its passages stay as they are: passage_ids need only hold those that are named and there.
-  """
+  """The collection, its passages as they are, without what names another query or passage; what is lost is named."""
   queries, passages = set(query_ids), set(passage_ids)
   drops = list(whole.drops)
 

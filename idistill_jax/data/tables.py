@@ -22,6 +22,8 @@ QRELS_HEADER = ["query-id", "corpus-id", "score"]
 # query id -> passage id -> grade
 Qrels = dict[str, dict[str, int]]
 Item = TypeVar("Item", records.Passage, records.Query)
+# Where judgements of several splits hold a query, the first of these wins: no test query is trained on.
+_HELD_OUT_FIRST = {"test": 0, "dev": 1, "train": 3}
 
 
 class UnknownIdError(LookupError):
@@ -184,3 +186,11 @@ def write_qrels(path: str | os.PathLike[str], qrels: Mapping[str, Mapping[str, i
     for query_id, judged in qrels.items():
       for passage_id, score in judged.items():
         out.write(f"{query_id}\t{passage_id}\t{score}\n")
+
+
+def split_of(query_id: str, stated: str | None, judgements: Mapping[str, Qrels]) -> str:
+  """The split a query states, else that of the judgements which hold it (held-out ones first), else train."""
+  if stated is not None:
+    return stated
+  holding = [split for split, qrels in judgements.items() if query_id in qrels]
+  return min(holding, key=lambda split: (_HELD_OUT_FIRST.get(split, 2), split), default="train")

@@ -1,6 +1,7 @@
 """A config's `labels` section -> everything that asking needs, put together: provider, cache, budget, pace."""
 
 import asyncio
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +26,20 @@ def plan(cfg: config.Labels, seed: int) -> ranking.Plan:
 
 def prices(cfg: config.Labels) -> budget.Prices:
   return budget.Prices(cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens)
+
+
+def of_reader(cfg: config.Config) -> config.Labels:
+  """The labelling's provider and limits, with what the reader of `answer` has of its own."""
+  labels, answer = cfg.labels, cfg.answer
+  shared = answer.model is None and answer.dollars_per_million_input_tokens is None
+  of_input, of_output = answer.dollars_per_million_input_tokens, answer.dollars_per_million_output_tokens
+  return dataclasses.replace(
+    labels,
+    model=labels.model if answer.model is None else answer.model,
+    recording=labels.recording if answer.recording is None else answer.recording,
+    dollars_per_million_input_tokens=labels.dollars_per_million_input_tokens if shared else of_input,
+    dollars_per_million_output_tokens=labels.dollars_per_million_output_tokens if shared else of_output,
+  )
 
 
 class Session:

@@ -23,8 +23,6 @@ TRAININGS = ("train_direct", "train_ranker", "train_retriever")
 # The first of these that was measured is what is talked about.
 MAIN_MEASURES = ("MRR@10", "answer@20", "F1")
 BEFORE, AFTER = "initial", "distilled"
-# What stages that ask an LLM call its bill in their manifests.
-_TOKENS, _DOLLARS = ("input_tokens", "output_tokens"), "dollars"
 
 
 class ReportError(ValueError):
@@ -87,21 +85,6 @@ class StageRun:
   counts: Mapping[str, Any]
   drops: Mapping[str, tuple[int, tuple[str, ...]]]
 
-  @property
-  def tokens(self) -> int | None:
-    """Of the LLM's answers, cached ones included; None for a stage that asks none, or where no provider told."""
-    found = [self.counts[name] for name in _TOKENS if self.counts.get(name) is not None]
-    return sum(found) if len(found) == len(_TOKENS) else None
-
-  @property
-  def dollars(self) -> float | None:
-    """What those cost; None where a price is not known."""
-    return self.counts.get(_DOLLARS)
-
-  @property
-  def other_counts(self) -> dict[str, Any]:
-    return {name: found for name, found in self.counts.items() if name not in (*_TOKENS, _DOLLARS)}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
@@ -128,11 +111,6 @@ class Report:
   @property
   def seconds(self) -> float:
     return sum(stage.seconds for stage in self.stages)
-
-  @property
-  def dollars(self) -> float:
-    """Of all stages whose cost is known."""
-    return sum(stage.dollars or 0.0 for stage in self.stages)
 
 
 def gather(workdir: artifacts.Workdir) -> Report:

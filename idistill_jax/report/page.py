@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idistill_jax import extras
-from idistill_jax.report import claims, compare, figures, gather, queries
+from idistill_jax.report import bills, claims, compare, figures, gather, queries
 
 CHANGED_QUERIES = 5
 # Beside the main measure, what a reader knows without explanation.
@@ -125,6 +125,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],
     "leak": claims.leak(evaluation.leakage) if evaluation else None,
     "reader": report.reader,
+    "bills": bills,
     **{
       name: getattr(claims, name)
       for name in ("count", "duration", "p_number", "plain", "relative", "signed", "verdict")

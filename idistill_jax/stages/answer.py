@@ -118,7 +118,7 @@ def ask(
   """What the reader said, and its bill; unanswered requests are dropped by name.  Equal requests are asked once."""
   once = list(dict.fromkeys(request for _, request in requests))
   said: dict[protocol.Request, str] = {}
-  cfg, tally = job.cfg.answer.as_labels(job.cfg.labels), workers.Tally()
+  cfg, tally = session.of_reader(job.cfg), workers.Tally()
   with session.Session(cfg, job.cache) as reading:
     for request, outcome in zip(once, reading.each("answers", once, one, summary_of), strict=True):
       tally.add(*summary_of(outcome))
@@ -168,7 +168,7 @@ def score(
 
 def fingerprint(cfg: config.Config) -> str:
   """The reader's template and recording."""
-  recording = cfg.answer.as_labels(cfg.labels).recording if SYSTEMS[cfg.answer.systems] else None
+  recording = session.of_reader(cfg).recording if SYSTEMS[cfg.answer.systems] else None
   return f"{reader.fingerprint()} {recording and replay.fingerprint(recording)}"
 
 

@@ -10,17 +10,18 @@ import re
 from collections.abc import Iterator, Mapping
 
 from idistill_jax import config, records
-from idistill_jax.data import collection, tables
+from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import files, jsonl
 
 
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
   folder = _folder(cfg)
+  corpus = _file(folder, "corpus")
   judgements = {path.stem: tables.read_qrels(path) for path in _qrels(folder)}
   return collection.assemble(
     title=folder.resolve().name,
-    passages=stream(_file(folder, "corpus")),
+    passages=stream.Stream(lambda: read_passages(corpus)),
     queries=read_queries(_file(folder, "queries"), judgements),
     judgements=judgements,
     answers=read_answers(_file(folder, "queries")),
@@ -62,11 +63,6 @@ def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted((folder / "qrels").glob("*.tsv"))
 
 
-def stream(path: pathlib.Path) -> collection.Stream:
-  """What `read_passages` reads, as often as it is asked for."""
-  return collection.Stream(lambda: read_passages(path))
-
-
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file in file order; `title` may be absent."""
   for row, item_id in jsonl.identified(path):
@@ -77,7 +73,7 @@ def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
 def read_queries(path: pathlib.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
   """Queries of a file in file order, each with its split."""
   for row, item_id in jsonl.identified(path):
-    split = collection.split_of(item_id, _stated_split(row), judgements)
+    split = tables.split_of(item_id, _stated_split(row), judgements)
     yield records.Query(id=item_id, text=jsonl.text(row, "text"), split=split)
 
 

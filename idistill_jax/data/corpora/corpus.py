@@ -3,14 +3,15 @@
 import pathlib
 
 from idistill_jax import config
-from idistill_jax.data import collection
+from idistill_jax.data import collection, stream
 from idistill_jax.data.corpora import beir, jsonl
 
 
 def load(cfg: config.Collection) -> collection.Collection:
   """Passages alone; raises CollectionError, FileNotFoundError or ConfigError."""
   path = _path(cfg)
-  return collection.corpus_only(title=path.name.partition(".")[0], passages=beir.stream(path))
+  passages = stream.Stream(lambda: beir.read_passages(path))
+  return collection.corpus_only(title=path.name.partition(".")[0], passages=passages)
 
 
 def fingerprint(cfg: config.Collection) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from idistill_jax import config, records
-from idistill_jax.data import collection, tables
+from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import jsonl, tsv
 
 # What we call it -> what files call it, the first that is there counts.
@@ -32,11 +32,11 @@ READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.rea
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in the folder `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
   folder = _folder(cfg)
-  judgements = _judgements(folder)
+  judgements, corpus = _judgements(folder), _file(folder, "corpus", f".{cfg.source}")
   queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), judgements)
   return collection.assemble(
     title=folder.resolve().name,
-    passages=stream(_file(folder, "corpus", f".{cfg.source}")),
+    passages=stream.Stream(lambda: read_passages(corpus)),
     queries=queries,
     judgements=judgements,
     answers=answers,
@@ -52,11 +52,6 @@ def fingerprint(cfg: config.Collection) -> str:
   })
 
 
-def stream(path: pathlib.Path) -> collection.Stream:
-  """What `read_passages` reads, as often as it is asked for."""
-  return collection.Stream(lambda: read_passages(path))
-
-
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file as a stream, in file order."""
   for row, item_id in identified(path):
@@ -69,7 +64,7 @@ def read_questions(
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
   for row, item_id in identified(path):
-    split = collection.split_of(item_id, _text(row, "split"), judgements)
+    split = tables.split_of(item_id, _text(row, "split"), judgements)
     queries.append(records.Query(id=item_id, text=_needed(row, "text"), split=split))
     if found := accepted(row.where, _value(row, "answers")):
       answers[item_id] = found

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from idistill_jax import config, extras, records
-from idistill_jax.data import collection, tables
+from idistill_jax.data import collection, stream, tables
 
 _TEXT = ("text", "body", "abstract", "contents", "default_text")
 
@@ -32,7 +32,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   if not first.has_docs():
     raise collection.CollectionError(f"{names[0]}: this id of ir_datasets has no documents")
   return collection.assemble(
-    title=names[0], passages=collection.Stream(lambda: _passages(first)), queries=queries.values(),
+    title=names[0], passages=stream.Stream(lambda: _passages(first)), queries=queries.values(),
     judgements=judgements, drops=repeated,
   )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from idistill_jax import config, extras, records
-from idistill_jax.data import collection
+from idistill_jax.data import collection, stream
 from idistill_jax.data.corpora import files, jsonl
 
 # The test sets of both hide their answers or are the official dev set: the field measures on validation.
@@ -32,8 +32,8 @@ def load(cfg: config.Collection) -> collection.Collection:
     else:
       drops.append(collection.Drop("question without an answer", _decoded(row["question"])[:80]))
   return collection.assemble(
-    title=f"{questions} over {path.name}", passages=files.stream(path), queries=queries, judgements={},
-    answers=answers, drops=drops,
+    title=f"{questions} over {path.name}", passages=stream.Stream(lambda: files.read_passages(path)),
+    queries=queries, judgements={}, answers=answers, drops=drops,
   )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from idistill_jax import config as config_lib
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.data import pack
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim, preemption
+from idistill_jax.train import checkpoint, curves, networks, optim, preemption, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -70,7 +70,7 @@ def train(training: Training) -> Any:
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  log = MetricsLog(training.folder / artifacts.METRICS, keep_until=start)
+  log = MetricsLog(training.folder, keep_until=start, total=steps)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
@@ -78,7 +78,7 @@ def train(training: Training) -> Any:
   finished = 0.0
   guard = jax.transfer_guard("disallow")
   watched = progress.bar(training.name, total=steps, done=start)
-  with contextlib.closing(checkpoints), watched as bar, preemption.watch() as preempted, guard:
+  with contextlib.closing(checkpoints), contextlib.closing(log), watched as bar, preemption.watch() as preempted, guard:
     for step in range(start, steps):
       batch = next(data)
       tokens = pack.real_tokens(batch.rows)
@@ -145,17 +145,24 @@ def settle(pending: Pending, training: Training, learning_rate: Any, log: "Metri
 
 
 class MetricsLog:
-  """One JSON object a step; a restarted run drops the lines of steps that it takes again."""
+  """One JSON object a step, and the same as curves; a restarted run drops the lines of steps that it takes again."""
 
-  def __init__(self, path: pathlib.Path, keep_until: int):
-    self._path = path
+  def __init__(self, folder: pathlib.Path, keep_until: int, total: int):
+    self._path = path = folder / artifacts.METRICS
+    self._window = windows.Windows(folder, jax.process_index(), total)
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if _step_of(line) <= keep_until]
     path.write_text("".join(line + "\n" for line in kept))
+    self._curves = curves.Curves(folder, begin_at=keep_until + 1)
 
   def write(self, row: Mapping[str, float]) -> None:
+    self._window.add(row)
     with self._path.open("a") as out:
       out.write(json.dumps(row) + "\n")
+    self._curves.write(row)
+
+  def close(self) -> None:
+    self._curves.close()
 
 
 def _step_of(line: str) -> float:

@@ -108,9 +108,13 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
-  """written: when anything of it was last written, in seconds since the epoch.  metrics: lines of METRICS so far."""
+  """written: when anything of it was last written, in seconds since the epoch.  metrics: lines of METRICS so far.
+
+  seconds: that its ended attempts took.
+  """
 
   written: float
+  seconds: float
   metrics: list[str]
 
 
@@ -145,7 +149,8 @@ class Workdir:
     if not names:
       return None
     metrics = self.read(f"{names[-1]}/{METRICS}")
-    return Begun(written=self._store.written(names[-1]), metrics=(metrics or "").splitlines())
+    spent = float(self.read(f"{names[-1]}/seconds") or 0)
+    return Begun(written=self._store.written(names[-1]), seconds=spent, metrics=(metrics or "").splitlines())
 
   @property
   def cache(self) -> pathlib.Path:

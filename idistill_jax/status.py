@@ -40,7 +40,8 @@ def _state(workdir: artifacts.Workdir, stage: str) -> State:
   # A finished stage that is being made anew has both folders: what it is doing is the news.
   begun = workdir.begun(stage)
   if begun is not None:
-    return State(stage=stage, state="begun", seconds=None, dollars=None, note=_progress(begun))
+    return State(stage=stage, state="begun", seconds=begun.seconds or None, dollars=None,
+                 note=_progress(begun))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/env.sh
-source launch/env.sh retrieval report llm gemini-legacy hf tfds datasets serve gcs tensorboard test
+source launch/env.sh retrieval report llm gemini-legacy hf tfds datasets serve gcs s3 tensorboard test
 ruff check .
 mypy
 # Two workers for two cores; a file's tests stay together, so that its compiled programs are compiled once.

@@ -47,6 +47,7 @@ IMPORTED_AS = {
   "absl-py": "absl", "orbax-checkpoint": "orbax", "protobuf": "google.protobuf", "google-crc32c": "google_crc32c",
   "pystemmer": "Stemmer", "pytrec-eval-terrier": "pytrec_eval", "ir-measures": "ir_measures",
   "ir-datasets": "ir_datasets", "google-genai": "google.genai", "google-generativeai": "google.generativeai",
+  "tensorboardx": "tensorboardX",
 }  # fmt: skip
 
 
@@ -200,7 +201,8 @@ def declared(project: dict[str, typing.Any], extras: typing.Iterable[str]) -> di
 def test_dependencies_are_what_is_imported() -> None:
   project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
   known = declared(project, [
-    "retrieval", "report", "llm", "gemini-legacy", "hf", "torch", "datasets", "serve", "tpu-compile"])
+    "retrieval", "report", "llm", "gemini-legacy", "hf", "torch", "datasets", "serve", "tpu-compile", "gcs", "s3",
+    "tensorboard"])
   source = "\n".join(module.path.read_text() for module in modules().values())
   unused = [name for name, module in known.items() if module not in source]
   assert not unused, f"pyproject.toml asks for {unused}, which no module imports"

@@ -1,8 +1,10 @@
 """Buckets on 127.0.0.1 that speak the protocols of Google's and Amazon's, and can be made to fail for a moment."""
 
 import contextlib
+import http.server
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from unittest import mock
 
@@ -42,15 +44,18 @@ def google() -> Iterator[Bucket]:
     # gcsfs asks for the kind of a bucket over gRPC, which is not spoken here.
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
   })
-  handle = gcp_storage_emulator.server.Router.handle
+  handle, alone = gcp_storage_emulator.server.Router.handle, threading.Lock()
 
   def sometimes(router, method) -> None:
-    if bucket.is_busy():
-      router._request_handler.send_error(503)
-    else:
-      handle(router, method)
+    with alone:
+      if bucket.is_busy():
+        router._request_handler.send_error(503)
+      else:
+        handle(router, method)
 
-  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes):
+  # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
+  threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
+  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded:
     server.start()
     try:
       yield bucket

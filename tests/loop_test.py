@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from jax.sharding import AxisType
 from idistill_jax import cli, sharding
 from idistill_jax.data import batches
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, loop, preemption, utilization
+from idistill_jax.train import checkpoint, curves, loop, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -207,15 +208,65 @@ def test_a_profile_of_the_steps_asked_for_is_written(tmp_path, tiny_weights):
       cli.Steps().parse(wrong)
 
 
-def test_a_torn_newest_checkpoint_gives_way_to_the_one_before(tmp_path, tiny_weights, caplog):
-  loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True))
-  newest = tmp_path / "checkpoints" / "6"
-  for path in (newest / "state").rglob("*"):
+def shorten(folder: pathlib.Path) -> None:
+  for path in folder.rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[:16])
-  expected = flat(loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True)))
-  assert "checkpoint of step 6 cannot be read" in caplog.text
-  untorn = tmp_path / "untorn"
-  untorn.mkdir()
-  for path, leaf in flat(loop.train(tiny_world.training(untorn, tiny_weights, mesh_of(1, 1, 1), pairs=True))).items():
-    np.testing.assert_array_equal(leaf, expected[path])
+
+
+def flip_a_bit(folder: pathlib.Path) -> None:
+  path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def lose_the_largest(folder: pathlib.Path) -> None:
+  max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size).unlink()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_weights) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+  """A whole training, with checkpoints of steps 3 and 6, and its parameters."""
+  folder = tmp_path_factory.mktemp("trained")
+  return folder, flat(loop.train(tiny_world.training(folder, tiny_weights, mesh_of(1, 1, 1), pairs=True)))
+
+
+@pytest.mark.parametrize("damage", [shorten, flip_a_bit, lose_the_largest])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained, tmp_path, tiny_weights, caplog, damage):
+  folder, expected = tmp_path / "again", trained[1]
+  shutil.copytree(trained[0], folder)
+  damage(folder / "checkpoints" / "6" / "state")
+  found = flat(loop.train(tiny_world.training(folder, tiny_weights, mesh_of(1, 1, 1), pairs=True)))
+  assert f"checkpoint {folder}/checkpoints/6 cannot be used" in caplog.text
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(found[path], leaf)
+  # Step 6 was taken again, and saved again.
+  caplog.clear()
+  loop.train(tiny_world.training(folder, tiny_weights, mesh_of(1, 1, 1), pairs=True))
+  assert "cannot be used" not in caplog.text
+
+
+def test_metrics_are_curves_and_windows_as_well(trained):
+  folder = trained[0]
+  (window,) = [json.loads(line) for line in windows.path(folder, 0).read_text().splitlines()]
+  assert (window["process"], window["step"], window["steps"]) == (0, 8, 8)
+  np.testing.assert_allclose(window["loss"], np.mean([row["loss"] for row in metrics(folder)]), rtol=1e-6)
+  events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+  pytest.importorskip("tensorboardX")
+  read = events.EventAccumulator(str(folder / curves.FOLDER))
+  read.Reload()
+  drawn = [(event.step, event.value) for event in read.Scalars("loss")]
+  np.testing.assert_allclose(drawn, [(row["step"], row["loss"]) for row in metrics(folder)], rtol=1e-6)
+
+
+def test_when_no_checkpoint_is_left_training_starts_anew_and_says_so(trained, tmp_path, tiny_weights, caplog):
+  folder, expected = tmp_path / "again", trained[1]
+  shutil.copytree(trained[0], folder)
+  for step in ("3", "6"):
+    shorten(folder / "checkpoints" / step / "state")
+  found = flat(loop.train(tiny_world.training(folder, tiny_weights, mesh_of(1, 1, 1), pairs=True)))
+  assert "training starts anew" in caplog.text
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(found[path], leaf)
+  assert [row["step"] for row in metrics(folder)] == list(range(1, 9))

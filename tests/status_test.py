@@ -34,7 +34,15 @@ def test_done_begun_and_to_do(workdir):
   assert found["labels"].state == "done" and found["labels"].dollars == 0.25
   assert found["labels"].note == "lists 7, dropped 1"
   assert found["train_ranker"].state == "begun" and "step 12, loss 0.5, 2,345 tokens/s" in found["train_ranker"].note
+  assert found["train_ranker"].seconds is None, "no attempt of it has ended"
   assert found["export"].state == "to do"
+
+
+def test_what_ended_attempts_took_is_part_of_the_cost(workdir):
+  (workdir.root / ".train_ranker-0123" / "seconds").write_text("90.5")
+  found = of(workdir)
+  assert found["train_ranker"].seconds == 90.5
+  assert sum(one.seconds or 0 for one in found.values()) == 90.5 + found["labels"].seconds
 
 
 def test_a_torn_line_is_no_step(workdir):

@@ -5,6 +5,8 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -12,7 +14,7 @@ from etils import epath
 from idistill_jax import processes
 from idistill_jax.train import step as step_lib
 
-STATE, DATA = "state", "data"
+STATE, DATA, SUMS = "state", "data", "sums"
 
 
 class Checkpoints:
@@ -27,8 +29,10 @@ class Checkpoints:
 
     It is the same in every process, as all deal the same batches: one copy serves any number of them.
     """
-    self._manager.save(step, args=ocp.args.Composite(
-      **{STATE: ocp.args.StandardSave(state), DATA: ocp.args.JsonSave(data.get_state())}))
+    self._manager.save(step, args=ocp.args.Composite(**{
+      STATE: ocp.args.StandardSave(state), DATA: ocp.args.JsonSave(data.get_state()),
+      SUMS: ocp.args.StandardSave(_sums(state)),
+    }))
 
   def wait(self) -> None:
     """Until what was saved is on the disk, whichever process wrote it."""
@@ -36,25 +40,52 @@ class Checkpoints:
     processes.meet("the checkpoint")
 
   def restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
-    """Newest state that can be read, with `data` moved to its position; None where nothing was saved yet.
+    """Newest state that is what was saved, with `data` moved to its position; None where nothing was saved yet.
 
-    A torn newest checkpoint is reported and the one before it is used.
+    A torn or corrupted newest checkpoint is reported and deleted, and the one before it is used.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    unreadable: list[int] = []
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
-        restored = self._manager.restore(step, args=ocp.args.Composite(
-          **{STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore()}))
-      except (ValueError, OSError, KeyError) as e:
-        logging.error("checkpoint of step %d cannot be read (%s); trying the one before", step, e)
+        restored = self._read(step, state, data)
+      except Exception as e:  # Orbax and TensorStore raise any, Exception itself among them.
+        logging.error("checkpoint %s/%d cannot be used (%s); trying the one before", self._manager.directory, step, e)
+        unreadable.append(step)
         continue
-      data.set_state(restored[DATA])
-      return restored[STATE]
+      # Else the step could not be saved when it comes again.
+      for torn in unreadable:
+        self._manager.delete(torn)
+      return restored
+    if unreadable:
+      logging.error("none of the checkpoints %s in %s can be used; training starts anew", unreadable,
+                    self._manager.directory)
+      for torn in unreadable:
+        self._manager.delete(torn)
     return None
+
+  def _read(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State:
+    abstract, sums = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state, _sums(state)))
+    found = self._manager.restore(step, args=ocp.args.Composite(**{
+      STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(), SUMS: ocp.args.StandardRestore(sums),
+    }))
+    if not np.array_equal(*jax.device_get((found[SUMS]["words"], _sums(found[STATE])["words"]))):
+      raise ValueError("its bits are not those that were saved")
+    data.set_state(found[DATA])
+    return found[STATE]
 
   def close(self) -> None:
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+@jax.jit
+def _sums(state: step_lib.State) -> dict[str, jax.Array]:
+  """words, uint32 [leaves]: the bits of each array, summed as integers: a flipped one changes it, a mesh does not.
+
+  Of a flipped bit in its files, Orbax itself notices nothing.
+  """
+  words = lambda leaf: jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+  return {"words": jnp.stack([words(leaf).sum(dtype=jnp.uint32) for leaf in jax.tree.leaves(state)])}
 
 
 def save_model(folder: epath.PathLike, params: Any) -> None:

@@ -21,7 +21,7 @@ from idistill_jax import artifacts, processes, progress, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, networks, optim, preemption, utilization
+from idistill_jax.train import checkpoint, curves, networks, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -79,8 +79,9 @@ def train(training: Training) -> Any:
   train_step = step_lib.make_step(training.loss_fn, tx, state)
   pending: Pending | None = None
   trace = utilization.Trace(training.profile, training.folder / "profile")
-  with (contextlib.closing(checkpoints), readout.bar() as bar, preemption.watch(training.mesh) as preempted,
-        utilization.compilations() as compiled, contextlib.closing(trace), jax.transfer_guard("disallow")):
+  with (contextlib.closing(checkpoints), contextlib.closing(readout.log), readout.bar() as bar,
+        preemption.watch(training.mesh) as preempted, utilization.compilations() as compiled,
+        contextlib.closing(trace), jax.transfer_guard("disallow")):
     if start < steps:
       compile_together(training, train_step, state, start)
     of_the_first = compiled()
@@ -153,7 +154,7 @@ class Readout:
     self.training, self.learning_rate, self.start = training, learning_rate, start
     # Steps of the parts before.
     self.before = training.part * len(training.batches)
-    self.log = MetricsLog(training.folder / artifacts.METRICS, keep_until=self.before + start)
+    self.log = MetricsLog(training.folder, keep_until=self.before + start, total=self.before + len(training.batches))
     self.finished = 0.0
     peak = utilization.peak(training.mesh, training.network.execution.products.name)
     self.share_of_peak = utilization.flops_per_token(training.network) / peak
@@ -192,21 +193,33 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
 
 
 class MetricsLog:
-  """One JSON object a step, from the first process; a restarted run drops the lines of steps that it takes again."""
+  """One JSON object a step and the same as curves, from the first process; from each of them a line a window.
 
-  def __init__(self, path: pathlib.Path, keep_until: int):
-    self._path = path
+  A restarted run drops the lines of steps that it takes again.
+  """
+
+  def __init__(self, folder: pathlib.Path, keep_until: int, total: int):
+    self._path = path = folder / artifacts.METRICS
+    self._window = windows.Windows(folder, processes.index(), total)
+    self._curves: curves.Curves | None = None
     if not processes.is_first():
       return
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if _step_of(line) <= keep_until]
     path.write_text("".join(line + "\n" for line in kept))
+    self._curves = curves.Curves(folder, begin_at=keep_until + 1)
 
   def write(self, row: Mapping[str, float]) -> None:
-    if not processes.is_first():
+    self._window.add(row)
+    if self._curves is None:
       return
     with self._path.open("a") as out:
       out.write(json.dumps(row) + "\n")
+    self._curves.write(row)
+
+  def close(self) -> None:
+    if self._curves is not None:
+      self._curves.close()
 
 
 def _step_of(line: str) -> float:

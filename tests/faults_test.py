@@ -1,0 +1,161 @@
+"""What breaks around a stage: the disk is full, the workdir cannot be written, an input is gone.
+
+Each ends with an error that names what it was, and whatever was finished stays as it was.
+"""
+
+import contextlib
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example
+
+
+@pytest.fixture
+def cfg() -> config.Config:
+  return config.Config(name="x")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[pathlib.Path]:
+  """A folder that other users may enter, as pytest's own are not."""
+  with tempfile.TemporaryDirectory() as made:
+    os.chmod(made, 0o755)
+    yield pathlib.Path(made)
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_queries(job: artifacts.Job) -> None:
+  queries = (records.Query(id=f"q{i}", text="x" * 100, split="test") for i in range(99))
+  example.write_records(job.out, "queries", queries)
+
+
+WRITES = artifacts.Stage(name="collection", reads=(), config=("labels",), run=write_queries)
+READS = artifacts.Stage(
+  name="scores", reads=("collection",), config=("labels",),
+  run=lambda job: (job.out / "ids").write_text(
+    " ".join(one.id for one in example.read_records(job.inputs["collection"], "queries", records.Query))) and None,
+)
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+  """No test can fill a disk; here files cannot grow, which is an OSError of a neighbouring number."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_a_stage_and_leaves_what_was_there(tmp_path, cfg):
+  workdir = artifacts.Workdir(tmp_path)
+  workdir.execute(WRITES, cfg)
+  before = content(workdir.folder("collection"))
+  cfg.labels.lists += 1
+  with full_disk(), pytest.raises(OSError, match=r"too large|No space left"):
+    workdir.execute(WRITES, cfg)
+  assert content(workdir.folder("collection")) == before
+  assert not workdir.is_done(WRITES, cfg)
+  # With room again, the same command makes it.
+  workdir.execute(WRITES, cfg)
+  assert workdir.is_done(WRITES, cfg) and [path.name for path in tmp_path.iterdir()] == ["collection"]
+
+
+TRAINS = """
+import pathlib, resource, sys
+import tiny_world
+from idistill_jax import artifacts, config, sharding
+from idistill_jax.train import loop
+
+lists, root = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+tiny_world.write_lists(lists)
+
+def run(job):
+  import dataclasses
+  training = tiny_world.training(lists, {weights!r}, sharding.make_mesh(config.Mesh()), pairs=False, checkpoint_every=2)
+  loop.train(dataclasses.replace(training, folder=job.out, checkpoints=job.shared / "checkpoints"))
+
+cfg, workdir = config.Config(name="x"), artifacts.Workdir(root)
+workdir.execute(artifacts.Stage(name="collection", reads=(), config=(), run=lambda job: None), cfg)
+if len(sys.argv) > 3:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+  workdir.execute(artifacts.Stage(name="train_ranker", reads=("collection",), config=(), run=run), cfg)
+except Exception as e:
+  sys.exit(f"{{type(e).__name__}}: {{e}}")
+"""
+
+
+def test_a_disk_that_fills_up_during_training_is_an_error_and_not_a_model(tmp_path, tiny_weights):
+  lists, root = tmp_path / "lists", tmp_path / "run"
+  lists.mkdir()
+  code = TRAINS.format(weights=tiny_weights)
+  command = [sys.executable, "-c", code, str(lists), str(root)]
+  environment = os.environ | {"XLA_FLAGS": ""}
+  # A megabyte holds the metrics, and no checkpoint.
+  done = subprocess.run([*command, "1000000"], capture_output=True, text=True, timeout=200, env=environment)
+  assert done.returncode == 1, done.stderr
+  assert "too large" in done.stderr or "No space left" in done.stderr
+  assert sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) == ["collection"]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+  assert done.returncode == 0, done.stderr
+  assert (root / "train_ranker" / artifacts.MANIFEST).exists()
+
+
+def test_a_workdir_that_cannot_be_written(open_folder, cfg):
+  workdir = artifacts.Workdir(open_folder)
+  workdir.execute(WRITES, cfg)
+  before = content(open_folder)
+  # Who may write everywhere must be somebody else for a while; anybody else takes the permission away.
+  (open_folder).chmod(0o555)
+  root = os.geteuid() == 0
+  if root:
+    os.seteuid(65534)
+  try:
+    with pytest.raises(PermissionError, match=str(open_folder)):
+      workdir.execute(READS, cfg)
+    assert workdir.is_done(WRITES, cfg)
+  finally:
+    if root:
+      os.seteuid(0)
+    open_folder.chmod(0o755)
+  assert content(open_folder) == before
+  workdir.execute(READS, cfg)
+
+
+@pytest.mark.parametrize("lost", ["queries-00000-of-00001.tfrecord", artifacts.MANIFEST])
+def test_an_input_that_was_deleted_is_named(tmp_path, cfg, lost):
+  workdir = artifacts.Workdir(tmp_path)
+  for stage in (WRITES, READS):
+    workdir.execute(stage, cfg)
+  before = content(workdir.folder("scores"))
+  (workdir.folder("collection") / lost).unlink()
+  cfg.labels.lists += 1
+  with pytest.raises(FileNotFoundError, match=f"{workdir.folder('collection')}"):
+    workdir.execute(READS, cfg)
+  assert content(workdir.folder("scores")) == before
+
+
+def test_the_command_says_it_in_a_line(tmp_path):
+  command = [sys.executable, "-m", "idistill_jax.stages.collection", "--config=configs/quickstart.py:tiny"]
+  gone = f"{tmp_path}/gone"
+  for said, flags in {
+    "/proc/no": ["--workdir=/proc/no"],
+    gone: [f"--workdir={tmp_path}", "--config.collection.source=jsonl", f"--config.collection.path={gone}"],
+  }.items():
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+  assert not list(tmp_path.glob("*/manifest.json"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 from etils import epath
 
@@ -63,10 +64,7 @@ def train(training: Training) -> Any:
   learning_rate = optim.schedule(training.optim, steps)
 
   # -- State: starting weights onto the mesh, or the newest checkpoint -------------------------------------------------
-  params = training.start()
-  tx = optim.adamw(training.optim, steps, table_lib.decay_mask(training.network.table, params))
-  state = step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
-  del params
+  tx, state = begun(training)
   data = batches_lib.iterator(training.batches)
   checkpoints = checkpoint.Checkpoints(training.checkpoints)
   state = checkpoints.restore(state, data) or state
@@ -119,6 +117,14 @@ def train(training: Training) -> Any:
       checkpoints.wait()
       raise preemption.Preempted
   return state.params
+
+
+def begun(training: Training) -> tuple[optax.GradientTransformation, step_lib.State]:
+  """The optimizer, and the state before the first step."""
+  params = training.start()
+  decays = table_lib.decay_mask(training.network.table, params)
+  tx = optim.adamw(training.optim, len(training.batches), decays)
+  return tx, step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
 
 
 def compile_together(training: Training, train_step: Any, state: step_lib.State, step: int) -> None:

@@ -111,7 +111,7 @@ def test_an_absent_text_is_finite(case):
 
 
 def test_rematerialising_gives_the_same_gradients_from_less_memory():
-  sizes = bert.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=6, num_attention_heads=2,
+  sizes = bert.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=2,
                           intermediate_size=128, max_position_embeddings=64, type_vocab_size=2, layer_norm_eps=1e-12)
   graph, params = nnx.split(bert.Bert(sizes, rngs=nnx.Rngs(0)))
   rows = rows_of.one_a_row([np.arange(64, dtype=np.int32) % 50] * 16, None, 64)

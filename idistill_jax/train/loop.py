@@ -10,7 +10,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -105,17 +105,13 @@ def train(training: Training) -> Any:
           if processes.is_first():
             training.keep()
           if ending:
-            checkpoints.wait()
-            logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name,
-                            step + 1, steps)
-            raise preemption.Preempted
+            leave(training, checkpoints, step + 1)
     if pending is not None:
       settle(pending, readout, bar)
     if preempted():
       # All is done but what comes after training: a restart finds the last step and takes none.
       checkpoints.save(steps, state, data)
-      checkpoints.wait()
-      raise preemption.Preempted
+      leave(training, checkpoints, steps)
   return state.params
 
 
@@ -125,6 +121,13 @@ def begun(training: Training) -> tuple[optax.GradientTransformation, step_lib.St
   decays = table_lib.decay_mask(training.network.table, params)
   tx = optim.adamw(training.optim, len(training.batches), decays)
   return tx, step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
+
+
+def leave(training: Training, checkpoints: checkpoint.Checkpoints, step: int) -> NoReturn:
+  checkpoints.wait()
+  logging.warning("%s: asked to end; saved at step %d of %d, where the same command goes on", training.name, step,
+                  len(training.batches))
+  raise preemption.Preempted
 
 
 def compile_together(training: Training, train_step: Any, state: step_lib.State, step: int) -> None:

@@ -20,7 +20,7 @@ run() {
   act docker push "$IMAGE"
   act xpk workload create --workload="$JOB" --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
     --docker-image="$IMAGE" --max-restarts="${RESTARTS:-100}" --termination-grace-period-seconds=120 \
-    --command="exec launch/local.sh $(quoted "$@")"
+    --command="exec launch/local.sh $(quoted "$@") --coordinator=auto"
 }
 
 logs() {

@@ -7,4 +7,4 @@ if [[ -z "${PYTHON:-}" ]] && ! command -v python3.11 >/dev/null; then
   sudo apt-get update -q && sudo apt-get install -qy python3.11-venv
 fi
 export EXTRAS="retrieval report tpu gcs" JAX_PLATFORMS=tpu,cpu
-exec launch/local.sh "$@"
+exec launch/local.sh "$@" --coordinator=auto

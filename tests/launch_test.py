@@ -10,6 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WHAT = ("--config=configs/quickstart.py:tiny", "--workdir=gs://bucket/a run", "--config.labels.model=it's; $HOME")
+# Where several processes are one job, they find each other.
+PEERS = "--coordinator=auto"
 TOOLS = ("docker", "flock", "gcloud", "git", "kubectl", "python", "sbatch", "scontrol", "sky", "srun", "xpk")
 # Notes what it is given, answers questions from a file of answers, and ends with the code that is asked for.
 STUB = r"""#!/usr/bin/env bash
@@ -96,7 +98,7 @@ def test_stage_and_flags_are_the_same_words_everywhere(place: Place, where: str)
     "slurm": lambda: call[call.index("launch/slurm_job.sh") + 1:],
     "sky": lambda: inner(call, "--env=WHAT="),
     "tpu": lambda: (words := inner(call, "--command="))[words.index("launch/tpu_worker.sh") + 1:][:4],
-    "gke": lambda: inner(call, "--command=")[2:],
+    "gke": lambda: (words := inner(call, "--command="))[2:words.index(PEERS)],
   }[where]()
   assert given == ["train_ranker", *WHAT]
 
@@ -119,7 +121,7 @@ def test_slurm_takes_back_a_job_that_was_asked_to_end(place: Place, code: int, a
   slurm = {"SLURM_SUBMIT_DIR": str(place.root), "SLURM_JOB_ID": "7"}
   done = place.start("slurm_job.sh", "pipeline", *WHAT, FAILS="srun", CODE=str(code), **slurm)
   assert done.returncode == code
-  run = ["srun", "--kill-on-bad-exit=1", "launch/gpu.sh", "pipeline", *WHAT]
+  run = ["srun", "--kill-on-bad-exit=1", "launch/gpu.sh", "pipeline", *WHAT, PEERS]
   assert place.calls() == [run, ["scontrol", "requeue", "7"]] if again else [run]
 
 

@@ -18,11 +18,12 @@ def from_direct() -> Taught:
   """For small embedding weights and about 1,000 lists: the ranker starts from the direct control, and its pupil is
   averaged with it (BUILD.md, results)."""
   return Taught(
-    direct=c.Distillation(order_temperature=0.3, optim=c.Optim(peak_lr=1e-4)),
+    direct=c.Distillation(passages_per_list=4, lists_per_batch=32, epochs=2, optim=c.Optim(peak_lr=1e-4)),
     ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=1, passages_per_list=4, lists_per_batch=16,
                     start="direct", similarity_weight=30.0, optim=c.Optim(peak_lr=1.5e-4)),
-    scores=c.Scores(depth=10, candidates="direct", lists="all", unlabelled_queries=500),
-    retriever=c.Retriever(teacher="ranker", direct_share=0.5, optim=c.Optim(peak_lr=1e-4)),
+    scores=c.Scores(depth=10, candidates="direct", lists="all"),
+    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, passages_per_list=4,
+                          lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
   )
 
 

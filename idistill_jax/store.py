@@ -26,6 +26,9 @@ from idistill_jax import extras
 # Scheme -> (package that speaks it, extra that installs the package).
 _BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SENT = ".sent.json"
+# Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
+# asks once, at its first path.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 class Store(Protocol):
@@ -133,8 +136,6 @@ class Bucket:
     package, extra = _BACKENDS[scheme]
     with extras.needed(url, extra):
       importlib.import_module(package)
-    # Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.
-    os.environ.setdefault("EPATH_USE_TF", "false")
     self._url = url
     self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
     mirrors = pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"

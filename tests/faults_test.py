@@ -75,6 +75,7 @@ def test_a_full_disk_ends_a_stage_and_leaves_what_was_there(tmp_path, cfg):
 
 TRAINS = """
 import pathlib, resource, sys
+sys.path.insert(0, {tests!r})
 import tiny_world
 from idistill_jax import artifacts, config, sharding
 from idistill_jax.train import loop
@@ -101,7 +102,7 @@ except Exception as e:
 def test_a_disk_that_fills_up_during_training_is_an_error_and_not_a_model(tmp_path, tiny_weights):
   lists, root = tmp_path / "lists", tmp_path / "run"
   lists.mkdir()
-  code = TRAINS.format(weights=tiny_weights)
+  code = TRAINS.format(weights=tiny_weights, tests=str(pathlib.Path(__file__).parent))
   command = [sys.executable, "-c", code, str(lists), str(root)]
   environment = os.environ | {"XLA_FLAGS": ""}
   # A megabyte holds the metrics, and no checkpoint.

@@ -15,13 +15,13 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.clock import Clock
 from idistill_jax import config
 from idistill_jax.llm import ranking, session
 
@@ -67,37 +67,21 @@ def lists(name: str, count: int) -> list[ranking.Unordered]:
   return [ranking.Unordered(f"{name}{i}", ids, f"query {name} {i}", texts) for i in range(count)]
 
 
-class Clock:
-  """`with Clock(calls) as clock:`; `clock.facts` are calls a second, and CPU of this process for each of them."""
-
-  def __init__(self, calls: int):
-    self._calls = calls
-    self.facts: dict[str, float] = {}
-
-  def __enter__(self) -> "Clock":
-    self._started, self._busy = time.perf_counter(), _cpu_seconds()
-    return self
-
-  def __exit__(self, *exc: object) -> None:
-    seconds, busy = time.perf_counter() - self._started, _cpu_seconds() - self._busy
-    self.facts = {"calls_per_second": self._calls / seconds, "cpu_ms_per_call": 1000 * busy / self._calls}
-
-
-def _cpu_seconds() -> float:
-  used = resource.getrusage(resource.RUSAGE_SELF)
-  return used.ru_utime + used.ru_stime
+def rates(calls: int, clock: Clock) -> dict[str, float]:
+  """Calls a second, and CPU of this process for each of them."""
+  return {"calls_per_second": calls / clock.seconds, "cpu_ms_per_call": 1000 * clock.busy / calls}
 
 
 def labelling(cfg: config.Labels, calls: int) -> dict[str, float]:
   with tempfile.TemporaryDirectory() as folder, session.Session(cfg, pathlib.Path(folder)) as opened:
     plan = session.plan(cfg, seed=0)
     opened.label(lists("warm", cfg.concurrency), plan)  # imports, connections
-    with Clock(calls) as asked:
+    with Clock() as asked:
       outcomes = opened.label(lists("q", calls), plan)
     assert all(isinstance(outcome, ranking.Ranked) for outcome in outcomes)
-    with Clock(calls) as cached:
+    with Clock() as cached:
       opened.label(lists("q", calls), plan)
-  return {**asked.facts, "cached_per_second": cached.facts["calls_per_second"]}
+  return {**rates(calls, asked), "cached_per_second": calls / cached.seconds}
 
 
 def bare_sdk(cfg: config.Labels, calls: int) -> dict[str, float]:
@@ -112,15 +96,15 @@ def bare_sdk(cfg: config.Labels, calls: int) -> dict[str, float]:
         model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=1024, temperature=0.0
       )
 
-  async def main() -> Clock:
+  async def main() -> dict[str, float]:
     async with openai.AsyncOpenAI(api_key="none", base_url=cfg.base_url, max_retries=0, timeout=120) as client:
       await asyncio.gather(*(ask(client, 1) for _ in range(cfg.concurrency)))
       each = calls // cfg.concurrency
-      with Clock(each * cfg.concurrency) as clock:
+      with Clock() as clock:
         await asyncio.gather(*(ask(client, each) for _ in range(cfg.concurrency)))
-      return clock
+      return rates(each * cfg.concurrency, clock)
 
-  return asyncio.run(main()).facts
+  return asyncio.run(main())
 
 
 def rank_llm(python: str, cfg: config.Labels, calls: int) -> dict[str, dict[str, float]]:

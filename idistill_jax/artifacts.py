@@ -230,9 +230,9 @@ class Workdir:
         processes.once(lambda: stage.run(job))
     finally:
       seconds = spent_before + time.time() - started
-      if out.exists() and processes.is_first():
-        (out / "seconds").write_text(str(seconds))
       if processes.is_first():
+        if out.exists():
+          (out / "seconds").write_text(str(seconds))
         for name in (out.name, "cache"):
           self._store.send(name)
     return processes.once(lambda: self._finish(stage, cfg, job, key, seconds))

@@ -25,7 +25,11 @@ _TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_b
 
 # Longer texts would fill the screen.
 SHOWN_CHARACTERS = 160
-READS = ("collection", "candidates", "train_direct", "train_ranker", "train_retriever", "index")
+# What it reads of a workdir, as a stage would.
+STAGE = artifacts.Stage(
+  name="search", reads=("collection", "candidates", "train_direct", "train_ranker", "train_retriever", "index"),
+  config=(), run=lambda job: None,
+)
 
 
 class EmptyQueryError(ValueError):
@@ -48,9 +52,8 @@ class Searcher:
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
-    stage = artifacts.Stage(name="search", reads=READS, config=(), run=lambda job: None)
-    cfg = cli.load_config(os.fspath(workdir))
-    folders = artifacts.Workdir(os.fspath(workdir)).inputs(stage, cfg)
+    cfg = cli.load_config(workdir)
+    folders = artifacts.Workdir(workdir).inputs(STAGE, cfg)
     self._cfg: config_lib.Config = cfg
     # A question comes alone: a batch as long as one, where an index is encoded with thousands of tokens a step.
     alone = dataclasses.replace(

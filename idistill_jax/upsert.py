@@ -36,10 +36,9 @@ def upsert(
   Raises FileExistsError where `into` is there, collection.CollectionError for a malformed file, ValueError for a file
   without passages and for an index of 8-bit integers, and as `search.Searcher` does for an unfinished workdir.
   """
-  cfg, into = cli.load_config(os.fspath(workdir)), pathlib.Path(into)
-  stage = artifacts.Stage(name="search", reads=search.READS, config=(), run=lambda job: None)
-  old = artifacts.Workdir(os.fspath(workdir))
-  old.inputs(stage, cfg)
+  cfg, into = cli.load_config(workdir), pathlib.Path(into)
+  old = artifacts.Workdir(workdir)
+  old.inputs(search.STAGE, cfg)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
   new = [passage for passage in files.read_passages(pathlib.Path(path)) if passage.full_text.strip()]
@@ -59,7 +58,7 @@ def upsert(
 
 def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
   """What search reads, by hard links; files that grow are written anew beside, and the index's may be written over."""
-  for name in search.READS:
+  for name in search.STAGE.reads:
     shutil.copytree(
       old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else os.link
     )

@@ -90,14 +90,25 @@ def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):
     workdir(tmp_path / "v").execute(stage.STAGE, configured(recorded(tmp_path / "none.jsonl", {})))
 
 
-def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path, monkeypatch):
+@pytest.fixture
+def openai_sdk(monkeypatch) -> None:
+  """The real SDK, with a key for the loopback server."""
   pytest.importorskip("openai")
   monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+
+
+def live(server, **labels) -> config.Config:
+  """A reader of its own behind the loopback server, which says 11 tokens in and 7 out."""
+  cfg = configured(base_url=f"{server.url}/v1", **labels)
+  cfg.labels.provider, cfg.answer.model = "openai", "reader"
+  return cfg
+
+
+@pytest.mark.usefixtures("openai_sdk")
+def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path):
   done = workdir(tmp_path / "w")
   with LoopbackLLM(lambda number, prompt: Reply("Paris" if "capital of France" in prompt else "?")) as server:
-    cfg = configured(base_url=f"{server.url}/v1")
-    cfg.labels.provider = "openai"
-    cfg.answer.model = "reader"
+    cfg = live(server)
     done.execute(stage.STAGE, cfg)
     # Six pairs of question and system, two of them equal.
     assert len(server.asked) == 5 and {body["model"] for body in server.bodies} == {"reader"}
@@ -113,16 +124,8 @@ def test_nobody_is_asked_where_the_config_says_none(tmp_path):
   assert stage.fingerprint(cfg) != stage.fingerprint(configured(recorded(tmp_path / "said.jsonl", SAID)))
 
 
-def live(server, **labels) -> config.Config:
-  """A reader of its own behind the loopback server, which says 11 tokens in and 7 out."""
-  cfg = configured(base_url=f"{server.url}/v1", **labels)
-  cfg.labels.provider, cfg.answer.model = "openai", "reader"
-  return cfg
-
-
-def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path, monkeypatch):
-  pytest.importorskip("openai")
-  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+@pytest.mark.usefixtures("openai_sdk")
+def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path):
   done = workdir(tmp_path / "w")
   with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
     cfg = live(server, dollars_per_million_input_tokens=1e6, dollars_per_million_output_tokens=1e6)
@@ -140,9 +143,8 @@ def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path, monk
   assert bills.total([shown]) == counts["dollars"] and "dollars" not in bills.other_counts(shown)
 
 
-def test_the_budget_holds_for_the_reader_too(tmp_path, monkeypatch):
-  pytest.importorskip("openai")
-  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+@pytest.mark.usefixtures("openai_sdk")
+def test_the_budget_holds_for_the_reader_too(tmp_path):
   done = workdir(tmp_path / "w")
   with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
     # A call is bound by its bytes and 1,024 tokens, and takes 18: there is room for some, and not for all.

@@ -73,8 +73,7 @@ def assemble(
   be unique already.
   """
   dropped, lists, pairs = list(drops), tuple(lists), pairs or {}
-  named = {one for judged in (*judgements.values(), pairs) for found in judged.values() for one in found}
-  named |= {one for shown in lists for one in shown.passage_ids}
+  named = tables.mentioned((*judgements.values(), pairs), lists)
   # This pass also makes a reader check all that it reads.
   known = {p.id for p in _with_text(passages, "passage", lambda p: p.full_text, dropped) if p.id in named}
   kept_queries = tuple(_with_text(queries, "query", lambda q: q.text, dropped))
@@ -103,8 +102,8 @@ def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
   """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
   dropped: list[Drop] = []
   collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
-  kept = stream.only(passages, stream.has_text)
-  return Collection(title=title, passages=kept, queries=(), qrels={}, drops=tuple(dropped))
+  return Collection(title=title, passages=stream.only(passages, stream.has_text), queries=(), qrels={},
+                    drops=tuple(dropped))
 
 
 def with_queries(
@@ -173,9 +172,7 @@ def with_rankings(
 
 def _named(whole: Collection) -> set[str]:
   """Ids of passages that judgements, lists, rankings and pairs name."""
-  named = {one for judged in (*whole.qrels.values(), whole.pairs) for found in judged.values() for one in found}
-  lists: list[records.CandidateList | records.RankedList] = [*whole.lists, *whole.rankings]
-  return named | {one for shown in lists for one in shown.passage_ids}
+  return tables.mentioned((*whole.qrels.values(), whole.pairs), (*whole.lists, *whole.rankings))
 
 
 def divide(whole: Collection, train_fraction: float) -> Collection:

@@ -188,6 +188,14 @@ def write_qrels(path: str | os.PathLike[str], qrels: Mapping[str, Mapping[str, i
         out.write(f"{query_id}\t{passage_id}\t{score}\n")
 
 
+def mentioned(
+  judgements: Iterable[Qrels], lists: Iterable[records.CandidateList | records.RankedList]
+) -> set[str]:
+  """Ids of the passages that judgements and lists name."""
+  judged = {one for qrels in judgements for found in qrels.values() for one in found}
+  return judged | {one for shown in lists for one in shown.passage_ids}
+
+
 def split_of(query_id: str, stated: str | None, judgements: Mapping[str, Qrels]) -> str:
   """The split a query states, else that of the judgements which hold it (held-out ones first), else train."""
   if stated is not None:

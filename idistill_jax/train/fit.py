@@ -63,7 +63,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
 
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
   """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
-  folder = job.shared / "trained" / str(training.part)
+  folder = job.pieces / "trained" / str(training.part)
   if not processes.once((folder / inference.MODEL).exists):
     checkpoint.save_model(folder / inference.MODEL, loop.train(training))
   return inference.load_params(network, folder, training.mesh, job.cfg.seed)

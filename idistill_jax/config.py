@@ -174,7 +174,7 @@ class Ranker:
   """Cross-encoder training on the LLM's order."""
 
   # "pair_cosine" starts near the level of embedding weights; "classifier" exports as a plain CrossEncoder.
-  head: Literal["pair_cosine", "classifier"] = "classifier"
+  head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.
   top_places: int | None = None

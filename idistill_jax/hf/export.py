@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import cross_encoder, dual_encoder
+from idistill_jax.models import cross_encoder, dual_encoder, pooling
 from idistill_jax.models import table as table_lib
 
 # What sentence-transformers cannot hold: the weight of the term that is added to the ranker's logit, and how we cut.
@@ -26,6 +26,7 @@ _NOT_CARRIED = (
   "num_labels", "problem_type", "finetuning_task", "sentence_transformers", "sbert_ce_default_activation_function",
 )
 _IDENTITY = "torch.nn.modules.linear.Identity"
+_MODULES = "sentence_transformers"
 _PAIR_COSINE = "idistill_jax.hf.pair_cosine.PairCosine"
 _SPECIAL_TOKENS = {
   "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
@@ -74,13 +75,7 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   })
   kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
   _write_modules({path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()}, folder)
-  _write_json(folder / "1_Pooling" / "config.json", {
-    "word_embedding_dimension": width,
-    "pooling_mode_cls_token": embedding.pooling == "cls",
-    "pooling_mode_mean_tokens": embedding.pooling == "mean",
-    "pooling_mode_max_tokens": False,
-    "pooling_mode_mean_sqrt_len_tokens": False,
-  })
+  _write_pooling(folder / "1_Pooling", width, embedding.pooling)
   if embedding.normalize:
     # The module has nothing to say, but neither git nor the Hub keeps an empty folder.
     _write_json(folder / "2_Normalize" / "config.json", {})
@@ -116,15 +111,34 @@ def _write_classifier(tensors: Mapping[str, np.ndarray], source: pathlib.Path, f
   })
 
 
+def _write_mean(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
+  scale = np.float32(cross_encoder.MeanLinear.SCALE)
+  head = {part: tensors[f"classifier.{part}"] for part in ("weight", "bias")}
+  width = head["weight"].shape[1]
+  _write_encoder({key: value for key, value in tensors.items() if not key.startswith("classifier.")}, source, folder)
+  _write_pair_modules(folder, {"1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
+                               "2_Dense": f"{_MODULES}.base.modules.dense.Dense"})
+  _write_pooling(folder / "1_Pooling", width, "mean")
+  _write_json(folder / "2_Dense" / "config.json", {
+    "in_features": width, "out_features": 1, "bias": True, "activation_function": _IDENTITY,
+    "module_input_name": "sentence_embedding", "module_output_name": "scores",
+  })
+  _write_weights(folder / "2_Dense", {f"linear.{part}": scale * value for part, value in head.items()})
+
+
 def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
   _write_encoder(tensors, source, folder)
+  _write_pair_modules(folder, {"1_PairCosine": _PAIR_COSINE})
+  _write_json(folder / "1_PairCosine" / "config.json", {"scale": cross_encoder.PairCosine.SCALE})
+
+
+def _write_pair_modules(folder: pathlib.Path, head: Mapping[str, str]) -> None:
+  """What CrossEncoder reads of a model that is token states and modules, from subfolder to class, which score them."""
   _write_json(folder / "config_sentence_transformers.json", {
     "__version__": {}, "prompts": {}, "default_prompt_name": None,
     "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
   })
-  transformer = "sentence_transformers.base.modules.transformer.Transformer"
-  _write_modules({"": transformer, "1_PairCosine": _PAIR_COSINE}, folder)
-  _write_json(folder / "1_PairCosine" / "config.json", {"scale": cross_encoder.PairCosine.SCALE})
+  _write_modules({"": f"{_MODULES}.base.modules.transformer.Transformer", **head}, folder)
   _write_json(folder / "sentence_bert_config.json", {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -133,7 +147,7 @@ def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, 
 
 
 # config.Ranker.head -> (HF tensors, source folder, folder) written as that head's loaders expect.
-_RANKERS = {"classifier": _write_classifier, "pair_cosine": _write_pair_cosine}
+_RANKERS = {"classifier": _write_classifier, "mean": _write_mean, "pair_cosine": _write_pair_cosine}
 
 
 def _in_task_model(key: str) -> str:
@@ -155,6 +169,16 @@ def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:
   ])
   for path in filter(None, kinds):
     (folder / path).mkdir(exist_ok=True)
+
+
+def _write_pooling(folder: pathlib.Path, width: int, kind: pooling.Pooling) -> None:
+  _write_json(folder / "config.json", {
+    "word_embedding_dimension": width,
+    "pooling_mode_cls_token": kind == "cls",
+    "pooling_mode_mean_tokens": kind == "mean",
+    "pooling_mode_max_tokens": False,
+    "pooling_mode_mean_sqrt_len_tokens": False,
+  })
 
 
 def _write_weights(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:

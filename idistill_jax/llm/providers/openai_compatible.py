@@ -3,7 +3,6 @@
 Key: OPENAI_API_KEY; an endpoint of one's own needs none.
 """
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from idistill_jax import config
 from idistill_jax.llm import protocol
 
 KEY = "OPENAI_API_KEY"
-_CALLS_PER_CLIENT = 8
 _FINISH: dict[str, protocol.FinishReason] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
 
 
@@ -27,21 +25,18 @@ class OpenAICompatible:
     self._key = key(cfg.base_url)
     self.model = cfg.model
     self.params: Mapping[str, Any] = params(cfg)
-    # One client for every eight calls at once: the SDK's connection pool looks at all of its connections for each call.
-    self._clients = [
-      self._openai.AsyncOpenAI(
-        api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0
-      )
-      for _ in range(-(-cfg.concurrency // _CALLS_PER_CLIENT))
-    ]
-    self._turns = itertools.cycle(self._clients)
+    self._client = self._openai.AsyncOpenAI(
+      api_key=self._key.reveal(), base_url=cfg.base_url, timeout=cfg.timeout_seconds, max_retries=0,
+      # The SDK's own choice looks at all of its connections for each call.
+      http_client=self._openai.DefaultAioHttpClient(),
+    )
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"openai {self.model}"
     with protocol.covered(self._key, where):
       try:
         # `chat.completions.create` would walk the body along its types first, which takes half as long as all the rest.
-        completion = await next(self._turns).post(
+        completion = await self._client.post(
           "/chat/completions", cast_to=self._completion,
           body={"model": self.model, "messages": [{"role": "user", "content": request.prompt}], **self.params},
         )
@@ -55,8 +50,7 @@ class OpenAICompatible:
       return read(completion)
 
   async def close(self) -> None:
-    for client in self._clients:
-      await client.close()
+    await self._client.close()
 
 
 def read(completion: Any) -> protocol.Answer:

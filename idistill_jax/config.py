@@ -122,7 +122,7 @@ class Labels:
   """The black-box LLM: who is asked, about which lists, for how much."""
 
   provider: Literal["replay", "gemini", "gemini_legacy", "openai", "gemini_batch", "openai_batch"] = "gemini"
-  model: str = "gemini-2.5-flash"
+  model: str = "gemini-3.5-flash-lite"
   # Another address than the provider's own: a local vLLM, a gateway.
   base_url: str | None = None
   # Recorded answers for `replay`: a JSONL file, or `package:` and its path below idistill_jax/data.
@@ -140,8 +140,9 @@ class Labels:
   # How often a refused answer is asked for again, the list shown in another order.
   refused_retries: int = 1
   max_output_tokens: int = 1024
-  # Gemini's thinking budget, part of the output tokens; None leaves it to the model.
-  thinking_tokens: int | None = 0
+  # How much a model thinks first, within its output tokens: Gemini's thinking level, OpenAI's reasoning effort.  Not
+  # every model knows every value; "unset" leaves it to the model.
+  reasoning: Literal["unset", "none", "minimal", "low", "medium", "high"] = "unset"
   concurrency: int = aside(8)
   attempts: int = aside(4)
   timeout_seconds: float = aside(120.0)

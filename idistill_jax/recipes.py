@@ -38,7 +38,7 @@ def open_questions(name: str, questions: str) -> c.Config:
     encoder=c.Encoder(weights="facebook/contriever", query_tokens=64, passage_tokens=256, row_tokens=512,
                       tokens_per_step=65_536),
     candidates=c.Candidates(depth=100),
-    labels=c.Labels(provider="gemini", model="gemini-2.5-flash", lists=1000, list_size=20, passage_tokens=130),
+    labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
     ranker=c.Ranker(head="pair_cosine", loss="listmle", passages_per_list=20, lists_per_batch=8, epochs=3),
     scores=c.Scores(depth=20, lists="all", unlabelled_queries=None),
     retriever=c.Retriever(teacher="ranker", loss="kl_list", passages_per_list=20, lists_per_batch=32, epochs=1),

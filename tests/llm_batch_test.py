@@ -180,8 +180,7 @@ def test_the_lines_are_what_the_providers_document(tmp_path):
   assert set(openai["body"]) == {"model", "messages", "max_completion_tokens"}
   gemini = json.loads((tmp_path / "gemini_batch" / "requests-0000.jsonl").read_text())
   assert set(gemini) == {"key", "request"} and set(gemini["request"]) == {"contents", "generation_config"}
-  settings = {"temperature": 0.0, "max_output_tokens": 1024, "thinking_config": {"thinking_budget": 0}}
-  assert gemini["request"]["generation_config"] == settings
+  assert gemini["request"]["generation_config"] == {"temperature": 0.0, "max_output_tokens": 1024}
 
 
 def test_a_batch_beyond_the_budget_is_not_submitted(tmp_path):

@@ -71,6 +71,27 @@ def test_asks_and_reads_text_usage_and_end(name):
   assert KEY not in json.dumps(server.bodies)
 
 
+@pytest.mark.parametrize(("name", "reasoning", "where", "sent"), [
+  ("gemini", "minimal", ("generationConfig", "thinkingConfig"), {"thinking_level": "MINIMAL"}),
+  ("gemini", "none", ("generationConfig", "thinkingConfig"), {"thinking_budget": 0}),
+  ("gemini", "unset", ("generationConfig", "thinkingConfig"), None),
+  ("openai", "low", ("reasoning_effort",), "low"),
+  ("openai", "unset", ("reasoning_effort",), None),
+])
+def test_how_much_to_think_reaches_the_model(name, reasoning, where, sent):
+  with LoopbackLLM() as server:
+    build(name, server, reasoning=reasoning).ask(REQUEST)
+  found = server.bodies[0]
+  for key in where:
+    found = found.get(key) if found else None
+  assert found == sent
+
+
+def test_the_old_sdk_says_that_it_cannot_pass_it_on():
+  with LoopbackLLM() as server, pytest.raises(protocol.Stop, match=r"labels\.reasoning=low"):
+    build("gemini_legacy", server, reasoning="low")
+
+
 @pytest.mark.parametrize("name", SDKS)
 @pytest.mark.parametrize(("finish", "expected"), [("length", "length"), ("content_filter", "blocked")])
 def test_names_how_an_answer_ended(name, finish, expected):

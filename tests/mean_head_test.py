@@ -1,4 +1,4 @@
-"""The head over the mean of a pair's states: by hand, and as the folder that CrossEncoder loads with no code of ours."""
+"""The head over the mean of a pair's states: by hand, and as a folder that CrossEncoder loads without our code."""
 
 import jax
 import numpy as np

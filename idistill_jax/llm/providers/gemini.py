@@ -30,12 +30,7 @@ class Gemini:
     self._key = protocol.secret(*KEYS)
     self.model = cfg.model
     self.params: Mapping[str, Any] = params(cfg)
-    thinking = None
-    if cfg.thinking_tokens is not None:
-      thinking = self._types.ThinkingConfig(thinking_budget=cfg.thinking_tokens)
-    self._config = self._types.GenerateContentConfig(
-      temperature=0.0, max_output_tokens=cfg.max_output_tokens, thinking_config=thinking
-    )
+    self._config = self._types.GenerateContentConfig(**self.params)
     self._client = client(genai, self._key, cfg, attempts=1)
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
@@ -56,7 +51,16 @@ class Gemini:
 
 
 def params(cfg: config.Labels) -> dict[str, Any]:
-  return {"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens, "thinking_tokens": cfg.thinking_tokens}
+  """The `GenerateContentConfig`, as the REST interface has it in snake case."""
+  settings: dict[str, Any] = {"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens}
+  match cfg.reasoning:
+    case "unset":
+      return settings
+    case "none":
+      # Models before Gemini 3 have budgets in place of levels, and only those can do without.
+      return settings | {"thinking_config": {"thinking_budget": 0}}
+    case level:
+      return settings | {"thinking_config": {"thinking_level": level.upper()}}
 
 
 def client(genai: Any, key: protocol.Secret, cfg: config.Labels, *, attempts: int) -> Any:

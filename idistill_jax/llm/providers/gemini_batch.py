@@ -28,13 +28,8 @@ class GeminiBatch:
       self._client = gemini.client(self._genai, self._key, cfg, attempts=cfg.attempts)
 
   def line(self, key: str, request: protocol.Request) -> dict[str, Any]:
-    settings: dict[str, Any] = {
-      "temperature": self.params["temperature"], "max_output_tokens": self.params["max_output_tokens"],
-    }
-    if self.params["thinking_tokens"] is not None:
-      settings["thinking_config"] = {"thinking_budget": self.params["thinking_tokens"]}
     contents = [{"role": "user", "parts": [{"text": request.prompt}]}]
-    return {"key": key, "request": {"contents": contents, "generation_config": settings}}
+    return {"key": key, "request": {"contents": contents, "generation_config": dict(self.params)}}
 
   def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
     key = str(line["key"])

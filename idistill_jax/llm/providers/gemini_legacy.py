@@ -1,6 +1,6 @@
 """Gemini through google-generativeai, whose support has ended; `gemini` is the one to use.  Same keys.
 
-The SDK holds key and address globally, so one process talks to one endpoint.  It has no thinking budget.
+The SDK holds key and address globally, so one process talks to one endpoint.  It cannot say how much to think.
 """
 
 import asyncio
@@ -31,11 +31,9 @@ class GeminiLegacy:
       self._network = protocol.sdk("requests.exceptions", _EXTRA).RequestException
     self._key = protocol.secret(*gemini.KEYS)
     self.model = cfg.model
-    self.params: Mapping[str, Any] = {
-      "temperature": 0.0,
-      "max_output_tokens": cfg.max_output_tokens,
-      "thinking_tokens": None,
-    }
+    if cfg.reasoning != "unset":
+      raise protocol.Stop(f"labels.reasoning={cfg.reasoning}: google-generativeai cannot say so; take provider=gemini")
+    self.params: Mapping[str, Any] = gemini.params(cfg)
     genai.configure(
       api_key=self._key.reveal(),
       transport="rest",
@@ -44,9 +42,7 @@ class GeminiLegacy:
     # google-auth asks twice more after a 401, hoping for fresh credentials; an API key has none.
     session = clients.get_default_generative_client().transport._session
     session._max_refresh_attempts = 0
-    self._model = genai.GenerativeModel(
-      cfg.model, generation_config={"temperature": 0.0, "max_output_tokens": cfg.max_output_tokens}
-    )
+    self._model = genai.GenerativeModel(cfg.model, generation_config=dict(self.params))
     self._threads = futures.ThreadPoolExecutor(cfg.concurrency, thread_name_prefix="gemini_legacy")
     self._options = {"timeout": cfg.timeout_seconds, "retry": None}
 

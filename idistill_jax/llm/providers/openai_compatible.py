@@ -66,9 +66,10 @@ def read(completion: Any) -> protocol.Answer:
 
 def params(cfg: config.Labels) -> dict[str, Any]:
   # OpenAI's own reasoning models take neither max_tokens nor a temperature; other servers do not know the newer name.
-  if cfg.base_url is None:
-    return {"max_completion_tokens": cfg.max_output_tokens}
-  return {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
+  settings: dict[str, Any] = {"max_completion_tokens": cfg.max_output_tokens}
+  if cfg.base_url is not None:
+    settings = {"max_tokens": cfg.max_output_tokens, "temperature": 0.0}
+  return settings if cfg.reasoning == "unset" else settings | {"reasoning_effort": cfg.reasoning}
 
 
 def key(base_url: str | None) -> protocol.Secret:

@@ -78,12 +78,12 @@ class Job:
   """What a running stage is given: its config, its inputs, its folder, its tally.
 
   out: a local folder.  shared: the same folder where every process of a job sees it, in the bucket if that is where
-  the workdir is; what goes straight there need not be sent.  keep: makes what lies in `out` outlive this machine.
-  publish: writes a file beside the stages' folders.
+  the workdir is; what goes straight there need not be sent.  keep: makes a file in `out`, or all of it (""), outlive
+  this machine.  publish: writes a file beside the stages' folders.
   """
 
   def __init__(self, *, cfg: config_lib.Config, out: pathlib.Path, inputs: Mapping[str, pathlib.Path],
-               cache: pathlib.Path, shared: epath.Path | None = None, keep: Callable[[], None] = lambda: None,
+               cache: pathlib.Path, shared: epath.Path | None = None, keep: Callable[[str], None] = lambda name: None,
                publish: Callable[[str, str], None] | None = None):
     self.cfg = cfg
     self.out = out
@@ -108,12 +108,12 @@ class Job:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
-  """written: when anything of it was last written, in seconds since the epoch.  metrics: lines of METRICS so far.
+  """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  seconds: that its ended attempts took.
+  metrics: lines of METRICS so far.  seconds: that its ended attempts took.
   """
 
-  written: float
+  written: Mapping[str, float]
   seconds: float
   metrics: list[str]
 
@@ -214,12 +214,12 @@ class Workdir:
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     """Runs the stage and commits its folder; returns the manifest."""
     inputs = self.inputs(stage, cfg)
-    key = processes.once(lambda: self.key(stage, cfg))
+    key = processes.once(lambda: self.key(stage, cfg), f"the key of {stage.name}")
     out = self.root / processes.once(lambda: self._working_folder(stage.name, key).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
-              keep=lambda: self._store.send(out.name), publish=self.write)
+              keep=lambda name: self._store.send(f"{out.name}/{name}".rstrip("/")), publish=self.write)
     started = time.time()
     spent_before = _read_seconds(out)
     try:
@@ -227,7 +227,7 @@ class Workdir:
         stage.run(job)
         processes.meet(f"the end of {stage.name}")
       else:
-        processes.once(lambda: stage.run(job))
+        processes.once(lambda: stage.run(job), f"the stage {stage.name}")
     finally:
       seconds = spent_before + time.time() - started
       if processes.is_first():
@@ -235,7 +235,7 @@ class Workdir:
           (out / "seconds").write_text(str(seconds))
         for name in (out.name, "cache"):
           self._store.send(name)
-    return processes.once(lambda: self._finish(stage, cfg, job, key, seconds))
+    return processes.once(lambda: self._finish(stage, cfg, job, key, seconds), f"the commit of {stage.name}")
 
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, seconds: float) -> dict[str, Any]:
     manifest = {

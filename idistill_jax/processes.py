@@ -7,31 +7,17 @@ and what ends one process ends all, each saying why, instead of leaving the othe
 
 import contextlib
 import dataclasses
-import faulthandler
-import itertools
-import json
-import os
 import signal
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from absl import logging
+from idistill_jax import peers
 
-# What a shell reports for a process that SIGTERM ended: launchers run the same command again.
-TERMINATED = 128 + signal.SIGTERM
 # The coordinator of `Launch` where the cluster itself tells who is who.
 AUTO = "auto"
-_POLL_SECONDS = 1.0
-# So long the others have to read why the job ends, before process 0 takes the store with it.
-_LINGER_SECONDS = 5.0
-
-
-class ProcessError(RuntimeError):
-  """Another process of the job is gone or does not answer."""
+PATIENCE_SECONDS = 600.0
+TERMINATED, ProcessError = peers.TERMINATED, peers.ProcessError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +26,7 @@ class Launch:
 
   coordinator: host:port of process 0, or AUTO on TPU pods, Slurm, Open MPI and Kubernetes, which tell all of it.
   count, index: how many processes there are, and which one this is.
-  patience: seconds without a sign of life, or at one step, after which another process counts as lost.
+  patience: seconds without a sign of life, of work, or at one step, after which another process counts as lost.
   """
 
   coordinator: str
@@ -63,18 +49,45 @@ def is_first() -> bool:
   return index() == 0
 
 
-def once(work: Callable[[], Any]) -> Any:
+def patience() -> float:
+  """Seconds after which a process that does not get on counts as lost."""
+  return PATIENCE_SECONDS if _job is None else _job.patience
+
+
+def moved() -> None:
+  """Tells those who wait for this process that its work goes on."""
+  if _job is not None:
+    _job.moves += 1
+
+
+def once(work: Callable[[], Any], what: str = "its part") -> Any:
   """What `work` gives in the first process, which does it alone; the others wait, however long it takes.
 
-  The result travels as JSON; what JSON cannot say arrives as a string.
+  They raise ProcessError, naming `what`, when it neither computes nor says that it has `moved` for as long as they have
+  patience.  The result travels as JSON; what JSON cannot say arrives as a string.
   """
-  return work() if _job is None else _job.once(work)
+  return work() if _job is None else _job.once(work, what)
 
 
 def meet(where: str) -> None:
   """Waits until every process is there; raises ProcessError naming those that stay away."""
   if _job is not None:
     _job.meet(where)
+
+
+@contextlib.contextmanager
+def agreed(what: str) -> Iterator[None]:
+  """Around work of all processes: what goes wrong in one goes wrong in all, in the others as ProcessError."""
+  try:
+    yield
+  except Exception as e:
+    if _job is not None:
+      _job.tell_all(what, f"{type(e).__name__}: {e}")
+    raise
+  if _job is not None:
+    wrong = {process: said for process, said in _job.tell_all(what, "").items() if said}
+    if wrong:
+      raise ProcessError(f"{what} failed in {', '.join(f'process {i} ({said})' for i, said in wrong.items())}")
 
 
 @contextlib.contextmanager
@@ -92,30 +105,36 @@ def waiting(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined(launch: Launch | None) -> Iterator[None]:
-  """Within, this process is one of a job; None leaves it alone.  An exception, or SIGTERM, ends all processes."""
+  """Within, this process is one of a job; None leaves it alone.  An exception, or SIGTERM, ends all processes.
+
+  SIGTERM is raised as SystemExit, so that what is half done can be kept.
+  """
   global _job
-  if launch is None:
-    yield
-    return
-  job = _connect(launch)
+  job = None if launch is None else _connect(launch)
   before = signal.signal(signal.SIGTERM, _terminated)
   _job = job
   try:
     yield
-    job.meet("the end")
+    if job is not None:
+      job.meet("the end")
   except BaseException as e:
+    if job is None:
+      raise
     job.fail(e)
   finally:
     _job = None
     signal.signal(signal.SIGTERM, before)
-  job.close()
+  if job is not None:
+    job.close()
 
 
 def _terminated(*_: object) -> NoReturn:
+  # Whoever is asked twice is leaving already.
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   raise SystemExit(TERMINATED)
 
 
-def _connect(launch: Launch) -> "_Job":
+def _connect(launch: Launch) -> peers.Peers:
   import jax
   from jax._src import distributed  # the store has no public name; Orbax reaches it here too
 
@@ -130,125 +149,7 @@ def _connect(launch: Launch) -> "_Job":
     cluster_detection_method=None if found else "deactivate", heartbeat_timeout_seconds=round(launch.patience),
   )
   state = distributed.global_state
-  return _Job(state.client, state.process_id, state.num_processes, launch.patience)
+  return peers.Peers(state.client, state.process_id, state.num_processes, launch.patience)
 
 
-class _Job:
-  """This process among the others, and the thread that watches them."""
-
-  def __init__(self, store: Any, index: int, count: int, patience: float):
-    self._store, self.index, self.count, self._all = store, index, count, count
-    self._patience = patience
-    # Every process counts the same agreements and meetings in the same order.
-    self._numbers = itertools.count()
-    self.awaited: tuple[str, float] | None = None
-    self._leaving = threading.Lock()
-    self._watcher = threading.Thread(target=self._watch, daemon=True)
-    self._watcher.start()
-
-  def once(self, work: Callable[[], Any]) -> Any:
-    if self.count == 1:
-      return work()
-    key = f"once/{next(self._numbers)}"
-    if self.index == 0:
-      with self._alone():
-        said = json.dumps(work(), default=str)
-      self._store.key_value_set(key, said)
-      return json.loads(said)
-    while (heard := self._read(key)) is None:
-      pass
-    return json.loads(heard)
-
-  @contextlib.contextmanager
-  def _alone(self) -> Iterator[None]:
-    """Whoever works while the others wait asks nothing of them."""
-    self.count = 1
-    try:
-      yield
-    finally:
-      self.count = self._all
-
-  def meet(self, where: str) -> None:
-    if self.count == 1:
-      return
-    try:
-      self._store.wait_at_barrier(f"{next(self._numbers)} {where}", round(1000 * self._patience))
-    except RuntimeError as e:
-      said = " ".join(str(e).partition("RPC:")[0].split())
-      raise ProcessError(f"{where}: not all {self.count} processes came within {self._patience:g} s ({said})") from e
-
-  def fail(self, error: BaseException) -> NoReturn:
-    """Ends all processes because of this one's error."""
-    match error:
-      case SystemExit(code=int(code)):
-        reason = "it was asked to end (SIGTERM)" if code == TERMINATED else f"it left with {code}"
-      case SystemExit() | ProcessError():
-        code, reason = 1, str(error)
-        print(reason, file=sys.stderr)
-      case _:
-        code, reason = 1, "".join(traceback.format_exception_only(error)).strip()
-        traceback.print_exception(error)
-    self._end(code, reason)
-
-  def _end(self, code: int, reason: str, awaited: Sequence[int] = ()) -> NoReturn:
-    """awaited: processes that the others waited for in vain."""
-    end = {"process": self.index, "reason": reason, "code": code, "awaited": awaited}
-    with contextlib.suppress(RuntimeError):  # another was faster
-      self._store.key_value_set("ended", json.dumps(end))
-    self._leave(code)
-
-  def _leave(self, code: int) -> NoReturn:
-    """Without the farewell of `jax.distributed`, which would wait for those that cannot come."""
-    self._leaving.acquire()  # for good: of work and watcher, whoever comes second waits for the end
-    with contextlib.suppress(RuntimeError):
-      self._store.key_value_set(f"heard/{self.index}", "")
-      until = time.monotonic() + _LINGER_SECONDS
-      while self.index == 0 and time.monotonic() < until and len(self._said("heard/")) < self._all:
-        time.sleep(0.05)
-    logging.flush()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-  def close(self) -> None:
-    import jax
-
-    if self.index == 0:
-      self._store.key_value_set("ended", "null")
-    self._watcher.join()
-    jax.distributed.shutdown()
-
-  def _watch(self) -> None:
-    """Until the job ends: leaves when another process has, or when one keeps this one waiting for too long."""
-    while (said := self._read("ended")) is None:
-      if (awaited := self.awaited) is not None and time.monotonic() - awaited[1] > self._patience:
-        self._give_up(awaited[0])
-    if (end := json.loads(said)) is not None and end["process"] != self.index:
-      print(f"process {self.index} ends because process {end['process']} did: {end['reason']}", file=sys.stderr)
-      if self.index in end["awaited"]:
-        faulthandler.dump_traceback(sys.stderr)  # where it stands
-      self._leave(end["code"])
-
-  def _give_up(self, what: str) -> None:
-    self._store.key_value_set(f"waiting/{self.index}", "", allow_overwrite=True)
-    time.sleep(2 * _POLL_SECONDS)
-    busy = sorted(set(range(self._all)) - {int(key.rpartition("/")[2]) for key in self._said("waiting/")})
-    reason = f"{what} did not end within {self._patience:g} s; processes that are not waiting for it: {busy}"
-    print(f"process {self.index}: {reason}", file=sys.stderr)
-    self._end(1, reason, busy)
-
-  def _said(self, folder: str) -> list[str]:
-    return [key for key, _ in self._store.key_value_dir_get(folder)]
-
-  def _read(self, key: str) -> str | None:
-    """What the store holds, or None when nothing came for a moment."""
-    try:
-      return self._store.blocking_key_value_get(key, round(1000 * _POLL_SECONDS))
-    except RuntimeError as e:
-      if "DEADLINE_EXCEEDED" not in str(e):
-        # Process 0 is gone; jax.distributed says so and ends this one once it has missed enough heartbeats.
-        time.sleep(_POLL_SECONDS)
-      return None
-
-
-_job: _Job | None = None
+_job: peers.Peers | None = None

@@ -18,10 +18,13 @@ class Bar:
 
   def __init__(self, name: str, total: int, done: int, live: rich_progress.Progress | None):
     self._name, self._total, self._live = name, total, live
-    self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
+    self._first, self._done, self._started, self._said = done, done, time.monotonic(), time.monotonic()
     self._task = live.add_task(name, total=total, completed=done, facts="") if live else None
 
   def update(self, done: int, **facts: float | str) -> None:
+    if done > self._done:
+      self._done = done
+      processes.moved()
     text = " ".join(_said(key, value) for key, value in facts.items())
     if self._live is not None and self._task is not None:
       self._live.update(self._task, completed=done, facts=text)

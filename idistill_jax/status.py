@@ -15,8 +15,10 @@ from absl import app, flags
 from rich import box, table
 from rich import console as rich_console
 
-from idistill_jax import artifacts, cli, pipeline
+from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax.llm import budget, cache, session
 from idistill_jax.report import claims
+from idistill_jax.train import pieces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +35,16 @@ class State:
 def states(workdir: artifacts.Workdir) -> list[State]:
   """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
   cfg = cli.load_config(workdir.stated)
-  return [_state(workdir, stage.name) for stage in pipeline.STAGES if stage.asked_for(cfg)]
+  return [_state(workdir, stage.name, cfg) for stage in pipeline.STAGES if stage.asked_for(cfg)]
 
 
-def _state(workdir: artifacts.Workdir, stage: str) -> State:
+def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
   # A finished stage that is being made anew has both folders: what it is doing is the news.
   begun = workdir.begun(stage)
   if begun is not None:
+    asked = [_asked(workdir, session.ASKING[stage](cfg))] if stage in session.ASKING else []
     return State(stage=stage, state="begun", seconds=begun.seconds or None, dollars=None,
-                 note=_progress(begun))
+                 note="; ".join([part for part in asked if part] + _progress(begun)))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")
@@ -53,15 +56,23 @@ def _state(workdir: artifacts.Workdir, stage: str) -> State:
                note=", ".join(said + ([f"dropped {dropped}"] if dropped else [])))
 
 
-def _progress(begun: artifacts.Begun) -> str:
-  """The last step of a training, and when anything was last written."""
-  ago = datetime.timedelta(seconds=round(time.time() - begun.written))
+def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
+  """What a stage's model has answered, cached answers to other stages and earlier runs included, as in the books."""
+  count, *tokens = cache.given_by(str(cfg.model), workdir.cache / session.CACHE)
+  dollars = session.prices(cfg).dollars(budget.Usage(*tokens))
+  return f"{count:,} answers so far" + (f", ${dollars:.2f}" if dollars is not None else "") if count else ""
+
+
+def _progress(begun: artifacts.Begun) -> list[str]:
+  """The last step of a training, the finished pieces of other work, and when anything was last written."""
+  ago = datetime.timedelta(seconds=round(time.time() - max(begun.written.values(), default=0.0)))
+  said = [f"{name} {done} of {count} pieces" for name, (done, count) in pieces.finished(begun.written).items()]
   try:
     last = json.loads(begun.metrics[-1])
-    step = f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s; "
+    said.append(f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s")
   except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
-    step = ""
-  return f"{step}last written {ago} ago"
+    pass
+  return [*said, f"last written {ago} ago"]
 
 
 def show(found: Sequence[State]) -> table.Table:

@@ -44,8 +44,8 @@ class Store(Protocol):
     """A file's content, None where it is not there."""
     ...
 
-  def written(self, name: str) -> float:
-    """When anything in a folder was last written, in seconds since the epoch."""
+  def written(self, name: str) -> Mapping[str, float]:
+    """What lies in a folder -> when it was last written, in seconds since the epoch."""
     ...
 
   def folders(self, prefix: str) -> list[str]:
@@ -90,9 +90,9 @@ class Folder:
     path = self.local / name
     return path.read_bytes() if path.exists() else None
 
-  def written(self, name: str) -> float:
+  def written(self, name: str) -> Mapping[str, float]:
     top = self.local / name
-    return max(map(_written, (top, *top.rglob("*"))))
+    return {str(path.relative_to(top)): _written(path) for path in (top, *top.rglob("*"))}
 
   def folders(self, prefix: str) -> list[str]:
     return sorted(path.name for path in self.local.glob(f"{prefix}*"))
@@ -153,10 +153,11 @@ class Bucket:
     except FileNotFoundError:
       return None
 
-  def written(self, name: str) -> float:
-    found = self._fs.find(f"{self._base}/{name}", detail=True).values()
-    times = [time for info in found for tag in ("LastModified", "mtime") if (time := info.get(tag)) is not None]
-    return max((time.timestamp() for time in times), default=0.0)
+  def written(self, name: str) -> Mapping[str, float]:
+    top = f"{self._base}/{name}"
+    return {path.removeprefix(top).lstrip("/"): time.timestamp()
+            for path, info in self._fs.find(top, detail=True).items()
+            for tag in ("LastModified", "mtime") if (time := info.get(tag)) is not None}  # fmt: skip
 
   # -- Folders ---------------------------------------------------------------------------------------------------------
 
@@ -174,23 +175,25 @@ class Bucket:
     shutil.rmtree(self.local / name, ignore_errors=True)
 
   def receive(self, name: str, *, leave: Collection[str] = ()) -> None:
-    # What was written here and not sent, as by a process that was killed, stays as it is.
-    settled = {*self._changed(name), *(f"{name}/{file}" for file in leave)}
-    there = {file: tag for file, tag in self._find(name).items()
-             if not {f"{name}/{file}", f"{name}/{file.partition('/')[0]}"} & settled}  # fmt: skip
-    sent = self._sent()
-    self._get(name, self.local / name, [
-      file for file, tag in there.items()
-      if not (self.local / name / file).exists() or sent[f"{name}/{file}"]["there"] != tag
-    ])
-    self._note(name, there)
+    with self._alone():
+      # What was written here and not sent, as by a process that was killed, stays as it is.
+      settled = {*self._changed(name), *(f"{name}/{file}" for file in leave)}
+      there = {file: tag for file, tag in self._find(name).items()
+               if not {f"{name}/{file}", f"{name}/{file.partition('/')[0]}"} & settled}  # fmt: skip
+      sent = self._sent()
+      self._get(name, self.local / name, [
+        file for file, tag in there.items()
+        if not (self.local / name / file).exists() or sent[f"{name}/{file}"]["there"] != tag
+      ])
+      self._note(name, there)
 
   def send(self, name: str) -> None:
-    changed = self._changed(name)
-    if changed:
-      self._fs.put([str(self.local / path) for path in changed], [f"{self._base}/{path}" for path in changed])
-      there = self._find(name)
-      self._note(name, {file: there[file] for file in (path.removeprefix(name).lstrip("/") for path in changed)})
+    with self._alone():
+      changed = self._changed(name)
+      if changed:
+        self._fs.put([str(self.local / path) for path in changed], [f"{self._base}/{path}" for path in changed])
+        there = self._find(name)
+        self._note(name, {file: there[file] for file in (path.removeprefix(name).lstrip("/") for path in changed)})
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
     end = (self.local / working / last).read_bytes()

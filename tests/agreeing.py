@@ -1,15 +1,50 @@
 """What processes tell each other, without a device: `python -m agreeing` as one process of a job."""
 
+import pathlib
 import sys
 import time
 
-import trained
+import jobs
 
 from idistill_jax import processes
 
+LONG = 3600
+
+
+def badly(process: int, _: pathlib.Path) -> None:
+  if process == 1:
+    raise ValueError("line 3 of corpus.jsonl is no JSON")
+
+
+def slowly(process: int, _: pathlib.Path) -> None:
+  """Longer than others have patience, but not silently."""
+  processes.once(lambda: [(processes.moved(), time.sleep(1)) for _ in range(12)] and None)
+
+
+def keeps(process: int, folder: pathlib.Path) -> None:
+  """The first process works alone, and keeps what it has, which takes a while, whoever ends it."""
+  try:
+    processes.once(lambda: time.sleep(LONG))
+  finally:
+    time.sleep(1)
+    (folder / f"kept {process}").touch()
+
+
+ENDS = {
+  "well": lambda process, folder: None,
+  "badly": badly,
+  "late": lambda process, folder: time.sleep(LONG if process == 1 else 0),
+  "first late": lambda process, folder: time.sleep(LONG if process == 0 else 0),
+  "hung": lambda process, folder: processes.once(lambda: time.sleep(LONG), "a long sleep"),
+  "slowly": slowly,
+  "keeps": keeps,
+}
+
+
 if __name__ == "__main__":
-  trained.parser.add_argument("--end", choices=["badly", "late"])
-  args = trained.parser.parse_args()
+  parser = jobs.parser()
+  parser.add_argument("--end", choices=list(ENDS), default="well")
+  args = parser.parse_args()
   launch = processes.Launch(
     coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
   with processes.joined(launch):
@@ -18,10 +53,8 @@ if __name__ == "__main__":
     assert told == [1, 0, str(args.folder)], told
     assert (processes.index(), processes.count()) == (args.process, args.processes)
     processes.meet("half way")
-    if args.process == 1 and args.end == "badly":
-      raise ValueError("line 3 of corpus.jsonl is no JSON")
-    if args.process == 1 and args.end == "late":
-      time.sleep(3600)
+    (args.folder / f"half way {args.process}").write_text("\n")
+    ENDS[args.end](args.process, args.folder)
     processes.meet("the last line")
   print("all well")
   sys.exit(0)

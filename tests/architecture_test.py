@@ -31,10 +31,10 @@ LAYERS = (
   ("cli",),
   ("artifacts",),
   ("processes", "store"),
-  ("validation",),
+  ("validation", "peers"),
   ("config", "extras"),
 )
-WITHOUT_JAX = ("progress", "config", "validation", "processes", "store", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = ("progress", "config", "validation", "peers", "processes", "store", "artifacts", "records", "cli", "llm")
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

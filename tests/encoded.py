@@ -1,34 +1,54 @@
-"""600 texts through the untrained retriever, as one process of a job: `python -m encoded FOLDER WEIGHTS`."""
+"""600 texts through the untrained retriever, alone or as one process of a job: `python -m encoded FOLDER WEIGHTS`."""
 
+import os
 import pathlib
-import sys
 import time
+from unittest import mock
 
 import numpy as np
 import tiny_world
 
-from idistill_jax import config
+from idistill_jax import config, processes
 from idistill_jax.train import inference, pieces
 
 TEXTS = [" ".join(np.random.default_rng(i).choice(tiny_world.WORDS, 2 + i % 7)) for i in range(600)]
 
 
-def encode(weights: str, folder: pathlib.Path | None) -> np.ndarray:
+def encode(weights: str, folder: pathlib.Path | None, least: int) -> np.ndarray:
+  """least: texts of a piece."""
   cfg = config.Config(name="test", encoder=tiny_world.encoder(weights))
-  return inference.load_retriever(cfg, None, folder).encode_passages(TEXTS)
+  with mock.patch.object(pieces, "LEAST", least):
+    return inference.load_retriever(cfg, None, folder).encode_passages(TEXTS)
+
+
+def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: int) -> None:
+  """behind: so many pieces others must have finished before this one finishes any."""
+  finish = pieces.Pieces.finish
+
+  def slowly(work: pieces.Pieces, piece: range, values: np.ndarray) -> None:
+    while len(list(folder.glob("pieces/*/[0-9]*.npy"))) < behind:
+      time.sleep(0.05)
+    time.sleep(pause)
+    finish(work, piece, values)
+    with (folder / f"made {name}").open("a") as out:
+      out.write(f"{piece.start} ")
+
+  with mock.patch.object(pieces.Pieces, "finish", slowly):
+    np.save(folder / f"whole {name}.npy", encode(weights, folder / "pieces", least=32))
 
 
 if __name__ == "__main__":
   import trained
 
-  from idistill_jax import processes
-
+  trained.parser.add_argument("--behind", type=int, default=0, help="see main; for the first process")
   args = trained.parser.parse_args()
-  pieces.LEAST = 32
-  finish = pieces.Pieces.finish
-  pieces.Pieces.finish = lambda *a: (time.sleep(args.pause), finish(*a))[1]
-  launch = processes.Launch(
-    coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
-  with processes.joined(launch):
-    encode(args.weights, args.folder)
-  sys.exit(0)
+  if not args.coordinator:
+    main(args.folder, args.weights, args.pause, os.getpid(), 0)
+  else:
+    launch = processes.Launch(
+      coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
+    with processes.joined(launch):
+      while args.process > 0 and not list(args.folder.glob("pieces/*/*.lease")):
+        time.sleep(0.05)
+      slow = args.process == 0
+      main(args.folder, args.weights, args.pause if slow else 0, args.process, args.behind if slow else 0)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, processes, records
 from idistill_jax.data import example
 
 
@@ -113,6 +113,27 @@ def test_a_disk_that_fills_up_during_training_is_an_error_and_not_a_model(tmp_pa
   done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
   assert done.returncode == 0, done.stderr
   assert (root / "train_ranker" / artifacts.MANIFEST).exists()
+
+
+ANSWERS = """
+import os, signal, sys
+from idistill_jax import artifacts, config, processes
+
+def run(job):
+  (job.out / "answers").write_text("paid for")
+  os.kill(os.getpid(), signal.SIGTERM)
+
+with processes.joined(None):
+  artifacts.Workdir(sys.argv[1]).execute(
+    artifacts.Stage(name="labels", reads=(), config=(), run=run), config.Config(name="x"))
+"""
+
+
+def test_a_stage_that_is_asked_to_end_is_ended_in_order(tmp_path):
+  done = subprocess.run([sys.executable, "-c", ANSWERS, str(tmp_path)], timeout=100)
+  assert done.returncode == processes.TERMINATED
+  (working,) = tmp_path.iterdir()
+  assert sorted(path.name for path in working.iterdir()) == ["answers", "seconds"]
 
 
 def test_a_workdir_that_cannot_be_written(open_folder, cfg):

@@ -1,5 +1,6 @@
 """Several real processes on loopback as one job, bounded in time and cleaned up whatever happens."""
 
+import argparse
 import contextlib
 import dataclasses
 import os
@@ -11,6 +12,17 @@ import time
 from collections.abc import Iterator
 
 TESTS = pathlib.Path(__file__).parent
+
+
+def parser() -> argparse.ArgumentParser:
+  """Reads a folder and what `started` adds."""
+  made = argparse.ArgumentParser()
+  made.add_argument("folder", type=pathlib.Path)
+  made.add_argument("--coordinator", default=None)
+  made.add_argument("--processes", type=int)
+  made.add_argument("--process", type=int)
+  made.add_argument("--patience", type=float, default=60)
+  return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,15 +151,29 @@ def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs):
   assert np.std(losses) > 1e-2 * abs(np.mean(losses))
 
 
-def test_a_loss_that_is_not_finite_names_step_and_lists(tmp_path, tiny_weights):
+@jax.custom_vjp
+def nan_gradient(x):
+  return x
+
+
+nan_gradient.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
+
+
+@pytest.mark.parametrize("name, worse", [
+  ("loss", lambda loss: loss + jnp.nan),
+  # Its parameters would be NaN, and saved before the next loss is seen.
+  ("grad_norm", nan_gradient),
+])
+def test_what_is_not_finite_names_step_and_lists(tmp_path, tiny_weights, name, worse):
   training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True)
   bad = training.batches.slots(4)[0].record
   query = training.batches[4].similarities[0, 0]
 
   def loss_fn(params, batch):
-    return jnp.where(batch.similarities[0, 0] == query, jnp.nan, 1.0) + training.loss_fn(params, batch)
+    loss = training.loss_fn(params, batch)
+    return jax.lax.cond(batch.similarities[0, 0] == query, worse, lambda loss: loss, loss)
 
-  with pytest.raises(loop.NonFiniteLossError, match=rf"loss is nan at step 4, on lists \[.*\b{bad}\b.*\]"):
+  with pytest.raises(loop.NonFiniteLossError, match=rf"{name} is nan at step 4, on lists \[.*\b{bad}\b.*\]"):
     loop.train(tiny_world.with_loss(training, loss_fn))
   assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 3
 
@@ -258,6 +272,15 @@ def test_metrics_are_curves_and_windows_as_well(trained):
   read.Reload()
   drawn = [(event.step, event.value) for event in read.Scalars("loss")]
   np.testing.assert_allclose(drawn, [(row["step"], row["loss"]) for row in metrics(folder)], rtol=1e-6)
+
+
+def test_a_window_whose_steps_are_taken_again_is_written_once(tmp_path):
+  path = windows.path(tmp_path, 3)
+  path.write_text('{"step": 20}\n{"step": 40}\n{"st')
+  again = windows.Windows(tmp_path, 3, start=30, total=50)
+  for step in range(31, 51):
+    again.add({"step": step, "loss": 1.0, "tokens_per_second": 2})
+  assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 50]
 
 
 def test_when_no_checkpoint_is_left_training_starts_anew_and_says_so(trained, tmp_path, tiny_weights, caplog):

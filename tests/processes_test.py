@@ -1,11 +1,15 @@
 """Several processes are one job: the same numbers as alone, shared work, one end with one reason."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 
 import encoded
 import jax
@@ -19,7 +23,7 @@ from idistill_jax import artifacts, processes, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
-from idistill_jax.train import loop, pieces, preemption
+from idistill_jax.train import leases, loop, pieces, preemption
 
 CONFIG = (
   "-m", "accelerated", "--config=configs/quickstart.py:tiny", "--config.encoder.training_dtype=float32",
@@ -99,10 +103,47 @@ def losses(folder: pathlib.Path) -> list[float]:
   ("late", "the last line: not all 2 processes came within 5 s"),
 ])
 def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, reason):
-  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "none", f"--end={end}", patience=5) as job:
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5) as job:
     assert job.wait(120) == [1, 1], job.said()
   assert reason in job.said(0)
   assert "all well" not in job.said()
+
+
+def test_work_of_the_first_that_stops_ends_all_and_work_that_goes_on_does_not(tmp_path):
+  agree = lambda end: jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=8)
+  with agree("slowly") as job:
+    job.succeed(120)
+  with agree("hung") as job:
+    assert job.wait(120) == [1, 1], job.said()
+  assert "a long sleep: process 0 has shown no sign of work for" in job.said(1)
+  assert "agreeing.py" in job.said(0), job.said(0)  # where it stood
+
+
+def test_sigterm_is_heard_at_a_meeting(tmp_path):
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=first late", patience=300) as job:
+    job.until(tmp_path / "half way 1")
+    time.sleep(1)
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait(60) == [processes.TERMINATED] * 2, job.said()
+  assert "process 0 ends because process 1 did: it was asked to end (SIGTERM)" in job.said(0)
+
+
+@pytest.mark.parametrize("told", [0, 1])
+def test_whoever_is_told_to_end_the_first_keeps_what_it_has(tmp_path, told):
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=keeps") as job:
+    job.until(tmp_path / "half way 0")
+    time.sleep(1)
+    job.processes[told].send_signal(signal.SIGTERM)
+    assert job.wait(60) == [processes.TERMINATED] * 2, job.said()
+  assert (tmp_path / "kept 0").exists()
+
+
+def test_the_first_killed_ends_the_others_with_the_reason(tmp_path):
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=hung") as job:
+    job.until(tmp_path / "half way 1")
+    job.processes[0].kill()
+    assert all(job.wait(60)), job.said()
+  assert "leader task was preempted/died" in job.said(1)
 
 
 @pytest.mark.parametrize("hang", [False, True], ids=["killed", "hanging"])
@@ -165,34 +206,120 @@ def test_a_job_goes_on_with_other_processes_and_another_mesh(tmp_path, tiny_weig
   assert error < 0.02
 
 
+def test_a_shard_that_one_process_cannot_read_sends_all_to_the_checkpoint_before(tmp_path, tiny_weights):
+  tiny_world.write_lists(tmp_path)
+  command = ("-m", "trained", str(tmp_path), tiny_weights, "--fsdp=2")
+  with jobs.started(tmp_path / "job", 2, *command) as job:
+    job.succeed()
+  expected = losses(tmp_path)
+  torn = [path for path in (tmp_path / "checkpoints" / "6" / "state" / "ocdbt.process_1").rglob("*") if path.is_file()]
+  assert torn
+  for path in torn:
+    path.write_bytes(path.read_bytes()[:16])
+  with jobs.started(tmp_path / "again", 2, *command) as job:
+    job.succeed()
+  for number in range(2):
+    assert "checkpoints/6 cannot be used" in job.said(number)
+  assert "process 1 (" in job.said(0) or "process 0 (" in job.said(1), "each has read all of it"
+  assert losses(tmp_path) == expected
+
+
 def training(folder: pathlib.Path, weights: str, *sizes: int) -> loop.Training:
   devices = np.array(jax.devices()[:int(np.prod(sizes))]).reshape(sizes)
   mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
   return tiny_world.training(folder, weights, mesh, pairs=True)
 
+# -- Pieces ----------------------------------------------------------------------------------------------------------
 
-def test_what_a_killed_job_encoded_is_not_encoded_again(tmp_path, tiny_weights, monkeypatch):
-  monkeypatch.setattr(pieces, "LEAST", 32)
-  command = ("-m", "encoded", str(tmp_path / "pieces"), tiny_weights, "--pause=0.7")
-  with jobs.started(tmp_path / "job", 2, *command) as job:
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("pieces/*/[0-9]*.npy"))) < 5:
-      assert time.monotonic() < deadline and all(one.poll() is None for one in job.processes), job.said()
-      time.sleep(0.02)
-    for one in job.processes:
-      one.kill()
-    job.wait()
-  before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pieces/*/[0-9]*.npy")}
-  assert 5 <= len(before) < 15
-  # Both had their share.
-  starts = [piece.start for piece in pieces.cut(600)]
-  assert {starts.index(int(path.stem.partition("-")[0])) % 2 for path in before} == {0, 1}
 
-  found = encoded.encode(tiny_weights, tmp_path / "pieces")
-  after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("pieces/*/[0-9]*.npy")}
-  assert len(after) == 16
-  assert {path: after[path] for path in before} == before
-  np.testing.assert_allclose(found, encoded.encode(tiny_weights, None), atol=1e-5)
+def finished(folder: pathlib.Path) -> dict[pathlib.Path, int]:
+  return {path: path.stat().st_mtime_ns for path in folder.glob("pieces/*/[0-9]*.npy")}
+
+
+def until(is_so: Callable[[], object]) -> None:
+  deadline = time.monotonic() + 120
+  while not is_so():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_path, tiny_weights):
+  """Those that the slow one has at the end take it longer than others have patience; each alone takes less."""
+  command = ("-m", "encoded", str(tmp_path), tiny_weights, "--pause=7", "--behind=12")
+  with jobs.started(tmp_path / "job", 2, *command, patience=13) as job:
+    job.succeed()
+  made = [(tmp_path / f"made {number}").read_text().split() for number in range(2)]
+  assert 1 <= len(made[0]) < len(made[1]) and len(set(made[0] + made[1])) == 16 == len(made[0] + made[1])
+  assert not list(tmp_path.glob("pieces/*/*.lease"))
+  found = encoded.encode(tiny_weights, tmp_path / "pieces", least=32)
+  np.testing.assert_array_equal(found, np.load(tmp_path / "whole 0.npy"))
+  np.testing.assert_allclose(found, encoded.encode(tiny_weights, None, least=32), atol=1e-5)
+
+
+def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
+  """Processes of their own, not of one job, which would end."""
+  command = [sys.executable, "-m", "encoded", str(tmp_path), tiny_weights]
+  with contextlib.ExitStack() as stack:
+    lost = subprocess.Popen([*command, "--pause=3600"])
+    stack.callback(lost.kill)
+    until(lambda: list(tmp_path.glob("pieces/*/*.lease")))
+    alive = subprocess.Popen([*command, "--pause=0.2"])
+    stack.callback(alive.kill)
+    until(lambda: len(finished(tmp_path)) >= 3)
+    before = finished(tmp_path)
+    lost.kill()
+    lost.wait()
+    assert alive.wait(200) == 0
+  after = finished(tmp_path)
+  assert len(after) == 16 and {path: after[path] for path in before} == before
+  assert len((tmp_path / f"made {alive.pid}").read_text().split()) == 16
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch) -> tuple[leases.Leases, leases.Leases]:
+  """Workers on two machines that see one folder."""
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.2)
+  return leases.Leases(tmp_path), leases.Leases(tmp_path)
+
+
+def take(worker: leases.Leases) -> bool:
+  return worker.take("7-9", "7-9.npy", worker.names())
+
+
+def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeypatch):
+  one, other = two
+  assert take(one) and not take(other)
+  time.sleep(2)
+  assert not take(other), "it has written its lease since"
+  one.give_back("7-9")
+  assert take(other) and not take(one)
+  # What falls silent on another machine goes over when the lease is up, and then to one alone.
+  monkeypatch.setattr(other, "_said", lambda: b"elsewhere 1 x 1")
+  assert not take(one)
+  time.sleep(2)
+  third = leases.Leases(tmp_path)
+  assert [take(one), take(third), take(other)] == [True, False, False]
+  (tmp_path / "7-9.npy").touch()
+  one.give_back("7-9")
+  assert not third.take("7-9", "7-9.npy", set()), "finished since the folder was looked at"
+  for worker in (one, other, third):
+    worker.close()
+  assert sorted(one.names()) == ["7-9.npy"]
+
+
+def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_patience(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(processes, "patience", lambda: 2.0)
+  one, other = (pieces.Pieces(tmp_path, "test", np.full(20, 7)) for _ in range(2))
+  held = next(next(one.rounds()))
+  with pytest.raises(processes.ProcessError, match=r"others are at 1 of 2 pieces, none .* within 2 s; .*00-000000010"):
+    for claimed in other.rounds():
+      for piece in claimed:
+        other.finish(piece, np.zeros(10))
+  one.finish(held, np.ones(10))
+  assert not list(other.rounds()) and other.whole().tolist() == 10 * [1.0] + 10 * [0.0]
+  # Control: other work finds nothing of it.
+  assert pieces.Pieces(tmp_path, "test", np.full(20, 8)).left() == 20
 
 
 @pytest.mark.parametrize("total", [0, 1, 1023, 1024, 1025, 50_000, 10_000_001])
@@ -202,21 +329,3 @@ def test_pieces_cover_the_work_and_are_nearly_equal(total):
   assert sum(map(len, cut)) == total
   assert not cut or max(map(len, cut)) - min(map(len, cut)) <= 1
   assert all(len(piece) <= pieces.LARGEST for piece in cut)
-
-
-def test_processes_share_what_is_missing(tmp_path, monkeypatch):
-  monkeypatch.setattr(pieces, "LEAST", 10)
-  lengths = np.full(100, 7)
-  done = pieces.Pieces(tmp_path, "test", lengths)
-  done.finish(done.mine()[3], np.zeros(10))
-  dealt = []
-  for number in range(4):
-    monkeypatch.setattr(processes, "index", lambda number=number: number)
-    monkeypatch.setattr(processes, "count", lambda: 4)
-    dealt.append(pieces.Pieces(tmp_path, "test", lengths).mine())
-  assert sorted(map(len, dealt)) == [2, 2, 2, 3]
-  assert sorted(piece.start for share in dealt for piece in share) == [i for i in range(0, 100, 10) if i != 30]
-  # Control: other work finds nothing of it.
-  monkeypatch.undo()
-  monkeypatch.setattr(pieces, "LEAST", 10)
-  assert len(pieces.Pieces(tmp_path, "test", lengths + 1).mine()) == 10

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from idistill_jax import artifacts, cli, config, status
+from idistill_jax.llm import cache, session
+from idistill_jax.train import pieces
 
 
 @pytest.fixture
@@ -55,6 +58,25 @@ def test_a_torn_line_is_no_step(workdir):
 def test_a_stage_made_anew_is_begun(workdir):
   (workdir.root / ".labels-4567").mkdir()
   assert of(workdir)["labels"].state == "begun"
+
+
+def test_pieces_and_answers_so_far(workdir, tmp_path):
+  scores = pieces.Pieces(tmp_path / ".scores-0123" / artifacts.PIECES, "0 score pairs", np.full(3 * pieces.LEAST, 7))
+  claimed = next(next(scores.rounds()))
+  assert "score pairs 0 of 3 pieces; last written 0:00:0" in of(workdir)["scores"].note
+  scores.finish(claimed, np.zeros(len(claimed)))
+  assert "score pairs 1 of 3 pieces; last written" in of(workdir)["scores"].note
+
+  cfg = cli.load_config(workdir.root)
+  cfg.labels.model, cfg.labels.dollars_per_million_input_tokens = "mine", 2.0
+  cfg.labels.dollars_per_million_output_tokens = 10.0
+  cli.save_config(cfg, workdir)
+  (workdir.root / ".labels-4567").mkdir()
+  assert of(workdir)["labels"].note.startswith("last written")
+  with cache.AnswerCache(workdir.cache / session.CACHE) as answers:
+    answers.put_rows([(f"{i}", "openai", model, "{}", "q", "[]", "", "stop", 300_000, 10_000, 0.0)
+                      for i, model in enumerate(["mine", "mine", "another"])])
+    assert of(workdir)["labels"].note.startswith("2 answers so far, $1.40; last written")
 
 
 def test_a_folder_without_a_run_names_the_command(tmp_path):

@@ -1,11 +1,13 @@
 """Workdirs in a bucket: the same as on a disk, from any machine, and no less whole when something is killed."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import bucket as bucket_lib
 import jax
@@ -13,9 +15,9 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, sharding, store
+from idistill_jax import artifacts, config, processes, sharding, store
 from idistill_jax.models import table
-from idistill_jax.train import loop
+from idistill_jax.train import leases, loop, pieces, windows
 
 
 @pytest.fixture(scope="module", params=bucket_lib.SERVERS)
@@ -146,6 +148,56 @@ def test_answers_that_were_not_sent_are_not_lost(machines, cfg):
   assert (machines.workdir("b").cache / "answers").read_text() == "first and more"
 
 
+def test_processes_of_one_machine_receive_a_folder_together(machines, cfg):
+  def run(job: artifacts.Job) -> None:
+    for i in range(12):
+      (job.out / f"part{i}").write_text(f"{i}")
+    raise Ended
+
+  stage = artifacts.Stage(name="scores", reads=(), config=(), run=run)
+  with pytest.raises(Ended):
+    machines.workdir("a").execute(stage, cfg)
+  (working,) = machines.workdir("b")._store.folders(".scores-")
+  stores = [machines.workdir("b")._store for _ in range(3)]
+  together = threading.Barrier(len(stores))
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    list(threads.map(lambda one: (together.wait(), one.receive(working)), stores))
+  assert {path.name for path in (stores[0].local / working).glob("part*")} == {f"part{i}" for i in range(12)}
+
+
+def test_pieces_in_a_bucket_are_claimed_as_on_a_disk(server, tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+  folder = f"{server.url}/{tmp_path.name}/pieces"
+  lost, alive = (pieces.Pieces(folder, "test", np.full(30, 7)) for _ in range(2))
+  held = next(next(lost.rounds()))
+  for claimed in alive.rounds():
+    for piece in claimed:
+      alive.finish(piece, np.full(10, piece.start))
+    if alive.left() == 10:
+      # Of another machine, whence nothing more will come.
+      monkeypatch.setattr(lost._leases, "_said", lambda: b"elsewhere 1 x 1")
+  assert held == range(10) and alive.whole().tolist() == [float(i // 10 * 10) for i in range(30)]
+  for one in (lost, alive):
+    one.close()
+
+
+def test_every_process_keeps_its_own_windows(machines, cfg, monkeypatch):
+  def run(job: artifacts.Job) -> None:
+    for number in range(2):
+      windows.path(job.out, number).write_text(f"{number}")
+    job.keep(windows.path(job.out, 1).name)
+    raise Ended
+
+  stage = artifacts.Stage(name="scores", reads=(), config=(), run=run)
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  with pytest.raises(Ended):
+    machines.workdir("a").execute(stage, cfg)
+  other = machines.workdir("b")
+  (working,) = other._store.folders(".scores-")
+  assert [name for name in other._store.written(working)] == ["windows-00001.jsonl"]
+
+
 def test_what_fails_for_a_moment_is_tried_again(machines, cfg, server):
   server.busy = 4
   machines.workdir("a").execute(writes("first"), cfg)
@@ -175,8 +227,8 @@ def trains(folder: pathlib.Path, weights: str, end_at: int | None) -> artifacts.
     if end_at is not None:
       keep = job.keep
 
-      def end() -> None:
-        keep()
+      def end(name: str) -> None:
+        keep(name)
         if len((job.out / artifacts.METRICS).read_text().splitlines()) >= end_at:
           raise Ended
 
@@ -192,7 +244,7 @@ def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(google, cfg, tmp_
   with pytest.raises(Ended):
     machines.workdir("a").execute(trains(tmp_path, tiny_weights, end_at=4), cfg)
   begun = machines.workdir("b").begun("train_ranker")
-  assert len(begun.metrics) == 4 and begun.written > 0
+  assert len(begun.metrics) == 4 and min(begun.written.values()) > 0
   machines.workdir("b").execute(trains(tmp_path, tiny_weights, end_at=None), cfg)
   found = machines.workdir("c").folder("train_ranker")
   steps = [json.loads(line)["step"] for line in (found / artifacts.METRICS).read_text().splitlines()]

@@ -2,24 +2,19 @@
 
 import argparse
 import itertools
-import pathlib
 import time
 
+import jobs
 import tiny_world
 
 from idistill_jax import config, processes, sharding
 from idistill_jax.train import checkpoint, loop
 
-parser = argparse.ArgumentParser()
-parser.add_argument("folder", type=pathlib.Path)
+parser = jobs.parser()
 parser.add_argument("weights")
 parser.add_argument("--fsdp", type=int, default=1)
 parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step")
 parser.add_argument("--hang", type=int, default=None, help="which process stops before its fifth step")
-parser.add_argument("--coordinator", default=None)
-parser.add_argument("--processes", type=int)
-parser.add_argument("--process", type=int)
-parser.add_argument("--patience", type=float, default=60)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 from typing import Any
 
+from idistill_jax import processes
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
 from idistill_jax.llm import pace as pace_lib
@@ -131,6 +132,7 @@ class Asker:
   async def _in_time(self, request: protocol.Request) -> protocol.Answer:
     if self._pace is not None:
       await self._pace.turn(prompt.tokens(request.prompt) + self._terms.max_output_tokens)
+    processes.moved()
     try:
       # The SDKs' own timeouts start anew with every byte that drips in.
       async with asyncio.timeout(self._terms.deadline_seconds):

@@ -18,6 +18,7 @@ from typing import Any, Literal, NoReturn, Protocol
 
 from absl import logging
 
+from idistill_jax import processes
 from idistill_jax.llm import asking, protocol
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
@@ -176,6 +177,8 @@ class Batch:
       if time.monotonic() - said > 600:
         said = time.monotonic()
         logging.info("%s: under way for %.0f min", submitted["name"], (said - started) / 60)
+      # The server that answers is at work; it may take a day.
+      processes.moved()
       time.sleep(poll_seconds)
     stem = note.name.removesuffix(_NOTE)
     usage, contents = budget_lib.Usage(0, 0), list(self._server.fetch(submitted["name"]))

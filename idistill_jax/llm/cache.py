@@ -8,6 +8,7 @@ started again pays for no answered request twice.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -180,6 +181,18 @@ def row_of(key: str, provider: protocol.Provider, request: protocol.Request, ans
     json.dumps(request.passage_ids), answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
     time.time(),
   )
+
+
+def given_by(model: str, path: pathlib.Path) -> tuple[int, int, int]:
+  """Answers of a model in a cache that others may be writing to, and their input and output tokens."""
+  if not path.exists():
+    return 0, 0, 0
+  reading = f"{path.absolute().as_uri()}?mode=ro"
+  with contextlib.closing(sqlite3.connect(reading, uri=True, timeout=_BUSY_SECONDS)) as db:
+    return db.execute(
+      "SELECT COUNT(*), CAST(TOTAL(input_tokens) AS INTEGER), CAST(TOTAL(output_tokens) AS INTEGER) FROM answers "
+      "WHERE model = ?", (model,),
+    ).fetchone()
 
 
 class GroupCommit:

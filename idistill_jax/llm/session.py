@@ -42,6 +42,12 @@ def of_reader(cfg: config.Config) -> config.Labels:
   )
 
 
+# Stages that ask -> whom, within what.
+ASKING: dict[str, Callable[[config.Config], config.Labels]] = {
+  "labels": lambda cfg: cfg.labels, "queries": lambda cfg: cfg.labels, "answer": of_reader,
+}
+
+
 class Session:
   """`with Session(cfg, folder) as session:`; the cache and the books of the budget lie in the folder."""
 

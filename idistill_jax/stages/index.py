@@ -21,7 +21,8 @@ def run(job: artifacts.Job) -> None:
     train = ()
   queries_QxE = retriever.encode_queries([query.text for query in train])
   passages_PxE = retriever.encode_passages(passages.texts)
-  made = processes.once(lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE))
+  write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE)
+  made = processes.once(write, "the index")
   job.count(passages=len(passages), **made)
 
 

@@ -65,9 +65,11 @@ class Checkpoints:
 
   def _read(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State:
     abstract, sums = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state, _sums(state)))
-    found = self._manager.restore(step, args=ocp.args.Composite(**{
-      STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(), SUMS: ocp.args.StandardRestore(sums),
-    }))
+    # A damaged shard is known to the process that reads it, and what follows takes all of them.
+    with processes.agreed(f"reading checkpoint {step}"):
+      found = self._manager.restore(step, args=ocp.args.Composite(**{
+        STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(), SUMS: ocp.args.StandardRestore(sums),
+      }))
     if not np.array_equal(*jax.device_get((found[SUMS]["words"], _sums(found[STATE])["words"]))):
       raise ValueError("its bits are not those that were saved")
     data.set_state(found[DATA])

@@ -1,12 +1,13 @@
 """Trained or initial models over any number of texts: embeddings and ranker scores, packed, with progress.
 
-The texts are dealt out in pieces to the processes of a job, each of which works on its own devices.
+The texts are cut into pieces that the processes of a job claim, each of which works on its own devices.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -111,7 +112,7 @@ def _forward(
 class Forward:
   """A jitted forward pass over many packed texts, in one static shape or, where rows of two lengths pay, two.
 
-  pieces: a folder for what is finished, shared by the processes of a job, so that nothing is done twice.
+  pieces: a folder for what is finished, shared by all processes that see it, so that nothing is done twice.
   """
 
   def __init__(
@@ -128,21 +129,20 @@ class Forward:
   ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, type ids) of each."""
     work = pieces_lib.Pieces(self._pieces, f"{next(self._calls)} {name}", lengths)
-    mine = work.mine()
-    done = 0
-    with progress.bar(name, total=sum(map(len, mine))) as bar:
-      for piece, steps in itertools.groupby(self._outputs(mine, lengths, text), key=operator.itemgetter(0)):
-        found = []
-        for _, indices, values in steps:
-          found.append((indices, values))
-          done += len(indices)
-          bar.update(done)
-        indices, values = map(np.concatenate, zip(*found, strict=True))
-        work.finish(piece, values[np.argsort(indices)].astype(np.float32))
-    return work.whole()
+    with contextlib.closing(work), progress.bar(name, total=len(lengths), done=len(lengths) - work.left()) as bar:
+      for claimed in work.rounds():
+        bar.update(len(lengths) - work.left())
+        for piece, steps in itertools.groupby(self._outputs(claimed, lengths, text), key=operator.itemgetter(0)):
+          before, found = len(lengths) - work.left(), []
+          for _, indices, values in steps:
+            found.append((indices, values))
+            bar.update(before + sum(len(some) for some, _ in found))
+          indices, values = map(np.concatenate, zip(*found, strict=True))
+          work.finish(piece, values[np.argsort(indices)].astype(np.float32))
+      return work.whole()
 
   def _outputs(
-    self, pieces: Sequence[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """(piece, text indices, their outputs) of each step, fetched when the next one is on its way to the device."""
     execution = self.network.execution

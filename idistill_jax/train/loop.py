@@ -35,9 +35,9 @@ class Training:
   """One training: a network, what it learns from, and how.
 
   start: gives the parameters to begin with.  folder: where metrics.jsonl lives; found again by a restarted run, as are
-  the checkpoints.  keep: makes what lies in `folder` outlive this machine, as checkpoints do.  part: which of several
-  trainings that share the folder; its steps are counted on from those of the part before.  profile: steps, counted from
-  1, whose trace is written to `folder`/profile.
+  the checkpoints.  keep: makes a file in `folder`, or all of it (""), outlive this machine, as checkpoints do.  part:
+  which of several trainings that share the folder; its steps are counted on from those of the part before.  profile:
+  steps, counted from 1, whose trace is written to `folder`/profile.
   """
 
   name: str
@@ -52,7 +52,7 @@ class Training:
   checkpoint_every: int
   profile: range | None
   part: int = 0
-  keep: Callable[[], None] = lambda: None
+  keep: Callable[[str], None] = lambda name: None
 
 
 def train(training: Training) -> Any:
@@ -102,8 +102,7 @@ def train(training: Training) -> Any:
           settle(pending, readout, bar)
           pending = None
           checkpoints.save(step + 1, state, data)
-          if processes.is_first():
-            training.keep()
+          readout.log.keep()
           if ending:
             leave(training, checkpoints, step + 1)
     if pending is not None:
@@ -163,7 +162,7 @@ class Readout:
     self.training, self.learning_rate, self.start = training, learning_rate, start
     # Steps of the parts before.
     self.before = training.part * len(training.batches)
-    self.log = MetricsLog(training.folder, keep_until=self.before + start, total=self.before + len(training.batches))
+    self.log = MetricsLog(training, self.before + start, self.before + len(training.batches))
     self.finished = 0.0
     peak = utilization.peak(training.mesh, training.network.execution.products.name)
     self.share_of_peak = utilization.flops_per_token(training.network) / peak
@@ -180,11 +179,12 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
   """
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
-  if not np.isfinite(seen["loss"]):
-    training = readout.training
-    records = [slot.record for slot in training.batches.slots(pending.step)]
-    raise NonFiniteLossError(f"{training.name}: loss is {seen['loss']} at step {pending.step}, on lists {records}; "
-                             f"checkpoints before it are kept in {training.folder}")
+  for name, value in seen.items():
+    if not np.isfinite(value):
+      training = readout.training
+      records = [slot.record for slot in training.batches.slots(pending.step)]
+      raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {pending.step}, on lists {records}; "
+                               f"checkpoints before it are kept in {training.folder}")
   tokens = readout.training.batches.tokens(pending.step)
   speed = tokens / (finished - max(readout.finished, pending.started))
   readout.finished = finished
@@ -207,16 +207,13 @@ class MetricsLog:
   A restarted run drops the lines of steps that it takes again.
   """
 
-  def __init__(self, folder: pathlib.Path, keep_until: int, total: int):
-    self._path = path = folder / artifacts.METRICS
-    self._window = windows.Windows(folder, processes.index(), total)
+  def __init__(self, training: Training, start: int, total: int):
+    self._training, self._path = training, training.folder / artifacts.METRICS
+    self._window = windows.Windows(training.folder, processes.index(), start, total)
     self._curves: curves.Curves | None = None
-    if not processes.is_first():
-      return
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if _step_of(line) <= keep_until]
-    path.write_text("".join(line + "\n" for line in kept))
-    self._curves = curves.Curves(folder, begin_at=keep_until + 1)
+    if processes.is_first():
+      windows.drop_after(start, self._path)
+      self._curves = curves.Curves(training.folder, begin_at=start + 1)
 
   def write(self, row: Mapping[str, float]) -> None:
     self._window.add(row)
@@ -226,13 +223,12 @@ class MetricsLog:
       out.write(json.dumps(row) + "\n")
     self._curves.write(row)
 
+  def keep(self) -> None:
+    """Makes it outlive this machine: all that is in the folder if this process is the first, else what is its own."""
+    self._training.keep("" if processes.is_first() else self._window.path.name)
+
   def close(self) -> None:
     if self._curves is not None:
       self._curves.close()
-
-
-def _step_of(line: str) -> float:
-  try:
-    return json.loads(line)["step"]
-  except json.JSONDecodeError:
-    return float("inf")  # torn by a kill; its step is taken again
+    else:
+      self.keep()

@@ -1,18 +1,23 @@
-"""Work over many texts, cut into pieces that are dealt out to processes and kept as files once they are done.
+"""Work over many texts, cut into pieces that workers claim one by one and keep as files once they are done.
 
-The cut is a function of the amount of work alone.  So a job that starts again, with as many processes or others, finds
-the finished pieces of the last one, whoever made them, and deals out what is left.
+The cut is a function of the amount of work alone.  So whoever comes later, as another process of a job, as one by
+itself or after all others have died, finds the finished pieces, whoever made them, and claims what is left.
 """
 
 import hashlib
+import re
+import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from etils import epath
 
 from idistill_jax import processes
+from idistill_jax.train import leases as leases_lib
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
+_POLL_SECONDS = 0.5
 
 
 def cut(total: int) -> list[range]:
@@ -22,48 +27,96 @@ def cut(total: int) -> list[range]:
   return [range(i * total // count, (i + 1) * total // count) for i in range(count)]
 
 
+def finished(files: Iterable[str]) -> dict[str, tuple[int, int]]:
+  """Work -> how many of its pieces are finished, and how many there are, by the files around them."""
+  found: dict[str, tuple[int, int]] = {}
+  for file in sorted(files):
+    if match := re.search(r"\d+_([^/]+)-[0-9a-f]{8}-of-(\d+)/(\d{9}-\d{9}\.npy$)?", file):
+      name = match[1].replace("_", " ")
+      found[name] = found.get(name, (0, 0))[0] + bool(match[3]), int(match[2])
+  return found
+
+
 class Pieces:
-  """The pieces of one piece of work.  folder: where finished ones lie; None keeps them in memory, for one process."""
+  """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
+
+  folder: where finished ones lie; None keeps them in memory, for one process.
+  """
 
   def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray):
     self._name = name
     self._all = cut(len(lengths))
-    self._made: dict[int, np.ndarray] = {}
+    self._made: dict[range, np.ndarray] = {}
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
       digest = hashlib.sha256(np.asarray(lengths, np.int64).tobytes()).hexdigest()[:8]
-      self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}"
+      self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._leases = leases_lib.Leases(self._folder)
 
-  def mine(self) -> list[range]:
-    """What this process has to do: its share of the pieces that are not done yet."""
+  def rounds(self) -> Iterator[Iterator[range]]:
+    """Pieces for this worker to finish, each claimed when it is asked for; a round ends when others are at the rest.
+
+    Rounds come until all is finished, by whomever.  Raises ProcessError where others finish none of what they are at
+    for as long as processes have patience.
+    """
+    left, since = len(self._all) + 1, time.monotonic()
+    while missing := self._missing():
+      if len(missing) < left:
+        left, since = len(missing), time.monotonic()
+      elif time.monotonic() - since > processes.patience():
+        raise processes.ProcessError(
+          f"{self._name}: others are at {left} of {len(self._all)} pieces, none of which was finished within "
+          f"{processes.patience():g} s; the first is {self._path(missing[0])}")
+      else:
+        time.sleep(_POLL_SECONDS)
+      yield self._claims()
+
+  def left(self) -> int:
+    """How many texts are in nobody's finished pieces."""
+    return sum(map(len, self._missing()))
+
+  def _missing(self) -> list[range]:
+    there = self._made if self._folder is None else self._leases.names()
+    return [piece for piece in self._all if piece not in there and _file(piece) not in there]
+
+  def _claims(self) -> Iterator[range]:
     if self._folder is None:
-      return self._all
-    return [self._all[i] for i in processes.once(self._missing)[processes.index()::processes.count()]]
+      yield from self._missing()
+      return
+    while (piece := self._claim()) is not None:
+      yield piece
 
-  def _missing(self) -> list[int]:
-    return [i for i, piece in enumerate(self._all) if not self._path(piece).exists()]
+  def _claim(self) -> range | None:
+    there = self._leases.names()
+    # Those who begin together begin apart.
+    first = processes.index() * len(self._all) // processes.count()
+    for piece in self._all[first:] + self._all[:first]:
+      if _file(piece) not in there and self._leases.take(_stem(piece), _file(piece), there):
+        return piece
+    return None
 
   def finish(self, piece: range, values: np.ndarray) -> None:
     """Keeps the output [len(piece), ...] of a piece."""
     if self._folder is None:
-      self._made[piece.start] = values
+      self._made[piece] = values
       return
-    path = self._path(piece)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    working = path.parent / f".{path.stem}.{processes.index()}.npy"
+    working = self._folder / f".{_stem(piece)}.{self._leases.worker}.npy"
     with working.open("wb") as out:
       np.save(out, values)
-    working.replace(path)
+    working.replace(self._path(piece))
+    self._leases.give_back(_stem(piece))
 
   def whole(self) -> np.ndarray:
-    """The output of all pieces, in order, once every process has finished its own."""
-    processes.meet(f"the end of {self._name}")
+    """The output of all pieces, in order, once there are no more rounds."""
     if not self._all:
       return np.zeros((0,), np.float32)
-    return np.concatenate([
-      self._made[piece.start] if self._folder is None else self._read(piece) for piece in self._all
-    ])
+    return np.concatenate([self._made[piece] if self._folder is None else self._read(piece) for piece in self._all])
+
+  def close(self) -> None:
+    if self._folder is not None:
+      self._leases.close()
 
   def _read(self, piece: range) -> np.ndarray:
     with self._path(piece).open("rb") as found:
@@ -71,4 +124,12 @@ class Pieces:
 
   def _path(self, piece: range) -> epath.Path:
     assert self._folder is not None
-    return self._folder / f"{piece.start:09d}-{piece.stop:09d}.npy"
+    return self._folder / _file(piece)
+
+
+def _stem(piece: range) -> str:
+  return f"{piece.start:09d}-{piece.stop:09d}"
+
+
+def _file(piece: range) -> str:
+  return f"{_stem(piece)}.npy"

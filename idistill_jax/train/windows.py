@@ -16,14 +16,28 @@ def path(folder: pathlib.Path, process: int) -> pathlib.Path:
   return folder / f"windows-{process:05d}.jsonl"
 
 
+def drop_after(step: int, log: pathlib.Path) -> None:
+  """Leaves the lines of a log up to a step: those after it, and one that a kill tore, are of steps taken again."""
+  lines = log.read_text().splitlines() if log.exists() else []
+  log.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+  try:
+    return json.loads(line)["step"]
+  except json.JSONDecodeError:
+    return float("inf")
+
+
 class Windows:
   """`add` takes a step's row of metrics.jsonl; after STEPS of them, and after the last of `total`, a line is written.
 
   seconds: from the end of the window before.  loss, tokens_per_second: means over the window.
   """
 
-  def __init__(self, folder: pathlib.Path, process: int, total: int):
-    self._path, self._process, self._total = path(folder, process), process, total
+  def __init__(self, folder: pathlib.Path, process: int, start: int, total: int):
+    self.path, self._process, self._total = path(folder, process), process, total
+    drop_after(start, self.path)
     self._rows: list[Mapping[str, float]] = []
     self._began = time.perf_counter()
 
@@ -37,6 +51,6 @@ class Windows:
       "seconds": round(now - self._began, 3),
       **{name: sum(one[name] for one in self._rows) / count for name in ("loss", "tokens_per_second")},
     }
-    with self._path.open("a") as out:
+    with self.path.open("a") as out:
       out.write(json.dumps(line) + "\n")
     self._rows, self._began = [], now

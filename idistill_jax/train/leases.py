@@ -1,0 +1,115 @@
+"""Which of the workers that see one folder is at which piece of work, and who goes on with the pieces of a lost one.
+
+`<piece>.<number>.lease` is a file that one worker alone could create, and that it writes anew for as long as it lives.
+One that stays the same for LEASE_SECONDS, by the clock of whoever looks, is void: the next number is created, once more
+by one worker alone, however many saw it.  (A void file that was deleted instead could be another's new one by then.)
+"""
+
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Collection
+
+import fsspec
+from absl import logging
+from etils import epath
+
+LEASE_SECONDS = 60.0
+_BEATS = 6
+
+
+class Leases:
+  """One worker's view of a folder, which may be in a bucket.  `close` gives back what it holds."""
+
+  def __init__(self, folder: epath.PathLike):
+    # epath can neither create exclusively nor list past the cache of its file systems.
+    self._fs, self._base = fsspec.core.url_to_fs(os.fspath(folder), use_listings_cache=False)
+    self.worker = uuid.uuid4().hex
+    self._held: dict[str, str] = {}
+    self._beat = 0
+    # Lease -> what it said, and since when it has said nothing else.
+    self._seen: dict[str, tuple[bytes, float]] = {}
+    self._writing, self._closed = threading.Lock(), threading.Event()
+    self._writer: threading.Thread | None = None
+
+  def names(self) -> set[str]:
+    """What lies in the folder."""
+    try:
+      return {path.rpartition("/")[2] for path in self._fs.ls(self._base, detail=False)}
+    except FileNotFoundError:
+      return set()
+
+  def take(self, piece: str, made: str, names: Collection[str]) -> bool:
+    """Whether the piece is this worker's from now on.  made: the file it becomes; names: what lies in the folder."""
+    numbers = [int(found[1]) for name in names if (found := re.fullmatch(rf"{re.escape(piece)}\.(\d+)\.lease", name))]
+    if piece in self._held or (numbers and self._is_alive(f"{self._base}/{piece}.{max(numbers)}.lease")):
+      return False
+    path = f"{self._base}/{piece}.{max(numbers) + 1 if numbers else 0}.lease"
+    try:
+      self._fs.pipe_file(path, self._said(), mode="create")
+    except FileExistsError:
+      return False
+    self._held[piece] = path
+    if self._writer is None:
+      self._writer = threading.Thread(target=self._keep_writing, daemon=True)
+      self._writer.start()
+    # Another may have finished it, and given it back, since the folder was looked at.
+    if self._fs.exists(f"{self._base}/{made}"):
+      self.give_back(piece)
+      return False
+    return True
+
+  def give_back(self, piece: str) -> None:
+    with self._writing:
+      self._fs.rm_file(self._held.pop(piece))
+
+  def close(self) -> None:
+    self._closed.set()
+    if self._writer is not None:
+      self._writer.join()
+    for piece in list(self._held):
+      self.give_back(piece)
+
+  def _is_alive(self, path: str) -> bool:
+    try:
+      said = self._fs.cat_file(path)
+    except FileNotFoundError:
+      return False
+    if _is_gone(said):
+      return False
+    now = time.monotonic()
+    before, since = self._seen.get(path, (None, now))
+    if said != before:
+      since = now
+      self._seen[path] = said, now
+    return now - since < LEASE_SECONDS
+
+  def _said(self) -> bytes:
+    self._beat += 1
+    return f"{socket.gethostname()} {os.getpid()} {self.worker} {self._beat}".encode()
+
+  def _keep_writing(self) -> None:
+    while not self._closed.wait(LEASE_SECONDS / _BEATS):
+      with self._writing:
+        for path in self._held.values():
+          try:
+            self._fs.pipe_file(path, self._said())
+          except Exception as e:  # each file system has its own; the next time may do, and what is lost is a lease
+            logging.warning("%s could not be written (%s)", path, e)
+
+
+def _is_gone(said: bytes) -> bool:
+  """Whether a lease is of a process of this machine that is no more: a job that starts again need not wait for it."""
+  words = said.decode().split()
+  if len(words) < 2 or words[0] != socket.gethostname():
+    return False
+  try:
+    os.kill(int(words[1]), 0)
+  except ProcessLookupError:
+    return True
+  except PermissionError:
+    pass
+  return False

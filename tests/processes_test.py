@@ -295,6 +295,7 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
   assert take(other) and not take(one)
   # What falls silent on another machine goes over when the lease is up, and then to one alone.
   monkeypatch.setattr(other, "_said", lambda: b"elsewhere 1 x 1")
+  time.sleep(1)
   assert not take(one)
   time.sleep(2)
   third = leases.Leases(tmp_path)

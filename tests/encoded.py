@@ -5,6 +5,7 @@ import pathlib
 import time
 from unittest import mock
 
+import jax
 import numpy as np
 import tiny_world
 
@@ -48,6 +49,7 @@ if __name__ == "__main__":
     launch = processes.Launch(
       coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
     with processes.joined(launch):
+      jax.devices()  # which no process finds before all look
       while args.process > 0 and not list(args.folder.glob("pieces/*/*.lease")):
         time.sleep(0.05)
       slow = args.process == 0

@@ -67,6 +67,20 @@ def test_the_order_of_hits_is_the_order_that_is_measured():
   assert [runs.ranked(results) for results in run.values()] == searched(found, ids)
 
 
+def test_where_no_hardware_approximates_asking_for_less_finds_all():
+  rng = np.random.default_rng(4)
+  ids = [f"p{number}" for number in range(100)]
+  vectors, queries = rng.normal(size=(100, 8)), rng.normal(size=(5, 8))
+  found = exact.Exact(vectors, ids, recall=0.9).search(queries, 10)
+  assert searched(found, ids) == by_sorting(vectors, ids, queries, 10)
+
+
+@pytest.mark.parametrize("recall", [0.0, 1.01, float("nan")])
+def test_a_share_is_a_share(recall):
+  with pytest.raises(ValueError, match="recall is"):
+    exact.Exact(np.ones((1, 1)), ["a"], recall=recall)
+
+
 def test_more_queries_than_a_block_and_none_at_all():
   rng = np.random.default_rng(5)
   ids = [f"p{number}" for number in range(30)]
@@ -99,7 +113,7 @@ place = lambda array: exact._place(array, mesh, None)
 best = (place(np.zeros((4, 10), np.float32)), place(np.zeros((4, 10), np.int32)))
 index = exact.Exact(np.ones((8 * 512, 16)), [str(n) for n in range(8 * 512)], mesh=mesh)
 queries, block = place(np.ones((4, 16), np.float32)), index._blocks_SxPxE[0]
-text = exact._merge.lower(best, queries, block, 0, 4096, mesh=mesh).compile().as_text()
+text = exact._merge.lower(best, queries, block, 0, 4096, mesh=mesh, recall=1.0).compile().as_text()
 gathered = [shape.split(",") for shape in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)]
 assert gathered, "nothing travels at all: the pattern no longer fits the compiler's text"
 assert all(int(size) <= 8 * 10 for shape in gathered for size in shape), gathered

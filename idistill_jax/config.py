@@ -175,7 +175,8 @@ class Optim:
 class Ranker:
   """Cross-encoder training on the LLM's order."""
 
-  # "pair_cosine" starts near the level of embedding weights; "classifier" exports as a plain CrossEncoder.
+  # "pair_cosine" starts near the level of embedding weights, and only our code can read its export; "mean" starts from
+  # nothing, beside an added similarity, and CrossEncoder reads it; "classifier" is that of BERT's sequence classifiers.
   head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.
@@ -246,6 +247,8 @@ class Retriever(Distillation):
   teacher_temperature: float = 0.5
   # What is kept is the mean of its weights and those of the direct retriever, which count with this share.
   direct_share: float | None = None
+  # How far from the starting weights the kept ones lie, in the direction of the trained ones, whose distance is 1.
+  reach: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -43,6 +43,7 @@ def validate(cfg: Config) -> None:
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.direct_share is None or 0 <= cfg.retriever.direct_share <= 1,
      "retriever.direct_share must lie between 0 and 1"),
+    (cfg.retriever.reach > 0, "retriever.reach must be above 0: at 0 nothing was learned"),
     (cfg.direct.passages_per_list >= cfg.direct.always_best,
      "direct.passages_per_list must hold direct.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,

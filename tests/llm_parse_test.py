@@ -142,6 +142,8 @@ TABLE = [
   ("{1: 3, 2: 1, 3: 5, 4: 2, 5: 4}", "refused", [], ["no ranking"]),
   ("3.5, 1, 5, 2, 4", "refused", [], ["no ranking"]),
   ("Scores: [5, 4, 3, 2, 1]", "refused", [], ["no ranking"]),
+  ("From the least to the most relevant:\n\n[4] > [2] > [5] > [1] > [3]", "refused", [], ["reversed"]),
+  ("From the most to the least relevant:\n\n[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []),
   ("Worst to best: [4], [2], [5], [1], [3]", "refused", [], ["reversed"]),
   ("[7] > [8] > [9]", "refused", [], ["no ranking"]),
   ("[link](http://x) and [a] > [b]", "refused", [], ["no ranking"]),

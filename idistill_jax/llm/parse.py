@@ -111,7 +111,7 @@ def _misread(chain: chains.Chain, clean: str) -> Reason | None:
   numbers = chain.numbers
   if 0 in numbers:
     return "counts from zero"
-  if "reversed" in chain.links or _WORST_FIRST.search(before):
+  if "reversed" in chain.links or _WORST_FIRST.search(clean, max(0, chain.start - _HEADING_REACHES), chain.start):
     return "reversed"
   if chain.has_arrows:
     return None
@@ -170,6 +170,7 @@ _MARKS = re.compile(r"\b(?:scores?|ratings?|grades?)\b", re.IGNORECASE)
 _WORST_FIRST = re.compile(r"\b(?:worst|least)\b.{0,40}\b(?:best|most)\b", re.IGNORECASE)
 # What stands before a ranking on its line and says that it is one.
 _HEADING = re.compile(r"\b(?:the|my|is|final|json|answer|order|output|rank|ranked|ranking|result)\b", re.IGNORECASE)
+_HEADING_REACHES = 120
 _LETTER = re.compile(r"[^\W\d_]")
 # What may follow a ranking that was cut off: a separator, perhaps with the start of a label.
 _BROKEN_OFF = re.compile(r"\s*(?:[>,]\s*(?:\[\s*\d*)?|\[\s*\d*)\s*")

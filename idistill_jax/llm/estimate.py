@@ -27,9 +27,10 @@ def of_lists(
     spans = list(windows.spans(len(one.passage_ids), plan.window, plan.stride))
     # Any stretch of the list has about the prompt of the one that will be shown.
     requests = [ranking.to_request(one, range(start, stop), plan) for start, stop in spans]
-    calls += len(requests) * plan.orders
+    asked = requests * plan.orders_of(len(one.passage_ids))
+    calls += len(asked)
     known += len(spans) == 1 and knows(requests[0])
-    for request in requests * plan.orders:
+    for request in asked:
       output = TOKENS_PER_LABEL * len(request.passage_ids)
       usage += budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
   return f"{len(lists):,} lists, " + _said(calls, known, usage, len(lists) / len(sample), cfg)

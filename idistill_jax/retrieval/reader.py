@@ -4,7 +4,7 @@ import hashlib
 import string
 from collections.abc import Sequence
 
-from idistill_jax.llm import prompt
+from idistill_jax.llm import prompt, quoting
 
 TEMPLATE = string.Template("""\
 Answer the question from the passages below. Reply with the answer alone: a name, a date, a number or a few words, no
@@ -27,9 +27,9 @@ def render(question: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to answer {question!r} from")
-  cut = (prompt.cut(prompt.quote(text), passage_tokens) for text in passages)
+  cut = (prompt.cut(quoting.quote(text), passage_tokens) for text in passages)
   numbered = "\n".join(f"[{number}] {text}" for number, text in enumerate(cut, start=1))
-  return TEMPLATE.substitute(question=prompt.quote(question), passages=numbered)
+  return TEMPLATE.substitute(question=quoting.quote(question), passages=numbered)
 
 
 def said(response: str) -> str:

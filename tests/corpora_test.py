@@ -435,6 +435,39 @@ def test_recorded_rankings_become_labels():
     rankings.add(beir.load(cfg), nobody)
 
 
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("rank.jsonl", json.dumps({"query": {"qid": 1, "text": "which one"}, "candidates": [
+      {"docid": 12, "score": 1.0, "doc": {"contents": "x"}}, {"docid": "p1", "score": 9.0, "doc": {}}]})),
+    ("rank.jsonl", '{"qid": 1, "ranking": [12, "p1"]}'),
+    ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
+    ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
+  ],
+)  # fmt: skip
+def test_rankings_of_rankllm_and_trec_become_labels(tmp_path, name, text):
+  """RankLLM's order is that of its list, TREC's that of its scores; ids may be numbers."""
+  (tmp_path / name).write_text(text + "\n")
+  cfg = folder_with(
+    tmp_path / "beir", corpus='{"_id": "p1", "text": "a"}\n{"_id": "12", "text": "b"}\n',
+    queries='{"_id": "1", "text": "which one"}\n',
+  )  # fmt: skip
+  cfg.rankings = str(tmp_path / name)
+  found = rankings.add(beir.load(cfg), cfg)
+  assert [(one.query_id, one.passage_ids, one.status) for one in found.rankings] == [("1", ("12", "p1"), "complete")]
+  cfg.rankings_model = "gpt"
+  with pytest.raises(ValueError, match=r"unset collection.rankings_model|no ranking .* by 'gpt'"):
+    rankings.add(beir.load(cfg), cfg)
+
+
+@pytest.mark.parametrize(
+  "line", [{"qid": None, "ranking": ["a"]}, {"qid": "1", "ranking": "a b"}, {"qid": "1", "candidates": [{"doc": "a"}]}])
+def test_a_ranking_without_ids_names_its_line(tmp_path, line):
+  (tmp_path / "rank.jsonl").write_text(json.dumps(line))
+  with pytest.raises(collection.CollectionError, match=r"rank.jsonl:1: .*(list of passage ids|text or a number)"):
+    list(rankings.read(tmp_path / "rank.jsonl", None, []))
+
+
 def test_unusable_rankings_are_named(tmp_path):
   path = tmp_path / "rankings.jsonl"
   lines = [
@@ -509,6 +542,16 @@ def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
       yield split, {"question": f"where is Paris, asks {split}", "answer": ["France", "in France"]}
       yield f"{split} none", {"question": "unanswerable", "answer": []}
 
+  class UnansweredNq(TinyNq):
+    """As natural_questions, which has no `answer`."""
+
+    VERSION = TinyNq.VERSION
+
+    def _info(self):
+      text = tensorflow_datasets.features.Text()
+      features = tensorflow_datasets.features.FeaturesDict({"question": text, "annotations": text})
+      return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=features)
+
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
   builder = tensorflow_datasets.builder
   monkeypatch.setattr(tensorflow_datasets, "builder", lambda name: builder(name, data_dir=str(tmp_path / "tfds")))
@@ -518,6 +561,9 @@ def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
   assert set(found.answers.values()) == {("France", "in France")}
   assert [d.reason for d in found.drops] == ["question without an answer"] * 2
   assert tfds._answers({"answer": {"value": b"Rome", "aliases": [b"Roma", b"Rome"]}}) == ("Rome", "Roma")
+  cfg.questions = "unanswered_nq"
+  with pytest.raises(config.ConfigError, match="'unanswered_nq', whose rows have no answer; take natural_"):
+    tfds.load(cfg)
   with pytest.raises(config.ConfigError, match=r"needs collection\.path"):
     tfds.load(config.Collection(source="tfds"))
 

@@ -162,7 +162,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
 
 
 def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
-  """TREC judgements: `query iteration passage grade` a line; blank ones pass.  Raises ValueError naming file and line."""
+  """TREC judgements: `query iteration passage grade` a line, or none.  Raises ValueError naming file and line."""
   found: Qrels = {}
   with open(path, encoding="utf-8-sig") as file:
     for number, line in enumerate(file, start=1):

@@ -100,7 +100,8 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
     overlap_QxT = shared_QxT / (sizes_Q[start : start + _BLOCK, None] + sizes_T[None] - shared_QxT)
     for row, overlap_T in enumerate(overlap_QxT):
       mine = test_tokens[start + row]
-      near = [one for one in np.flatnonzero(overlap_T >= NEAR) if _symbols(train_tokens[one]) == _symbols(mine)]
+      near = np.flatnonzero(overlap_T >= NEAR).tolist()
+      near = [one for one in near if _symbols(train_tokens[one]) == _symbols(mine)]
       near += [one for one in by_content.get(_content(mine), ()) if _one_holds_the_other(train_tokens[one], mine)]
       if near:
         closest = max(near, key=overlap_T.__getitem__)

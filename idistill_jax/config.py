@@ -38,7 +38,7 @@ class Collection:
   path: str | None = None
   # For "tfds": natural_questions_open, trivia_qa/unfiltered.nocontext.
   questions: str | None = None
-  # LLM rankings made elsewhere (JSONL), and whose; None takes the first of each query.
+  # LLM rankings made elsewhere (JSONL or a TREC run), and whose; None takes the first of each query.
   rankings: str | None = None
   rankings_model: str | None = None
   # Where every query is held out: the share of them to train on, drawn by id.

@@ -207,11 +207,11 @@ def test_unreadable_files_are_named(workdir, tmp_path, file, content, named):
 
 def test_claim_is_as_strong_as_its_test():
   better = claims.claim(
-    evaluation(mrr=comparison(), hit=comparison(relative=0.32)), {"complete": 990, "repaired": 10}
+    evaluation(mrr=comparison(), hit=comparison(relative=0.32, ci95=(0.04, 0.13))), {"complete": 990, "repaired": 10}
   )
   assert better.headline == (
     "After learning from 1,000 LLM-ranked lists, the retriever puts the right passage first "
-    "32\u00a0% more often."
+    "32\u00a0% more often (hit@1 +0.085, 95\u00a0% interval +0.040 to +0.130)."
   )
   for said in (
     "0.376 → 0.461",
@@ -222,11 +222,15 @@ def test_claim_is_as_strong_as_its_test():
   ):
     assert said in better.detail
   # Not even the share of first places is claimed where its own test does not carry it.
-  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p=0.2)), None)
-  assert modest.headline == "After distillation, the retriever ranks the right passage higher."
+  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p_holm=0.2)), None)
+  assert modest.headline == (
+    "After distillation, the retriever ranks the right passage higher "
+    "(MRR@10 +0.085, 95\u00a0% interval +0.060 to +0.110)."
+  )
   worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None)
   assert "lower than before" in worse.headline and worse.verdict == "worse"
-  chance = claims.claim(evaluation(mrr=comparison(p=0.31), hit=comparison()), None)
+  # One of many comparisons that is sure alone is not sure among them.
+  chance = claims.claim(evaluation(mrr=comparison(p=0.02, p_holm=0.31), hit=comparison()), None)
   assert "told from chance" in chance.headline and chance.verdict == "undecided"
   assert claims.claim(None, None).verdict == "undecided"
 
@@ -342,8 +346,11 @@ def test_terminal_shows_means_changes_and_drops_in_80_columns(workdir, report):
   assert "…" not in text
   assert f"{report.evaluation.systems['distilled']['MRR@10']:.3f}" in text
   assert claims.relative(report.evaluation.test("distilled")["MRR@10"].relative).replace("\u00a0", "") in text
-  for said in ("collection", "3 things", "<0.001", "this Python lacks", "recall@100"):
+  for said in ("collection", "3 things", "this Python lacks", "recall@100"):
     assert said.replace("3 things", "things 3") in text
+  test = report.evaluation.test("distilled")["MRR@10"]
+  assert claims.p_number(test.p) != claims.p_number(test.p_holm)
+  assert re.search(rf"distilled .* {re.escape(claims.p_number(test.p_holm))} *\n", text)
 
 
 def test_terminal_shows_an_unfinished_run(tmp_path):
@@ -468,6 +475,22 @@ def test_leakage_is_said_before_anything_else(report):
   said = "Leakage: 2 of 60 test queries have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
   assert said in text and text.index(said) < text.index("<h1>")
   assert "Leakage" not in page.render(report)
+
+
+def test_passages_of_the_test_that_training_knew_are_said(workdir, report, tmp_path):
+  said = "1,234 passages that are right for test queries"
+  known = {"test_passages_ranked_first_in_training": 1234}
+  shown = dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=known))
+  assert said in page.render(shown) and said not in page.render(report)
+  shutil.copytree(workdir.root, tmp_path / "w")
+  path = tmp_path / "w" / "evaluate" / "metrics.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
+  assert said in printed(tmp_path / "w", width=300) and said not in printed(workdir, width=300)
+
+
+def test_readers_tests_show_what_is_corrected(text):
+  """In the reader's table, p and p corrected stand below each change."""
+  assert re.search(r">p [<\d.&lt;]+, corrected [<\d.&lt;]+</span>", text)
 
 
 def test_index_reader_and_corrected_tests_are_shown(text):

@@ -124,6 +124,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "ann": _ann(evaluation.ann) if evaluation else {},
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],
     "leak": claims.leak(evaluation.leakage) if evaluation else None,
+    "seen": claims.seen(evaluation.leakage) if evaluation else None,
     "reader": report.reader,
     "bills": bills,
     **{

@@ -99,7 +99,7 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], 
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
   passages = _passages(collection, wanted)
   if not has_judgements:
-    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].full_text)
+    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].text)
     shown = [_by_answers(one, in_context) for one in shown]
   return Shown(
     queries=tuple(shown), left_out=len(every) - len(shown), evidence=JUDGED if has_judgements else ANSWERED,

@@ -2,9 +2,9 @@
 
     python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa
 
-collection, evaluate (runs) -> metrics.json, per_query.csv, answers.jsonl (what was said).  The reader is asked
-through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1 and
-answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
+collection, evaluate (runs) -> metrics.json, per_query.csv (and .parquet), answers.jsonl (what was said).  The reader is
+asked through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1
+and answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from idistill_jax.llm import asking, protocol, session, workers
 from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import answers, reader, runs, summary
 
-METRICS, PER_QUERY, ANSWERS = "metrics.json", "per_query.csv", "answers.jsonl"
+METRICS, PER_QUERY, PARQUET, ANSWERS = "metrics.json", "per_query.csv", "per_query.parquet", "answers.jsonl"
 SYSTEMS: dict[str, tuple[str, ...]] = {
   "none": (),
   "before_after": ("initial", "distilled"),
@@ -60,6 +60,8 @@ def run(job: artifacts.Job) -> None:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
   measured = score(systems, replies, accepted, passages)
   summary.write_per_query(job.out / PER_QUERY, measured)
+  if job.cfg.evaluate.parquet:
+    summary.write_parquet(job.out / PARQUET, measured)
   with open(job.out / ANSWERS, "w", encoding="utf-8") as file:
     for reply in replies:
       file.write(json.dumps(dataclasses.asdict(reply), ensure_ascii=False) + "\n")
@@ -153,7 +155,7 @@ def score(
 ) -> dict[str, dict[str, dict[str, float]]]:
   """system -> "EM", "F1", "answer in context" -> query id -> value."""
   known = {reply.query_id: accepted[reply.query_id] for reply in replies}
-  in_context = answers.InContext(known, lambda one: passages.by_id(one).full_text)
+  in_context = answers.InContext(known, lambda one: passages.by_id(one).text)
   measured: dict[str, dict[str, dict[str, float]]] = {
     system: {"EM": {}, "F1": {}, "answer in context": {}} for system in systems
   }

@@ -125,6 +125,19 @@ def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, han
     assert re.search(r"tasks are unhealthy.*\n1\n|Gloo.*(closed|reset)", said), said
 
 
+@pytest.mark.parametrize("hang", [False, True], ids=["slow alone", "hanging"])
+def test_exact_search_waits_for_its_devices_and_for_nobody_when_alone(tmp_path, hang):
+  command = ("-m", "searched", str(tmp_path), "none", *(["--hang=1"] if hang else []))
+  with jobs.started(tmp_path / "job", 2, *command, patience=5) as job:
+    codes = job.wait(120)
+  if not hang:
+    assert codes == [0, 0] and job.said().count("all well") == 2, job.said()
+    return
+  assert all(codes), codes
+  reason = "exact search, queries from 0 on did not end within 5 s; processes that are not waiting for it: [1]"
+  assert reason in job.said(0), job.said(0)
+
+
 # -- Restarts --------------------------------------------------------------------------------------------------------
 
 

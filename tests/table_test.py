@@ -177,6 +177,13 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
     assert back[name].all() == (tensors[name].ndim == 2), name
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_tensor_axis_need_not_divide_the_vocabulary(model):
+  mesh = jax.make_mesh((1, 2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+  laid = table_lib.shardings(MODELS[model][1](MINILM), abstract_of(model, MINILM), mesh)
+  assert laid["encoder"]["layers"]["up"]["kernel"].spec == (None, "fsdp", "tensor")
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=["1x1x1", "2x2x2"])
 @pytest.mark.parametrize("model", MODELS)
 def test_golden_listing(model, sizes):

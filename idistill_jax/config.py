@@ -266,6 +266,8 @@ class Index:
   # Smaller vectors, each measured against the whole ones: first dimensions alone, and whether as 8-bit integers.
   dimensions: int | None = None
   precision: Precision = "float32"
+  # ScaNN is built in shards of at most so many passages: 61 GB of host memory at 768 dimensions.
+  scann_shard_passages: int = 5_000_000
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

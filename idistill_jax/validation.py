@@ -56,6 +56,7 @@ def validate(cfg: Config) -> None:
     (cfg.answer.questions is None or cfg.answer.questions >= 1, "answer.questions must be 1 or more, or none"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
     (min(cfg.answer.passages, cfg.answer.passage_tokens) >= 1, "answer.passages and passage_tokens must be 1 or more"),
+    (cfg.index.scann_shard_passages >= 1, "index.scann_shard_passages must be 1 or more"),
     (0 < cfg.index.recall_target <= 1, "index.recall_target must lie in (0, 1]"),
   )
   for holds, message in rules:

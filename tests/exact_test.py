@@ -1,5 +1,6 @@
 """Exact search equals sorting all inner products, however it is cut into blocks and spread over devices."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idistill_jax.retrieval import exact, hits, runs
+from idistill_jax import config, sharding
+from idistill_jax.retrieval import exact, hits, index, runs
 
 
 def by_sorting(vectors_PxE: np.ndarray, ids: list[str], queries_QxE: np.ndarray, k: int) -> list[list[str]]:
@@ -130,6 +132,32 @@ def test_the_mesh_is_invisible():
     [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, timeout=120
   )
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_no_device_holds_a_whole_index(tmp_path, monkeypatch, kind):
+  if kind == "scann" and importlib.util.find_spec("scann") is None:
+    pytest.skip("the extra `retrieval` is not installed")
+  rng = np.random.default_rng(0)
+  ids, vectors, queries = [f"p{i}" for i in range(803)], rng.normal(size=(803, 16)), rng.normal(size=(20, 16))
+  cfg = config.Index(kind=kind, tuned_depth=5)
+  mesh = sharding.make_mesh(config.Mesh(fsdp=2))
+  place, largest = exact._place, []
+
+  def placed(*what):
+    made = place(*what)
+    largest.append(max(shard.data.nbytes for shard in made.addressable_shards))
+    return made
+
+  monkeypatch.setattr(exact, "_place", placed)
+  index.write(tmp_path, vectors, ids, cfg, queries, mesh)
+  index.open_default(tmp_path, ids, mesh)
+  found = index.open_exact(tmp_path, ids, mesh).search(queries, 7)
+  index.honesty(tmp_path, ids, queries, 7, cfg, mesh)
+  assert max(largest) <= vectors.size * 4 / 7
+  # Control: without the mesh, one device does, and finds the same.
+  np.testing.assert_array_equal(index.open_exact(tmp_path, ids).search(queries, 7).rows, found.rows)
+  assert max(largest) >= vectors.size * 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])

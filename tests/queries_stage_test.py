@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jobs
 import numpy as np
 import pytest
 
@@ -69,6 +70,26 @@ def test_a_corpus_becomes_a_collection(recorded, minilm_weights, tmp_path):
   assert not (found / "qrels" / "train.tsv").exists()
   sources = tables.read_qrels(found / "sources.tsv")
   assert {query.id for query in queries.of_split("train")} == sources.keys()
+
+
+def test_two_processes_encode_together_and_one_asks(recorded, tiny_weights, tmp_path):
+  folder, _ = recorded
+  cfg = configured(folder, tiny_weights, round_trip_depth=None)
+  flags = {
+    "collection.path": cfg.collection.path, "labels.provider": "replay", "labels.recording": cfg.labels.recording,
+    "queries.clusters": 4, "encoder.query_tokens": 32, "encoder.passage_tokens": 64, "encoder.row_tokens": 128,
+  }
+  said = [f"--config.{name}={value}" for name, value in flags.items()]
+  command = ("-m", "accelerated", "--config=configs/my_corpus.py:tiny", "--stages=queries", *said)
+  with jobs.started(tmp_path, 2, *command, f"--workdir={tmp_path / 'two'}") as job:
+    job.succeed()
+  for number in range(2):
+    assert all(f"encode {what}" in job.said(number) for what in ("passages", "queries"))
+  alone = artifacts.Workdir(tmp_path / "alone")
+  alone.execute(stage.STAGE, cfg)
+  kept = [list(example.read_records(one.folder("queries"), tables.QUERIES, records.Query))
+          for one in (alone, artifacts.Workdir(tmp_path / "two"))]
+  assert kept[0] == kept[1] and kept[0]
 
 
 def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from idistill_jax import sharding
+from idistill_jax import processes, sharding
 from idistill_jax.retrieval import hits as hits_lib
 
 # Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
@@ -71,9 +71,10 @@ class Exact:
     hits_lib.check_k(k)
     queries_QxE = hits_lib.check_queries(queries_QxE, self._width)
     k = min(k, len(self))
-    parts = [
-      self._search_block(queries_QxE[i : i + QUERY_BLOCK], k) for i in range(0, len(queries_QxE), QUERY_BLOCK)
-    ]
+    parts = []
+    for i in range(0, len(queries_QxE), QUERY_BLOCK):
+      with processes.waiting(f"exact search, queries from {i} on"):
+        parts.append(self._search_block(queries_QxE[i : i + QUERY_BLOCK], k))
     rows = np.concatenate([np.empty((0, k), np.int32), *(part[1] for part in parts)])
     scores = np.concatenate([np.empty((0, k), np.float32), *(part[0] for part in parts)])
     if not np.isfinite(scores).all():

@@ -71,7 +71,7 @@ def run(job: artifacts.Job) -> None:
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
   distilled_QxE = retriever.encode_queries(texts)
-  distilled = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, cfg.depth)
+  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, cfg.depth)
 
   systems = {
     "initial": runs.from_hits(ids, passages.ids, initial),
@@ -116,7 +116,8 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
-    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index),
+    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index,
+                         sharding.local_mesh(job.cfg.mesh)),
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,15 +2,13 @@
 
 import concurrent.futures
 import json
-import re
-import shutil
-import subprocess
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
+import browser
 import pytest
 
 from idistill_jax import records, search
@@ -146,16 +144,17 @@ def test_more_than_may_wait_are_turned_away_and_nobodys_page_waits():
 
 
 def test_the_page_in_a_browser(tmp_path):
-  chromium = shutil.which("chromium") or shutil.which("google-chrome")
-  if chromium is None:
-    pytest.skip("no Chromium on this machine")
-  flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-           "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}",
-           "--virtual-time-budget=4000", "--dump-dom"]  # fmt: skip
-  with Served(Echo()) as url:
-    page = f"{url}/?{urllib.parse.urlencode({'q': HOSTILE})}"
-    done = subprocess.run([chromium, *flags, page], capture_output=True, text=True, timeout=60)
-  root = done.stdout[: done.stdout.find(">", done.stdout.find("<html"))]
-  assert 'data-ready="2"' in root and "data-error" not in root
-  assert len(re.findall("<li[ >]", done.stdout)) == 10 and "<img" not in done.stdout and "&lt;img" in done.stdout
-  assert done.stdout.count("<script") == 1
+  with Served(Echo()) as url, browser.page() as tab:
+    for width, height, dark in ((1280, 900, False), (390, 844, False), (390, 844, True)):
+      tab.look(width=width, height=height, dark=dark)
+      tab.open(f"{url}/?{urllib.parse.urlencode({'q': HOSTILE})}", "document.documentElement?.dataset.ready === '2'")
+      assert tab.run("document.documentElement.scrollWidth") <= width
+      assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
+    assert tab.run("document.querySelectorAll('li').length") == 10
+    assert tab.run("document.querySelectorAll('img').length") == 0
+    assert tab.run("document.querySelectorAll('script').length") == 1
+    assert tab.run("document.querySelector('li p').textContent") == HOSTILE
+    assert tab.run("document.documentElement.dataset.error") is None and not tab.errors
+    tab.run("question.value = 'and now?'; form.requestSubmit()")
+    tab.wait("document.querySelector('li b').textContent === 'and now? 0'")
+    assert not tab.errors

@@ -1,4 +1,4 @@
-"""A small search page and JSON API over the models of a workdir, on this machine alone.
+"""A small search page and JSON API over the exported models of a workdir, on this machine alone.
 
     python -m idistill_jax.serve --workdir=runs/quickstart --port=8008
 

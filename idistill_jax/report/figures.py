@@ -67,7 +67,7 @@ def means(evaluation: gather.Evaluation, measure: str) -> str:
     _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, OTHER))
     for system, values in evaluation.systems.items() if measure in values
   ]
-  return _dots(dots, title=measure, longest=14, width=NARROW)
+  return _dots(dots, title=measure, longest=len("distilled+ranker"), width=NARROW)
 
 
 def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
@@ -119,8 +119,8 @@ def recall_and_latency(ann: Mapping[str, Any]) -> str:
               linewidth=1.4)
     if exact:
       axes.axvline(exact, color=SOFT, linewidth=0.9, linestyle="--")
-      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(4, 0), color=SOFT,
-                    textcoords="offset points", fontsize=8.5)  # fmt: skip
+      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(-4, 0), color=SOFT,
+                    textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(_short_number)

@@ -152,6 +152,17 @@ def test_gather_agrees_with_the_files(workdir, report):
   assert len(report.trainings[0].columns["loss"]) == 250
 
 
+def test_every_measured_system_is_shown_beside_the_others(tmp_path):
+  quality = {"other.lab": 7.0, "bm25": 12.0, "distilled": 4.0, "direct": 5.0, "initial": 9.0, "distilled+ranker": 3}
+  built = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES[:4], {one.id: QRELS[one.id] for one in QUERIES[:4]},
+                               quality)  # fmt: skip
+  found = gather.gather(built)
+  first = found.shown.queries[0]
+  assert list(first.results) == ["initial", "distilled", "other.lab", "bm25", "direct", "distilled+ranker"]
+  assert ">distilled+ranker<" in figures.means(found.evaluation, "MRR@10")
+  assert all(len(found) == queries.SHOWN_RESULTS for found in first.results.values())
+
+
 def test_many_queries_are_cut_to_those_that_changed_most(workdir, monkeypatch):
   monkeypatch.setattr(queries, "MAX_QUERIES", 10)
   cut = gather.gather(workdir)
@@ -440,6 +451,16 @@ def test_browser_runs_the_page_without_errors(hostile_page, tmp_path):
   assert not [tag for tag, _ in Elements(dom).tags if tag == "img"]
 
 
+def test_a_hostile_page_leaves_the_console_empty(hostile_page, tmp_path):
+  (tmp_path / "page.html").write_text(hostile_page)
+  with browser.page() as tab:
+    tab.open((tmp_path / "page.html").as_uri(), "document.documentElement?.dataset.ready === '6'")
+    tab.run("list.querySelectorAll('details').forEach(one => { one.open = true; })")
+    tab.wait("list.querySelectorAll('li').length > 0")
+    assert not tab.run("window.evil") and not tab.errors
+    assert tab.picture(tmp_path / "hostile.png") < 0.97
+
+
 def test_browser_filters_and_opens_queries(text, tmp_path):
   """The page's policy would stop this test's script as it stops a stranger's: it is taken out for it."""
   typing = """<script>
@@ -494,7 +515,8 @@ def test_readers_tests_show_what_is_corrected(text):
 
 
 def test_index_reader_and_corrected_tests_are_shown(text):
-  assert "ScaNN: recall and speed" in text and "Smaller vectors" in text and "bytes a passage" in text
+  assert "ScaNN: recall and latency" in text and "milliseconds of one query" in text and "Smaller vectors" in text
+  assert "first results of the whole vectors" in text and "bytes a passage" in text
   assert "Answers of a reader" in text and "p, corrected" in text and "effect size" in text
   assert "read from distilled: thing 0" in text or '"said":{"initial":"nothing","distilled":"thing 0"}' in text
 
@@ -510,6 +532,8 @@ def test_page_fits_screens_in_light_and_dark(text, tmp_path):
       # Nothing but tables scrolls sideways.
       assert tab.run("document.documentElement.scrollWidth") <= width
       backgrounds.add(tab.run("getComputedStyle(document.body).backgroundColor"))
+      # Text and drawings on a ground, not a ground alone.
+      assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
     assert len(backgrounds) == 2
     tab.run("filter.value = 'q59'; filter.dispatchEvent(new Event('input'))")
     assert tab.run("list.querySelectorAll('details:not([hidden])').length") == 1

@@ -177,11 +177,15 @@ _BROKEN_OFF = re.compile(r"\s*(?:[>,]\s*(?:\[\s*\d*)?|\[\s*\d*)\s*")
 _VARIANTS = str.maketrans("【】〔〕⟦⟧", "[][][]", "*`\"'\u200b\ufeff") | {ord("≥"): ">="}
 
 
+def without_thoughts(text: str) -> str:
+  """What a model says when it has done with thinking aloud; empty where it never ended."""
+  return _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))
+
+
 def _clean(text: str) -> str:
   """The answer without thoughts, markup and typographic variants of brackets, digits and arrows."""
   text = html.unescape(unicodedata.normalize("NFKC", text))
-  text = _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))
-  text = text.translate(_VARIANTS)
+  text = without_thoughts(text).translate(_VARIANTS)
   text = _ARROW.sub(">", _TAG.sub(" ", text)).replace("\\", "")
   return _WORD_AS_LABEL.sub(r"[\1]", _WORD_BEFORE_LABEL.sub("", text))
 

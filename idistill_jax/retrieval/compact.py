@@ -85,7 +85,7 @@ def options(
   vectors_PxE: np.ndarray, ids: Sequence[str], queries_QxE: np.ndarray, k: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> list[dict[str, float | int | str]]:
-  """What each kind of smaller vector keeps of exact search's first k, and its bytes a passage."""
+  """What each kind of smaller vector keeps of exact search's first k over the given ones, and its bytes a passage."""
   vectors_PxE, ids = vectors_PxE[:MEASURED_PASSAGES], ids[:MEASURED_PASSAGES]
   width = vectors_PxE.shape[1]
   truth = exact.Exact(vectors_PxE, ids, mesh=mesh).search(queries_QxE, k)

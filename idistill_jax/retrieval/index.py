@@ -141,14 +141,18 @@ def honesty(
 ) -> dict[str, object]:
   """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
 
-  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep.  Where the folder was
-  written for exact search, a ScaNN index is built and tuned on half of the queries, to be measured on the others;
-  should ScaNN not run on this machine, its numbers are None and the log says why.
+  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep of what `options_against`
+  names.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
+  measured on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
   """
   exact_index, written = open_exact(folder, ids, mesh), open_scann(folder, ids)
   vectors_PxE = compact.read(folder)
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
   half = len(queries_QxE) // 2
+  options = {
+    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh),
+    "options_against": _against(vectors_PxE, cfg_index),
+  }  # fmt: skip
   try:
     scann = written or _tuned(folder, ids, exact_index, queries_QxE[:half], k, cfg_index)
   except ann.ScannUnavailableError as e:
@@ -156,7 +160,7 @@ def honesty(
     _, speed = tuning.timed(exact_index, queries_QxE, k)
     return {
       f"recall@{k} of exact": None, "exact_queries_per_second": speed, "scann_queries_per_second": None,
-      "index": "exact", "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh),
+      "exact_milliseconds": tuning.latency(exact_index, queries_QxE, k), "index": "exact", **options,
     }  # fmt: skip
   measured_QxE = queries_QxE if written else queries_QxE[half:]
   truth, speed = tuning.timed(exact_index, measured_QxE, k)
@@ -165,11 +169,20 @@ def honesty(
     f"recall@{k} of exact": tuning.recall(truth, found),
     "exact_queries_per_second": speed,
     "scann_queries_per_second": scann_speed,
+    "exact_milliseconds": tuning.latency(exact_index, measured_QxE, k),
+    "scann_milliseconds": tuning.latency(scann, measured_QxE, k),
     "index": "scann" if written else "exact",
     **_said(scann),
     "curve": [dataclasses.asdict(point) for point in tuning.curve(scann, truth, measured_QxE)],
-    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh),
+    **options,
   }
+
+
+def _against(vectors_PxE: np.ndarray, cfg_index: config_lib.Index) -> str:
+  """What the vectors of a folder are: the whole ones are not kept beside smaller ones."""
+  if cfg_index.dimensions is None and cfg_index.precision == "float32":
+    return "the whole vectors"
+  return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {cfg_index.precision}), not the whole ones"
 
 
 def _tuned(

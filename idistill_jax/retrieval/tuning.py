@@ -15,6 +15,8 @@ FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
 REORDERS = (1, 2, 5, 10)
 # Timed searches, of which the fastest counts.
 REPEATS = 3
+# Queries that are asked one at a time, of which the median counts.
+ALONE = 32
 
 
 class Adjustable(hits_lib.Searcher, Protocol):
@@ -31,12 +33,14 @@ T = TypeVar("T", bound=Adjustable)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-  """One way to search: recall of exact search's first k, and speed, all queries in one call."""
+  """One way to search: recall of exact search's first k, speed with all queries in one call, and what one alone
+  takes."""
 
   leaves_to_search: int
   reorder: int
   recall: float
   queries_per_second: float
+  milliseconds: float
 
 
 def timed(
@@ -50,6 +54,17 @@ def timed(
     found = index.search(queries_QxE, k)
     seconds.append(time.perf_counter() - started)
   return found, len(queries_QxE) / min(seconds)
+
+
+def latency(index: hits_lib.Searcher, queries_QxE: np.ndarray, k: int) -> float:
+  """Median milliseconds of a search for one query, as a person waits for it; a batch hides most of that."""
+  milliseconds = []
+  index.search(queries_QxE[:1], k)  # compiles
+  for query_E in queries_QxE[:ALONE]:
+    started = time.perf_counter()
+    index.search(query_E[None], k)
+    milliseconds.append(1000 * (time.perf_counter() - started))
+  return float(np.median(milliseconds))
 
 
 def recall(truth: hits_lib.Hits, found: hits_lib.Hits) -> float:
@@ -94,7 +109,9 @@ def _leaves(index: Adjustable, k: int) -> list[int]:
 
 def _point(index: Adjustable, truth: hits_lib.Hits, queries_QxE: np.ndarray, leaves: int, reorder: int) -> Point:
   tried = index.searching(leaves=leaves, reorder=reorder)
-  found, speed = timed(tried, queries_QxE, truth.rows.shape[1])
+  k = truth.rows.shape[1]
+  found, speed = timed(tried, queries_QxE, k)
   return Point(
-    leaves_to_search=leaves, reorder=tried.settings.reorder, recall=recall(truth, found), queries_per_second=speed
-  )
+    leaves_to_search=leaves, reorder=tried.settings.reorder, recall=recall(truth, found), queries_per_second=speed,
+    milliseconds=latency(tried, queries_QxE, k),
+  )  # fmt: skip

@@ -99,8 +99,11 @@ def test_an_answer_that_cannot_be_stored_takes_no_other_along(tmp_path):
 
   async def three(disk):
     group = cache.GroupCommit(disk)
-    answers = [protocol.Answer("[2] \ud83d", "stop"), protocol.Answer("b", "stop", 10**30, 1), protocol.Answer("c", "stop")]
-    puts = (group.put(f"k{i}", provider(), REQUEST, answer) for i, answer in enumerate(answers))
+    answers = [("[2] \ud83d", None), ("b", 10**30), ("c", 5)]
+    puts = (
+      group.put(f"k{i}", provider(), REQUEST, protocol.Answer(text, "stop", tokens))
+      for i, (text, tokens) in enumerate(answers)
+    )
     return await asyncio.gather(*puts, return_exceptions=True)
 
   with SlowDisk(tmp_path / "c") as disk:

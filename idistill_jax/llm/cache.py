@@ -109,6 +109,13 @@ class AnswerCache:
       ).fetchone()
     return row and protocol.Answer(*row)
 
+  def holds_any_of(self, provider: protocol.Provider) -> bool:
+    """Whether this model has ever answered with these parameters."""
+    who = (provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True))
+    with self._reading:
+      found = self._reader.execute("SELECT 1 FROM answers WHERE family = ? AND model = ? AND params = ? LIMIT 1", who)
+      return found.fetchone() is not None
+
   def put(
     self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
   ) -> protocol.Answer:

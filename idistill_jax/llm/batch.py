@@ -16,11 +16,11 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from absl import logging
 
-from idistill_jax.llm import asking, prompt, protocol
+from idistill_jax.llm import asking, batch_server, prompt, protocol
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
 
@@ -29,51 +29,6 @@ MOST_LINES, MOST_BYTES = 50_000, 100_000_000
 RESULTS = "results"
 # Of a batch under way, of one that ended without results, of requests that an ended one says nothing about.
 _NOTE, _FAILED, _LOST = ".submitted.json", ".failed.json", ".lost.json"
-
-State = Literal["under way", "ended"]
-
-
-class Server(Protocol):
-  """One provider's batches.  family, model, params: as of its live provider, whose answers they share.
-
-  key_field: where a line, of requests or of results, has its key.
-  """
-
-  family: str
-  model: str
-  params: Mapping[str, Any]
-  key_field: str
-
-  def line(self, key: str, request: protocol.Request) -> dict[str, Any]:
-    """A request as its batch files have it."""
-    ...
-
-  def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
-    """(key, answer) of a line of results; raises LineFailed for a failed one."""
-    ...
-
-  def submit(self, path: pathlib.Path, label: str) -> str:
-    """Uploads a file of requests and starts a batch; returns its name."""
-    ...
-
-  def find(self, label: str) -> str | None:
-    """Name of the batch that was submitted with the label."""
-    ...
-
-  def state(self, name: str) -> State: ...
-
-  def fetch(self, name: str) -> Iterator[bytes]:
-    """Result files of an ended batch; none where it failed as a whole."""
-    ...
-
-
-class LineFailed(Exception):
-  """A request of a batch that was not answered."""
-
-  def __init__(self, key: str, message: str):
-    super().__init__(message)
-    self.key = key
-
 
 def _request_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(folder.glob("requests-*.jsonl"))
@@ -91,23 +46,12 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
   part.replace(path)
 
 
-@contextlib.contextmanager
-def stopping(key: protocol.Secret, where: str) -> Iterator[None]:
-  """Turns whatever an SDK raises into a Stop without the key: a batch is not lost by it, the next run goes on."""
-  try:
-    yield
-  except protocol.Stop:
-    raise
-  except Exception as e:
-    raise protocol.Stop(f"{where}: {key.cover(f'{type(e).__name__}: {e}')}; run the same command again") from None
-
-
 class Batch:
   """A provider that answers later: it notes what it is asked, and `exchange` gets the answers into the cache."""
 
   remote = False
 
-  def __init__(self, server: Server, *, attempts: int, max_output_tokens: int):
+  def __init__(self, server: batch_server.Server, *, attempts: int, max_output_tokens: int):
     self.family, self.model, self.params = server.family, server.model, server.params
     self.pending: dict[str, protocol.Request] = {}
     self._server, self._attempts, self._max_output_tokens = server, attempts, max_output_tokens
@@ -216,13 +160,13 @@ class Batch:
     """Whether a batch came of a note; if not, the note and its reservation go."""
     noted = json.loads(note.read_text())
     if noted["name"] is None:
-      noted["name"] = self._server.find(noted["label"])
-      if noted["name"] is None:
+      name = self._server.find(noted["label"])
+      if name is None:
         if budget is not None and noted["reservation"] is not None:
           budget.book(noted["reservation"], budget_lib.Usage(0, 0))
         note.unlink()
         return False
-      _replace(note, json.dumps(noted).encode())
+      _replace(note, json.dumps({**noted, "name": name}).encode())
     return True
 
   def _wait_for(self, note: pathlib.Path, budget: budget_lib.Budget | None, poll_seconds: float) -> None:
@@ -265,7 +209,7 @@ class Batch:
     for line in content.splitlines():
       try:
         total += self._used(*self._server.read(json.loads(line)))
-      except (LineFailed, ValueError, KeyError, TypeError):
+      except (batch_server.LineFailed, ValueError, KeyError, TypeError):
         continue
     return total
 
@@ -289,7 +233,7 @@ class Batch:
           continue
         try:
           key, answer = self._server.read(json.loads(line))
-        except LineFailed as e:
+        except batch_server.LineFailed as e:
           self._failures.setdefault(e.key, []).append(str(e))
           continue
         except (ValueError, KeyError, TypeError):

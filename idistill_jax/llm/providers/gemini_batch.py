@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from idistill_jax import config
-from idistill_jax.llm import batch, protocol
+from idistill_jax.llm import batch, batch_server, protocol
 from idistill_jax.llm.providers import gemini
 
 _UNDER_WAY = frozenset({"JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_UPDATING"})
@@ -35,11 +35,11 @@ class GeminiBatch:
   def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
     key = str(line["key"])
     if line.get("response") is None:
-      raise batch.LineFailed(key, self._key.cover(json.dumps(line.get("error") or line.get("status"))))
+      raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or line.get("status"))))
     try:
       return key, gemini.read(self._genai.types.GenerateContentResponse.model_validate(line["response"]))
     except ValueError as e:
-      raise batch.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
+      raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 
   def submit(self, path: pathlib.Path, label: str) -> str:
     with self._faults():
@@ -52,7 +52,7 @@ class GeminiBatch:
       found = (one.name for one in self._client.batches.list(config={"page_size": 100}) if one.display_name == label)
       return next(found, None)
 
-  def state(self, name: str) -> batch.State:
+  def state(self, name: str) -> batch_server.State:
     with self._faults():
       return "under way" if self._client.batches.get(name=name).state.name in _UNDER_WAY else "ended"
 
@@ -63,7 +63,7 @@ class GeminiBatch:
         yield self._client.files.download(file=found.dest.file_name)
 
   def _faults(self) -> Any:
-    return batch.stopping(self._key, f"gemini batch {self.model}")
+    return batch_server.stopping(self._key, f"gemini batch {self.model}")
 
 
 def build(cfg: config.Labels) -> protocol.Provider:

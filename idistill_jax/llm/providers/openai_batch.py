@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from idistill_jax import config
-from idistill_jax.llm import batch, protocol
+from idistill_jax.llm import batch, batch_server, protocol
 from idistill_jax.llm.providers import openai_compatible
 
 _ENDPOINT = "/v1/chat/completions"
@@ -40,11 +40,11 @@ class OpenAIBatch:
   def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
     key, response = str(line["custom_id"]), line.get("response")
     if line.get("error") or response is None or response["status_code"] != 200:
-      raise batch.LineFailed(key, self._key.cover(json.dumps(line.get("error") or response)))
+      raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or response)))
     try:
       return key, openai_compatible.read(self._chat.model_validate(response["body"]))
     except (ValueError, IndexError, AttributeError) as e:
-      raise batch.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
+      raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 
   def submit(self, path: pathlib.Path, label: str) -> str:
     with self._faults():
@@ -59,7 +59,7 @@ class OpenAIBatch:
       found = (one.id for one in self._client.batches.list(limit=100) if (one.metadata or {}).get(_LABEL) == label)
       return next(found, None)
 
-  def state(self, name: str) -> batch.State:
+  def state(self, name: str) -> batch_server.State:
     with self._faults():
       return "ended" if self._client.batches.retrieve(name).status in _ENDED else "under way"
 
@@ -71,7 +71,7 @@ class OpenAIBatch:
           yield self._client.files.content(file).content
 
   def _faults(self) -> Any:
-    return batch.stopping(self._key, f"openai batch {self.model}")
+    return batch_server.stopping(self._key, f"openai batch {self.model}")
 
 
 def build(cfg: config.Labels) -> protocol.Provider:

@@ -149,6 +149,7 @@ class Labels:
   timeout_seconds: float = aside(120.0)
   requests_per_minute: float | None = aside(None)
   tokens_per_minute: float | None = aside(None)
+  # As listed for calls that are answered at once: by batch, half of it counts.
   dollars_per_million_input_tokens: float | None = aside(None)
   dollars_per_million_output_tokens: float | None = aside(None)
   # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.

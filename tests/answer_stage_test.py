@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, config, records, validation
+from idistill_jax import artifacts, cli, config, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import budget, session
 from idistill_jax.report import bills, gather
@@ -118,11 +118,15 @@ def live(server, **labels) -> config.Config:
 
 
 @pytest.mark.usefixtures("openai_sdk")
-def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path):
+def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path, capsys):
   done = workdir(tmp_path / "w")
   with LoopbackLLM(lambda number, prompt: Reply("Paris" if "capital of France" in prompt else "?")) as server:
     cfg = live(server)
+    stage.print_estimate(cli.Runner(cfg, done, []))
+    assert not server.asked and "2 systems, 5 calls, 0 of them answered" in capsys.readouterr().out
     done.execute(stage.STAGE, cfg)
+    stage.print_estimate(cli.Runner(cfg, done, []))
+    assert "5 calls, 5 of them answered" in capsys.readouterr().out
     # Six pairs of question and system, two of them equal.
     assert len(server.asked) == 5 and {body["model"] for body in server.bodies} == {"reader"}
     cfg.evaluate.resamples = 300

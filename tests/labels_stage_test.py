@@ -317,6 +317,12 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch
     assert float(re.search(r"about \$([\d.]+)", said)[1]) == pytest.approx(real, rel=0.02)
     stage.print_estimate(runner)
   assert "6 calls, 6 of them answered by the cache" in capsys.readouterr().out
+  cfg.labels.provider, cfg.labels.model = "openai_batch", "other"
+  stage.print_estimate(runner)
+  halved = capsys.readouterr().out
+  assert float(re.search(r"about \$([\d.]+)", halved)[1]) == pytest.approx(real / 2, rel=0.02)
+  assert "within a day, as a batch" in halved
+  cfg.labels.provider = "openai"
   monkeypatch.delenv("OPENAI_API_KEY")
   cfg.labels.base_url = None
   stage.print_estimate(cli.Runner(cfg, workdir, []))

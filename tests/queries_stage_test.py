@@ -1,5 +1,6 @@
 """A corpus is enough: queries written for sampled passages, filtered, held out, and made a collection of."""
 
+import itertools
 import json
 import pathlib
 
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 
 from idistill_jax import artifacts, cli, config, records
-from idistill_jax.data import example, tables
+from idistill_jax.data import corpora, example, tables
 from idistill_jax.data.corpora import stdlib
-from idistill_jax.llm import prompt, protocol, query_writing
+from idistill_jax.llm import prompt, protocol, query_writing, session
 from idistill_jax.stages import collection
 from idistill_jax.stages import queries as stage
 
@@ -107,6 +108,14 @@ def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
   stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
   said = capsys.readouterr().out
   assert said.startswith("60 passages, 180 calls, 0 of them") and "about $180.00" in said
+  with session.Session(cfg.labels, tmp_path / "cache") as opened:
+    passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages
+    chosen = [query_writing.Passage(one.id, one.full_text) for one in itertools.islice(passages, 20)]
+    query_writing.write(opened, chosen, cfg.queries.passage_tokens)
+    cached = len(opened.cache)
+  assert cached
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  assert capsys.readouterr().out.startswith(f"60 passages, 180 calls, {cached} of them answered by the cache")
 
 
 def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weights, tmp_path):

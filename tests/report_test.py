@@ -11,14 +11,17 @@ import subprocess
 import sys
 
 import browser
+import labels_stage_test
 import pytest
 import report_workdir
+from loopback_llm import LoopbackLLM, Reply, reversed_order
 from rich import console as rich_console
 
 from idistill_jax import artifacts, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, tables
 from idistill_jax.report import claims, figures, gather, page, queries, terminal
+from idistill_jax.stages import labels as labels_stage
 from idistill_jax.stages import report as report_stage
 
 PASSAGES = [
@@ -78,6 +81,25 @@ def hostile_page(tmp_path_factory) -> str:
       labels={"complete": 1, "refused": {HOSTILE: 2}, "position_bias": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}},
     )
   )
+
+
+def test_no_file_of_a_labelled_and_reported_workdir_holds_the_key(tmp_path, monkeypatch, caplog):
+  """Nor does the log, though the server repeats it."""
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", labels_stage_test.KEY)
+  odd = lambda n, text: Reply(f"who is {labels_stage_test.KEY}?", status=422)
+  labelled = labels_stage_test.small(tmp_path / "labelled")
+  with LoopbackLLM(lambda n, text: (odd if "query 2\n" in text else reversed_order)(n, text)) as server:
+    cfg = labels_stage_test.live(server)
+    assert labelled.execute(labels_stage.STAGE, cfg)["drops"]["rejected"]["examples"] == ["q2"]
+  workdir = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("labels",))
+  for folder in ("labels", "cache"):
+    shutil.copytree(labelled.root / folder, workdir.root / folder)
+  workdir.execute(report_stage.STAGE, cfg)
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert len(files) > 20 and any(path.name == report_stage.PAGE for path in files)
+  assert all(labels_stage_test.KEY.encode() not in path.read_bytes() for path in files)
+  assert labels_stage_test.KEY not in caplog.text
 
 
 class Elements(html.parser.HTMLParser):

@@ -109,7 +109,7 @@ async def rank(ask: Ask, one: Unordered, plan: Plan) -> Outcome:
     except protocol.NotRecorded as e:
       lost.append(("not recorded", str(e)))
     except protocol.Unanswered as e:
-      lost.append(("unanswered", str(e)))
+      lost.append((e.reason, str(e)))
     except protocol.Pending as e:
       # The other orders go into the same batch.
       pending = e

@@ -20,7 +20,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.llm import estimate, parse, prompt, protocol, ranking, session, workers
+from idistill_jax.llm import estimate, parse, prompt, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
@@ -99,16 +99,13 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  workdir, cfg = runner.workdir, runner.cfg.labels
-  job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE, runner.cfg), cache=workdir.cache)
-  lists = to_be_ordered(job)
-  plan = session.plan(cfg, runner.cfg.seed)
-  try:
-    with session.Session(cfg, job.cache) as asking:
-      print(estimate.of_lists(lists, plan, cfg, asking.knows))
-  except protocol.Stop as e:
-    print(estimate.of_lists(lists, plan, cfg, lambda request: False))
-    print(f"the cache was not looked into: {e}")
+  job = runner.job(STAGE)
+  cfg = job.cfg.labels
+  if made_elsewhere := tables.load_rankings(job.inputs["collection"]):
+    print(f"{len(made_elsewhere):,} rankings were made elsewhere: nobody is asked")
+    return
+  lists, plan = to_be_ordered(job), session.plan(cfg, job.cfg.seed)
+  print(estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_lists(lists, plan, cfg, knows)))
 
 
 def sampled(

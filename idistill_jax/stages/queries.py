@@ -94,7 +94,10 @@ def print_estimate(runner: cli.Runner) -> None:
   passages = _passages(cfg.collection)
   count = min(cfg.queries.passages or 0, len(passages))
   texts = [passage.full_text for passage in passages]
-  print(estimate.of_queries(texts, count, cfg.queries.passage_tokens, cfg.labels))
+  tokens = cfg.queries.passage_tokens
+  print(estimate.with_cache(
+    cfg.labels, runner.workdir.cache, lambda knows: estimate.of_queries(texts, count, tokens, cfg.labels, knows)
+  ))
 
 
 def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:

@@ -99,6 +99,11 @@ def test_names_how_an_answer_ended(name, finish, expected):
     assert build(name, server).ask(REQUEST) == protocol.Answer("[3] >", expected, 11, 7)
 
 
+def test_a_server_that_names_no_end_has_ended():
+  with LoopbackLLM(lambda number, text: Reply("[3] > [1]", finish=None)) as server:
+    assert build("openai", server).ask(REQUEST).finish_reason == "stop"
+
+
 @pytest.mark.parametrize("name", ["gemini", "gemini_legacy"])
 def test_a_blocked_prompt_is_an_empty_answer(name):
   body = json.dumps(

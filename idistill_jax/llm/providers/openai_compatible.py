@@ -60,7 +60,8 @@ def read(completion: Any) -> protocol.Answer:
   first, usage = completion.choices[0], completion.usage
   return protocol.Answer(
     first.message.content or "",
-    _FINISH.get(first.finish_reason, "other"),
+    # Servers that give no reason give whole answers.
+    _FINISH.get(first.finish_reason or "stop", "other"),
     usage and usage.prompt_tokens,
     usage and protocol.output_tokens(usage.completion_tokens, usage.prompt_tokens, usage.total_tokens),
     completion.model,

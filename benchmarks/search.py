@@ -38,8 +38,9 @@ _OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
 _PLOT = flags.DEFINE_string("plot", None, "A picture of them (.svg, .png); needs the extra `report`.")
 
 PASSAGES, QUERIES, TRUTH = "passages.npy", "queries.npy", "truth.npy"
-# Centres, centres around each of them, and how far from them: cosines of about 0.4 and 0.7 between neighbours.
-COARSE, FINE, SPREAD = 1000, 20, 0.8
+# Centres, centres around each of them, and how far from them: cosines of about 0.4 and 0.7 between neighbours.  Few of
+# the first and many of the second: what is near a query lies in more leaves than one, as in a real collection.
+COARSE, FINE, SPREAD = 30, 1000, 0.8
 BLOCK = 50_000
 # How many lists FAISS looks into, as shares of all: as ScaNN's leaves.
 PROBES = tuning.FRACTIONS

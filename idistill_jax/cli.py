@@ -107,7 +107,7 @@ def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"]
     if not _ESTIMATE.value:
       work(runner)
     elif estimate is None:
-      raise ValueError("--estimate: only a stage that asks an LLM has one; see idistill_jax.stages.labels and queries")
+      raise ValueError("--estimate: only what asks an LLM has one: the pipeline, the stages queries, labels, answer")
     else:
       estimate(runner)
 
@@ -173,6 +173,13 @@ class Runner:
     manifest = self.workdir.execute(stage, self.cfg)
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
     return True
+
+  def job(self, stage: artifacts.Stage) -> artifacts.Job:
+    """What a look at the stage's inputs needs, beside which nothing is written; raises MissingInputError."""
+    workdir = self.workdir
+    return artifacts.Job(
+      cfg=self.cfg, out=workdir.root, inputs=workdir.inputs(stage, self.cfg), cache=workdir.cache
+    )
 
   def _is_settled(self, stage: artifacts.Stage) -> bool:
     """Whether the stage is done, or could be taken over."""

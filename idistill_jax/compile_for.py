@@ -134,7 +134,9 @@ def _training(name: str, cfg: config_lib.Ranker | config_lib.Distillation, netwo
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
-  params = jax.tree.map(_abstract, network.abstract, network.shardings(mesh))
+  kernels_as_read = jax.eval_shape(lambda params: network.reading(params)[1], network.abstract)
+  params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
+  network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
   return _compiled("encode", jax.jit(network.apply), (params, rows), rows)
 

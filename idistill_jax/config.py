@@ -38,7 +38,7 @@ class Collection:
   path: str | None = None
   # For "tfds": natural_questions_open, trivia_qa/unfiltered.nocontext.
   questions: str | None = None
-  # LLM rankings made elsewhere (JSONL), and whose; None takes the first of each query.
+  # LLM rankings made elsewhere (JSONL or a TREC run), and whose; None takes the first of each query.
   rankings: str | None = None
   rankings_model: str | None = None
   # Where every query is held out: the share of them to train on, drawn by id.
@@ -83,7 +83,8 @@ class Encoder:
   # Tokens a row of training; None takes what leaves least of the rows empty.
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
-  # What matrix products read; parameters, sums and losses are float32 always (see models/execution.py).
+  # What matrix products read; parameters, sums and losses are float32 always, and so are products on a CPU that has no
+  # instructions for bfloat16 (see models/execution.py).
   training_dtype: Literal["float32", "bfloat16"] = "bfloat16"
   inference_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -148,6 +149,7 @@ class Labels:
   timeout_seconds: float = aside(120.0)
   requests_per_minute: float | None = aside(None)
   tokens_per_minute: float | None = aside(None)
+  # As listed for calls that are answered at once: by batch, half of it counts.
   dollars_per_million_input_tokens: float | None = aside(None)
   dollars_per_million_output_tokens: float | None = aside(None)
   # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.
@@ -174,7 +176,8 @@ class Optim:
 class Ranker:
   """Cross-encoder training on the LLM's order."""
 
-  # "pair_cosine" starts near the level of embedding weights; "classifier" exports as a plain CrossEncoder.
+  # "pair_cosine" starts near the level of embedding weights, and only our code can read its export; "mean" starts from
+  # nothing, beside an added similarity, and CrossEncoder reads it; "classifier" is that of BERT's sequence classifiers.
   head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.
@@ -245,6 +248,8 @@ class Retriever(Distillation):
   teacher_temperature: float = 0.5
   # What is kept is the mean of its weights and those of the direct retriever, which count with this share.
   direct_share: float | None = None
+  # How far from the starting weights the kept ones lie, in the direction of the trained ones, whose distance is 1.
+  reach: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -262,6 +267,8 @@ class Index:
   # Smaller vectors, each measured against the whole ones: first dimensions alone, and whether as 8-bit integers.
   dimensions: int | None = None
   precision: Precision = "float32"
+  # ScaNN is built in shards of at most so many passages: 61 GB of host memory at 768 dimensions.
+  scann_shard_passages: int = 5_000_000
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

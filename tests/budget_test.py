@@ -124,6 +124,40 @@ def test_what_a_killed_run_had_reserved_stays_reserved(tmp_path):
     assert books.spent()[0] == 40
 
 
+HOLDING = """
+import asyncio, pathlib, sys
+from idistill_jax.llm import budget
+async def run():
+  with budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=100, prices=budget.Prices()) as books:
+    async with books.call(budget.Usage(60, 0)) as call:
+      print("reserved", flush=True)
+      await asyncio.sleep(1)
+      call.usage = budget.Usage(10, 0)
+asyncio.run(run())
+"""
+
+
+def test_a_process_waits_for_room_that_a_running_one_gives_back(tmp_path):
+  path = tmp_path / "c"
+  with subprocess.Popen([sys.executable, "-c", HOLDING, path], stdout=subprocess.PIPE) as holding:
+    assert holding.stdout.readline() == b"reserved\n"
+    with opened(path, tokens=100) as books:
+      asyncio.run(spend(books, budget.Usage(60, 0), budget.Usage(10, 0)))
+      assert books.spent()[0] == 20
+
+
+def test_nobody_waits_for_a_killed_process_or_a_batch(tmp_path):
+  assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "c"], check=False).returncode == -9
+
+  async def run():
+    with opened(tmp_path / "c", tokens=100) as books:
+      await books.reserve(budget.Usage(30, 0))
+      with pytest.raises(budget.Exhausted):
+        await spend(books, budget.Usage(60, 0), budget.Usage(60, 0))
+
+  asyncio.run(asyncio.wait_for(run(), 30))
+
+
 def test_two_processes_share_one(tmp_path):
   command = [sys.executable, "-c", SPENDING, tmp_path / "c"]
   both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

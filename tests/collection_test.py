@@ -36,7 +36,7 @@ def test_what_points_nowhere_is_left_out_and_named():
     passages=[passage("p1"), passage("p2"), passage("empty", "  ")],
     queries=[query("q1"), query("q2"), query("q3", "train"), query("mute", text="")],
     judgements={
-      "test": {"q1": {"p1": 1, "gone": 1}, "q2": {"gone": 1, "p2": 0}, "nobody": {"p1": 1}},
+      "test": {"q1": {"p1": 1, "gone": 1}, "q2": {"gone": 1, "p2": 0}, "nobody": {"p1": 1, "p2": 0}},
       "train": {"q3": {"empty": 1}},
     },
     lists=[shown("q3", "p1", "p2"), shown("q3", "p1", "gone"), shown("mute", "p1")],
@@ -51,7 +51,7 @@ def test_what_points_nowhere_is_left_out_and_named():
   assert reasons(found) == {
     "passage without text": ["empty"],
     "query without text": ["mute"],
-    "judgements of an unknown query": ["nobody"],
+    "judgement of an unknown query": ["nobody p1", "nobody p2"],
     "judgement of an unknown passage": ["q1 gone", "q2 gone", "q3 empty"],
     "query of test without a relevant passage left": ["q2"],
     "judgement naming a passage or query left out": ["q2 p2"],

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,18 @@ from idistill_jax.retrieval import significance
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"text {i}") for i in range(120)]
 QUERIES = [records.Query(id=f"q{i}", text=f"question {i}", split="test") for i in range(40)]
 QRELS = {query.id: {f"p{i}": 1} for i, query in enumerate(QUERIES)}
+
+
+def renamed(run: artifacts.Workdir, root: pathlib.Path, **names: str) -> artifacts.Workdir:
+  """A copy of the run that measured the same under other names ("mrr" for MRR@10, "ndcg" for nDCG@10)."""
+  made = artifacts.Workdir(shutil.copytree(run.root, root))
+  for file in ("metrics.json", "per_query.csv"):
+    path = made.folder("evaluate") / file
+    text = path.read_text()
+    for old, new in names.items():
+      text = text.replace({"mrr": "MRR@10", "ndcg": "nDCG@10"}[old], new)
+    path.write_text(text)
+  return made
 
 
 def workdir(root: pathlib.Path, lists: int, distilled: float, queries: int = 40) -> artifacts.Workdir:
@@ -45,7 +58,11 @@ def test_settings_in_which_they_differ_and_paired_tests(runs):
   assert last.test.delta > 0.1 and last.test.p < 0.01
   header, *lines = compare.rows(found)
   assert header[:4] == ["run", "labels.lists", "initial MRR@10", "MRR@10"] and len(lines) == 3
-  assert lines[2][:2] == ["lists1000", "1000"] and lines[0][-3:-1] == ["–", "–"]
+  assert lines[2][:2] == ["lists1000", "1000"] and lines[0][-4:-1] == ["–", "–", "–"]
+  assert not compare.notes(found)
+  tested = found.runs[1:]
+  assert [run.p_holm for run in tested] == significance.holm([run.test.p for run in tested])
+  assert header[-2] == "p, corrected" and any(run.p_holm > run.test.p for run in tested)
 
 
 def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path):
@@ -54,6 +71,35 @@ def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path)
   assert found.runs[1].test is None
   # The control: the same queries are.
   assert compare.gather_runs([runs[0].root, runs[1].root], resamples=100).runs[1].test is not None
+
+
+def test_equal_query_ids_of_another_collection_are_no_pairs(runs, tmp_path):
+  other = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "other"))
+  path = other.folder("collection") / artifacts.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "another"}))
+  graded = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "graded"))
+  path = graded.folder("evaluate") / "metrics.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"relevant_from": 2, "split": "dev"}))
+  found = compare.gather_runs([runs[0].root, other.root, graded.root, runs[2].root], resamples=100)
+  assert [run.test is None for run in found.runs] == [True, True, True, False]
+  assert compare.notes(found) == [
+    "other is not tested against lists100: other collection.",
+    "graded is not tested against lists100: other split, lowest relevant grade.",
+  ]
+  assert "other is not tested against lists100" in page.render_comparison(found)
+
+
+def test_what_all_runs_have_measured_is_compared(runs, tmp_path):
+  both = renamed(runs[0], tmp_path / "both", ndcg="answer@20")
+  answers = renamed(runs[1], tmp_path / "answers", ndcg="answer@20", mrr="answer@1")
+  found = compare.gather_runs([both.root, answers.root], resamples=100)
+  assert found.main == "answer@20" and found.runs[1].test is not None
+  means = [run.evaluation.systems["distilled"]["answer@20"] for run in found.runs]
+  assert found.runs[1].test.delta == pytest.approx(means[1] - means[0])
+  assert "answer@20" in page.render_comparison(found)
+  said = r"none of MRR@10, .* in every run \(lists100: MRR@10.*; answers: answer@1"
+  with pytest.raises(gather.ReportError, match=said):
+    compare.gather_runs([runs[0].root, answers.root])
 
 
 def test_a_run_without_measures_is_named(runs, tmp_path):

@@ -4,7 +4,13 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from idistill_jax import compile_for, config
+from idistill_jax.retrieval import exact
 
 COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/quickstart.py")
 
@@ -25,6 +31,20 @@ def test_the_quickstart_compiles_for_a_slice(topology, mesh):
   assert len(lines) == 4
   # The last column counts kernels: forward and two backward ones in a step, one in encoding.
   assert all(int(line[-1]) >= 1 for line in lines.values()), done.stdout
+
+
+@pytest.mark.parametrize("recall, approximates", [(1.0, False), (0.95, True)])
+def test_search_over_a_slice_sorts_only_what_it_must(recall, approximates):
+  """PartialReduce is the operation that finds the best of parts of a row as it is computed."""
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: pip install 'idistill_jax[tpu-compile]'")
+  mesh = compile_for.mesh_of("v5e:4x4", config.Mesh())
+  of = lambda dtype, *shape, over=(): jax.ShapeDtypeStruct(
+    shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*over)))
+  best = of(jnp.float32, 256, 100), of(jnp.int32, 256, 100)
+  blocks = of(jnp.float32, 16, exact.PASSAGE_BLOCK, 768, over=(mesh.axis_names,))
+  number = of(jnp.int32)
+  lowered = exact._merge.lower(best, of(jnp.float32, 256, 768), blocks, number, number, mesh=mesh, recall=recall)
+  assert ("PartialReduce" in lowered.compile().as_text()) == approximates
 
 
 def test_without_the_compiler_it_says_what_to_install(tmp_path):

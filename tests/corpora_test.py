@@ -197,8 +197,9 @@ def test_a_stated_split_goes_before_judgements(tmp_path):
     ({"corpus": '{"_id": 1, "text": "x"}\n'}, r"corpus.jsonl:1: '_id' must be a string, found 1"),
     ({"corpus": '{"_id": "a b", "text": "x"}\n'}, r"corpus.jsonl:1: the id 'a b' .* white space"),
     ({"corpus": '{"_id": "", "text": "x"}\n'}, r"corpus.jsonl:1: the id '' is empty"),
-    ({"corpus": '{"_id": "p1"}\n'}, r"corpus.jsonl:1: no 'text'"),
-    ({"corpus": '{"_id": "p1", "text": null}\n'}, r"corpus.jsonl:1: 'text' must be a string, found None"),
+    ({"corpus": '{"_id": "p1"}\n{"_id": "p2"}\n'}, r"corpus.jsonl:1: no text: none of text among '_id'"),
+    ({"corpus": '{"_id": "p1", "text": ["x"]}\n'}, r"corpus.jsonl:1: text must be text, found \['x'\]"),
+    ({"corpus": '{"_id": "p", "text": "x"}\n' * 8}, r"already; and 2 others: 7 repeat an id in all"),
     ({"corpus": ""}, r"x: the collection has no passage; left out: "),
     ({"queries": ""}, r"x: the collection has no query; left out: "),
     (
@@ -240,14 +241,17 @@ def test_what_is_empty_or_points_nowhere_is_counted(tmp_path):
   found = beir.load(
     folder_with(
       tmp_path / "x",
-      corpus='{"_id": "p1", "text": "x"}\n{"_id": "p2", "title": "", "text": " "}\n',
+      corpus='{"_id": "p1", "text": "x"}\n{"_id": "p2", "title": "", "text": " "}\n{"_id": "p3"}\n'
+      '{"_id": "p4", "text": null}\n',
       qrels_test="query-id\tcorpus-id\tscore\nq1\tp1\t1\nq1\tp9\t1\nq9\tp1\t1\n",
     )
   )
   assert [(drop.reason, drop.what) for drop in found.drops] == [
     ("passage without text", "p2"),
+    ("passage without text", "p3"),
+    ("passage without text", "p4"),
     ("judgement of an unknown passage", "q1 p9"),
-    ("judgements of an unknown query", "q9"),
+    ("judgement of an unknown query", "q9 p1"),
   ]
 
 
@@ -349,8 +353,33 @@ def test_tsv_with_dprs_header_and_without_one(tmp_path):
 
 
 @pytest.mark.parametrize(
+  ("source", "text"),
+  [
+    ("tsv", "q1\tquestion\nq2\tthe second\n"),
+    ("tsv", "\ufeffqid\tquery\r\nq1\tquestion\r\nq2\tthe second\r\n\r\n"),
+    ("jsonl", '\ufeff{"qid": "q1", "query": "question", "passage": "x"}\n{"qid": "q2", "query": "the second"}\n'),
+  ],
+)
+def test_queries_keep_their_first_row_and_their_own_column(tmp_path, source, text):
+  """A word that may name a column is no header; files may begin with a byte order mark and end with a blank line."""
+  passages = {"tsv": "\ufeffid\ttext\n1\ta\n\n", "jsonl": '{"docid": "1", "text": "a"}\n'}
+  qrels = "\ufeffquery-id\tcorpus-id\tscore\nq1\t1\t1\n\n"
+  cfg = files_config(tmp_path, source, qrels__test_tsv=qrels, qrels__dev_txt="\ufeffq2 0 1 1\n\n",
+                     **{f"corpus_{source}": passages[source], f"queries_{source}": text})
+  found = corpora.SOURCES[source].load(cfg)
+  assert [p.id for p in found.passages] == ["1"] and not found.drops
+  assert [(q.id, q.text, q.split) for q in found.queries] == [("q1", "question", "test"), ("q2", "the second", "dev")]
+
+
+def test_a_long_field_and_a_lone_carriage_return_are_read(tmp_path):
+  (tmp_path / "p.tsv").write_bytes(b"1\t" + b"a" * 200_000 + b"\n2\tb\rc\n")
+  assert [len(p.text) for p in files.read_passages(tmp_path / "p.tsv")] == [200_000, 3]
+
+
+@pytest.mark.parametrize(
   ("name", "text", "error"),
   [
+    ("corpus_tsv", "text\ttitle\nx\ta\n", r"corpus.tsv:2: no id: none of _id, id, .* among 'text', 'title'"),
     ("corpus_tsv", "id\ttext\n1\ta\tb\n", r"corpus.tsv:2: expected 2 fields \(id, text\), found 3"),
     ("corpus_tsv", "id\ttext\n1\ta\n1\tb\n", r"corpus.tsv:3: the id '1' stands in .*corpus.tsv:2 already"),
     ("corpus_tsv", "id\ttitle\n1\ta\n", r"corpus.tsv:2: no text: none of text, contents"),
@@ -372,6 +401,7 @@ def test_bad_tsv_names_file_and_line(tmp_path, name, text, error):
     ('["x"]', ("x",)),
     ("Paris", ("Paris",)),
     ("[sic", ("[sic",)),
+    ({"value": "Rome", "aliases": ["Roma", "Rome"], "normalized_aliases": ["roma"]}, ("Rome", "Roma")),
     (None, ()),
   ],
 )
@@ -403,6 +433,39 @@ def test_recorded_rankings_become_labels():
   nobody = config.Collection(path=cfg.path, rankings=cfg.rankings, rankings_model="nobody")
   with pytest.raises(collection.CollectionError, match="no ranking of a query and passages of trec-dl by 'nobody'"):
     rankings.add(beir.load(cfg), nobody)
+
+
+@pytest.mark.parametrize(
+  ("name", "text"),
+  [
+    ("rank.jsonl", json.dumps({"query": {"qid": 1, "text": "which one"}, "candidates": [
+      {"docid": 12, "score": 1.0, "doc": {"contents": "x"}}, {"docid": "p1", "score": 9.0, "doc": {}}]})),
+    ("rank.jsonl", '{"qid": 1, "ranking": [12, "p1"]}'),
+    ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
+    ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
+  ],
+)  # fmt: skip
+def test_rankings_of_rankllm_and_trec_become_labels(tmp_path, name, text):
+  """RankLLM's order is that of its list, TREC's that of its scores; ids may be numbers."""
+  (tmp_path / name).write_text(text + "\n")
+  cfg = folder_with(
+    tmp_path / "beir", corpus='{"_id": "p1", "text": "a"}\n{"_id": "12", "text": "b"}\n',
+    queries='{"_id": "1", "text": "which one"}\n',
+  )  # fmt: skip
+  cfg.rankings = str(tmp_path / name)
+  found = rankings.add(beir.load(cfg), cfg)
+  assert [(one.query_id, one.passage_ids, one.status) for one in found.rankings] == [("1", ("12", "p1"), "complete")]
+  cfg.rankings_model = "gpt"
+  with pytest.raises(ValueError, match=r"unset collection.rankings_model|no ranking .* by 'gpt'"):
+    rankings.add(beir.load(cfg), cfg)
+
+
+@pytest.mark.parametrize(
+  "line", [{"qid": None, "ranking": ["a"]}, {"qid": "1", "ranking": "a b"}, {"qid": "1", "candidates": [{"doc": "a"}]}])
+def test_a_ranking_without_ids_names_its_line(tmp_path, line):
+  (tmp_path / "rank.jsonl").write_text(json.dumps(line))
+  with pytest.raises(collection.CollectionError, match=r"rank.jsonl:1: .*(list of passage ids|text or a number)"):
+    list(rankings.read(tmp_path / "rank.jsonl", None, []))
 
 
 def test_unusable_rankings_are_named(tmp_path):
@@ -448,6 +511,9 @@ def test_ids_of_ir_datasets(tmp_path, monkeypatch):
   assert [(q.id, q.split) for q in found.queries] == [("t1", "train"), ("q1", "dev")]
   assert found.qrels["dev"] == {"q1": {"d1": 1}}
   assert [d.what for d in found.drops if d.reason == "judgement of an unknown passage"] == ["t1 d9", "q1 d9"]
+  (tmp_path / "docs.tsv").write_text("d1\tfirst text\nd2\tsecond text\nd1\tagain\n")
+  with pytest.raises(collection.CollectionError, match=r"mine/dev: doc 3: the id 'd1' stands in mine/dev: doc 1"):
+    irds.load(config.Collection(source="ir_datasets", path="mine/dev"))
   assert irds.split_of("msmarco-passage/trec-dl-2020/judged") == "test"
   assert irds.split_of("msmarco-passage/train/judged") == "train"
 
@@ -476,6 +542,16 @@ def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
       yield split, {"question": f"where is Paris, asks {split}", "answer": ["France", "in France"]}
       yield f"{split} none", {"question": "unanswerable", "answer": []}
 
+  class UnansweredNq(TinyNq):
+    """As natural_questions, which has no `answer`."""
+
+    VERSION = TinyNq.VERSION
+
+    def _info(self):
+      text = tensorflow_datasets.features.Text()
+      features = tensorflow_datasets.features.FeaturesDict({"question": text, "annotations": text})
+      return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=features)
+
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
   builder = tensorflow_datasets.builder
   monkeypatch.setattr(tensorflow_datasets, "builder", lambda name: builder(name, data_dir=str(tmp_path / "tfds")))
@@ -485,6 +561,9 @@ def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
   assert set(found.answers.values()) == {("France", "in France")}
   assert [d.reason for d in found.drops] == ["question without an answer"] * 2
   assert tfds._answers({"answer": {"value": b"Rome", "aliases": [b"Roma", b"Rome"]}}) == ("Rome", "Roma")
+  cfg.questions = "unanswered_nq"
+  with pytest.raises(config.ConfigError, match="'unanswered_nq', whose rows have no answer; take natural_"):
+    tfds.load(cfg)
   with pytest.raises(config.ConfigError, match=r"needs collection\.path"):
     tfds.load(config.Collection(source="tfds"))
 

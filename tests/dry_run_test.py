@@ -43,6 +43,16 @@ def test_files_that_are_missing_are_named(tmp_path, monkeypatch):
   assert "NOT THERE" not in "".join(told(cfg, tmp_path / "w"))
 
 
+def test_an_estimate_of_the_pipeline_tells_at_most_what_is_asked_and_what_must_run_first(tmp_path, capsys):
+  cfg = config_test.load("nq:slice")
+  pipeline.estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()))
+  said = capsys.readouterr().out
+  assert "queries:" not in said and not list(tmp_path.iterdir())
+  labels, answer = said.partition("labels:")[2].split("answer:")
+  for part, calls in ((labels, "500 calls"), (answer, "1,000 calls")):
+    assert calls in part and "tokens in and" in part and "python -m idistill_jax.stages.collection" in part
+
+
 def test_what_has_run_gives_the_sizes(tmp_path):
   cfg = config_test.load("scifact")
   amounts = lambda: "\n".join(told(cfg, tmp_path))

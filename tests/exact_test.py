@@ -1,5 +1,6 @@
 """Exact search equals sorting all inner products, however it is cut into blocks and spread over devices."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idistill_jax.retrieval import exact, hits, runs
+from idistill_jax import config, sharding
+from idistill_jax.retrieval import exact, hits, index, runs
 
 
 def by_sorting(vectors_PxE: np.ndarray, ids: list[str], queries_QxE: np.ndarray, k: int) -> list[list[str]]:
@@ -67,6 +69,20 @@ def test_the_order_of_hits_is_the_order_that_is_measured():
   assert [runs.ranked(results) for results in run.values()] == searched(found, ids)
 
 
+def test_where_no_hardware_approximates_asking_for_less_finds_all():
+  rng = np.random.default_rng(4)
+  ids = [f"p{number}" for number in range(100)]
+  vectors, queries = rng.normal(size=(100, 8)), rng.normal(size=(5, 8))
+  found = exact.Exact(vectors, ids, recall=0.9).search(queries, 10)
+  assert searched(found, ids) == by_sorting(vectors, ids, queries, 10)
+
+
+@pytest.mark.parametrize("recall", [0.0, 1.01, float("nan")])
+def test_a_share_is_a_share(recall):
+  with pytest.raises(ValueError, match="recall is"):
+    exact.Exact(np.ones((1, 1)), ["a"], recall=recall)
+
+
 def test_more_queries_than_a_block_and_none_at_all():
   rng = np.random.default_rng(5)
   ids = [f"p{number}" for number in range(30)]
@@ -99,7 +115,7 @@ place = lambda array: exact._place(array, mesh, None)
 best = (place(np.zeros((4, 10), np.float32)), place(np.zeros((4, 10), np.int32)))
 index = exact.Exact(np.ones((8 * 512, 16)), [str(n) for n in range(8 * 512)], mesh=mesh)
 queries, block = place(np.ones((4, 16), np.float32)), index._blocks_SxPxE[0]
-text = exact._merge.lower(best, queries, block, 0, 4096, mesh=mesh).compile().as_text()
+text = exact._merge.lower(best, queries, block, 0, 4096, mesh=mesh, recall=1.0).compile().as_text()
 gathered = [shape.split(",") for shape in re.findall(r"= \w+\[([\d,]+)\]\S* all-gather\(", text)]
 assert gathered, "nothing travels at all: the pattern no longer fits the compiler's text"
 assert all(int(size) <= 8 * 10 for shape in gathered for size in shape), gathered
@@ -116,6 +132,32 @@ def test_the_mesh_is_invisible():
     [sys.executable, "-c", MESH], env=environment, capture_output=True, text=True, timeout=120
   )
   assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["exact", "scann"])
+def test_no_device_holds_a_whole_index(tmp_path, monkeypatch, kind):
+  if kind == "scann" and importlib.util.find_spec("scann") is None:
+    pytest.skip("the extra `retrieval` is not installed")
+  rng = np.random.default_rng(0)
+  ids, vectors, queries = [f"p{i}" for i in range(803)], rng.normal(size=(803, 16)), rng.normal(size=(20, 16))
+  cfg = config.Index(kind=kind, tuned_depth=5)
+  mesh = sharding.make_mesh(config.Mesh(fsdp=2))
+  place, largest = exact._place, []
+
+  def placed(*what):
+    made = place(*what)
+    largest.append(max(shard.data.nbytes for shard in made.addressable_shards))
+    return made
+
+  monkeypatch.setattr(exact, "_place", placed)
+  index.write(tmp_path, vectors, ids, cfg, queries, mesh)
+  index.open_default(tmp_path, ids, mesh)
+  found = index.open_exact(tmp_path, ids, mesh).search(queries, 7)
+  index.honesty(tmp_path, ids, queries, 7, cfg, mesh)
+  assert max(largest) <= vectors.size * 4 / 7
+  # Control: without the mesh, one device does, and finds the same.
+  np.testing.assert_array_equal(index.open_exact(tmp_path, ids).search(queries, 7).rows, found.rows)
+  assert max(largest) >= vectors.size * 4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])

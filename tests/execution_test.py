@@ -31,12 +31,28 @@ def chosen(dtype: str, platform: str, remat: str = "none") -> execution.Executio
   return execution.choose(dtype, mesh, remat)
 
 
-def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones():
+def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones(monkeypatch):
+  monkeypatch.setattr(execution, "cpu_multiplies_bfloat16", lambda: True)
   bfloat16, float32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
   pair = lambda one: (one.products, one.states)
   assert pair(chosen("bfloat16", "cpu")) == (bfloat16, float32)
   assert pair(chosen("bfloat16", "gpu")) == pair(chosen("bfloat16", "tpu")) == (bfloat16, bfloat16)
   assert pair(chosen("float32", "gpu")) == pair(chosen("float32", "cpu")) == (float32, float32)
+
+
+def test_a_cpu_that_would_only_emulate_short_products_makes_long_ones(monkeypatch):
+  monkeypatch.setattr(execution, "cpu_multiplies_bfloat16", lambda: False)
+  assert chosen("bfloat16", "cpu").products == jnp.dtype("float32")
+  assert chosen("bfloat16", "gpu").products == chosen("bfloat16", "tpu").products == jnp.dtype("bfloat16")
+
+
+@pytest.mark.parametrize("flags, has", [
+  ("flags\t: fpu avx512f avx512_bf16 avx512_vbmi", True), ("flags\t: fpu amx_bf16", True),
+  ("Features\t: fp asimd i8mm bf16 dgh", True), ("flags\t: fpu avx2 avx512f svebf16x", False),
+])
+def test_the_system_tells_what_its_cpu_multiplies(flags, has, monkeypatch):
+  monkeypatch.setattr(execution.pathlib.Path, "read_text", lambda self: flags)
+  assert execution.cpu_multiplies_bfloat16.__wrapped__() == has
 
 
 def test_less_memory_needs_a_loop_over_layers():

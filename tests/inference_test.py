@@ -5,7 +5,7 @@ import pytest
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack
-from idistill_jax.models import table
+from idistill_jax.models import execution, table
 from idistill_jax.train import inference, networks
 
 BLOCK, DOUBLING = 64, 960.0
@@ -64,7 +64,8 @@ def test_rows_of_two_lengths_are_invisible(reader):
   assert np.abs(found[0] - found[1]).max() > 0.01
 
 
-def test_reading_rounds_kernels_once_and_changes_no_bit(reader):
+def test_reading_rounds_kernels_once_and_changes_no_bit(reader, monkeypatch):
+  monkeypatch.setattr(execution, "cpu_multiplies_bfloat16", lambda: True)
   network, params, mesh, _ = reader
   network = network.on(mesh, "bfloat16")
   reading, short = network.reading(params)

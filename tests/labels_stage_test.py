@@ -186,6 +186,23 @@ def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
   assert found["unanswered"] == {"not recorded": 1} and found["repairs"] == {"missing": 1}
 
 
+def test_every_dropped_list_is_listed_with_its_answer(tmp_path, key):
+  workdir = small(tmp_path, queries=14, lists=[candidate_list(f"q{i}", ["p0", "p1", "p2"]) for i in range(14)]
+                  + [candidate_list("q3", ["p1"])])
+  answer = Reply("I cannot say, 難しい" + "." * 900)
+  refusing = lambda number, text: reversed_order(number, text) if "query 13\n" in text else answer
+  with LoopbackLLM(refusing) as server:
+    manifest = workdir.execute(stage.STAGE, live(server, refused_retries=0))
+  rows = [json.loads(line) for line in (workdir.folder("labels") / stage.DROPPED).read_text("utf-8").splitlines()]
+  assert rows[0] == {"query_id": "q3", "reason": "list of fewer than two passages"}
+  assert [row["query_id"] for row in rows[1:]] == [f"q{i}" for i in range(13)]
+  assert {row["reason"] for row in rows[1:]} == {"refused: refusal"}
+  assert all(row["answer"].startswith("I cannot say, 難しい") and len(row["answer"]) == 500 for row in rows[1:])
+  counts = manifest["counts"]
+  assert (counts["lists"], counts["dropped"], counts["dropped_listed_in"]) == (1, 14, stage.DROPPED)
+  assert manifest["drops"]["refused: refusal"]["count"] == 13
+
+
 def test_live_lists_are_the_best_candidates_shuffled(tmp_path, key):
   workdir = small(tmp_path)
   with LoopbackLLM() as server:
@@ -300,6 +317,12 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch
     assert float(re.search(r"about \$([\d.]+)", said)[1]) == pytest.approx(real, rel=0.02)
     stage.print_estimate(runner)
   assert "6 calls, 6 of them answered by the cache" in capsys.readouterr().out
+  cfg.labels.provider, cfg.labels.model = "openai_batch", "other"
+  stage.print_estimate(runner)
+  halved = capsys.readouterr().out
+  assert float(re.search(r"about \$([\d.]+)", halved)[1]) == pytest.approx(real / 2, rel=0.02)
+  assert "within a day, as a batch" in halved
+  cfg.labels.provider = "openai"
   monkeypatch.delenv("OPENAI_API_KEY")
   cfg.labels.base_url = None
   stage.print_estimate(cli.Runner(cfg, workdir, []))
@@ -310,9 +333,10 @@ def test_no_usable_answer_is_an_error(tmp_path, key):
   workdir = small(tmp_path)
   with (
     LoopbackLLM(lambda n, text: Reply("", finish="content_filter")) as server,
-    pytest.raises(ValueError, match=r"none of 6 lists.*6: refused: empty \(ended by: blocked\)"),
+    pytest.raises(ValueError, match=r"none of 6 lists.*6: refused: empty \(ended by: blocked\).*dropped.jsonl") as e,
   ):
     workdir.execute(stage.STAGE, live(server))
+  assert len(pathlib.Path(str(e.value).rpartition(" ")[2]).read_text().splitlines()) == 6
 
 
 def test_no_lists_is_an_error(tmp_path, key):

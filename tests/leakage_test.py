@@ -20,27 +20,52 @@ TRAIN = queries("train", "how do I merge two sorted lists", "open a file for wri
 def test_the_same_question_in_another_dress_is_found(text):
   found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [], 1)
   assert [(test, train) for test, train, _ in found.duplicates] == [("test1", "train2")]
-  assert found.warning is not None and "1 of 2 test queries" in found.warning
+  assert "1 of 2 test queries" in found.warnings[0]
 
 
 @pytest.mark.parametrize("text", [
   "what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
 def test_other_questions_are_none(text):
   found = leakage.check(queries("test", text), TRAIN, {}, [], 1)
-  assert not found.duplicates and found.warning is None
+  assert not found.duplicates and not found.warnings
+
+
+@pytest.mark.parametrize(
+  ("test", "train", "same"),
+  [
+    ("who wrote the origin of species", "who wrote origin of species", True),
+    ("the capital of France", "capital of France?", True),
+    ("what is C++", "What is C++?", True),
+    ("what is C++", "what is C#", False),
+    ("???", "!!!", False),
+    ("???", " ??? ", True),
+    *((f"which of the many books about {one} should somebody read who has written programs for many years", f"which of "
+       f"the many books about {other} should somebody read who has written programs for many years", one == other)
+      for one, other in (("c++", "c++"), ("c++", "c#"))),
+    ("who is the president of France", "who was the president of France", False),
+    ("turn a list into a string", "turn a string into a list", False),
+    ("flights from Paris", "flights to Paris", False),
+    ("is it safe to swim there", "is it not safe to swim there", False),
+    ("is it", "it is there", False),
+  ],
+)  # fmt: skip
+def test_stop_words_may_be_added_and_symbols_may_not_differ(test, train, same):
+  found = leakage.check(queries("test", test), queries("train", "something else", train), {}, [], 1)
+  assert [one[:2] for one in found.duplicates] == ([("test0", "train1")] if same else [])
 
 
 def test_more_queries_than_a_block_and_none_at_all():
   many = queries("test", *(f"question number {'abcdefghij'[i % 10] * 9} {i}" for i in range(600)))
   train = [records.Query(id="copy", text=many[599].text, split="train")]
   assert next(one[:2] for one in leakage.check(many, train, {}, [], 1).duplicates) == ("test599", "copy")
-  assert leakage.check([], TRAIN, {}, [], 1).warning is None and leakage.check(many, [], {}, [], 1).warning is None
+  assert not leakage.check([], TRAIN, {}, [], 1).warnings and not leakage.check(many, [], {}, [], 1).warnings
 
 
 def test_test_passages_that_the_llm_ranked_first_in_training():
   ranking = records.RankedList(query_id="train0", passage_ids=("p1", "p2"), status="complete")
   found = leakage.check(queries("test", "a"), TRAIN, {"test0": {"p1": 1, "p2": 1, "p3": 0}}, [ranking], 1)
   assert found.passages == ("p1",)
+  assert len(found.warnings) == 1 and found.warnings[0].startswith("1 passages that are right for a test query")
   assert found.as_json()["test_passages_ranked_first_in_training"] == 1
 
 

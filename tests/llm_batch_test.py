@@ -9,6 +9,7 @@ from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import config
 from idistill_jax.llm import batch, budget, cache, protocol, ranking, session
+from idistill_jax.llm.providers import gemini_batch, openai_batch
 
 KEY = "not-a-real-key-5f1c0a77"
 PROVIDERS = ("openai_batch", "gemini_batch")
@@ -94,6 +95,70 @@ def test_a_run_that_died_while_waiting_asks_for_nothing_twice(tmp_path, name, mo
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
+def test_a_run_that_died_before_it_had_noted_the_batchs_name_finds_it(tmp_path, name, monkeypatch):
+  server_class = {"openai_batch": openai_batch.OpenAIBatch, "gemini_batch": gemini_batch.GeminiBatch}[name]
+  submit = server_class.submit
+  with LoopbackBatch() as server:
+    cfg = labels(name, server.url, max_tokens=100_000)
+    for dies_after in (lambda *args: None, submit):
+      # Before the batch was there, and after.
+      monkeypatch.setattr(server_class, "submit", lambda *args, go=dies_after: dying(go(*args)))
+      with pytest.raises(KeyboardInterrupt):
+        label(tmp_path, 4, cfg)
+    monkeypatch.setattr(server_class, "submit", submit)
+    assert orders(label(tmp_path, 4, cfg)) == [(2, 1, 0)] * 4
+  assert [len(prompts) for prompts in server.batches] == [4] and spent(tmp_path) == 4 * 18
+
+
+def dying(_):
+  raise KeyboardInterrupt
+
+
+def spent(path):
+  with budget.Budget(path / session.SPENT, max_dollars=None, max_tokens=1, prices=budget.Prices()) as books:
+    return books.spent()[0]
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_batch_that_is_not_taken_costs_nothing(tmp_path, name):
+  with LoopbackBatch() as server:
+    cfg = labels(name, server.url, max_tokens=100_000)
+    server.refusing = True
+    for _ in range(2):
+      with pytest.raises(protocol.Stop, match="404"):
+        label(tmp_path, 3, cfg)
+      assert spent(tmp_path) == 0
+    server.refusing = False
+    assert orders(label(tmp_path, 3, cfg)) == [(2, 1, 0)] * 3
+  assert len(list((tmp_path / session.BATCHES).glob("requests-*.jsonl"))) == 1
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_line_that_never_comes_back_is_given_up(tmp_path, name):
+  with LoopbackBatch(lambda n, text: None if "query 2\n" in text else reversed_order(n, text)) as server:
+    outcomes = label(tmp_path, 4, labels(name, server.url))
+    assert orders(outcomes) == [(2, 1, 0), (2, 1, 0), False, (2, 1, 0)]
+    assert "2 batches" in outcomes[2].message and "without a word" in outcomes[2].message
+    label(tmp_path, 4, labels(name, server.url))
+  assert [len(prompts) for prompts in server.batches] == [4, 1]
+
+
+def test_files_keep_to_lines_and_bytes(tmp_path, monkeypatch):
+  monkeypatch.setattr(batch, "MOST_BYTES", 2500)
+  with pytest.raises(protocol.Stop):
+    label(tmp_path / "w", 8, labels("openai_batch", batch_folder=str(tmp_path)))
+  sizes = [path.stat().st_size for path in sorted(tmp_path.glob("requests-*.jsonl"))]
+  assert len(sizes) > 2 and max(sizes) <= 2500
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_the_failures_of_lines_do_not_show_the_key(tmp_path, name):
+  with LoopbackBatch(lambda n, text: Reply(f"who is {KEY}?", status=403)) as server:
+    outcomes = label(tmp_path, 2, labels(name, server.url))
+  assert all("who is ***?" in outcome.message and KEY not in outcome.message for outcome in outcomes)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
 def test_a_batch_that_fails_as_a_whole_is_submitted_anew_by_the_next_run(tmp_path, name):
   with LoopbackBatch(lambda number, prompt: Reply(close=True)) as server:
     cfg = labels(name, server.url, max_tokens=100_000)
@@ -168,6 +233,33 @@ def test_by_hand_nothing_is_written_twice_unless_it_failed(tmp_path, name):
     said, files = run(5)
     assert "4 requests wait" in said and sorted(files) == [f"requests-000{i}.jsonl" for i in range(3)]
     assert files["requests-0002.jsonl"].strip() == first["requests-0000.jsonl"].splitlines()[1]
+
+
+def test_by_hand_a_deleted_file_is_written_anew_and_no_other_is_touched(tmp_path):
+  cfg = labels("openai_batch", batch_folder=str(tmp_path))
+  for count in (3, 5):
+    with pytest.raises(protocol.Stop):
+      label(tmp_path / "w", count, cfg)
+  kept = (tmp_path / "requests-0001.jsonl").read_bytes()
+  (tmp_path / "requests-0000.jsonl").unlink()
+  with pytest.raises(protocol.Stop, match="5 requests wait"):
+    label(tmp_path / "w", 5, cfg)
+  assert (tmp_path / "requests-0001.jsonl").read_bytes() == kept
+  assert len((tmp_path / "requests-0002.jsonl").read_bytes().splitlines()) == 3
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_by_hand_answers_are_booked_once(tmp_path, name):
+  cfg = labels(name, batch_folder=str(tmp_path), max_tokens=10**6)
+  with pytest.raises(protocol.Stop):
+    label(tmp_path / "w", 3, cfg)
+  server = LoopbackBatch()
+  lines = [json.loads(line) for line in (tmp_path / "requests-0000.jsonl").read_text().splitlines()]
+  server._run(lines, gemini=name.startswith("gemini"))
+  (tmp_path / "results.jsonl").write_bytes(server._files[server._results[0][0]])
+  for _ in range(2):
+    assert orders(label(tmp_path / "w", 3, cfg)) == [(2, 1, 0)] * 3
+    assert spent(tmp_path / "w") == 3 * 18
 
 
 def test_the_lines_are_what_the_providers_document(tmp_path):

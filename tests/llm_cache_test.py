@@ -94,6 +94,24 @@ def test_an_answer_whose_commit_failed_is_not_counted_and_not_lost_to_the_next(t
     assert len(disk) == 3 and disk.commits == 2
 
 
+def test_an_answer_that_cannot_be_stored_takes_no_other_along(tmp_path):
+  """Half of an emoji is kept as far as UTF-8 goes; a count beyond SQLite's integers is refused, by itself."""
+
+  async def three(disk):
+    group = cache.GroupCommit(disk)
+    answers = [("[2] \ud83d", None), ("b", 10**30), ("c", 5)]
+    puts = (
+      group.put(f"k{i}", provider(), REQUEST, protocol.Answer(text, "stop", tokens))
+      for i, (text, tokens) in enumerate(answers)
+    )
+    return await asyncio.gather(*puts, return_exceptions=True)
+
+  with SlowDisk(tmp_path / "c") as disk:
+    found = asyncio.run(three(disk))
+    assert (found[0].text, found[2].text, len(disk)) == ("[2] ?", "c", 2)
+    assert isinstance(found[1], protocol.Unanswered) and "OverflowError" in str(found[1])
+
+
 def test_threads_share_one(tmp_path):
   with cache.AnswerCache(tmp_path / "c") as opened, concurrent.futures.ThreadPoolExecutor(8) as pool:
 

@@ -73,13 +73,26 @@ TABLE = [
   ),
   ("[3] (exact) > [1] (close) > [5] (so-so) > [2] (no) > [4] (no)", "complete", [3, 1, 5, 2, 4], []),
   ("Passage 3 > Passage 1 > Passage 5 > Passage 2 > Passage 4", "complete", [3, 1, 5, 2, 4], []),
+  # what was given comes first, the answer behind it
+  ("[1, 2, 3, 4, 5]\n[3, 1, 5, 2, 4]", "complete", [3, 1, 5, 2, 4], []),
+  ("[1], [2], [3], [4], [5]\n[3], [1], [5], [2], [4]", "complete", [3, 1, 5, 2, 4], []),
+  ("[1, 2, 3, 4, 5] -> [3, 1, 5, 2, 4]", "complete", [3, 1, 5, 2, 4], []),
+  ("[1, 2, 3, 4, 5]\n[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []),
+  # the order shown, given as an answer
+  ("The final ranking is: [1], [2], [3], [4], [5].", "complete", [1, 2, 3, 4, 5], []),
+  ("1. [1]\n2. [2]\n3. [3]\n4. [4]\n5. [5]", "complete", [1, 2, 3, 4, 5], []),
   ("[Passage 3] > [Document 1] > [doc 5] > [passage 2] > [passage 4]", "complete", [3, 1, 5, 2, 4], []),
   # repaired
   ("[3] > [1] > [5]", "repaired", [3, 1, 5], ["missing"]),
+  ("[1, 2, 3, 4, 5]\n[3, 1, 5, 2]", "repaired", [3, 1, 5, 2], ["missing"]),
+  ("[3] > [1] > [5] > [2] > [4] > [1] > [2] > [3] > [5] > [4]", "repaired", [3, 1, 5, 2, 4], ["duplicate"]),
   ("[3] > [1] > [3] > [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["duplicate"]),
   ("[3] > [1] > [9] > [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["out of range"]),
   ("[3] > [99999999999999999999] > [1] > [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["out of range"]),
   ("[3] > [1] = [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["tie"]),
+  ("[3] > [1] ≈ [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["tie"]),
+  ("[3] > [1] ~ [5] ≃ [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["tie"]),
+  ("[3] ≥ [1] >= [5] > [2] > [4]", "repaired", [3, 1, 5, 2, 4], ["tie"]),
   ("[3] > [1] > [5] > [2] > [", "repaired", [3, 1, 5, 2], ["missing", "truncated"]),
   ("[3] > [1] > [5] > [2] > [4] >", "repaired", [3, 1, 5, 2, 4], ["truncated"]),
   ("[3] > [1] > ... > [4]", "repaired", [3, 1, 4], ["missing", "ellipsis"]),
@@ -115,6 +128,23 @@ TABLE = [
     [],
     ["commentary in shown order"],
   ),
+  ("[1] is about dicts\n[2] is about zip\n[4] hashes\n[5] sorts", "refused", [], ["commentary in shown order"]),
+  ("[1] -> dicts\n[2] -> zip\n[3] -> merge\n[4] -> hash\n[5] -> sort", "refused", [], ["commentary in shown order"]),
+  ("[1] is\n[2] tells if a > b\n[3] merges\n[4] hashes\n[5] sorts", "refused", [], ["commentary in shown order"]),
+  ("[3] > [1] ⁇ [5] > [2] > [4]", "refused", [], ["in pieces"]),
+  ("3 > 1 ⁇ 5 > 2 > 4", "refused", [], ["in pieces"]),
+  ("[3] > [1]\n[5] > [2] > [4]", "refused", [], ["in pieces"]),
+  ("[1, 2, 3, 4, 5] are shown.\nAnswer: [3, 1, 5, 2]", "refused", [], ["commentary in shown order"]),
+  ("[1] = [2] = [3] = [4] = [5]", "refused", [], ["no ranking"]),
+  ("1 3\n2 1\n3 5\n4 2\n5 4", "refused", [], ["no ranking"]),
+  ("1,3\n2,1\n3,5\n4,2\n5,4", "refused", [], ["no ranking"]),
+  ("[[1, 3], [2, 1], [3, 5], [4, 2], [5, 4]]", "refused", [], ["no ranking"]),
+  ("{1: 3, 2: 1, 3: 5, 4: 2, 5: 4}", "refused", [], ["no ranking"]),
+  ("3.5, 1, 5, 2, 4", "refused", [], ["no ranking"]),
+  ("Scores: [5, 4, 3, 2, 1]", "refused", [], ["no ranking"]),
+  ("From the least to the most relevant:\n\n[4] > [2] > [5] > [1] > [3]", "refused", [], ["reversed"]),
+  ("From the most to the least relevant:\n\n[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []),
+  ("Worst to best: [4], [2], [5], [1], [3]", "refused", [], ["reversed"]),
   ("[7] > [8] > [9]", "refused", [], ["no ranking"]),
   ("[link](http://x) and [a] > [b]", "refused", [], ["no ranking"]),
   ("<html><body><h1>502 Bad Gateway</h1></body></html>", "refused", [], ["no ranking"]),
@@ -136,6 +166,55 @@ def test_table(text, status, named, reasons):
 def test_no_text_without_labels_gives_the_order_shown():
   for text in ("", "yes", "ok 1", "I cannot", "[x]"):
     assert parse.parse(text, 5).order == ()
+
+
+NUMBERS = [f"[{number}]" for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+  ("text", "n", "reason"),
+  [
+    ("I'm sorry, but I cannot rank [1], [2], [3], [4] and [5].", 5, "refusal"),
+    ("None of the passages [1], [2], [3], [4], [5] answers the query.", 5, "refusal"),
+    ("I cannot rank passages 1, 2, 3, 4, 5 as none is relevant.", 5, "refusal"),
+    ("[1] [2] [3] [4] [5]\n\nI am unable to say more.", 5, "refusal"),
+    ("Passages [1], [2] and [3] are about dicts; [4] and [5] are not.", 5, "commentary in shown order"),
+    ("Both [1] and [2] are irrelevant.", 2, "commentary in shown order"),
+    ("Passage [2] is irrelevant.", 2, "commentary in shown order"),
+  ],
+)
+def test_prose_that_mentions_the_passages_ranks_nothing(text, n, reason):
+  assert parse.parse(text, n) == parse.Parsed((), "refused", reasons=(reason,))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  st.lists(st.sampled_from(NUMBERS), min_size=3, unique=True).map(sorted),
+  st.sampled_from([", ", " and ", " ", "; ", " is short\n", " -> words\n", ": a > b\n"]),
+  st.sampled_from(["I looked at ", "The passages are ", "I cannot rank ", "No passage among "]),
+  st.sampled_from(["", ".", " are about dicts.", " is long"]),
+)
+def test_words_around_the_order_shown_are_never_an_answer(numbers, between, before, after):
+  assert parse.parse(before + between.join(numbers) + after, 5).status == "refused"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(NUMBERS), st.integers(0, 3), st.sampled_from([" ? ", " ∼ ", " or ", " ⟂ ", " / ", "\n"]))
+def test_no_passage_in_front_of_an_unknown_separator_ends_up_last(numbers, at, separator):
+  text = " > ".join(numbers[: at + 1]) + separator + " > ".join(numbers[at + 1 :])
+  parsed = parse.parse(text, 5)
+  assert parsed.status == "refused" or [NUMBERS[place] for place in parsed.order] == numbers
+
+
+def test_what_was_cut_off_is_never_complete():
+  cut_off = lambda text, n=3: parse.parse(text, n, whole=False)
+  assert cut_off("At first sight [1] > [2] > [3]. But on reading closer, passage").reasons == ("truncated",)
+  assert cut_off("At first sight [1] > [2] > [3]. But on reading closer, passage").status == "refused"
+  assert cut_off("[3] > [1] > [2]") == parse.Parsed((2, 0, 1), "repaired", (), ("truncated",))
+  assert cut_off("[3] > [1] > [") == parse.Parsed((2, 0, 1), "repaired", (2,), ("missing", "truncated"))
+  # A 1 that ends the text may have become 12.
+  assert cut_off("3 > 2 > 1").status == "refused" and cut_off("3 > 2 > 1 >").status == "repaired"
+  assert cut_off("").reasons == ("empty",)
 
 
 def test_one_passage():
@@ -230,12 +309,15 @@ def test_every_permutation_comes_back(order, separator):
     "<a",
     "1. \n",
     "[1] - ",
+    "[1] words ",
+    "1 2 ",
+    "least ",
   ],
 )
 def test_long_nonsense_takes_no_time(unit):
-  started = time.monotonic()
+  started = time.process_time()
   _check_laws(unit * (40_000 // len(unit)), 20)
-  assert time.monotonic() - started < 3
+  assert time.process_time() - started < 3
 
 
 @needs_data

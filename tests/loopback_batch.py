@@ -15,11 +15,13 @@ from loopback_llm import Reply, reversed_order
 
 
 class LoopbackBatch(loopback.Loopback):
-  """`batches`: the prompts of each batch, in order of submission."""
+  """`batches`: the prompts of each batch, in order of submission.  refusing: no batch is taken."""
 
   def __init__(self, answer: Callable[[int, str], Reply | None] = reversed_order):
     self.answer = answer
     self.batches: list[list[str]] = []
+    self.refusing = False
+    self._labels: list[str] = []
     self.headers: list[dict[str, str]] = []
     self._files: dict[str, bytes] = {}
     self._results: list[tuple[str | None, str | None]] = []
@@ -86,6 +88,9 @@ class LoopbackBatch(loopback.Loopback):
       return {"id": self._keep(content), "object": "file", "bytes": len(content), "created_at": 0,
               "filename": "f", "purpose": "batch", "status": "processed"}  # fmt: skip
     if path == "/v1/batches":
+      if self.refusing:
+        return None
+      self._labels.append(json.loads(body)["metadata"]["label"])
       lines = self._files[json.loads(body)["input_file_id"]].splitlines()
       self._run([json.loads(line) for line in lines], gemini=False)
       return self._openai_batch(len(self.batches) - 1)
@@ -95,6 +100,9 @@ class LoopbackBatch(loopback.Loopback):
       name = self._keep(body)
       return {"file": {"name": f"files/{name}", "state": "ACTIVE"}}, {"X-Goog-Upload-Status": "final"}
     if path.endswith(":batchGenerateContent"):
+      if self.refusing:
+        return None
+      self._labels.append(json.loads(body)["batch"]["displayName"])
       name = json.loads(body)["batch"]["inputConfig"]["fileName"].removeprefix("files/")
       self._run([json.loads(line) for line in self._files[name].splitlines()], gemini=True)
       self._gemini.add(len(self.batches) - 1)
@@ -103,7 +111,12 @@ class LoopbackBatch(loopback.Loopback):
 
   def get(self, path: str) -> Any:
     name = path.rpartition("/")[2]
-    # Both speak of `/v1/batches/batch-0`.
+    # Both speak of `/v1/batches`.
+    if re.fullmatch(r"/v1\w*/batches", path):
+      count = range(len(self.batches))
+      if self._gemini:
+        return {"operations": [self._gemini_batch(i, ended=False) for i in count]}
+      return {"object": "list", "data": [self._openai_batch(i) for i in count], "has_more": False}
     if match := re.fullmatch(r"/v1\w*/batches/batch-(\d+)", path):
       number = int(match[1])
       show = self._gemini_batch if number in self._gemini else self._openai_batch
@@ -120,11 +133,13 @@ class LoopbackBatch(loopback.Loopback):
       "id": f"batch-{number}", "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": "f",
       "completion_window": "24h", "created_at": 0, "status": "completed" if ended else "in_progress",
       "output_file_id": good if ended else None, "error_file_id": bad if ended else None,
+      "metadata": {"label": self._labels[number]},
     }  # fmt: skip
 
   def _gemini_batch(self, number: int, ended: bool) -> dict:
     state = "BATCH_STATE_SUCCEEDED" if ended else "BATCH_STATE_RUNNING"
-    found: dict[str, Any] = {"name": f"batches/batch-{number}", "metadata": {"state": state}}
+    metadata = {"state": state, "displayName": self._labels[number]}
+    found: dict[str, Any] = {"name": f"batches/batch-{number}", "metadata": metadata}
     if ended and self._results[number][0]:
       found["metadata"]["output"] = {"responsesFile": f"files/{self._results[number][0]}"}
     return found

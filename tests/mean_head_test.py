@@ -53,3 +53,10 @@ def test_cross_encoder_loads_the_exported_folder_without_our_code(network, score
   np.testing.assert_allclose(theirs.predict(list(zip(QUERIES, PASSAGES, strict=True))), ours, atol=1e-4)
   assert np.ptp(ours) > 0.1
   assert cross_encoder.MeanLinear.SCALE != 1  # else a forgotten scale would pass
+
+
+def test_the_exported_folder_is_one_of_starting_weights_head_included(network, trained, tmp_path):
+  export.export_ranker(trained, network, tmp_path / "ranker", head="mean", similarity_weight=10.0, card="card\n",
+                       cut=export.Cut(query_tokens=LENGTH, passage_tokens=LENGTH))  # fmt: skip
+  again = networks.ranker(config.Encoder(weights=str(tmp_path / "ranker")), "mean").initial(0)
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), again, trained)

@@ -1,4 +1,4 @@
-"""The paper's setting on a slice: configs/nq.py from questions and passages to answers, with servers of our own.
+"""The paper's settings on a slice: configs/nq.py and trivia_qa.py from questions to answers, with servers of our own.
 
 Real: config, every stage, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
 """
@@ -31,14 +31,21 @@ def passages(path: pathlib.Path) -> None:
   path.write_text("\n".join(lines) + "\n")
 
 
-def questions(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Stands in for natural_questions_open, which is not on this machine; tests of `tfds` read a real builder."""
-  rows = [{"question": f"what is {place} known for".encode(), "answer": [f"thing{n}".encode()]}
+# What each data set keeps under `answer`.
+ANSWERS = {
+  "nq:slice": lambda thing: [thing],
+  "trivia_qa:slice": lambda thing: {"value": thing, "aliases": [thing, b"nothing of the kind"]},
+}
+
+
+def questions(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+  """Stands in for a data set that is not on this machine; tests of `tfds` read a real builder."""
+  rows = [{"question": f"what is {place} known for".encode(), "answer": ANSWERS[setting](f"thing{n}".encode())}
           for n, place in enumerate(PLACES)]  # fmt: skip
   random.Random(0).shuffle(rows)
   parts = {"train": rows[:24], "validation": rows[24:]}
   builder = types.SimpleNamespace(
-    info=types.SimpleNamespace(splits=parts), version="1.0.0", download_and_prepare=lambda: None,
+    info=types.SimpleNamespace(splits=parts, features=rows[0]), version="1.0.0", download_and_prepare=lambda: None,
     as_dataset=lambda split: parts[split],
   )  # fmt: skip
   monkeypatch.setattr(tfds, "_package", lambda: types.SimpleNamespace(builder=lambda name: builder, as_numpy=iter))
@@ -54,14 +61,15 @@ def reply(number: int, prompt: str) -> Reply:
 
 @pytest.mark.slow
 @pytest.mark.scann
-def test_the_papers_setting_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
+@pytest.mark.parametrize("setting", ANSWERS)
+def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights, setting):
   pytest.importorskip("openai")
   if importlib.util.find_spec("scann") is None:
     pytest.skip("the extra `retrieval` is not installed")
   monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
   passages(tmp_path / "psgs_w100.tsv")
-  questions(monkeypatch)
-  cfg = config_test.load("nq:slice")
+  questions(monkeypatch, setting)
+  cfg = config_test.load(setting)
   cfg.collection.path = str(tmp_path / "psgs_w100.tsv")
   cfg.encoder.weights, cfg.encoder.row_tokens, cfg.encoder.tokens_per_step = tiny_weights, 256, 2048
   cfg.labels.provider, cfg.labels.list_size, cfg.ranker.epochs = "openai", 6, 1

@@ -1,15 +1,17 @@
 """A corpus is enough: queries written for sampled passages, filtered, held out, and made a collection of."""
 
+import itertools
 import json
 import pathlib
 
+import jobs
 import numpy as np
 import pytest
 
 from idistill_jax import artifacts, cli, config, records
-from idistill_jax.data import example, tables
+from idistill_jax.data import corpora, example, tables
 from idistill_jax.data.corpora import stdlib
-from idistill_jax.llm import prompt, protocol, query_writing
+from idistill_jax.llm import prompt, protocol, query_writing, session
 from idistill_jax.stages import collection
 from idistill_jax.stages import queries as stage
 
@@ -71,6 +73,26 @@ def test_a_corpus_becomes_a_collection(recorded, minilm_weights, tmp_path):
   assert {query.id for query in queries.of_split("train")} == sources.keys()
 
 
+def test_two_processes_encode_together_and_one_asks(recorded, tiny_weights, tmp_path):
+  folder, _ = recorded
+  cfg = configured(folder, tiny_weights, round_trip_depth=None)
+  flags = {
+    "collection.path": cfg.collection.path, "labels.provider": "replay", "labels.recording": cfg.labels.recording,
+    "queries.clusters": 4, "encoder.query_tokens": 32, "encoder.passage_tokens": 64, "encoder.row_tokens": 128,
+  }
+  said = [f"--config.{name}={value}" for name, value in flags.items()]
+  command = ("-m", "accelerated", "--config=configs/my_corpus.py:tiny", "--stages=queries", *said)
+  with jobs.started(tmp_path, 2, *command, f"--workdir={tmp_path / 'two'}") as job:
+    job.succeed()
+  for number in range(2):
+    assert all(f"encode {what}" in job.said(number) for what in ("passages", "queries"))
+  alone = artifacts.Workdir(tmp_path / "alone")
+  alone.execute(stage.STAGE, cfg)
+  kept = [list(example.read_records(one.folder("queries"), tables.QUERIES, records.Query))
+          for one in (alone, artifacts.Workdir(tmp_path / "two"))]
+  assert kept[0] == kept[1] and kept[0]
+
+
 def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
   folder, _ = recorded
   cfg = configured(folder, "pypi:no_such_weights", passages=None)
@@ -86,6 +108,14 @@ def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
   stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
   said = capsys.readouterr().out
   assert said.startswith("60 passages, 180 calls, 0 of them") and "about $180.00" in said
+  with session.Session(cfg.labels, tmp_path / "cache") as opened:
+    passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages
+    chosen = [query_writing.Passage(one.id, one.full_text) for one in itertools.islice(passages, 20)]
+    query_writing.write(opened, chosen, cfg.queries.passage_tokens)
+    cached = len(opened.cache)
+  assert cached
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  assert capsys.readouterr().out.startswith(f"60 passages, 180 calls, {cached} of them answered by the cache")
 
 
 def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weights, tmp_path):

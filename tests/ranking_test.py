@@ -1,14 +1,16 @@
 """One list: what is shown, what is asked again, and which places count as the LLM's own."""
 
 import asyncio
+import math
 import re
 
 import pytest
 
-from idistill_jax.llm import asking, protocol, ranking
+from idistill_jax import config
+from idistill_jax.llm import asking, estimate, protocol, ranking
 
 
-def rank(answer, n=6, **fields):
+def rank(answer, n=6, end="stop", **fields):
   """Ranks passages named "0", "1", ...; `answer(shown)` gives the text for the passages in the order shown."""
   one = ranking.Unordered("q", tuple(f"p{i}" for i in range(n)), "query", tuple(f"passage {i}" for i in range(n)))
   plan = ranking.Plan(**{"window": 4, "stride": 2, "orders": 1, "retries": 0, "passage_tokens": 9, "seed": 0, **fields})
@@ -16,7 +18,7 @@ def rank(answer, n=6, **fields):
 
   async def ask(request):
     shown.append([int(number) for number in re.findall(r"^\[\d+\] passage (\d+)$", request.prompt, re.MULTILINE)])
-    return asking.Asked(protocol.Answer(answer(shown[-1]), "stop"), paid=True)
+    return asking.Asked(protocol.Answer(answer(shown[-1]), end), paid=True)
 
   return asyncio.run(ranking.rank(ask, one, plan)), shown
 
@@ -66,6 +68,31 @@ def test_an_order_that_is_lost_is_named_and_the_others_count():
   outcome, shown = rank(lambda shown: "no" if shown[0] != 0 else best_first(shown), n=4, orders=2)
   assert shown[1][0] != 0
   assert outcome.parsed.order == (3, 2, 1, 0) and outcome.lost == ("refused: no ranking",)
+  assert outcome.agreement == 0.0, "one answer of two agrees with nobody"
+
+
+@pytest.mark.parametrize(("n", "orders", "retries"), [(2, 4, 0), (2, 1, 3), (3, 4, 1), (3, 9, 9), (4, 5, 2)])
+def test_no_list_is_shown_twice_in_the_same_order(n, orders, retries):
+  """What it was asked before an LLM, or the cache, answers as before: neither another opinion nor another try."""
+  _, shown = rank(lambda shown: "no", n=n, orders=orders, retries=retries)
+  assert len(shown) == len({tuple(one) for one in shown}) == min(orders * (1 + retries), math.factorial(n))
+  outcome, shown = rank(best_first, n=n, orders=orders, retries=retries)
+  assert len(outcome.answers) == len({tuple(one) for one in shown}) == min(orders, math.factorial(n))
+  assert outcome.agreement == 1.0
+
+
+def test_an_estimate_counts_the_orders_that_a_list_has():
+  pair = ranking.Unordered("q", ("a", "b"), "query", ("one", "other"))
+  plan = ranking.Plan(window=4, stride=2, orders=4, retries=0, passage_tokens=9, seed=0)
+  assert "1 lists, 2 calls" in estimate.of_lists([pair], plan, config.Labels(), lambda request: False)
+
+
+@pytest.mark.parametrize("end", ["length", "blocked", "other"])
+def test_an_answer_that_was_cut_off_is_not_complete(end):
+  outcome, _ = rank(best_first, n=4, end=end)
+  assert (outcome.parsed.status, outcome.parsed.reasons) == ("repaired", ("truncated",))
+  outcome, _ = rank(lambda shown: best_first(shown) + ". But on reading closer, passage", n=4, end=end)
+  assert outcome.reason == f"refused: truncated (ended by: {end})"
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,17 @@ import subprocess
 import sys
 
 import browser
+import labels_stage_test
 import pytest
 import report_workdir
+from loopback_llm import LoopbackLLM, Reply, reversed_order
 from rich import console as rich_console
 
 from idistill_jax import artifacts, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, tables
 from idistill_jax.report import claims, figures, gather, page, queries, terminal
+from idistill_jax.stages import labels as labels_stage
 from idistill_jax.stages import report as report_stage
 
 PASSAGES = [
@@ -78,6 +81,25 @@ def hostile_page(tmp_path_factory) -> str:
       labels={"complete": 1, "refused": {HOSTILE: 2}, "position_bias": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}},
     )
   )
+
+
+def test_no_file_of_a_labelled_and_reported_workdir_holds_the_key(tmp_path, monkeypatch, caplog):
+  """Nor does the log, though the server repeats it."""
+  pytest.importorskip("openai")
+  monkeypatch.setenv("OPENAI_API_KEY", labels_stage_test.KEY)
+  odd = lambda n, text: Reply(f"who is {labels_stage_test.KEY}?", status=422)
+  labelled = labels_stage_test.small(tmp_path / "labelled")
+  with LoopbackLLM(lambda n, text: (odd if "query 2\n" in text else reversed_order)(n, text)) as server:
+    cfg = labels_stage_test.live(server)
+    assert labelled.execute(labels_stage.STAGE, cfg)["drops"]["rejected"]["examples"] == ["q2"]
+  workdir = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("labels",))
+  for folder in ("labels", "cache"):
+    shutil.copytree(labelled.root / folder, workdir.root / folder)
+  workdir.execute(report_stage.STAGE, cfg)
+  files = [path for path in tmp_path.rglob("*") if path.is_file()]
+  assert len(files) > 20 and any(path.name == report_stage.PAGE for path in files)
+  assert all(labels_stage_test.KEY.encode() not in path.read_bytes() for path in files)
+  assert labels_stage_test.KEY not in caplog.text
 
 
 class Elements(html.parser.HTMLParser):
@@ -152,6 +174,17 @@ def test_gather_agrees_with_the_files(workdir, report):
   assert len(report.trainings[0].columns["loss"]) == 250
 
 
+def test_every_measured_system_is_shown_beside_the_others(tmp_path):
+  quality = {"other.lab": 7.0, "bm25": 12.0, "distilled": 4.0, "direct": 5.0, "initial": 9.0, "distilled+ranker": 3}
+  built = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES[:4], {one.id: QRELS[one.id] for one in QUERIES[:4]},
+                               quality)  # fmt: skip
+  found = gather.gather(built)
+  first = found.shown.queries[0]
+  assert list(first.results) == ["initial", "distilled", "other.lab", "bm25", "direct", "distilled+ranker"]
+  assert ">distilled+ranker<" in figures.means(found.evaluation, "MRR@10")
+  assert all(len(found) == queries.SHOWN_RESULTS for found in first.results.values())
+
+
 def test_many_queries_are_cut_to_those_that_changed_most(workdir, monkeypatch):
   monkeypatch.setattr(queries, "MAX_QUERIES", 10)
   cut = gather.gather(workdir)
@@ -207,11 +240,11 @@ def test_unreadable_files_are_named(workdir, tmp_path, file, content, named):
 
 def test_claim_is_as_strong_as_its_test():
   better = claims.claim(
-    evaluation(mrr=comparison(), hit=comparison(relative=0.32)), {"complete": 990, "repaired": 10}
+    evaluation(mrr=comparison(), hit=comparison(relative=0.32, ci95=(0.04, 0.13))), {"complete": 990, "repaired": 10}
   )
   assert better.headline == (
     "After learning from 1,000 LLM-ranked lists, the retriever puts the right passage first "
-    "32\u00a0% more often."
+    "32\u00a0% more often (hit@1 +0.085, 95\u00a0% interval +0.040 to +0.130)."
   )
   for said in (
     "0.376 → 0.461",
@@ -222,11 +255,15 @@ def test_claim_is_as_strong_as_its_test():
   ):
     assert said in better.detail
   # Not even the share of first places is claimed where its own test does not carry it.
-  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p=0.2)), None)
-  assert modest.headline == "After distillation, the retriever ranks the right passage higher."
+  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p_holm=0.2)), None)
+  assert modest.headline == (
+    "After distillation, the retriever ranks the right passage higher "
+    "(MRR@10 +0.085, 95\u00a0% interval +0.060 to +0.110)."
+  )
   worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None)
   assert "lower than before" in worse.headline and worse.verdict == "worse"
-  chance = claims.claim(evaluation(mrr=comparison(p=0.31), hit=comparison()), None)
+  # One of many comparisons that is sure alone is not sure among them.
+  chance = claims.claim(evaluation(mrr=comparison(p=0.02, p_holm=0.31), hit=comparison()), None)
   assert "told from chance" in chance.headline and chance.verdict == "undecided"
   assert claims.claim(None, None).verdict == "undecided"
 
@@ -342,8 +379,11 @@ def test_terminal_shows_means_changes_and_drops_in_80_columns(workdir, report):
   assert "…" not in text
   assert f"{report.evaluation.systems['distilled']['MRR@10']:.3f}" in text
   assert claims.relative(report.evaluation.test("distilled")["MRR@10"].relative).replace("\u00a0", "") in text
-  for said in ("collection", "3 things", "<0.001", "this Python lacks", "recall@100"):
+  for said in ("collection", "3 things", "this Python lacks", "recall@100"):
     assert said.replace("3 things", "things 3") in text
+  test = report.evaluation.test("distilled")["MRR@10"]
+  assert claims.p_number(test.p) != claims.p_number(test.p_holm)
+  assert re.search(rf"distilled .* {re.escape(claims.p_number(test.p_holm))} *\n", text)
 
 
 def test_terminal_shows_an_unfinished_run(tmp_path):
@@ -433,6 +473,16 @@ def test_browser_runs_the_page_without_errors(hostile_page, tmp_path):
   assert not [tag for tag, _ in Elements(dom).tags if tag == "img"]
 
 
+def test_a_hostile_page_leaves_the_console_empty(hostile_page, tmp_path):
+  (tmp_path / "page.html").write_text(hostile_page)
+  with browser.page() as tab:
+    tab.open((tmp_path / "page.html").as_uri(), "document.documentElement?.dataset.ready === '6'")
+    tab.run("list.querySelectorAll('details').forEach(one => { one.open = true; })")
+    tab.wait("list.querySelectorAll('li').length > 0")
+    assert not tab.run("window.evil") and not tab.errors
+    assert tab.picture(tmp_path / "hostile.png") < 0.97
+
+
 def test_browser_filters_and_opens_queries(text, tmp_path):
   """The page's policy would stop this test's script as it stops a stranger's: it is taken out for it."""
   typing = """<script>
@@ -470,8 +520,25 @@ def test_leakage_is_said_before_anything_else(report):
   assert "Leakage" not in page.render(report)
 
 
+def test_passages_of_the_test_that_training_knew_are_said(workdir, report, tmp_path):
+  said = "1,234 passages that are right for test queries"
+  known = {"test_passages_ranked_first_in_training": 1234}
+  shown = dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=known))
+  assert said in page.render(shown) and said not in page.render(report)
+  shutil.copytree(workdir.root, tmp_path / "w")
+  path = tmp_path / "w" / "evaluate" / "metrics.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
+  assert said in printed(tmp_path / "w", width=300) and said not in printed(workdir, width=300)
+
+
+def test_readers_tests_show_what_is_corrected(text):
+  """In the reader's table, p and p corrected stand below each change."""
+  assert re.search(r">p [<\d.&lt;]+, corrected [<\d.&lt;]+</span>", text)
+
+
 def test_index_reader_and_corrected_tests_are_shown(text):
-  assert "ScaNN: recall and speed" in text and "Smaller vectors" in text and "bytes a passage" in text
+  assert "ScaNN: recall and latency" in text and "milliseconds of one query" in text and "Smaller vectors" in text
+  assert "first results of the whole vectors" in text and "bytes a passage" in text
   assert "Answers of a reader" in text and "p, corrected" in text and "effect size" in text
   assert "read from distilled: thing 0" in text or '"said":{"initial":"nothing","distilled":"thing 0"}' in text
 
@@ -487,6 +554,8 @@ def test_page_fits_screens_in_light_and_dark(text, tmp_path):
       # Nothing but tables scrolls sideways.
       assert tab.run("document.documentElement.scrollWidth") <= width
       backgrounds.add(tab.run("getComputedStyle(document.body).backgroundColor"))
+      # Text and drawings on a ground, not a ground alone.
+      assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
     assert len(backgrounds) == 2
     tab.run("filter.value = 'q59'; filter.dispatchEvent(new Event('input'))")
     assert tab.run("list.querySelectorAll('details:not([hidden])').length") == 1

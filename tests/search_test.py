@@ -1,6 +1,7 @@
 """Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, records, search, upsert
+from idistill_jax import artifacts, cli, records, search, sharding, upsert
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.hf import export
 from idistill_jax.stages import candidates, index
 from idistill_jax.train import checkpoint, inference, networks
 
@@ -124,6 +126,41 @@ def test_ranker_reorders_only_the_initial_head(workdir, cfg, answers):
   ranker = inference.load_ranker(cfg, workdir.folder("train_ranker"))
   scores = ranker.score([QUESTION] * 4, [passage.full_text for passage in head], similarities)
   assert order(answers["ranker"]) == [head[i].id for i in np.argsort(-scores)] + initial[4:]
+
+
+def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_path):
+  made = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+
+  def exported(job: artifacts.Job) -> None:
+    cut, mesh = export.Cut(query_tokens=16, passage_tokens=32), sharding.local_mesh(cfg.mesh)
+    ranker, retriever = networks.ranker(cfg.encoder, cfg.ranker.head), networks.retriever(cfg.encoder)
+    params = inference.load_params(ranker, job.inputs["train_ranker"], mesh, 0)
+    export.export_ranker(params, ranker, job.out / "ranker", head=cfg.ranker.head, cut=cut, similarity_weight=None,
+                         card="")  # fmt: skip
+    for name in ("retriever", "direct"):
+      params = inference.load_params(retriever, job.inputs[f"train_{name}"], mesh, 0)
+      export.export_retriever(params, retriever, job.out / name, cut=cut, card="")
+
+  trained = ("train_direct", "train_ranker", "train_retriever")
+  made.execute(artifacts.Stage(name="export", reads=trained, config=(), run=exported), cfg)
+  for stage in trained:
+    shutil.rmtree(made.folder(stage) / inference.MODEL)
+  searcher = search.Searcher(made.root)
+  found = searcher.search(QUESTION, 8)
+  assert {name: order(one) for name, one in found.items()} == {name: order(one) for name, one in answers.items()}
+
+  before = inference.load_ranker(cfg, workdir.folder("train_ranker"))
+  pairs = [QUESTION] * 8, [passage.full_text for passage in PASSAGES], np.zeros(8)
+  np.testing.assert_allclose(searcher._ranker.score(*pairs), before.score(*pairs), atol=1e-4)
+  before = inference.load_retriever(cfg, workdir.folder("train_retriever"))
+  np.testing.assert_allclose(
+    searcher._distilled.encode_queries([QUESTION]), before.encode_queries([QUESTION]), atol=1e-4
+  )
+
+  # What was trained since is not what was exported.
+  path = made.folder("train_ranker") / artifacts.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "later"}))
+  assert search._exported(workdir) == {} == search._exported(made)
 
 
 @pytest.mark.parametrize("query", ["", " \n\t"])

@@ -127,3 +127,7 @@ def test_effect_is_cohens_d_for_pairs():
   found = significance.compare(a, b, resamples=100)
   assert found.effect == pytest.approx(difference.mean() / difference.std(ddof=1))
   assert significance.compare(b, b, resamples=100).effect is None
+  # Control: the differences are the same, and yet their spread is not 0.
+  shifted = {query: value + 0.1 for query, value in b.items()}
+  assert np.std([shifted[query] - b[query] for query in b]) > 0
+  assert significance.compare(shifted, b, resamples=100).effect is None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 from idistill_jax import sharding
 from idistill_jax.models import bert, cross_encoder, dual_encoder
@@ -175,6 +175,13 @@ def test_matrices_and_embeddings_decay_and_nothing_else():
   back = table_lib.to_hf(MODELS["ranker"][1](TINY), table_lib.unflatten(marks))
   for name in tensors:
     assert back[name].all() == (tensors[name].ndim == 2), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_tensor_axis_need_not_divide_the_vocabulary(model):
+  mesh = jax.make_mesh((1, 2, 4), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+  laid = table_lib.shardings(MODELS[model][1](MINILM), abstract_of(model, MINILM), mesh)
+  assert laid["encoder"]["layers"]["up"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=["1x1x1", "2x2x2"])

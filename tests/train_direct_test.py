@@ -51,6 +51,14 @@ def test_weights_are_averaged_by_share(job):
                                atol=1e-7, err_msg=path)
 
 
+def test_reach_leads_from_the_starting_weights_beyond_the_trained_ones(job, tiny_weights):
+  network = networks.retriever(job.cfg.encoder)
+  start = table.flatten(network.initial(0))
+  trained = table.unflatten({path: leaf + 0.5 for path, leaf in start.items()})
+  for path, leaf in table.flatten(fit.reaching(job, trained, 1.5)).items():
+    np.testing.assert_allclose(leaf, np.asarray(start[path]) + 0.75, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
 def test_several_trainings_are_averaged_and_finished_ones_are_found_again(job, tmp_path, tiny_weights, monkeypatch):
   whole = tiny_world.training(tmp_path, tiny_weights, sharding.make_mesh(config.Mesh()), pairs=False)
   here = artifacts.Job(cfg=job.cfg, out=tmp_path, inputs={}, cache=tmp_path)
@@ -74,7 +82,8 @@ def test_several_trainings_are_averaged_and_finished_ones_are_found_again(job, t
   assert steps == list(range(1, 9))
 
 
-def test_a_share_beyond_the_whole_is_refused(job):
-  cfg = config.Config(name="x", retriever=config.Retriever(direct_share=1.5))
-  with pytest.raises(config.ConfigError, match=r"retriever\.direct_share"):
+@pytest.mark.parametrize("field, value", [("direct_share", 1.5), ("reach", 0.0)])
+def test_a_share_beyond_the_whole_and_no_reach_are_refused(field, value):
+  cfg = config.Config(name="x", retriever=config.Retriever(**{field: value}))
+  with pytest.raises(config.ConfigError, match=rf"retriever\.{field}"):
     validation.validate(cfg)

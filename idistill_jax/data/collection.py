@@ -135,7 +135,7 @@ def _by_split(
   for source, judged_queries in judgements.items():
     for query_id, judged in judged_queries.items():
       if query_id not in splits:
-        dropped.append(Drop("judgements of an unknown query", query_id))
+        dropped += [Drop("judgement of an unknown query", f"{query_id} {passage_id}") for passage_id in judged]
         continue
       found = qrels[splits[query_id]].setdefault(query_id, {})
       for passage_id, score in judged.items():

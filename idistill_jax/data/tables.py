@@ -133,17 +133,19 @@ def load_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
 
 
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
-  """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line.
+  """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line, or a blank one.
 
   Raises ValueError naming file and line for a line of another form, a score that is no integer, and a pair
   judged twice with different scores.
   """
   found: Qrels = {}
-  with open(path, encoding="utf-8", newline="") as file:
+  with open(path, encoding="utf-8-sig", newline="") as file:
     header = file.readline()
     if header.rstrip("\r\n").split("\t") != QRELS_HEADER:
       raise ValueError(f"{path}:1: expected the header {chr(9).join(QRELS_HEADER)!r}, found {header!r}")
     for number, line in enumerate(file, start=2):
+      if not line.strip():
+        continue
       fields = line.rstrip("\r\n").split("\t")
       if len(fields) != 3 or not fields[0] or not fields[1] or not _is_integer(fields[2]):
         raise ValueError(
@@ -160,10 +162,12 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
 
 
 def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
-  """TREC judgements: `query iteration passage grade` a line.  Raises ValueError naming file and line."""
+  """TREC judgements: `query iteration passage grade` a line, or none.  Raises ValueError naming file and line."""
   found: Qrels = {}
-  with open(path, encoding="utf-8") as file:
+  with open(path, encoding="utf-8-sig") as file:
     for number, line in enumerate(file, start=1):
+      if not line.strip():
+        continue
       fields = line.split()
       if len(fields) != 4 or not _is_integer(fields[3]):
         raise ValueError(f"{path}:{number}: expected `query 0 passage grade`, found {line!r}")

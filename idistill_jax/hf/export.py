@@ -18,8 +18,6 @@ from idistill_jax.hf import weights
 from idistill_jax.models import cross_encoder, dual_encoder, pooling
 from idistill_jax.models import table as table_lib
 
-# What sentence-transformers cannot hold: the weight of the term that is added to the ranker's logit, and how we cut.
-SIDECAR = "idistill.json"
 # Facts about the machine and the file that the starting checkpoint was written with; ours differ.
 _NOT_CARRIED = (
   "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "architectures", "id2label", "label2id",
@@ -97,7 +95,8 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
   folder.mkdir(parents=True, exist_ok=True)
   _RANKERS[head](table_lib.to_hf(network.table, params), network.source, folder)
   _write_tokenizer(network.source, folder, cut.pair_tokens)
-  _write_json(folder / SIDECAR, {"head": head, "similarity_weight": similarity_weight} | dataclasses.asdict(cut))
+  facts = {"head": head, "similarity_weight": similarity_weight}
+  _write_json(folder / weights.SIDECAR, facts | dataclasses.asdict(cut))
   (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -117,13 +116,13 @@ def _write_mean(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder:
   width = head["weight"].shape[1]
   _write_encoder({key: value for key, value in tensors.items() if not key.startswith("classifier.")}, source, folder)
   _write_pair_modules(folder, {"1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
-                               "2_Dense": f"{_MODULES}.base.modules.dense.Dense"})
+                               weights.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"})
   _write_pooling(folder / "1_Pooling", width, "mean")
-  _write_json(folder / "2_Dense" / "config.json", {
+  _write_json(folder / weights.DENSE_HEAD / "config.json", {
     "in_features": width, "out_features": 1, "bias": True, "activation_function": _IDENTITY,
     "module_input_name": "sentence_embedding", "module_output_name": "scores",
   })
-  _write_weights(folder / "2_Dense", {f"linear.{part}": scale * value for part, value in head.items()})
+  _write_weights(folder / weights.DENSE_HEAD, {f"linear.{part}": scale * value for part, value in head.items()})
 
 
 def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:

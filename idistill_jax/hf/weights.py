@@ -9,9 +9,15 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
+from idistill_jax.models import cross_encoder
 from idistill_jax.models import table as table_lib
 
+# Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
+# and how we cut.
+SIDECAR = "idistill.json"
 PYPI = "pypi:"
+# Where an exported ranker with the head "mean" keeps the unit that training writes into the model itself.
+DENSE_HEAD = "2_Dense"
 
 
 def resolve(weights: str) -> pathlib.Path:
@@ -55,7 +61,7 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All tensors of model.safetensors (or of its shards), float32, under canonical BERT names.
 
   Old checkpoints call LayerNorm's parameters gamma and beta, task models put the encoder under "bert.".
-  Raises table.WeightsError where no safetensors file is there.
+  An exported ranker's head comes with them.  Raises table.WeightsError where no safetensors file is there.
   """
   index = folder / "model.safetensors.index.json"
   if index.exists():
@@ -70,7 +76,16 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   for name in names:
     for key, value in safetensors.numpy.load_file(folder / name).items():
       tensors[canonical(key)] = np.asarray(value, np.float32) if value.dtype.kind in "fV" else value
-  return tensors
+  return tensors | _dense_head(folder)
+
+
+def _dense_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The linear unit of our ranker with the head "mean", unscaled; nothing of other folders with such a module."""
+  if not (folder / SIDECAR).exists() or not (folder / DENSE_HEAD).exists():
+    return {}
+  linear = safetensors.numpy.load_file(folder / DENSE_HEAD / "model.safetensors")
+  scale = np.float32(cross_encoder.MeanLinear.SCALE)
+  return {f"classifier.{part}": linear[f"linear.{part}"] / scale for part in ("weight", "bias")}
 
 
 def canonical(key: str) -> str:

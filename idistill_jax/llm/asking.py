@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import re
 from typing import Any
+
+from absl import logging
 
 from idistill_jax import processes
 from idistill_jax.llm import budget as budget_lib
@@ -12,6 +15,10 @@ from idistill_jax.llm import prompt, protocol
 
 # So many requests in a row without an answer mean that the endpoint is down, not that a request is odd.
 GIVE_UP_AFTER = 10
+# So many rejected, where none was ever answered, mean that a parameter is wrong.
+REJECTED_AT_FIRST = 3
+# What a provider puts after the name that was asked for: a date, a revision, a tag.
+_SNAPSHOT = re.compile(r"(-preview)?(-\d[\d-]*|[:@].*)?")
 # What a server wraps around a prompt: roles, turns, beginning and end.
 _CHAT_TOKENS = 64
 # Words of the longest template, and then some.
@@ -46,11 +53,19 @@ def bound(prompt: str, max_output_tokens: int) -> budget_lib.Usage:
   return budget_lib.Usage(len(prompt.encode()) + _CHAT_TOKENS, max_output_tokens)
 
 
+def is_model(asked: str, served: str) -> bool:
+  """Whether who answered is who was asked, or a snapshot of it."""
+  short, found = (name.lower().rpartition("/")[2] for name in (asked, served))
+  short = short.removesuffix("-latest")
+  return found.startswith(short) and _SNAPSHOT.fullmatch(found, len(short)) is not None
+
+
 class Asker:
   """Asks one provider for a whole labelling.
 
-  `stopped` is set by the first error that no request can escape; from then on every request raises it, while those
-  under way end as they may, so that what they cost is not lost.
+  The first call goes alone: were the key wrong, all that went beside it would fail as well.  Of equal requests that
+  are under way at once one is asked.  `stopped` is set by the first error that no request can escape; from then on
+  every request raises it, while those under way end as they may, so that what they cost is not lost.
   """
 
   def __init__(
@@ -61,7 +76,10 @@ class Asker:
     self.stopped: protocol.Stop | None = None
     self._cache, self._terms, self._budget, self._pace = cache, terms, budget, pace
     self._group_commit = cache_lib.GroupCommit(cache)
+    self._under_way: dict[str, asyncio.Task[protocol.Answer]] = {}
+    self._first, self._reached, self._answered = asyncio.Lock(), False, False
     self._unanswered = 0
+    self._others: set[str] = set()
     self._tenacity = protocol.sdk("tenacity", "llm") if provider.remote else None
 
   async def ask(self, request: protocol.Request) -> Asked:
@@ -69,24 +87,46 @@ class Asker:
     key = cache_lib.key(self.provider, request.prompt)
     if (answer := self._cache.get(key)) is not None:
       return Asked(answer, paid=False)
+    if not self.provider.remote:
+      # Recordings answer equal prompts about different passages differently.
+      return Asked(await self._paid(key, request), paid=True)
+    task, first = self._under_way.get(key), key not in self._under_way
+    if task is None:
+      task = self._under_way[key] = asyncio.create_task(self._paid(key, request))
+      task.add_done_callback(lambda _: self._under_way.pop(key))
+    return Asked(await asyncio.shield(task), paid=first)
+
+  async def _paid(self, key: str, request: protocol.Request) -> protocol.Answer:
     if self.stopped is not None:
       raise self.stopped
     try:
       answer = await (self._patiently(request) if self._tenacity else self.provider.ask(request))
     except protocol.Unanswered as e:
-      self._unanswered += 1
-      if not self.provider.remote or self._unanswered < GIVE_UP_AFTER:
-        raise
-      self.stopped = protocol.Stop(
-        f"{self._unanswered} requests in a row got no answer, so the endpoint seems to be down; {e}; "
-        "answers so far are kept: run the same command again to continue"
-      )
-      raise self.stopped from None
+      if self.provider.remote:
+        self._count(e)
+      raise
     except protocol.Stop as e:
       self.stopped = self.stopped or e
       raise
-    self._unanswered = 0
-    return Asked(await self._group_commit.put(key, self.provider, request, answer), paid=True)
+    self._unanswered, self._answered = 0, True
+    self._warn_of_another_model(answer)
+    return await self._group_commit.put(key, self.provider, request, answer)
+
+  def _count(self, e: protocol.Unanswered) -> None:
+    """Raises Stop where so many in a row are no accident."""
+    self._unanswered += 1
+    unheard = isinstance(e, protocol.Rejected) and not self._answered and not self._cache.holds_any_of(self.provider)
+    if self._unanswered >= (REJECTED_AT_FIRST if unheard else GIVE_UP_AFTER):
+      self.stopped = protocol.Stop(
+        f"{self._unanswered} requests in a row got no answer, so no other is asked; {e}; "
+        "answers so far are kept: run the same command again to continue"
+      )
+      raise self.stopped from None
+
+  def _warn_of_another_model(self, answer: protocol.Answer) -> None:
+    if answer.model and not is_model(self.provider.model, answer.model) and answer.model not in self._others:
+      self._others.add(answer.model)
+      logging.warning("%s was asked and %s answers, in the former's name", self.provider.model, answer.model)
 
   async def _patiently(self, request: protocol.Request) -> protocol.Answer:
     """Tries again after transient faults, with jittered exponential waits, never shorter than the server asks for."""
@@ -113,6 +153,19 @@ class Asker:
       raise protocol.Unanswered(f"no answer after {used} {'try' if used == 1 else 'tries'}, the last: {e}") from None
 
   async def _once(self, request: protocol.Request) -> protocol.Answer:
+    if not self._reached:
+      async with self._first:
+        if not self._reached:
+          try:
+            answer = await self._within_budget(request)
+          except protocol.Transient:
+            self._reached = True
+            raise
+          self._reached = True
+          return answer
+    return await self._within_budget(request)
+
+  async def _within_budget(self, request: protocol.Request) -> protocol.Answer:
     if self.stopped is not None:
       raise self.stopped
     most = bound(request.prompt, self._terms.max_output_tokens)
@@ -121,12 +174,19 @@ class Asker:
     async with self._budget.call(most) as call:
       try:
         answer = await self._in_time(request)
-      except (protocol.Transient, protocol.Stop) as e:
+      except (protocol.Transient, protocol.Rejected, protocol.Stop) as e:
         # A server that refuses bills nothing; of an answer that was lost on the way nobody knows.
-        if isinstance(e, protocol.Stop) or e.refused:
+        if not isinstance(e, protocol.Transient) or e.refused:
           call.usage = budget_lib.Usage(0, 0)
         raise
       call.usage = budget_lib.Usage.of(answer) or most
+      if call.usage.input_tokens > most.input_tokens or call.usage.output_tokens > most.output_tokens:
+        self.stopped = self.stopped or protocol.Stop(
+          f"a call took {call.usage.input_tokens:,}+{call.usage.output_tokens:,} tokens, and its bound was "
+          f"{most.input_tokens:,}+{most.output_tokens:,}: who does not keep to labels.max_output_tokens cannot be held "
+          "to a budget; answers so far are kept: raise it to what answers take, or set neither labels.max_dollars nor "
+          "labels.max_tokens"
+        )
       return answer
 
   async def _in_time(self, request: protocol.Request) -> protocol.Answer:

@@ -2,82 +2,49 @@
 
     pending ─► requests-<n>.jsonl ─► submitted, or carried by hand ─► results ─► cache ─► the same work once more
 
-The folder holds everything that was sent and that came back, so a killed run asks for nothing twice.  Only a run that
-dies between a server's taking a batch and the note of its name loses that batch: the name is in the provider's console,
-and its results may be put beside the others by hand.
+The folder holds everything that was sent and that came back, so a killed run asks for nothing twice.  A batch's label
+is noted before it is submitted: one that a run died over is found by it.
 """
 
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import pathlib
+import re
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NoReturn, Protocol
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NoReturn
 
 from absl import logging
 
 from idistill_jax import processes
-from idistill_jax.llm import asking, protocol
+from idistill_jax.llm import asking, batch_server, prompt, protocol
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
 
-# What OpenAI takes in one file.
-MOST_LINES = 50_000
+# OpenAI takes 50,000 lines and 200 MB in one file.
+MOST_LINES, MOST_BYTES = 50_000, 100_000_000
 RESULTS = "results"
-_NOTE, _FAILED = ".submitted.json", ".failed.json"
-
-State = Literal["under way", "ended"]
-
-
-class Server(Protocol):
-  """One provider's batches.  family, model, params: as of its live provider, whose answers they share."""
-
-  family: str
-  model: str
-  params: Mapping[str, Any]
-
-  def line(self, key: str, request: protocol.Request) -> dict[str, Any]:
-    """A request as its batch files have it."""
-    ...
-
-  def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
-    """(key, answer) of a line of results; raises LineFailed for a failed one."""
-    ...
-
-  def submit(self, path: pathlib.Path) -> str:
-    """Uploads a file of requests and starts a batch; returns its name."""
-    ...
-
-  def state(self, name: str) -> State: ...
-
-  def fetch(self, name: str) -> Iterator[bytes]:
-    """Result files of an ended batch; none where it failed as a whole."""
-    ...
-
-
-class LineFailed(Exception):
-  """A request of a batch that was not answered."""
-
-  def __init__(self, key: str, message: str):
-    super().__init__(message)
-    self.key = key
-
+# Of a batch under way, of one that ended without results, of requests that an ended one says nothing about.
+_NOTE, _FAILED, _LOST = ".submitted.json", ".failed.json", ".lost.json"
 
 def _request_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(folder.glob("requests-*.jsonl"))
 
 
-@contextlib.contextmanager
-def stopping(key: protocol.Secret, where: str) -> Iterator[None]:
-  """Turns whatever an SDK raises into a Stop without the key: a batch is not lost by it, the next run goes on."""
-  try:
-    yield
-  except protocol.Stop:
-    raise
-  except Exception as e:
-    raise protocol.Stop(f"{where}: {key.cover(f'{type(e).__name__}: {e}')}; run the same command again") from None
+def _next_number(paths: Iterable[pathlib.Path]) -> int:
+  """One that no name among the paths has."""
+  numbers = [int(found[1]) for path in paths if (found := re.search(r"requests-(\d+)", path.name))]
+  return max(numbers) + 1 if numbers else 0
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+  part = path.with_suffix(".part")
+  part.write_bytes(content)
+  part.replace(path)
 
 
 class Batch:
@@ -85,7 +52,7 @@ class Batch:
 
   remote = False
 
-  def __init__(self, server: Server, *, attempts: int, max_output_tokens: int):
+  def __init__(self, server: batch_server.Server, *, attempts: int, max_output_tokens: int):
     self.family, self.model, self.params = server.family, server.model, server.params
     self.pending: dict[str, protocol.Request] = {}
     self._server, self._attempts, self._max_output_tokens = server, attempts, max_output_tokens
@@ -112,9 +79,10 @@ class Batch:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for note in sorted(folder.glob(f"*{_NOTE}")):
-      self._wait_for(note, budget, poll_seconds)
+      if self._is_there(note, budget):
+        self._wait_for(note, budget, poll_seconds)
     failed_before = sum(map(len, self._failures.values()))
-    taken = self._take_results(folder, cache)
+    taken = self._take_results(folder, cache, budget)
     failed_now = sum(map(len, self._failures.values())) - failed_before
     rest = {key: request for key, request in self.pending.items() if cache.get(key) is None}
     self.pending = {}
@@ -122,8 +90,9 @@ class Batch:
       return
     if by_hand:
       self._hand_over(folder, rest)
-    there = len(_request_files(folder)) if any(folder.glob(f"{RESULTS}*.jsonl")) else 0
-    for path, bound in self._write(folder, rest, there):
+    # A file of requests alone was never sent, so it is written over.
+    sent = folder.glob(f"{RESULTS}*requests-*"), folder.glob("requests-*.json")
+    for path, bound in self._write(folder, rest, _next_number(itertools.chain(*sent))):
       self._submit(path, bound, budget)
 
   def _hand_over(self, folder: pathlib.Path, rest: Mapping[str, protocol.Request]) -> NoReturn:
@@ -139,7 +108,7 @@ class Batch:
       key: request for key, request in rest.items() if written[hashes[key]] <= len(self._failures.get(key, ()))
     }
     paths = {holding[hashes[key]] for key in rest.keys() - fresh.keys()}
-    paths |= {path for path, _ in self._write(folder, fresh, len(_request_files(folder)))}
+    paths |= {path for path, _ in self._write(folder, fresh, _next_number(folder.iterdir()))}
     raise protocol.Stop(
       f"{len(rest):,} requests wait in {', '.join(map(str, sorted(paths)))}: have them answered, put what comes back "
       f"into {folder} as {RESULTS}*.jsonl, and run the same command again"
@@ -152,23 +121,54 @@ class Batch:
     self, folder: pathlib.Path, rest: Mapping[str, protocol.Request], first: int
   ) -> Iterator[tuple[pathlib.Path, budget_lib.Usage]]:
     """Files of requests, numbered from `first`, each with the most tokens that it can take."""
-    items = list(rest.items())
-    for number, start in enumerate(range(0, len(items), MOST_LINES), start=first):
-      path, bound = folder / f"requests-{number:04d}.jsonl", budget_lib.Usage(0, 0)
-      part = path.with_suffix(".part")
-      with open(part, "w", encoding="utf-8") as out:
-        for key, request in items[start : start + MOST_LINES]:
-          out.write(self._line(key, request) + "\n")
-          bound += asking.bound(request.prompt, self._max_output_tokens)
-      part.replace(path)
+    for number, (lines, bound) in enumerate(self._portions(rest), start=first):
+      path = folder / f"requests-{number:04d}.jsonl"
+      _replace(path, b"".join(lines))
       yield path, bound
 
+  def _portions(self, rest: Mapping[str, protocol.Request]) -> Iterator[tuple[list[bytes], budget_lib.Usage]]:
+    lines: list[bytes] = []
+    size, bound = 0, budget_lib.Usage(0, 0)
+    for key, request in rest.items():
+      line = self._line(key, request).encode() + b"\n"
+      if lines and (len(lines) == MOST_LINES or size + len(line) > MOST_BYTES):
+        yield lines, bound
+        lines, size, bound = [], 0, budget_lib.Usage(0, 0)
+      lines.append(line)
+      size += len(line)
+      bound += asking.bound(request.prompt, self._max_output_tokens)
+    if lines:
+      yield lines, bound
+
   def _submit(self, path: pathlib.Path, bound: budget_lib.Usage, budget: budget_lib.Budget | None) -> None:
-    row = None if budget is None else asyncio.run(budget.reserve(bound))
-    name = self._server.submit(path)
+    noted: dict[str, Any] = {
+      "label": f"idistill-{uuid.uuid4().hex}", "name": None,
+      "reservation": None if budget is None else asyncio.run(budget.reserve(bound)),
+    }
     note = path.with_suffix(_NOTE)
-    note.write_text(json.dumps({"name": name, "reservation": row}) + "\n")
-    logging.info("%s is submitted as %s", path, name)
+    _replace(note, json.dumps(noted).encode())
+    try:
+      noted["name"] = self._server.submit(path, noted["label"])
+    except protocol.Stop:
+      # Refused, or only its name was lost; where the server cannot say so now, the next run asks it.
+      with contextlib.suppress(protocol.Stop):
+        self._is_there(note, budget)
+      raise
+    _replace(note, json.dumps(noted).encode())
+    logging.info("%s is submitted as %s", path, noted["name"])
+
+  def _is_there(self, note: pathlib.Path, budget: budget_lib.Budget | None) -> bool:
+    """Whether a batch came of a note; if not, the note and its reservation go."""
+    noted = json.loads(note.read_text())
+    if noted["name"] is None:
+      name = self._server.find(noted["label"])
+      if name is None:
+        if budget is not None and noted["reservation"] is not None:
+          budget.book(noted["reservation"], budget_lib.Usage(0, 0))
+        note.unlink()
+        return False
+      _replace(note, json.dumps({**noted, "name": name}).encode())
+    return True
 
   def _wait_for(self, note: pathlib.Path, budget: budget_lib.Budget | None, poll_seconds: float) -> None:
     submitted = json.loads(note.read_text())
@@ -183,9 +183,7 @@ class Batch:
     stem = note.name.removesuffix(_NOTE)
     usage, contents = budget_lib.Usage(0, 0), list(self._server.fetch(submitted["name"]))
     for number, content in enumerate(contents):
-      part = note.with_name(f"{RESULTS}-of-{stem}-{number}.jsonl")
-      part.with_suffix(".part").write_bytes(content)
-      part.with_suffix(".part").replace(part)
+      _replace(note.with_name(f"{RESULTS}-of-{stem}-{number}.jsonl"), content)
       usage += self._cost(content)
     if budget is not None and submitted["reservation"] is not None:
       budget.book(submitted["reservation"], usage)
@@ -195,42 +193,70 @@ class Batch:
         f"the batch {submitted['name']} ended without results, its provider's console says why; "
         "run the same command again to submit its requests anew"
       )
+    requests = note.with_name(f"{stem}.jsonl")
+    asked = self._keys(requests.read_bytes()) if requests.exists() else set()
+    if lost := asked - set().union(*map(self._keys, contents)):
+      _replace(note.with_name(stem + _LOST), json.dumps(sorted(lost)).encode())
     note.unlink()
+
+  def _keys(self, content: bytes) -> set[str]:
+    """Of all lines that can be read."""
+    found = set()
+    for line in content.splitlines():
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        found.add(str(json.loads(line)[self._server.key_field]))
+    return found
 
   def _cost(self, content: bytes) -> budget_lib.Usage:
     total = budget_lib.Usage(0, 0)
     for line in content.splitlines():
       try:
-        _, answer = self._server.read(json.loads(line))
-      except (LineFailed, ValueError, KeyError, TypeError):
+        total += self._used(*self._server.read(json.loads(line)))
+      except (batch_server.LineFailed, ValueError, KeyError, TypeError):
         continue
-      total += budget_lib.Usage.of(answer) or budget_lib.Usage(0, self._max_output_tokens)
     return total
 
-  def _take_results(self, folder: pathlib.Path, cache: cache_lib.AnswerCache) -> int:
-    """Answers to what is pending go into the cache; returns how many."""
+  def _used(self, key: str, answer: protocol.Answer) -> budget_lib.Usage:
+    if (told := budget_lib.Usage.of(answer)) is not None:
+      return told
+    request = self.pending.get(key)
+    return budget_lib.Usage(0 if request is None else prompt.tokens(request.prompt), self._max_output_tokens)
+
+  def _take_results(
+    self, folder: pathlib.Path, cache: cache_lib.AnswerCache, budget: budget_lib.Budget | None
+  ) -> int:
+    """Answers to what is pending go into the cache, those carried by hand into the books; returns how many are new."""
     self._failures = {}
     taken = 0
     for path in sorted(folder.glob(f"{RESULTS}*.jsonl")):
       foreign = unreadable = 0
+      usage = budget_lib.Usage(0, 0)
       for line in path.read_bytes().splitlines():
         if not line.strip():
           continue
         try:
           key, answer = self._server.read(json.loads(line))
-        except LineFailed as e:
+        except batch_server.LineFailed as e:
           self._failures.setdefault(e.key, []).append(str(e))
           continue
         except (ValueError, KeyError, TypeError):
           unreadable += 1
           continue
         if (request := self.pending.get(key)) is not None:
-          taken += cache.get(key) is None
+          if cache.get(key) is None:
+            taken += 1
+            usage += self._used(key, answer)
           cache.put(key, self, request, answer)
         else:
           foreign += 1
+      # Those of a submitted batch were booked when it ended.
+      if budget is not None and not path.name.startswith(f"{RESULTS}-of-"):
+        budget.book(None, usage)
       if unreadable:
         logging.warning("%s: %d lines cannot be read; what they answer is asked for again", path, unreadable)
       if foreign:
         logging.info("%s: %d lines answer nothing that is still open", path, foreign)
+    for path in sorted(folder.glob(f"*{_LOST}")):
+      for key in json.loads(path.read_bytes()):
+        self._failures.setdefault(key, []).append("the batch ended without a word about it")
     return taken

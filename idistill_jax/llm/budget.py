@@ -3,12 +3,14 @@
     bound of a call ─► room for it? ─► reserved ─► asked ─► its real cost in place of the bound
 
 The sums lie in a file beside the cache: a killed run's reservations count as spent, and processes on one cache share
-one budget.  (In the cache's own file, every call would wait for the disk as answers do.)
+one budget: they wait for each other's calls, where the system tells which of them still run (Linux).  (In the cache's
+own file, every call would wait for the disk as answers do.)
 """
 
 import asyncio
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sqlite3
 from collections.abc import AsyncIterator
@@ -17,6 +19,8 @@ from typing import Self
 from idistill_jax.llm import cache, protocol
 
 _BUSY_SECONDS = 60.0
+# Between two looks at what other processes have given back.
+_LOOK_SECONDS = 0.2
 # Two totals that are compared with a limit are sums of floats.
 _ROUNDING = 1e-9
 
@@ -61,6 +65,15 @@ class Exhausted(protocol.Stop):
   """The next call might exceed the budget."""
 
 
+def _process(pid: int) -> str | None:
+  """A running process, by what no later one has in common with it; None for one that has ended, or without /proc."""
+  try:
+    started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {pid} {started}"
+  except OSError:
+    return None
+
+
 class Call:
   """One reservation.  What is not told otherwise costs its bound."""
 
@@ -77,7 +90,7 @@ class Budget:
     if max_dollars is not None and prices.dollars(Usage(0, 0)) is None:
       raise ValueError("a budget in dollars needs both prices: labels.dollars_per_million_{input,output}_tokens")
     self._max_dollars, self._max_tokens, self._prices = max_dollars, max_tokens, prices
-    self._under_way = 0
+    self._under_way, self._process = 0, _process(os.getpid())
     self._settled = asyncio.Condition()
     path.parent.mkdir(parents=True, exist_ok=True)
     self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -85,6 +98,8 @@ class Budget:
     cache.patiently(self._db, "PRAGMA journal_mode = WAL")
     self._db.execute("PRAGMA synchronous = NORMAL")
     self._db.execute("CREATE TABLE IF NOT EXISTS reserved (id INTEGER PRIMARY KEY, tokens INTEGER, dollars REAL)")
+    # Whose call under way it is; none for a batch, which outlives its process.
+    self._db.execute("CREATE TABLE IF NOT EXISTS owners (id INTEGER PRIMARY KEY, process TEXT)")
     self._db.execute(
       "CREATE TABLE IF NOT EXISTS spent (id INTEGER PRIMARY KEY CHECK (id = 1), tokens INTEGER, dollars REAL)"
     )
@@ -103,10 +118,10 @@ class Budget:
   async def call(self, bound: Usage) -> AsyncIterator[Call]:
     """Reserves the bound while the block runs, and books `call.usage` when it ends.
 
-    Waits where only calls under way stand in the way; raises Exhausted where the budget has no room even
-    without them.
+    Waits where only calls under way stand in the way, here or in other processes; raises Exhausted where the budget
+    has no room even without them.
     """
-    row = await self.reserve(bound)
+    row = await self.reserve(bound, self._process)
     one = Call(bound)
     self._under_way += 1
     try:
@@ -125,10 +140,16 @@ class Budget:
     ).fetchone()
     return int(tokens), float(dollars)
 
-  async def reserve(self, bound: Usage) -> int:
-    """A reservation that lasts, in this run and later ones, until `book` is called with it; raises as `call`."""
+  async def reserve(self, bound: Usage, owner: str | None = None) -> int:
+    """A reservation that lasts, in this run and later ones, until `book` is called with it; raises as `call`.
+
+    owner: the process that will book it.
+    """
     async with self._settled:
-      while (row := self._try_to_reserve(bound)) is None:
+      while (row := self._try_to_reserve(bound, owner)) is None:
+        if not self._under_way and self._others_at_work():
+          await asyncio.sleep(_LOOK_SECONDS)
+          continue
         if not self._under_way:
           tokens, dollars = self.spent()
           raise Exhausted(
@@ -139,7 +160,12 @@ class Budget:
         await self._settled.wait()
       return row
 
-  def _try_to_reserve(self, bound: Usage) -> int | None:
+  def _others_at_work(self) -> bool:
+    """Whether another process that runs has calls under way."""
+    owners = {row[0] for row in self._db.execute("SELECT process FROM owners JOIN reserved USING (id)")}
+    return any(_process(int(owner.split()[1])) == owner for owner in owners)
+
+  def _try_to_reserve(self, bound: Usage, owner: str | None) -> int | None:
     """One transaction, so that two processes never reserve the same room."""
     cost = self._prices.dollars(bound) or 0.0
     self._db.execute("BEGIN IMMEDIATE")
@@ -149,16 +175,20 @@ class Budget:
         return None
       if self._max_dollars is not None and dollars + cost > self._max_dollars + _ROUNDING:
         return None
-      return self._db.execute("INSERT INTO reserved (tokens, dollars) VALUES (?, ?)", (bound.tokens, cost)).lastrowid
+      row = self._db.execute("INSERT INTO reserved (tokens, dollars) VALUES (?, ?)", (bound.tokens, cost)).lastrowid
+      if owner is not None:
+        self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (row, owner))
+      return row
     finally:
       self._db.execute("COMMIT")
 
-  def book(self, row: int, usage: Usage) -> None:
-    """Puts the real cost in place of a reservation."""
+  def book(self, row: int | None, usage: Usage) -> None:
+    """Puts the real cost in place of a reservation, once; None: nothing was reserved."""
     self._db.execute("BEGIN IMMEDIATE")
-    self._db.execute("DELETE FROM reserved WHERE id = ?", (row,))
-    self._db.execute(
-      "UPDATE spent SET tokens = tokens + ?, dollars = dollars + ?",
-      (usage.tokens, self._prices.dollars(usage) or 0.0),
-    )
+    self._db.execute("DELETE FROM owners WHERE id = ?", (row,))
+    if row is None or self._db.execute("DELETE FROM reserved WHERE id = ?", (row,)).rowcount:
+      self._db.execute(
+        "UPDATE spent SET tokens = tokens + ?, dollars = dollars + ?",
+        (usage.tokens, self._prices.dollars(usage) or 0.0),
+      )
     self._db.execute("COMMIT")

@@ -110,6 +110,13 @@ class AnswerCache:
       ).fetchone()
     return row and protocol.Answer(*row)
 
+  def holds_any_of(self, provider: protocol.Provider) -> bool:
+    """Whether this model has ever answered with these parameters."""
+    who = (provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True))
+    with self._reading:
+      found = self._reader.execute("SELECT 1 FROM answers WHERE family = ? AND model = ? AND params = ? LIMIT 1", who)
+      return found.fetchone() is not None
+
   def put(
     self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
   ) -> protocol.Answer:
@@ -176,9 +183,11 @@ class AnswerCache:
 
 
 def row_of(key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer) -> Row:
+  # A model that is cut off within an emoji answers with half of a surrogate pair, which no UTF-8 can hold.
+  text = answer.text.encode("utf-8", "replace").decode()
   return (
     key, provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True), request.query_id,
-    json.dumps(request.passage_ids), answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
+    json.dumps(request.passage_ids), text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
     time.time(),
   )
 
@@ -205,22 +214,38 @@ class GroupCommit:
     self._cache = cache
     self._committing = asyncio.Lock()
     self._waiting: list[Row] = []
+    self._unstorable: dict[str, str] = {}
 
   async def put(
     self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
   ) -> protocol.Answer:
-    """As `AnswerCache.put`: the answer is on the disk when this returns."""
+    """As `AnswerCache.put`: the answer is on the disk when this returns; raises Unanswered for one that cannot be."""
     self._waiting.append(row_of(key, provider, request, answer))
     async with self._committing:
       rows, self._waiting = self._waiting, []
       # None are left where whoever held the lock before took this answer along.
       if rows:
         try:
-          await asyncio.to_thread(self._cache.put_rows, rows)
+          await asyncio.to_thread(self._commit, rows)
         except BaseException:
           self._waiting = rows + self._waiting
           raise
+    if (why := self._unstorable.pop(key, None)) is not None:
+      raise protocol.Unanswered(f"the answer cannot be stored: {why}")
     return self._cache.get(key) or answer
+
+  def _commit(self, rows: Sequence[Row]) -> None:
+    """Rows that SQLite does not take as they are must not take the others along; a disk that is full is no row's."""
+    try:
+      self._cache.put_rows(rows)
+    except sqlite3.OperationalError:
+      raise
+    except Exception as e:
+      if len(rows) == 1:
+        self._unstorable[rows[0][0]] = f"{type(e).__name__}: {e}"
+      else:
+        for row in rows:
+          self._commit([row])
 
 
 def patiently(db: sqlite3.Connection, statement: str) -> None:

@@ -8,6 +8,7 @@ In an order that was filled up, the passages that the LLM did not name count as 
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 from idistill_jax.llm import parse
@@ -18,26 +19,29 @@ KEMENY_LONGEST = 10
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Consensus:
-  """order: passages, best first.  filled: places of passages that no answer named.  agreement: see `agreement`."""
+  """order: passages, best first.  filled: places of passages that no answer named.  agreement: see `of`."""
 
   order: tuple[int, ...]
   filled: tuple[int, ...]
   agreement: float
 
 
-def of(answers: Sequence[parse.Parsed]) -> Consensus:
+def of(answers: Sequence[parse.Parsed], asked: int) -> Consensus:
   """The order nearest to all answers about one list: Kemeny's where the list is short, Borda's beyond.
 
-  A single answer is its own consensus.
+  asked: how many orders were asked for, those included that no usable answer came to.  A lost one agrees with none:
+  `agreement` is scaled down to the pairs that are there.  A single answer is its own consensus, and has agreed with
+  itself only where no other was asked for.
   """
+  agreed = 1.0 if asked == 1 else math.comb(len(answers), 2) / math.comb(asked, 2)
   if len(answers) == 1:
-    return Consensus(answers[0].order, answers[0].filled, 1.0)
+    return Consensus(answers[0].order, answers[0].filled, agreed)
   ranks = [_ranks(answer) for answer in answers]
   order = kemeny(ranks) if len(ranks[0]) <= KEMENY_LONGEST else borda(ranks)
   named = {answer.order[place] for answer in answers for place in range(len(answer.order) - len(answer.filled))}
   # What nobody named goes to the end, as in a single answer.
   order = tuple(sorted(order, key=lambda passage: passage not in named))
-  return Consensus(order, tuple(range(len(named), len(order))), agreement(ranks))
+  return Consensus(order, tuple(range(len(named), len(order))), agreed * agreement(ranks))
 
 
 def _ranks(answer: parse.Parsed) -> tuple[float, ...]:
@@ -77,19 +81,25 @@ def kemeny(ranks: Sequence[Sequence[float]]) -> tuple[int, ...]:
 
 
 def agreement(ranks: Sequence[Sequence[float]]) -> float:
-  """Mean Kendall tau-a over all pairs of orders: 1 where they are equal, about 0 where they are drawn at random.
+  """Mean Kendall tau-b over all pairs of orders: 1 where they are equal, about 0 where they are drawn at random.
 
-      tau = (concordant - discordant) / (n (n - 1) / 2)        (Kendall, 1938)
+      tau = (concordant - discordant) / sqrt(pairs untied in one * pairs untied in the other)      (Kendall, 1945)
+
+  Tau-a would call two equal orders with ties different.
   """
-  n = len(ranks[0])
-  pairs = list(itertools.combinations(range(n), 2))
+  pairs = list(itertools.combinations(range(len(ranks[0])), 2))
   if not pairs or len(ranks) < 2:
     return 1.0
-  taus = [
-    sum(_sign(one[i] - one[j]) * _sign(other[i] - other[j]) for i, j in pairs) / len(pairs)
-    for one, other in itertools.combinations(ranks, 2)
-  ]
+  signs = [[_sign(one[i] - one[j]) for i, j in pairs] for one in ranks]
+  taus = [_tau(one, other) for one, other in itertools.combinations(signs, 2)]
   return sum(taus) / len(taus)
+
+
+def _tau(one: Sequence[int], other: Sequence[int]) -> float:
+  if one == other:
+    return 1.0
+  untied = math.sqrt(sum(map(abs, one)) * sum(map(abs, other)))
+  return sum(a * b for a, b in zip(one, other, strict=True)) / untied if untied else 0.0
 
 
 def _sign(x: float) -> int:

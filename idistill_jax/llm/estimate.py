@@ -1,20 +1,35 @@
 """What is to be asked -> what asking would cost and how long it would take, in words, before anything is asked."""
 
+import itertools
+import pathlib
 from collections.abc import Callable, Sequence
 
 from idistill_jax import config
-from idistill_jax.llm import budget, prompt, protocol, ranking, windows
+from idistill_jax.llm import budget, prompt, protocol, ranking, session, windows
 
 # Assumed where nothing was asked yet: a short answer of a small model.
 SECONDS_PER_CALL = 2.0
 # `[12] > `
 TOKENS_PER_LABEL = 5
 TOKENS_PER_QUERY = 20
+TOKENS_PER_ANSWER = 20
 _MANY = 300
+# Passages whose prompts are looked up in the cache.
+_LOOKED_UP = 20_000
+Knows = Callable[[protocol.Request], bool]
+
+
+def with_cache(cfg: config.Labels, folder: pathlib.Path, said: Callable[[Knows], str]) -> str:
+  """What `said` says of what the cache in the folder knows; it knows nothing where no provider can be built."""
+  try:
+    with session.Session(cfg, folder) as opened:
+      return said(opened.knows)
+  except protocol.Stop as e:
+    return f"{said(lambda request: False)}\nthe cache was not looked into: {e}"
 
 
 def of_lists(
-  lists: Sequence[ranking.Unordered], plan: ranking.Plan, cfg: config.Labels, knows: Callable[[protocol.Request], bool]
+  lists: Sequence[ranking.Unordered], plan: ranking.Plan, cfg: config.Labels, knows: Knows
 ) -> str:
   """Prompts of up to 300 lists are rendered and counted, and stand for the others.
 
@@ -27,41 +42,57 @@ def of_lists(
     spans = list(windows.spans(len(one.passage_ids), plan.window, plan.stride))
     # Any stretch of the list has about the prompt of the one that will be shown.
     requests = [ranking.to_request(one, range(start, stop), plan) for start, stop in spans]
-    calls += len(requests) * plan.orders
+    asked = requests * plan.orders_of(len(one.passage_ids))
+    calls += len(asked)
     known += len(spans) == 1 and knows(requests[0])
-    for request in requests * plan.orders:
+    for request in asked:
       output = TOKENS_PER_LABEL * len(request.passage_ids)
       usage += budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
-  return f"{len(lists):,} lists, " + _said(calls, known, usage, len(lists) / len(sample), cfg)
+  share = len(lists) / len(sample)
+  total = budget.Usage(round(usage.input_tokens * share), round(usage.output_tokens * share))
+  return f"{len(lists):,} lists, " + _said(round(calls * share), round(known * share), total, cfg)
 
 
-def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels) -> str:
-  """For queries in every style for so many of the passages; up to 300 of them stand for all."""
+def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels, knows: Knows) -> str:
+  """For queries in every style for so many of the passages; up to 300 of them stand for all.
+
+  Which are chosen takes their embeddings, so the cache is asked about all, up to 20,000.
+  """
   sample = texts[:: max(1, len(texts) // _MANY)]
   prompts = [
     prompt.render_query_writing(style, text, passage_tokens) for text in sample for style in prompt.QUERY_STYLES
   ]
-  usage = budget.Usage(sum(map(prompt.tokens, prompts)), TOKENS_PER_QUERY * len(prompts))
-  return f"{passages:,} passages, " + _said(len(prompts), 0, usage, passages / len(sample), cfg)
+  known = sum(
+    knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens)))
+    for text in itertools.islice(texts, _LOOKED_UP) for style in prompt.QUERY_STYLES
+  )
+  calls = passages * len(prompt.QUERY_STYLES)
+  usage = budget.Usage(round(sum(map(prompt.tokens, prompts)) * passages / len(sample)), TOKENS_PER_QUERY * calls)
+  return f"{passages:,} passages, " + _said(calls, min(known, calls), usage, cfg)
 
 
-def _said(calls: int, known: int, usage: budget.Usage, share: float, cfg: config.Labels) -> str:
-  """share: how many times the sample's calls, known answers and tokens there are."""
-  left = share * (calls - known) / calls
+def of_questions(requests: Sequence[protocol.Request], cfg: config.Labels, knows: Knows) -> str:
+  """For a reader's prompts."""
+  usage = budget.Usage(sum(prompt.tokens(one.prompt) for one in requests), TOKENS_PER_ANSWER * len(requests))
+  return _said(len(requests), sum(map(knows, requests)), usage, cfg)
+
+
+def _said(calls: int, known: int, usage: budget.Usage, cfg: config.Labels) -> str:
+  left = (calls - known) / max(calls, 1)
   total = budget.Usage(round(usage.input_tokens * left), round(usage.output_tokens * left))
+  time = f"about {_duration(_seconds(calls - known, total, cfg))} at {cfg.concurrency} calls at once of " \
+         f"{SECONDS_PER_CALL:g} s each"
   return "\n".join((
-    f"{round(calls * share):,} calls, {round(known * share):,} of them answered by the cache",
+    f"{calls:,} calls, {known:,} of them answered by the cache",
     f"about {total.input_tokens:,} input and {total.output_tokens:,} output tokens (counted without the model's own "
     "vocabulary, thinking not included)",
     f"about {_money(total, cfg)}",
-    f"about {_duration(_seconds(round(calls * left), total, cfg))} at {cfg.concurrency} calls at once of "
-    f"{SECONDS_PER_CALL:g} s each",
+    "within a day, as a batch" if session.by_batch(cfg) else time,
   ))
 
 
 def _money(usage: budget.Usage, cfg: config.Labels) -> str:
-  prices = budget.Prices(cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens)
-  dollars = prices.dollars(usage)
+  dollars = session.prices(cfg).dollars(usage)
   if dollars is None:
     return "how many dollars is not known: set labels.dollars_per_million_input_tokens and ..._output_tokens"
   return f"${dollars:.2f}"

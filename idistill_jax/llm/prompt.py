@@ -9,17 +9,14 @@ import hashlib
 import importlib.resources
 import re
 import string
-import unicodedata
 from collections.abc import Sequence
+
+from idistill_jax.llm import quoting
 
 LISTWISE = "listwise_v1"
 # Ways in which people search; each is a template of its own.
 QUERY_STYLES = ("query_question_v1", "query_keywords_v1", "query_problem_v1")
 
-_OPENING, _CLOSING = r"[\[［【〔⟦]", r"[\]］】〕⟧]"
-# A number in brackets, or several of them, as an answer would write it.
-_LABEL = re.compile(rf"{_OPENING}(\s*\d[\d\s,;:>.–—-]*){_CLOSING}")
-_FENCE = re.compile(r"<\s*(/?)\s*(query|passages?)\s*>", re.IGNORECASE)
 # About what a byte-pair vocabulary makes one token of: a short word, a piece of a long one, a few digits, a sign.
 _PIECE = re.compile(r"[A-Za-z]{1,6}|\d{1,3}|[^\sA-Za-z\d]")
 
@@ -28,22 +25,22 @@ def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
   """The prompt for one list, passages numbered from [1] in the order given.
 
   Each passage is cut at about `passage_tokens` tokens and stands on one line.  Query and passages come out of
-  `quote`, so no passage can close its fence, start a line, or look like a numbered label.  Raises ValueError
+  `quoting.quote`, so no passage can close its fence, start a line, or look like a numbered label.  Raises ValueError
   where there is nothing to rank.
   """
   if not passages:
     raise ValueError(f"no passages to rank for the query {query!r}")
   numbered = (
-    f"[{number}] {cut(quote(text), passage_tokens)}" for number, text in enumerate(passages, start=1)
+    f"[{number}] {cut(quoting.quote(text), passage_tokens)}" for number, text in enumerate(passages, start=1)
   )
   return string.Template(template(LISTWISE)).substitute(
-    query=quote(query), passages="\n".join(numbered), count=len(passages)
+    query=quoting.quote(query), passages="\n".join(numbered), count=len(passages)
   )
 
 
 def render_query_writing(style: str, passage: str, passage_tokens: int) -> str:
   """The prompt that asks for a query which the passage answers; `style` is one of QUERY_STYLES."""
-  return string.Template(template(style)).substitute(passage=cut(quote(passage), passage_tokens))
+  return string.Template(template(style)).substitute(passage=cut(quoting.quote(passage), passage_tokens))
 
 
 def tokens(text: str) -> int:
@@ -66,29 +63,6 @@ def cut(text: str, most: int) -> str:
 def _beginning(pieces: int) -> re.Pattern[str]:
   """At most so many pieces from the beginning of a text."""
   return re.compile(rf"(?:\s*(?:{_PIECE.pattern})){{0,{pieces}}}")
-
-
-def quote(text: str) -> str:
-  """One line without invisible characters, in which neither the fences nor bracketed numbers occur.
-
-  `[3]` becomes `(3)` and `</passages>` becomes `(/passages)`: the words stay, the form goes.
-  """
-  line = " ".join(text.translate(_VISIBLE).split())
-  return _FENCE.sub(r"(\1\2)", _LABEL.sub(r"(\1)", line))
-
-
-class _Visible(dict[int, str | None]):
-  """What `str.translate` puts in place of each character, filled as characters come up."""
-
-  def __missing__(self, code: int) -> str | None:
-    category = unicodedata.category(chr(code))
-    # Format characters hide or reorder text; a lone surrogate cannot be sent at all.
-    hidden = None if category in ("Cf", "Cs") else chr(code)
-    self[code] = " " if category == "Cc" else hidden
-    return self[code]
-
-
-_VISIBLE = _Visible()
 
 
 def fingerprint(name: str = LISTWISE) -> str:

@@ -1,7 +1,8 @@
 """What a provider is: one request in, one answer out, or one of the named errors.
 
     Request ─► provider.ask ─► Answer
-                    └─► NotRecorded · Pending · Transient (try again) · Unanswered (tries used up) · Stop (ask no more)
+                    └─► NotRecorded · Pending · Transient (try again) · Unanswered (tries used up) · Rejected (this one)
+                        · Stop (ask no more)
 
 No message, representation or traceback of these errors holds an API key: `Secret` covers it in every text
 that came from a server or an SDK.
@@ -12,8 +13,10 @@ import dataclasses
 import datetime
 import email.utils
 import importlib
+import json
 import logging
 import os
+import socket
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
@@ -33,6 +36,10 @@ _CHATTY = (
 )
 _LONGEST_MESSAGE = 300
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+# Whoever says so gave up waiting for a model that may have answered, and billed, all the same.
+_LOST_STATUS = frozenset({408, 502, 504})
+# Of one request: longer than the model's context, against a filter.
+_REJECTED_STATUS = frozenset({400, 413, 422})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,12 +53,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-  """The raw text.  Token counts are None where the provider tells none."""
+  """The raw text.  Token counts are None where the provider tells none; model: who says that it answered."""
 
   text: str
   finish_reason: FinishReason
   input_tokens: int | None = None
   output_tokens: int | None = None
+  model: str | None = dataclasses.field(default=None, compare=False)
 
 
 class Provider(Protocol):
@@ -83,7 +91,15 @@ class NotRecorded(NoAnswer):
 
 
 class Unanswered(NoAnswer):
-  """Every try ended in a fault that another try might have mended."""
+  """Every try ended in a fault that another try might have mended.  reason: a name to count by."""
+
+  reason = "unanswered"
+
+
+class Rejected(Unanswered):
+  """The server takes this one request for a bad one, however often it is asked."""
+
+  reason = "rejected"
 
 
 class Pending(NoAnswer):
@@ -120,19 +136,34 @@ class Secret:
     return self._value
 
   def cover(self, text: str) -> str:
-    """The text, shortened, without the key."""
-    covered = text.replace(self._value, "***") if self._value else text
+    """The text, shortened, without the key, be it quoted as Python or JSON quote."""
+    covered = text
+    for shown in {self._value, repr(self._value)[1:-1], json.dumps(self._value)[1:-1]} - {""}:
+      covered = covered.replace(shown, "***")
     return covered if len(covered) <= _LONGEST_MESSAGE else covered[: _LONGEST_MESSAGE - 3] + "..."
 
 
 def secret(*variables: str) -> Secret:
-  """The first of these environment variables that is set; raises Stop naming them where none is."""
+  """The first of these environment variables that is set; raises Stop naming them where none is, or it is no key."""
   for variable in variables:
     if value := os.environ.get(variable, "").strip():
+      # No header takes it, and the errors that say so show it in forms of their own.
+      if not value.isascii() or not value.isprintable() or " " in value:
+        raise Stop(
+          f"{variable} holds what no API key has, blanks, line breaks or letters beyond ASCII: set it to one key alone"
+        )
       return Secret(value)
   raise Stop(
     f"no API key: set the environment variable {' or '.join(variables)}; keys are read from nowhere else"
   )
+
+
+def secret_if_set(*variables: str) -> Secret:
+  """For what needs no key, and yet must not show one; without a key it covers nothing."""
+  try:
+    return secret(*variables)
+  except Stop:
+    return Secret("")
 
 
 def sdk(module: str, extra: str) -> types.ModuleType:
@@ -148,12 +179,23 @@ def sdk(module: str, extra: str) -> types.ModuleType:
   return found
 
 
-def fault(where: str, status: int | None, message: str, retry_after: float | None = None) -> Transient | Stop:
-  """The error for an HTTP status (None: the connection failed): worth another try, or not."""
-  if status is None or status in _TRANSIENT_STATUS:
-    said = status is not None
-    return Transient(f"{where}: {status or 'no connection'}: {message}", retry_after, refused=said)
+def lost(where: str, message: str, error: BaseException) -> Transient:
+  """The error for a connection that failed: nothing can have been billed where none came about."""
+  cause: BaseException | None = error
+  while cause is not None and not isinstance(cause, ConnectionRefusedError | socket.gaierror):
+    cause = cause.__cause__ or cause.__context__
+  return Transient(f"{where}: {message}", refused=cause is not None)
+
+
+def fault(where: str, status: int, message: str, retry_after: float | None = None) -> Transient | Rejected | Stop:
+  """The error for an HTTP status: worth another try, of this request alone, or of all."""
+  if status in _TRANSIENT_STATUS:
+    return Transient(f"{where}: {status}: {message}", retry_after, refused=status not in _LOST_STATUS)
+  # Gemini's word for a wrong key.
+  if status in _REJECTED_STATUS and not ("API_KEY_INVALID" in message or "api key" in message.lower()):
+    return Rejected(f"{where}: refused with status {status}: {message}")
   hint = {
+    400: "; is the API key right?",
     401: "; is the API key right?",
     403: "; may this key use that model?",
     404: "; is there such a model?",
@@ -182,4 +224,9 @@ def covered(key: Secret, where: str) -> Iterator[None]:
   except (Transient, Stop, NoAnswer):
     raise
   except Exception as e:
-    raise Transient(f"{where}: no readable answer: {key.cover(f'{type(e).__name__}: {e}')}") from None
+    raise lost(where, f"no readable answer: {key.cover(f'{type(e).__name__}: {e}')}", e) from None
+
+
+def output_tokens(told: int | None, prompt: int | None, total: int | None) -> int | None:
+  """Tokens that are billed as output: what a model thought is counted in the total alone by some."""
+  return told if told is None or prompt is None or total is None else max(told, total - prompt)

@@ -46,8 +46,8 @@ def write(
       asked = await asker.ask(protocol.Request(style, (passage.id,), text))
     except protocol.NotRecorded:
       return Written(passage.id, style, "", "not recorded", None)
-    except protocol.Unanswered:
-      return Written(passage.id, style, "", "unanswered", None)
+    except protocol.Unanswered as e:
+      return Written(passage.id, style, "", e.reason, None)
     query, dropped = read(asked.answer, passage.text)
     return Written(passage.id, style, query, dropped, asked)
 

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -26,8 +27,9 @@ class Unordered:
 class Plan:
   """How lists are asked about.
 
-  window, stride: see `windows.spans`.  orders: in how many orders each list is shown.  retries: how many times a
-  refused answer is asked for again, shown in another order each time.  seed: what the orders shown depend on.
+  window, stride: see `windows.spans`.  orders: in how many orders each list is shown, where it has as many.
+  retries: how many times a refused answer is asked for again, shown in another order each time, while there is one
+  that was not shown.  seed: what the orders shown depend on.
   """
 
   window: int
@@ -36,6 +38,10 @@ class Plan:
   retries: int
   passage_tokens: int
   seed: int
+
+  def orders_of(self, n: int) -> int:
+    """In how many orders a list of `n` is shown: two passages have two, and asked again an LLM says the same."""
+    return min(self.orders, math.factorial(min(n, self.window)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Ranked:
   """A list in order.
 
   parsed: the order of its passages, by their place in the list.  agreement: of the orders asked for, see
-  `consensus.agreement`.  answers: all that were given, refused ones included.  lost: why orders that were asked for
+  `consensus.of`.  answers: all that were given, refused ones included.  lost: why orders that were asked for
   have no part in it.
   """
 
@@ -94,7 +100,8 @@ async def rank(ask: Ask, one: Unordered, plan: Plan) -> Outcome:
   orders: list[parse.Parsed] = []
   lost: list[tuple[str, str]] = []
   pending: protocol.Pending | None = None
-  for repeat in range(plan.orders):
+  repeats = plan.orders_of(len(one.passage_ids))
+  for repeat in range(repeats):
     try:
       orders.append(await _slide(ask, one, plan, repeat, answers))
     except _Refused as e:
@@ -102,7 +109,7 @@ async def rank(ask: Ask, one: Unordered, plan: Plan) -> Outcome:
     except protocol.NotRecorded as e:
       lost.append(("not recorded", str(e)))
     except protocol.Unanswered as e:
-      lost.append(("unanswered", str(e)))
+      lost.append((e.reason, str(e)))
     except protocol.Pending as e:
       # The other orders go into the same batch.
       pending = e
@@ -110,7 +117,7 @@ async def rank(ask: Ask, one: Unordered, plan: Plan) -> Outcome:
     raise pending
   if not orders:
     return Unranked(one, *lost[0], tuple(answers))
-  middle = consensus.of(orders)
+  middle = consensus.of(orders, asked=repeats)
   reasons = tuple(dict.fromkeys(reason for order in orders for reason in order.reasons))
   parsed = parse.Parsed(middle.order, "repaired" if reasons else "complete", middle.filled, reasons)
   return Ranked(one, parsed, middle.agreement, tuple(answers), tuple(reason for reason, _ in lost))
@@ -124,7 +131,7 @@ async def _slide(
   order, named = list(range(n)), [True] * n
   reasons: dict[parse.Reason, None] = {}
   for start, stop in windows.spans(n, plan.window, plan.stride):
-    shown, parsed = await _ask_about(ask, one, order[start:stop], plan, f"{repeat}/{start}", answers)
+    shown, parsed = await _ask_about(ask, one, order[start:stop], plan, (repeat, start), answers)
     order[start:stop] = [shown[place] for place in parsed.order]
     # The last window that a passage is in decides about it.
     for place, passage in enumerate(order[start:stop]):
@@ -135,12 +142,19 @@ async def _slide(
 
 
 async def _ask_about(
-  ask: Ask, one: Unordered, window: Sequence[int], plan: Plan, salt: str, answers: list[Labelled]
+  ask: Ask, one: Unordered, window: Sequence[int], plan: Plan, which: tuple[int, int],
+  answers: list[Labelled],
 ) -> tuple[list[int], parse.Parsed]:
-  """(passages as they were shown, a usable answer about them); raises _Refused, NoAnswer or Stop."""
+  """(passages as they were shown, a usable answer about them); raises _Refused, NoAnswer or Stop.
+
+  which: the repeat, and where in the list the window starts.
+  """
+  repeat, start = which
+  first_retry = plan.orders_of(len(one.passage_ids)) + repeat * plan.retries
+  retries = range(first_retry, min(first_retry + plan.retries, math.factorial(len(window))))
   refused: Labelled | None = None
-  for attempt in range(1 + plan.retries):
-    shown = _shown(one, window, plan, salt, attempt)
+  for number in (repeat, *retries):
+    shown = _shown(one, window, plan, start, number)
     request = to_request(one, shown, plan)
     try:
       asked = await ask(request)
@@ -149,7 +163,8 @@ async def _ask_about(
       if refused is None:
         raise
       break
-    found = Labelled(request, asked.answer, parse.parse(asked.answer.text, len(shown)), asked.paid)
+    whole = asked.answer.finish_reason == "stop"
+    found = Labelled(request, asked.answer, parse.parse(asked.answer.text, len(shown), whole=whole), asked.paid)
     answers.append(found)
     if found.parsed.status != "refused":
       return shown, found.parsed
@@ -158,15 +173,19 @@ async def _ask_about(
   raise _Refused(refused.refusal)
 
 
-def _shown(one: Unordered, window: Sequence[int], plan: Plan, salt: str, attempt: int) -> list[int]:
-  """A list that fits into one prompt is shown as it is first, since recorded answers belong to that order.
+def _shown(one: Unordered, window: Sequence[int], plan: Plan, start: int, number: int) -> list[int]:
+  """The `number`-th of the orders that a window is shown in, no two of them alike.
 
-  All else is shuffled, so that no order can be copied.
+  A list that fits into one prompt is shown as it is first, since recorded answers belong to that order.  All else is
+  shuffled, so that no order can be copied.
   """
-  shown = list(window)
-  if (salt, attempt, len(shown)) != ("0/0", 0, len(one.passage_ids)):
-    random.Random(f"{plan.seed}/{one.query_id}/{salt}/{attempt}").shuffle(shown)
-  return shown
+  draw = random.Random(f"{plan.seed}/{one.query_id}/{start}")
+  orders = [list(range(len(window)))] if len(window) == len(one.passage_ids) else []
+  while len(orders) <= number:
+    places = draw.sample(range(len(window)), len(window))
+    if places not in orders:
+      orders.append(places)
+  return [window[place] for place in orders[number]]
 
 
 def to_request(one: Unordered, shown: Sequence[int], plan: Plan) -> protocol.Request:

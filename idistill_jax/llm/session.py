@@ -24,8 +24,15 @@ def plan(cfg: config.Labels, seed: int) -> ranking.Plan:
   )
 
 
+def by_batch(cfg: config.Labels) -> bool:
+  return cfg.provider in ("gemini_batch", "openai_batch")
+
+
 def prices(cfg: config.Labels) -> budget.Prices:
-  return budget.Prices(cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens)
+  """As configured; by batch half of it, as Google and OpenAI bill."""
+  prices = cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens
+  share = 0.5 if by_batch(cfg) else 1.0
+  return budget.Prices(*(price if price is None else share * price for price in prices))
 
 
 def of_reader(cfg: config.Config) -> config.Labels:
@@ -95,9 +102,8 @@ class Session:
   ) -> list[Out]:
     """`work` on every item.  What waits for a batch is worked on again when the batch has come back."""
     while True:
-      asker = self._asker()
       results = self._loop.run(workers.run(
-        functools.partial(work, asker), items, summary, name=name, concurrency=self._cfg.concurrency,
+        functools.partial(work, self._asker), items, summary, name=name, concurrency=self._cfg.concurrency,
         prices=self._prices,
       ))
       if not isinstance(self.provider, batch.Batch) or not self.provider.pending:
@@ -107,6 +113,7 @@ class Session:
         by_hand=self._cfg.batch_folder is not None,
       )
 
+  @functools.cached_property
   def _asker(self) -> asking.Asker:
     cfg = self._cfg
     terms = asking.Terms(

@@ -16,12 +16,20 @@ Out = TypeVar("Out")
 
 @dataclasses.dataclass(slots=True)
 class Tally:
-  """Running totals.  usage stays None until a provider tells some; dollars are for cached answers, too."""
+  """Running totals.  spent: by this run; saved: by the cache; None until a provider tells some."""
 
   statuses: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   answers: int = 0
   paid: int = 0
-  usage: budget.Usage | None = None
+  spent: budget.Usage | None = None
+  saved: budget.Usage | None = None
+
+  @property
+  def usage(self) -> budget.Usage | None:
+    """Of all answers."""
+    if self.spent is None or self.saved is None:
+      return self.spent or self.saved
+    return self.spent + self.saved
 
   def add(self, status: str, answers: Iterable[tuple[protocol.Answer, bool]]) -> None:
     """One finished piece of work: see Summary."""
@@ -29,11 +37,15 @@ class Tally:
     for answer, paid in answers:
       self.answers += 1
       self.paid += paid
-      if (usage := budget.Usage.of(answer)) is not None:
-        self.usage = usage if self.usage is None else self.usage + usage
+      if (usage := budget.Usage.of(answer)) is None:
+        continue
+      if paid:
+        self.spent = usage if self.spent is None else self.spent + usage
+      else:
+        self.saved = usage if self.saved is None else self.saved + usage
 
   def bill(self, prices: budget.Prices) -> dict[str, Any]:
-    """For a file; None for what no provider told."""
+    """For a file: of all answers, since what they say is a function of them; None for what no provider told."""
     return {
       "answers": self.answers,
       "input_tokens": self.usage and self.usage.input_tokens,
@@ -45,10 +57,12 @@ class Tally:
     """For a progress display."""
     shown: dict[str, float | str] = {"answers/s": self.answers / max(seconds, 1e-9)}
     shown |= {status: count for status, count in sorted(self.statuses.items())}
-    if self.usage is not None:
-      shown["tokens"] = f"{self.usage.input_tokens:,}+{self.usage.output_tokens:,} tokens"
-    if (dollars := prices.dollars(self.usage)) is not None:
+    if self.spent is not None:
+      shown["tokens"] = f"{self.spent.input_tokens:,}+{self.spent.output_tokens:,} tokens"
+    if (dollars := prices.dollars(self.spent)) is not None:
       shown["dollars"] = f"${dollars:.4f}"
+    if (saved := prices.dollars(self.saved)) is not None:
+      shown["saved"] = f"${saved:.4f} saved by the cache"
     return shown
 
 

@@ -36,8 +36,8 @@ def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None
   after = evaluation.systems[gather.AFTER][evaluation.main_measure]
   change = f"{relative(test.relative)}; " if test.relative is not None else ""
   detail = (
-    f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {signed(test.delta)}, "
-    f"95 % interval {signed(test.ci95[0])} to {signed(test.ci95[1])}, {p_value(test.p)}, "
+    f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
+    f"{p_value(test.p)}, corrected for {count(len(evaluation.tests))} comparisons {p_value(test.p_holm)}, "
     f"{count(evaluation.queries)} {evaluation.split} queries)."
   )
   return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
@@ -55,9 +55,20 @@ def leak(found: Mapping[str, Any]) -> str | None:
   )
 
 
+def seen(found: Mapping[str, Any]) -> str | None:
+  """How many passages of the test training knew: expected in one corpus, and to be said.  None where there are none."""
+  number = int(found.get("test_passages_ranked_first_in_training") or 0)
+  if not number:
+    return None
+  return (
+    f"{count(number)} passages that are right for test queries were ranked first by the LLM for a training query, as "
+    "happens where both search one corpus: the models have seen them."
+  )
+
+
 def verdict(test: gather.Comparison) -> str:
-  """Which way a comparison points: "undecided" unless chance is an unlikely explanation."""
-  if test.p >= SIGNIFICANT or test.delta == 0:
+  """Which way a comparison points: "undecided" unless chance is an unlikely explanation of all that were made."""
+  if test.p_holm >= SIGNIFICANT or test.delta == 0:
     return "undecided"
   return "better" if test.delta > 0 else "worse"
 
@@ -83,9 +94,16 @@ def _outcome(evaluation: gather.Evaluation, test: gather.Comparison) -> str:
   if (
     first is None or first.relative is None or verdict(first) != verdict(test) or verdict(test) == "undecided"
   ):
-    return said[verdict(test)]
+    return f"{said[verdict(test)]} ({evaluation.main_measure} {difference(test)})"
   how = "more often" if first.delta > 0 else "less often than before"
-  return f"the retriever puts the right passage first {abs(first.relative):.0%} {how}".replace("%", "\u00a0%")
+  share = f"{abs(first.relative):.0%}".replace("%", "\u00a0%")
+  return f"the retriever puts the right passage first {share} {how} ({FIRST_PLACE} {difference(first)})"
+
+
+def difference(test: gather.Comparison) -> str:
+  """With its interval: "+0.085, 95 % interval +0.060 to +0.110"."""
+  low, high = map(signed, test.ci95)
+  return f"{signed(test.delta)}, 95\u00a0% interval {low} to {high}"
 
 
 def p_number(p: float) -> str:

@@ -16,18 +16,22 @@ NOT_A_DIFFERENCE = ("name", "export.")
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
   """One run.  settings: the config fields in which the runs differ.  test: its distilled retriever against the
-  first run's, None for the first and where other queries were measured."""
+  first run's, None for the first and where `differs` says what keeps their queries from being pairs.
+  p_holm: its p, corrected for the number of tests."""
 
   name: str
   settings: Mapping[str, str]
   evaluation: gather.Evaluation
   seconds: float
+  differs: tuple[str, ...]
   test: significance.Comparison | None
+  p_holm: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-  """measures: those that all runs have; main: the one that is tested."""
+  """measures: those that all runs have; main: the one that is tested, the first of gather.MAIN_MEASURES
+  among them."""
 
   runs: tuple[Compared, ...]
   measures: tuple[str, ...]
@@ -39,26 +43,35 @@ class Comparison:
 
 
 def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = significance.RESAMPLES) -> Comparison:
-  """Reads every workdir.  Raises ReportError naming the first that has measured no distilled retriever."""
+  """Reads every workdir.  Raises ReportError naming the first that has measured no distilled retriever, or what each
+  has measured where no main measure is common to all."""
   workdirs = [artifacts.Workdir(os.fspath(folder)) for folder in folders]
+  names = _names(workdirs)
   evaluations = [_evaluated(workdir) for workdir in workdirs]
+  main = _main(dict(zip(names, evaluations, strict=True)))
+  evaluations = [_evaluated(workdir, main) for workdir in workdirs]
   configs = [gather.settings(workdir) for workdir in workdirs]
   differing = sorted(
     path
     for path in {path for config in configs for path in config}
     if not path.startswith(NOT_A_DIFFERENCE) and len({config.get(path) for config in configs}) > 1
   )
-  main = evaluations[0].main_measure
+  bases = [_basis(workdir, one) for workdir, one in zip(workdirs, evaluations, strict=True)]
+  differs = [tuple(what for what in base if base[what] != bases[0][what]) for base in bases]
+  tests = _tests(evaluations, differs, resamples)
+  corrected = dict(zip(tests, significance.holm([test.p for test in tests.values()]), strict=True))
   runs = tuple(
     Compared(
       name=name,
       settings={path: config.get(path, "–") for path in differing},
       evaluation=evaluation,
       seconds=sum(stage.seconds for stage in gather.stage_runs(workdir)),
-      test=_tested(evaluation, evaluations[0], main, resamples) if place else None,
+      differs=differs[place],
+      test=tests.get(place),
+      p_holm=corrected.get(place),
     )
     for place, (name, workdir, evaluation, config) in enumerate(
-      zip(_names(workdirs), workdirs, evaluations, configs, strict=True)
+      zip(names, workdirs, evaluations, configs, strict=True)
     )
   )
   measures = tuple(name for name in evaluations[0].measures if all(name in one.measures for one in evaluations))
@@ -73,8 +86,8 @@ def _names(workdirs: Sequence[artifacts.Workdir]) -> list[str]:
   ]
 
 
-def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
-  found = gather.evaluation(workdir)
+def _evaluated(workdir: artifacts.Workdir, main: str | None = None) -> gather.Evaluation:
+  found = gather.evaluation(workdir, main=main)
   if found is None or gather.AFTER not in found.systems:
     raise gather.ReportError(
       f"{workdir.root}: no distilled retriever has been measured there; run "
@@ -83,13 +96,45 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
   return found
 
 
-def _tested(
-  one: gather.Evaluation, first: gather.Evaluation, main: str, resamples: int
-) -> significance.Comparison | None:
-  mine, theirs = one.per_query.get(gather.AFTER, {}), first.per_query.get(gather.AFTER, {})
-  if one.main_measure != main or mine.keys() != theirs.keys() or len(mine) < 2:
-    return None
-  return significance.compare(mine, theirs, resamples=resamples)
+def _main(evaluations: Mapping[str, gather.Evaluation]) -> str:
+  for name in gather.MAIN_MEASURES:
+    if all(name in one.measures for one in evaluations.values()):
+      return name
+  measured = "; ".join(f"{run}: {', '.join(one.measures)}" for run, one in evaluations.items())
+  raise gather.ReportError(
+    f"none of {', '.join(gather.MAIN_MEASURES)} was measured in every run ({measured}); compare runs whose collections "
+    "are judged alike"
+  )
+
+
+def _basis(workdir: artifacts.Workdir, evaluation: gather.Evaluation) -> dict[str, object]:
+  """What runs must share for their queries to be pairs: ids alone are equal by chance (q0, q1, ...)."""
+  return {
+    "collection": (workdir.manifest("collection") or {}).get("key"),
+    "split": evaluation.split,
+    "lowest relevant grade": evaluation.relevant_from,
+    "queries": evaluation.per_query.get(gather.AFTER, {}).keys(),
+  }
+
+
+def _tests(
+  evaluations: Sequence[gather.Evaluation], differs: Sequence[tuple[str, ...]], resamples: int
+) -> dict[int, significance.Comparison]:
+  """Place of a run -> its test against the first one, where their queries are pairs."""
+  first, *others = (one.per_query.get(gather.AFTER, {}) for one in evaluations)
+  return {
+    place: significance.compare(mine, first, resamples=resamples)
+    for place, mine in enumerate(others, start=1)
+    if not differs[place] and len(mine) > 1
+  }
+
+
+def notes(compared: Comparison) -> list[str]:
+  """A sentence for each run whose difference is not tested, saying why."""
+  return [
+    f"{run.name} is not tested against {compared.runs[0].name}: other {', '.join(run.differs)}."
+    for run in compared.runs if run.differs
+  ]
 
 
 def figure(compared: Comparison) -> str:
@@ -108,12 +153,14 @@ def rows(compared: Comparison) -> list[list[str]]:
   """A header, then a line a run: settings, initial and distilled main measure, other measures, test, time."""
   others = [name for name in compared.measures if name != compared.main]
   header = ["run", *compared.settings, f"initial {compared.main}", compared.main, *others,
-            f"against {compared.runs[0].name}", "p", "time"]  # fmt: skip
+            f"against {compared.runs[0].name}", "p", "p, corrected", "time"]  # fmt: skip
   lines = [header]
   for run in compared.runs:
     after = run.evaluation.systems[gather.AFTER]
     before = run.evaluation.systems.get(gather.BEFORE, {}).get(compared.main)
-    test = ["–", "–"] if run.test is None else [claims.signed(run.test.delta), claims.p_number(run.test.p)]
+    test = ["–"] * 3
+    if run.test is not None and run.p_holm is not None:
+      test = [claims.signed(run.test.delta), claims.p_number(run.test.p), claims.p_number(run.p_holm)]
     lines.append([
       run.name, *run.settings.values(), "–" if before is None else f"{before:.3f}", f"{after[compared.main]:.3f}",
       *(f"{after[name]:.3f}" for name in others), *test, claims.duration(run.seconds),

@@ -67,7 +67,7 @@ def means(evaluation: gather.Evaluation, measure: str) -> str:
     _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, OTHER))
     for system, values in evaluation.systems.items() if measure in values
   ]
-  return _dots(dots, title=measure, longest=14, width=NARROW)
+  return _dots(dots, title=measure, longest=len("distilled+ranker"), width=NARROW)
 
 
 def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
@@ -108,28 +108,28 @@ def training_curve(training: gather.Training, column: str, title: str) -> str:
   return _svg(draw, title=title, height=1.9)
 
 
-def recall_and_speed(ann: Mapping[str, Any]) -> str:
-  """ScaNN's operating points: recall of exact search over queries a second; exact search itself as a line."""
-  points = [(point["queries_per_second"], point["recall"]) for point in ann["curve"]]
-  exact = ann.get("exact_queries_per_second")
+def recall_and_latency(ann: Mapping[str, Any]) -> str:
+  """ScaNN's operating points: recall of exact search over milliseconds of one query; exact search itself as a line."""
+  points = [(point["milliseconds"], point["recall"]) for point in ann["curve"]]
+  exact = ann.get("exact_milliseconds")
   from matplotlib import ticker
 
   def draw(axes: Any) -> None:
-    axes.plot([speed for speed, _ in points], [recall for _, recall in points], "o-", color=DISTILLED, markersize=4,
+    axes.plot([time for time, _ in points], [recall for _, recall in points], "o-", color=DISTILLED, markersize=4,
               linewidth=1.4)
     if exact:
       axes.axvline(exact, color=SOFT, linewidth=0.9, linestyle="--")
-      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(4, 0), color=SOFT,
-                    textcoords="offset points", fontsize=8.5)  # fmt: skip
+      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(-4, 0), color=SOFT,
+                    textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(_short_number)
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axes.set_xlabel("queries a second")
+    axes.set_xlabel("milliseconds of one query")
     axes.set_ylabel("recall of exact search")
     _vertical(axes)
 
-  return _svg(draw, title="ScaNN: recall and speed", height=2.4, width=WIDE)
+  return _svg(draw, title="ScaNN: recall and latency", height=2.4, width=WIDE)
 
 
 def runs_compared(values: Mapping[str, tuple[float, tuple[float, float] | None]], title: str) -> str:
@@ -269,8 +269,10 @@ def all_of(report: gather.Report) -> Mapping[str, list[str]]:
       if deltas:
         title = f"{system} against {gather.BEFORE}, query by query"
         drawn["wins"].append(wins_and_losses(deltas, evaluation.main_measure, title))
-    if evaluation.ann.get("curve"):
-      drawn["index"] = [recall_and_speed(evaluation.ann)]
+    curve = evaluation.ann.get("curve", ())
+    # Latencies are missing from evaluations of earlier versions.
+    if curve and all("milliseconds" in point for point in curve):
+      drawn["index"] = [recall_and_latency(evaluation.ann)]
   for training in report.trainings:
     name = training.name.removeprefix("train_").capitalize()
     for column, label in (

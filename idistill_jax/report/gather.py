@@ -118,7 +118,8 @@ def gather(workdir: artifacts.Workdir) -> Report:
   metrics = evaluation(workdir)
   shown = queries.NOTHING
   if metrics is not None:
-    shown = queries.gather(workdir, metrics.split, metrics.deltas(AFTER), metrics.relevant_from)
+    deltas = metrics.deltas(AFTER)
+    shown = queries.gather(workdir, metrics.split, tuple(metrics.systems), deltas, metrics.relevant_from)
   config = _config(workdir)
   return Report(
     name=str(config.get("name", workdir.root.name)),
@@ -133,15 +134,18 @@ def gather(workdir: artifacts.Workdir) -> Report:
   )
 
 
-def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluation | None:
-  """What the evaluate stage measured, or the answer stage; None where it has not run or had nothing to measure."""
+def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate", main: str | None = None) -> Evaluation | None:
+  """What the evaluate stage measured, or the answer stage; None where it has not run or had nothing to measure.
+
+  main: the measure to talk about; None for the first of MAIN_MEASURES that was measured.
+  """
   path = workdir.folder(stage) / "metrics.json"
   found = _read_json(path)
   if found is None:
     return None
   try:
     measures = tuple(str(name) for name in found["measures"])
-    main = next((name for name in MAIN_MEASURES if name in measures), measures[0])
+    main = main or next((name for name in MAIN_MEASURES if name in measures), measures[0])
     return Evaluation(
       split=str(found.get("split", "")),
       queries=int(found["queries" if "queries" in found else "questions"]),

@@ -28,6 +28,8 @@ _ANN_NAMES = {
   "index": "index used",
   "exact_queries_per_second": "exact search, queries a second",
   "scann_queries_per_second": "ScaNN, queries a second",
+  "exact_milliseconds": "exact search, milliseconds of one query",
+  "scann_milliseconds": "ScaNN, milliseconds of one query",
 }
 
 
@@ -58,6 +60,7 @@ def render_comparison(compared: compare.Comparison) -> str:
   return environment.get_template("comparison.html.j2").render(
     names=[run.name for run in compared.runs],
     rows=compare.rows(compared),
+    notes=compare.notes(compared),
     main=main,
     after=gather.AFTER,
     best=max(compared.runs, key=lambda run: run.evaluation.systems[gather.AFTER][main]),
@@ -124,6 +127,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "ann": _ann(evaluation.ann) if evaluation else {},
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],
     "leak": claims.leak(evaluation.leakage) if evaluation else None,
+    "seen": claims.seen(evaluation.leakage) if evaluation else None,
     "reader": report.reader,
     "bills": bills,
     **{
@@ -200,7 +204,7 @@ def _ann(found: Mapping[str, Any]) -> dict[str, str]:
   return {
     _ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one)
     for name, one in found.items()
-    if name not in ("curve", "options")
+    if name not in ("curve", "options", "options_against")
   }
 
 

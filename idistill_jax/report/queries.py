@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from idistill_jax import artifacts, records
 from idistill_jax.data import example, tables
 from idistill_jax.retrieval import answers, runs
 
-# Systems whose results are shown side by side.
-SIDE_BY_SIDE = ("initial", "distilled", "ranker", "bm25", "hybrid")
+# Where these were measured they stand in front of all others.
+FIRST_SYSTEMS = ("initial", "distilled", "ranker")
 SHOWN_RESULTS = 5
 SNIPPET_CHARACTERS = 320
 # More queries than this make the page too heavy for a phone: those that changed most are kept.
@@ -80,7 +80,9 @@ class Shown:
 NOTHING = Shown(queries=(), left_out=0, passages={})
 
 
-def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], relevant_from: int) -> Shown:
+def gather(
+  workdir: artifacts.Workdir, split: str, systems: Sequence[str], deltas: Mapping[str, float], relevant_from: int
+) -> Shown:
   """Judged queries of the split with what each system found; deltas: query id -> distilled minus initial."""
   collection = workdir.folder("collection")
   if workdir.manifest("collection") is None:
@@ -88,7 +90,7 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], 
   accepted = tables.load_answers(collection)
   has_judgements = (collection / "qrels" / f"{split}.tsv").exists() or not accepted
   judged = tables.load_qrels(collection, split) if has_judgements else {query_id: {} for query_id in accepted}
-  paths = {system: workdir.folder("evaluate") / "runs" / f"{system}.trec" for system in SIDE_BY_SIDE}
+  paths = {system: workdir.folder("evaluate") / "runs" / f"{system}.trec" for system in _in_order(systems)}
   orders = {system: _orders(path) for system, path in paths.items() if path.exists()}
   said = _said(workdir.folder("answer") / "answers.jsonl")
   every = [
@@ -99,12 +101,16 @@ def gather(workdir: artifacts.Workdir, split: str, deltas: Mapping[str, float], 
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
   passages = _passages(collection, wanted)
   if not has_judgements:
-    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].full_text)
+    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].text)
     shown = [_by_answers(one, in_context) for one in shown]
   return Shown(
     queries=tuple(shown), left_out=len(every) - len(shown), evidence=JUDGED if has_judgements else ANSWERED,
     passages={one: Snippet(title=found.title, text=_shortened(found.text)) for one, found in passages.items()},
   )
+
+
+def _in_order(systems: Sequence[str]) -> list[str]:
+  return sorted(systems, key=lambda one: FIRST_SYSTEMS.index(one) if one in FIRST_SYSTEMS else len(FIRST_SYSTEMS))
 
 
 def _by_answers(query: QueryResults, in_context: answers.InContext) -> QueryResults:

@@ -30,6 +30,8 @@ def print_summary(
   console.print(summary_table(evaluation))
   if (leak := claims.leak(evaluation.leakage)) is not None:
     console.print(Text(leak, style="bold white on red"))
+  if (seen := claims.seen(evaluation.leakage)) is not None:
+    console.print(Text(seen, style="yellow"))
   claim = claims.claim(evaluation, gather.labels(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))
@@ -47,7 +49,7 @@ def summary_table(evaluation: gather.Evaluation) -> table.Table:
     collapse_padding=True,
     title_justify="left",
     title_style="",
-    title=Text(f"{about}; changes against {gather.BEFORE}, p on {main}"),
+    title=Text(f"{about}; changes against {gather.BEFORE}, p on {main} (Holm)"),
   )
   made.add_column("system", no_wrap=True)
   for measure in evaluation.measures:
@@ -58,7 +60,7 @@ def summary_table(evaluation: gather.Evaluation) -> table.Table:
     cells = [_mean(means.get(measure), tests.get(measure)) for measure in evaluation.measures]
     p = Text("–", style="dim")
     if main in tests:
-      p = Text(claims.p_number(tests[main].p), style=_STYLES[claims.verdict(tests[main])])
+      p = Text(claims.p_number(tests[main].p_holm), style=_STYLES[claims.verdict(tests[main])])
     made.add_row(Text(system, style="bold" if system == gather.AFTER else ""), *cells, p)
   return made
 

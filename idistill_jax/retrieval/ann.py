@@ -1,9 +1,10 @@
-"""ScaNN behind the same `.search` as exact search: build, save, load.
+"""ScaNN behind the same `.search` as exact search: build, save, load.  `ann_shards` makes one searcher of several.
 
 ScaNN answers several mistakes by ending the process or with meaningless rows, so everything that it could
 stumble over is settled before it is called.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -127,8 +128,11 @@ class Scann:
 
   def searching(self, *, leaves: int, reorder: int) -> "Scann":
     """The same index, looking into so many leaves and scoring so many finds again."""
-    settings = dataclasses.replace(self.settings, leaves_to_search=leaves, reorder=min(len(self), reorder))
-    return Scann(self._searcher, self._ids, self._width, settings)
+    # Not a new one, which would sort all ids again.
+    made = copy.copy(self)
+    made.settings = dataclasses.replace(
+      self.settings, leaves_to_search=min(self.settings.leaves, leaves), reorder=min(len(self), reorder))
+    return made
 
   def upsert(self, ids: Sequence[str], vectors_PxE: np.ndarray) -> None:
     """Adds passages, and gives those that are there already new vectors; what was learnt for the build stays.
@@ -141,7 +145,7 @@ class Scann:
     place_of_row = np.argsort(self._row_of_place)
     places = [int(place_of_row[row_of[one]]) if one in row_of else None for one in ids]
     self._searcher.searcher.upsert(places, vectors_PxE, len(ids))
-    self._ids += [one for one in ids if one not in row_of]
+    self._ids = self._ids + [one for one in ids if one not in row_of]
     self._number()
 
   def save(self, folder: str | os.PathLike[str]) -> None:
@@ -149,8 +153,12 @@ class Scann:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     self._searcher.serialize(str(folder), relative_path=True)
+    self.save_settings(folder)
+
+  def save_settings(self, folder: str | os.PathLike[str]) -> None:
+    """Writes how to search, beside an index that is saved already."""
     about = {"width": self._width, "settings": dataclasses.asdict(self.settings), "ids": self._ids}
-    (folder / SETTINGS).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    (pathlib.Path(folder) / SETTINGS).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
 def build(vectors_PxE: np.ndarray, ids: Sequence[str]) -> Scann:

@@ -9,6 +9,7 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from idistill_jax import config as config_lib
@@ -61,9 +62,9 @@ def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None
     np.save(folder / VECTORS, vectors_PxE)
 
 
-def read(folder: pathlib.Path) -> np.ndarray:
-  """float32 [P, E] of an index folder."""
-  vectors = np.load(folder / VECTORS)
+def read(folder: pathlib.Path, rows: slice = slice(None)) -> np.ndarray:
+  """float32 [P, E] of an index folder, or some of its rows; mapped where they are stored as such."""
+  vectors = np.load(folder / VECTORS, mmap_mode="r")[rows]
   return Int8(vectors, np.load(folder / SCALES)).restored() if (folder / SCALES).exists() else vectors
 
 
@@ -81,17 +82,18 @@ class Truncating:
 
 
 def options(
-  vectors_PxE: np.ndarray, ids: Sequence[str], queries_QxE: np.ndarray, k: int
+  vectors_PxE: np.ndarray, ids: Sequence[str], queries_QxE: np.ndarray, k: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> list[dict[str, float | int | str]]:
-  """What each kind of smaller vector keeps of exact search's first k, and its bytes a passage."""
+  """What each kind of smaller vector keeps of exact search's first k over the given ones, and its bytes a passage."""
   vectors_PxE, ids = vectors_PxE[:MEASURED_PASSAGES], ids[:MEASURED_PASSAGES]
   width = vectors_PxE.shape[1]
-  truth = exact.Exact(vectors_PxE, ids).search(queries_QxE, k)
+  truth = exact.Exact(vectors_PxE, ids, mesh=mesh).search(queries_QxE, k)
   found = []
   for dimensions, precision in itertools.product((width, width // 2, width // 4), config_lib.PRECISIONS):
     cut = truncated(vectors_PxE, dimensions)
     searched = Int8.of(cut).restored() if precision == "int8" else cut
-    hits = Truncating(exact.Exact(searched, ids), dimensions).search(queries_QxE, k)
+    hits = Truncating(exact.Exact(searched, ids, mesh=mesh), dimensions).search(queries_QxE, k)
     size = dimensions * (1 if precision == "int8" else 4)
     found.append({
       "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),

@@ -3,6 +3,9 @@
 Passages and queries are cut into blocks of one size each, so that no more than one block of scores exists at
 a time and XLA compiles once.  With a mesh, each block of passages is spread over all devices: every device
 keeps the k best of its own part, and only those travel.
+
+A TPU sorts slowly, and finds the best of parts of a row while it multiplies: Chern et al. (2022), "TPU-KNN", arXiv
+2206.14286.  Asked for less than all of the best, the same search leaves the sorting to that.
 """
 
 import functools
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from idistill_jax import sharding
+from idistill_jax import processes, sharding
 from idistill_jax.retrieval import hits as hits_lib
 
 # Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
@@ -35,8 +38,14 @@ class Exact:
     *,
     mesh: jax.sharding.Mesh | None = None,
     passage_block: int = PASSAGE_BLOCK,
+    recall: float = 1.0,
   ):
-    """Raises hits.VectorError (empty, not finite, wrong shape) and ValueError (repeated id), naming ids."""
+    """recall: the share of the best that a TPU has to find; elsewhere all are found.
+
+    Raises hits.VectorError (empty, not finite, wrong shape) and ValueError (repeated id, recall), naming ids.
+    """
+    if not 0 < recall <= 1:
+      raise ValueError(f"recall is {recall}, and a share of the best lies above 0 and not above 1")
     vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
     self._order_P = hits_lib.tie_order(ids)
     passages, self._width = vectors_PxE.shape
@@ -48,7 +57,7 @@ class Exact:
       block = vectors_PxE[self._order_P[start : start + per_step]]
       block = np.pad(block, ((0, per_step - len(block)), (0, 0))).reshape(shards, self._block, self._width)
       self._blocks_SxPxE.append(_place(block, mesh, mesh.axis_names if mesh is not None else None))
-    self._mesh = mesh
+    self._mesh, self._recall = mesh, recall
 
   def __len__(self) -> int:
     return len(self._order_P)
@@ -62,9 +71,10 @@ class Exact:
     hits_lib.check_k(k)
     queries_QxE = hits_lib.check_queries(queries_QxE, self._width)
     k = min(k, len(self))
-    parts = [
-      self._search_block(queries_QxE[i : i + QUERY_BLOCK], k) for i in range(0, len(queries_QxE), QUERY_BLOCK)
-    ]
+    parts = []
+    for i in range(0, len(queries_QxE), QUERY_BLOCK):
+      with processes.waiting(f"exact search, queries from {i} on"):
+        parts.append(self._search_block(queries_QxE[i : i + QUERY_BLOCK], k))
     rows = np.concatenate([np.empty((0, k), np.int32), *(part[1] for part in parts)])
     scores = np.concatenate([np.empty((0, k), np.float32), *(part[0] for part in parts)])
     if not np.isfinite(scores).all():
@@ -88,7 +98,8 @@ class Exact:
     )
     per_step = self._block * self._blocks_SxPxE[0].shape[0]
     for number, block in enumerate(self._blocks_SxPxE):
-      best = _merge(best, queries_BxE, block, number * per_step, len(self), mesh=self._mesh)
+      best = _merge(best, queries_BxE, block, number * per_step, len(self), mesh=self._mesh,
+                    recall=self._recall)
     scores, rows = jax.device_get(best)
     return scores[:count], rows[:count]
 
@@ -100,7 +111,7 @@ def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes: Any) -> jax.
   return sharding.put(array, NamedSharding(mesh, PartitionSpec(axes)))
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+@functools.partial(jax.jit, static_argnames=("mesh", "recall"))
 def _merge(
   best: Best,
   queries_BxE: jax.Array,
@@ -109,11 +120,12 @@ def _merge(
   passages: jax.Array,
   *,
   mesh: jax.sharding.Mesh | None,
+  recall: float,
 ) -> Best:
   """The k best of those so far and of one block.  Earlier places stand first, so that they win ties."""
   shards, size, _ = block_SxPxE.shape
   k = best[0].shape[1]
-  local_best = functools.partial(_local_best, k=min(k, size))
+  local_best = functools.partial(_local_best, k=min(k, size), recall=recall)
   if mesh is not None:
     # Not left to the compiler: it gathers all scores on every device before it takes the best.
     over, everywhere = PartitionSpec(mesh.axis_names), PartitionSpec()
@@ -137,12 +149,17 @@ def _merge(
 
 
 def _local_best(
-  queries_BxE: jax.Array, block_SxPxE: jax.Array, first_S: jax.Array, passages: jax.Array, *, k: int
+  queries_BxE: jax.Array, block_SxPxE: jax.Array, first_S: jax.Array, passages: jax.Array, *, k: int,
+  recall: float,
 ) -> Best:
   """Scores and places [B, S, k] of the best of each shard."""
   scores_BxSxP = jnp.einsum("be,spe->bsp", queries_BxE, block_SxPxE, precision=jax.lax.Precision.HIGHEST)
   # -0.0 sorts below 0.0 in top_k, but is no worse a score.
   scores_BxSxP = jnp.where(scores_BxSxP == 0, 0.0, scores_BxSxP)
   places_SxP = first_S[:, None] + jnp.arange(block_SxPxE.shape[1], dtype=jnp.int32)[None]
-  top_BxSxK, within_BxSxK = jax.lax.top_k(jnp.where(places_SxP[None] < passages, scores_BxSxP, -jnp.inf), k)
+  scores_BxSxP = jnp.where(places_SxP[None] < passages, scores_BxSxP, -jnp.inf)
+  if recall == 1.0:
+    top_BxSxK, within_BxSxK = jax.lax.top_k(scores_BxSxP, k)
+  else:
+    top_BxSxK, within_BxSxK = jax.lax.approx_max_k(scores_BxSxP, k, recall_target=recall)
   return top_BxSxK, within_BxSxK + first_S[None, :, None]

@@ -2,18 +2,21 @@
 search.
 
 A folder holds `passages.npy` ([P, E], collection order; float32, or int8 beside `scales.npy`) and, where ScaNN is
-used, `scann/`.
+used, `scann/` with a folder for each shard.
 """
 
 import dataclasses
+import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from absl import logging
 
 from idistill_jax import config as config_lib
-from idistill_jax.retrieval import ann, compact, exact, tuning
+from idistill_jax.retrieval import ann, ann_shards, compact, exact, tuning
 from idistill_jax.retrieval import hits as hits_lib
 
 # Below this many passages exact search is fast enough that approximating buys nothing.
@@ -37,38 +40,47 @@ def write(
   ids: Sequence[str],
   cfg_index: config_lib.Index,
   queries_QxE: np.ndarray,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, float | int | str]:
   """Writes the index folder; returns its kind, and for ScaNN its settings and their recall on the queries.
 
-  Raises as `ann.build` does.
+  mesh: where exact search finds what ScaNN is tuned to find.  Raises as `ann.build` does.
   """
   vectors_PxE = compact.truncated(hits_lib.check_passages(vectors_PxE, ids), cfg_index.dimensions)
   kind = choose(cfg_index.kind, len(ids))
   compact.write(folder, vectors_PxE, cfg_index.precision)
   if kind == "exact":
     return {"index": kind}
-  built = ann.build(compact.read(folder), ids)
+  built = _build(folder, ids, cfg_index, folder / SCANN)
   if not len(queries_QxE):
     logging.warning("ScaNN is not tuned: there are no training queries to tune it on")
-    built.save(folder / SCANN)
     return {"index": kind, **_said(built)}
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
-  truth = open_exact(folder, ids).search(queries_QxE, cfg_index.tuned_depth)
+  truth = open_exact(folder, ids, mesh).search(queries_QxE, cfg_index.tuned_depth)
   tuned, recall = tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)
   if recall < cfg_index.recall_target:
     logging.warning("ScaNN finds %.3f of exact search at most, less than index.recall_target", recall)
-  tuned.save(folder / SCANN)
+  tuned.save_settings(folder / SCANN)
   return {"index": kind, **_said(tuned), f"tuned recall@{cfg_index.tuned_depth}": round(recall, 4)}
 
 
-def _said(index: ann.Scann) -> dict[str, int]:
-  return {name: getattr(index.settings, name) for name in ("leaves", "leaves_to_search", "reorder")}
+def _build(
+  folder: pathlib.Path, ids: Sequence[str], cfg_index: config_lib.Index, out: str | os.PathLike[str]
+) -> ann_shards.Sharded:
+  """ScaNN over the vectors of an index folder, of which one shard's are read at a time; written to `out`."""
+  runs = ann_shards.runs(len(ids), cfg_index.scann_shard_passages)
+  return ann_shards.build(out, ((compact.read(folder, run), ids[run]) for run in runs))
+
+
+def _said(index: ann_shards.Sharded) -> dict[str, int]:
+  settings = {name: getattr(index.settings, name) for name in ("leaves", "leaves_to_search", "reorder")}
+  return {"shards": index.shards, **settings}
 
 
 def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vectors_PxE: np.ndarray) -> list[str]:
   """Adds passages to an index folder, or replaces vectors of those it holds; returns all ids in the new order.
 
-  ids: what the folder holds.  Raises as `Scann.upsert` does, and ValueError for a folder of 8-bit integers, whose
+  ids: what the folder holds.  Raises as `Sharded.upsert` does, and ValueError for a folder of 8-bit integers, whose
   scales were learnt from the corpus.
   """
   if (folder / compact.SCALES).exists():
@@ -91,26 +103,30 @@ def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vec
   return [*ids, *(new_ids[place] for place in added)]
 
 
-def open_exact(folder: pathlib.Path, ids: Sequence[str]) -> hits_lib.Searcher:
-  """Exact search over the vectors of an index folder."""
+def open_exact(
+  folder: pathlib.Path, ids: Sequence[str], mesh: jax.sharding.Mesh | None = None
+) -> hits_lib.Searcher:
+  """Exact search over the vectors of an index folder, which the devices of a mesh share."""
   vectors_PxE = compact.read(folder)
-  return compact.Truncating(exact.Exact(vectors_PxE, ids), vectors_PxE.shape[1])
+  return compact.Truncating(exact.Exact(vectors_PxE, ids, mesh=mesh), vectors_PxE.shape[1])
 
 
-def open_default(folder: pathlib.Path, ids: Sequence[str]) -> hits_lib.Searcher:
-  """The search that the folder was written for."""
+def open_default(
+  folder: pathlib.Path, ids: Sequence[str], mesh: jax.sharding.Mesh | None = None
+) -> hits_lib.Searcher:
+  """The search that the folder was written for; `mesh` is for exact search."""
   scann = open_scann(folder, ids)
-  return open_exact(folder, ids) if scann is None else compact.Truncating(scann, scann.width)
+  return open_exact(folder, ids, mesh) if scann is None else compact.Truncating(scann, scann.width)
 
 
-def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann.Scann | None:
+def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann_shards.Sharded | None:
   """The ScaNN index of a folder, or None where it was written for exact search.
 
   Raises ValueError where it was built over other passages.
   """
   if not (folder / SCANN).exists():
     return None
-  found = ann.load(folder / SCANN)
+  found = ann_shards.load(folder / SCANN)
   if found.ids != list(ids):
     raise ValueError(
       f"{folder / SCANN} holds {len(found)} passages that are not the collection's {len(ids)}, or in "
@@ -120,26 +136,31 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann.Scann | None:
 
 
 def honesty(
-  folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, cfg_index: config_lib.Index
+  folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, cfg_index: config_lib.Index,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, object]:
   """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
 
-  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep.  Where the folder was
-  written for exact search, a ScaNN index is built and tuned on half of the queries, to be measured on the others;
-  should ScaNN not run on this machine, its numbers are None and the log says why.
+  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep of what `options_against`
+  names.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
+  measured on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
   """
-  exact_index, written = open_exact(folder, ids), open_scann(folder, ids)
+  exact_index, written = open_exact(folder, ids, mesh), open_scann(folder, ids)
   vectors_PxE = compact.read(folder)
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
   half = len(queries_QxE) // 2
+  options = {
+    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh),
+    "options_against": _against(vectors_PxE, cfg_index),
+  }  # fmt: skip
   try:
-    scann = written or _tuned(vectors_PxE, ids, exact_index, queries_QxE[:half], k, cfg_index)
+    scann = written or _tuned(folder, ids, exact_index, queries_QxE[:half], k, cfg_index)
   except ann.ScannUnavailableError as e:
     logging.warning("ScaNN is not compared with exact search: %s", e)
     _, speed = tuning.timed(exact_index, queries_QxE, k)
     return {
       f"recall@{k} of exact": None, "exact_queries_per_second": speed, "scann_queries_per_second": None,
-      "index": "exact", "options": compact.options(vectors_PxE, ids, queries_QxE, k),
+      "exact_milliseconds": tuning.latency(exact_index, queries_QxE, k), "index": "exact", **options,
     }  # fmt: skip
   measured_QxE = queries_QxE if written else queries_QxE[half:]
   truth, speed = tuning.timed(exact_index, measured_QxE, k)
@@ -148,22 +169,32 @@ def honesty(
     f"recall@{k} of exact": tuning.recall(truth, found),
     "exact_queries_per_second": speed,
     "scann_queries_per_second": scann_speed,
+    "exact_milliseconds": tuning.latency(exact_index, measured_QxE, k),
+    "scann_milliseconds": tuning.latency(scann, measured_QxE, k),
     "index": "scann" if written else "exact",
     **_said(scann),
     "curve": [dataclasses.asdict(point) for point in tuning.curve(scann, truth, measured_QxE)],
-    "options": compact.options(vectors_PxE, ids, queries_QxE, k),
+    **options,
   }
 
 
+def _against(vectors_PxE: np.ndarray, cfg_index: config_lib.Index) -> str:
+  """What the vectors of a folder are: the whole ones are not kept beside smaller ones."""
+  if cfg_index.dimensions is None and cfg_index.precision == "float32":
+    return "the whole vectors"
+  return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {cfg_index.precision}), not the whole ones"
+
+
 def _tuned(
-  vectors_PxE: np.ndarray,
+  folder: pathlib.Path,
   ids: Sequence[str],
   exact_index: hits_lib.Searcher,
   queries_QxE: np.ndarray,
   k: int,
   cfg_index: config_lib.Index,
-) -> ann.Scann:
-  built = ann.build(vectors_PxE, ids)
+) -> ann_shards.Sharded:
+  with tempfile.TemporaryDirectory() as out:
+    built = _build(folder, ids, cfg_index, out)
   if not len(queries_QxE):
     return built
   truth = exact_index.search(queries_QxE, k)

@@ -1,8 +1,10 @@
 """Did training see the test?  Queries of both splits that say the same, and test passages that training knew.
 
-A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more.
+A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, or where one
+is the other with stop words added.  Symbols that are no marks of a sentence must be the same: C++ is not C#.
 """
 
+import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +19,12 @@ GRAM = 5
 # Test queries compared at a time: their overlaps with all training queries are held in memory.
 _BLOCK = 256
 EXAMPLES = 5
-_WORD = re.compile(r"[^\W_]+")
+# A word, or a symbol alone; marks of a sentence say nothing.
+_TOKEN = re.compile(r"""[^\W_]+|[^\w\s.,;:!?'"`()\[\]{}…‘’“”–—-]""")
+# Without question words and negations, which turn a question into another.
+STOP_WORDS = frozenset(
+  "a an the of in on at to for from by with is are was were be been do does did there it its".split()
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,16 +46,22 @@ class Leakage:
     }
 
   @property
-  def warning(self) -> str | None:
-    """What to say aloud: a query of the test was trained on.  None where all is well."""
-    if not self.duplicates:
-      return None
-    test, train, overlap = self.duplicates[0]
-    return (
-      f"LEAKAGE: {len(self.duplicates)} of {self.test_queries} test queries have a near-duplicate among the "
-      f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
-      "them is no evidence"
-    )
+  def warnings(self) -> tuple[str, ...]:
+    """What to say aloud: queries of the test were trained on, or what is right for them was; empty if neither was."""
+    said = []
+    if self.duplicates:
+      test, train, overlap = self.duplicates[0]
+      said.append(
+        f"LEAKAGE: {len(self.duplicates)} of {self.test_queries} test queries have a near-duplicate among the "
+        f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
+        "them is no evidence"
+      )
+    if self.passages:
+      said.append(
+        f"{len(self.passages)} passages that are right for a test query were ranked first by the LLM for a training "
+        f"query (for example {self.passages[0]}), as happens where both search one corpus: the models have seen them"
+      )
+    return tuple(said)
 
 
 def check(
@@ -74,28 +87,57 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
   if not test or not train:
     return []
   known: dict[str, int] = {}
-  test_QxG, train_TxG = _grams(test, known), _grams(train, known)
+  test_tokens, train_tokens = ([_tokens(query.text) for query in queries] for queries in (test, train))
+  by_content: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)
+  for place, tokens in enumerate(train_tokens):
+    by_content[_content(tokens)].append(place)
+  test_QxG, train_TxG = _grams(test_tokens, known), _grams(train_tokens, known)
   test_QxG.resize((len(test), len(known)))
   sizes_Q, sizes_T = (np.asarray(grams.sum(axis=1)).ravel() for grams in (test_QxG, train_TxG))
   found = []
   for start in range(0, len(test), _BLOCK):
     shared_QxT = (test_QxG[start : start + _BLOCK] @ train_TxG.T).toarray()
     overlap_QxT = shared_QxT / (sizes_Q[start : start + _BLOCK, None] + sizes_T[None] - shared_QxT)
-    for row, closest in enumerate(overlap_QxT.argmax(axis=1)):
-      if overlap_QxT[row, closest] >= NEAR:
-        found.append((test[start + row].id, train[closest].id, round(float(overlap_QxT[row, closest]), 4)))
+    for row, overlap_T in enumerate(overlap_QxT):
+      mine = test_tokens[start + row]
+      near = np.flatnonzero(overlap_T >= NEAR).tolist()
+      near = [one for one in near if _symbols(train_tokens[one]) == _symbols(mine)]
+      near += [one for one in by_content.get(_content(mine), ()) if _one_holds_the_other(train_tokens[one], mine)]
+      if near:
+        closest = max(near, key=overlap_T.__getitem__)
+        found.append((test[start + row].id, train[closest].id, round(float(overlap_T[closest]), 4)))
   return sorted(found, key=lambda one: (-one[2], one[0]))
 
 
-def _grams(queries: Sequence[records.Query], known: dict[str, int]) -> Any:
-  """CSR matrix [queries, grams] of 1 where a query holds a 5-gram; `known` numbers them and grows."""
+def _tokens(text: str) -> list[str]:
+  # Of a query that is nothing but marks, the marks are what it says.
+  return _TOKEN.findall(text.lower()) or [text.strip()]
+
+
+def _symbols(tokens: Sequence[str]) -> list[str]:
+  return [token for token in tokens if not token.isalnum()]
+
+
+def _content(tokens: Sequence[str]) -> tuple[str, ...]:
+  """What is not a stop word, in order: a list into a string is not a string into a list."""
+  return tuple(token for token in tokens if token not in STOP_WORDS)
+
+
+def _one_holds_the_other(one: Sequence[str], other: Sequence[str]) -> bool:
+  """Of texts with the same content: whether stop words were only added; exchanged, as from for to, they say another."""
+  ones, others = collections.Counter(one), collections.Counter(other)
+  return bool(_content(one)) and (ones <= others or others <= ones)
+
+
+def _grams(tokenised: Sequence[Sequence[str]], known: dict[str, int]) -> Any:
+  """CSR matrix [texts, grams] of 1 where a text holds a 5-gram; `known` numbers them and grows."""
   from scipy import sparse
 
   columns, ends = [], [0]
-  for query in queries:
-    text = " ".join(["", *_WORD.findall(query.text.lower()), ""])
+  for tokens in tokenised:
+    text = " ".join(["", *tokens, ""])
     grams = {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
     columns += [known.setdefault(gram, len(known)) for gram in sorted(grams)]
     ends.append(len(columns))
   ones = np.ones(len(columns), np.float32)
-  return sparse.csr_matrix((ones, columns, ends), shape=(len(queries), len(known)))
+  return sparse.csr_matrix((ones, columns, ends), shape=(len(tokenised), len(known)))

@@ -1,10 +1,11 @@
 """A question and passages -> the prompt for a reader LLM; its raw words -> the short answer."""
 
 import hashlib
+import re
 import string
 from collections.abc import Sequence
 
-from idistill_jax.llm import prompt
+from idistill_jax.llm import parse, prompt, quoting
 
 TEMPLATE = string.Template("""\
 Answer the question from the passages below. Reply with the answer alone: a name, a date, a number or a few words, no
@@ -18,6 +19,9 @@ $passages
 <query>$question</query>
 
 Answer:""")
+_MARKS = " \t`*_\"'"
+# `Answer:`, `**Answer**:`, `**Final answer:**`; without a colon only where nothing follows, as in a heading.
+_LABEL = re.compile(r"\A[\s#*_`]*(?:final\s+)?answer[\s*_`]*(?::|\Z)", re.IGNORECASE)
 
 
 def render(question: str, passages: Sequence[str], passage_tokens: int) -> str:
@@ -27,17 +31,15 @@ def render(question: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to answer {question!r} from")
-  cut = (prompt.cut(prompt.quote(text), passage_tokens) for text in passages)
+  cut = (prompt.cut(quoting.quote(text), passage_tokens) for text in passages)
   numbered = "\n".join(f"[{number}] {text}" for number, text in enumerate(cut, start=1))
-  return TEMPLATE.substitute(question=prompt.quote(question), passages=numbered)
+  return TEMPLATE.substitute(question=quoting.quote(question), passages=numbered)
 
 
 def said(response: str) -> str:
-  """The answer in a raw response: its first line that says something, without a label and outer marks."""
-  lines = [line.strip() for line in response.splitlines() if line.strip(" \t`*\"'")]
-  if not lines:
-    return ""
-  return lines[0].removeprefix("**").removeprefix("Answer:").strip(" `*\"'")
+  """The answer in a raw response: its first line that says something, without thoughts, a label and outer marks."""
+  lines = (_LABEL.sub("", line).strip(_MARKS) for line in parse.without_thoughts(response).splitlines())
+  return next(filter(None, lines), "")
 
 
 def fingerprint() -> str:

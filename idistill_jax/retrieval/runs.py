@@ -73,13 +73,13 @@ def write_trec(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, floa
   Raises RunError for an id or tag that TREC's form cannot hold (empty, or with white space) and a score that
   is not finite; then no file is written.  A query without results leaves no line.
   """
-  _check_word(tag, "the tag")
+  check_word(tag, "the tag")
   lines = []
   for query_id, results in run.items():
-    _check_word(query_id, "the query id")
+    check_word(query_id, "the query id")
     check_scores(query_id, results)
     for rank, passage_id in enumerate(ranked(results), start=1):
-      _check_word(passage_id, f"query {query_id!r}: the passage id")
+      check_word(passage_id, f"query {query_id!r}: the passage id")
       lines.append(f"{query_id} Q0 {passage_id} {rank} {float(results[passage_id])!r} {tag}\n")
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,8 @@ def check_scores(query_id: str, results: Mapping[str, float]) -> None:
       raise RunError(f"query {query_id!r}, passage {passage_id!r}: the score {score} is not finite")
 
 
-def _check_word(text: str, what: str) -> None:
+def check_word(text: str, what: str) -> None:
+  """Raises RunError for a name that would be none or several fields of a run file."""
   if len(text.split()) != 1 or text.split()[0] != text:
     raise RunError(f"{what} {text!r} is empty or holds white space, which TREC's form cannot carry")
 

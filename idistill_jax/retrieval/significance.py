@@ -14,6 +14,8 @@ from idistill_jax.retrieval import measures
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+# Measures lie in [0, 1]: differences that spread no further are the same.
+ROUNDING = 1e-12
 # Resamples held in memory at a time.
 BATCH = 1_000
 
@@ -27,7 +29,7 @@ class Comparison:
   """System a against system b on one measure.
 
   delta: mean of a minus mean of b; relative: delta over the mean of b, None where that is 0.
-  effect: delta over the standard deviation of the differences (Cohen's d for pairs), None where they do not differ.
+  effect: delta over the standard deviation of the differences (Cohen's d for pairs), None where they are all the same.
   p: two-sided; ci95: interval of delta; wins, losses, ties: queries on which a is better, worse, equal.
   """
 
@@ -78,7 +80,8 @@ def compare(
   return Comparison(
     delta=delta,
     relative=delta / base if base else None,
-    effect=delta / spread if spread else None,
+    # The same differences come out of subtraction some last bits apart, and a spread of those says nothing.
+    effect=delta / spread if spread > ROUNDING else None,
     p=float(tested.pvalue),
     ci95=_bootstrap(difference_Q, resamples, seed),
     wins=int((difference_Q > 0).sum()),

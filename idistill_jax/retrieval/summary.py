@@ -15,19 +15,20 @@ Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
 def summarise(measured: Measured, tests: Sequence[tuple[str, str]], resamples: int) -> dict[str, Any]:
   """Means, 95 % intervals, and each pair of `tests` (first against second) on every measure.
 
-  `p_holm` corrects each measure's p values for the number of pairs.
+  `p_holm` corrects each measure's p values for the number of pairs.  A measure of one query has a mean alone.
   """
   names = list(next(iter(measured.values())))
+  testable = [name for name, values in next(iter(measured.values())).items() if len(values) > 1]
   return {
     "measures": names,
     "systems": {
       system: {name: measures.mean(values[name]) for name in names} for system, values in measured.items()
     },
     "intervals": {
-      system: {name: list(significance.interval(values[name], resamples=resamples)) for name in names}
+      system: {name: list(significance.interval(values[name], resamples=resamples)) for name in testable}
       for system, values in measured.items()
     },
-    "tests": _tests(measured, tests, names, resamples),
+    "tests": _tests(measured, tests, testable, resamples) if testable else {},
   }
 
 

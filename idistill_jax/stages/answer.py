@@ -1,10 +1,11 @@
 """A reader LLM answers the questions from each system's first passages: what distillation is worth in RAG.
 
     python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa
+    python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa --estimate
 
-collection, evaluate (runs) -> metrics.json, per_query.csv, answers.jsonl (what was said).  The reader is asked
-through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1 and
-answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
+collection, evaluate (runs) -> metrics.json, per_query.csv (and .parquet), answers.jsonl (what was said).  The reader is
+asked through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1
+and answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
 """
 
 import dataclasses
@@ -16,11 +17,11 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import tables
-from idistill_jax.llm import asking, protocol, session, workers
+from idistill_jax.llm import asking, estimate, protocol, session, workers
 from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import answers, reader, runs, summary
 
-METRICS, PER_QUERY, ANSWERS = "metrics.json", "per_query.csv", "answers.jsonl"
+METRICS, PER_QUERY, PARQUET, ANSWERS = "metrics.json", "per_query.csv", "per_query.parquet", "answers.jsonl"
 SYSTEMS: dict[str, tuple[str, ...]] = {
   "none": (),
   "before_after": ("initial", "distilled"),
@@ -47,19 +48,15 @@ def run(job: artifacts.Job) -> None:
     return
   passages = tables.load_passages(job.inputs["collection"])
   accepted = tables.load_answers(job.inputs["collection"])
-  questions = [
-    query for query in tables.load_queries(job.inputs["collection"]).of_split(job.cfg.evaluate.split)
-    if query.id in accepted
-  ][: job.cfg.answer.questions]  # fmt: skip
-  if not questions:
-    raise ValueError(f"no question of the split {job.cfg.evaluate.split!r} has answers: set answer.systems to none")
-
+  questions = questions_with(accepted, job)
   said, bill = ask(job, asked(job, systems, questions, passages))
   replies = complete(job, systems, said)
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
   measured = score(systems, replies, accepted, passages)
   summary.write_per_query(job.out / PER_QUERY, measured)
+  if job.cfg.evaluate.parquet:
+    summary.write_parquet(job.out / PARQUET, measured)
   with open(job.out / ANSWERS, "w", encoding="utf-8") as file:
     for reply in replies:
       file.write(json.dumps(dataclasses.asdict(reply), ensure_ascii=False) + "\n")
@@ -68,6 +65,29 @@ def run(job: artifacts.Job) -> None:
   metrics = {"questions": answered, "usage": bill, **summary.summarise(measured, tests, job.cfg.evaluate.resamples)}
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(questions=answered, **bill, **{f"{system} F1": metrics["systems"][system]["F1"] for system in systems})
+
+
+def questions_with(accepted: Mapping[str, Sequence[str]], job: artifacts.Job) -> list[records.Query]:
+  """The questions that are asked; raises ValueError for none."""
+  queries = tables.load_queries(job.inputs["collection"]).of_split(job.cfg.evaluate.split)
+  questions = [query for query in queries if query.id in accepted][: job.cfg.answer.questions]
+  if not questions:
+    raise ValueError(f"no question of the split {job.cfg.evaluate.split!r} has answers: set answer.systems to none")
+  return questions
+
+
+def print_estimate(runner: cli.Runner) -> None:
+  """What the stage would ask, cost and take, before anything is asked."""
+  systems = SYSTEMS[runner.cfg.answer.systems]
+  if not systems:
+    print("nobody is asked: answer.systems is none")
+    return
+  job = runner.job(STAGE)
+  questions = questions_with(tables.load_answers(job.inputs["collection"]), job)
+  requests = asked(job, systems, questions, tables.load_passages(job.inputs["collection"]))
+  once, cfg = list(dict.fromkeys(request for _, request in requests)), session.of_reader(job.cfg)
+  said = estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_questions(once, cfg, knows))
+  print(f"{len(systems)} systems, {said}")
 
 
 def asked(
@@ -103,7 +123,7 @@ async def one(asker: asking.Asker, request: protocol.Request) -> asking.Asked | 
   except protocol.NotRecorded as e:
     return Silence("not recorded", str(e))
   except protocol.Unanswered as e:
-    return Silence("unanswered", str(e))
+    return Silence(e.reason, str(e))
 
 
 def summary_of(outcome: asking.Asked | Silence) -> workers.Summary:
@@ -153,7 +173,7 @@ def score(
 ) -> dict[str, dict[str, dict[str, float]]]:
   """system -> "EM", "F1", "answer in context" -> query id -> value."""
   known = {reply.query_id: accepted[reply.query_id] for reply in replies}
-  in_context = answers.InContext(known, lambda one: passages.by_id(one).full_text)
+  in_context = answers.InContext(known, lambda one: passages.by_id(one).text)
   measured: dict[str, dict[str, dict[str, float]]] = {
     system: {"EM": {}, "F1": {}, "answer in context": {}} for system in systems
   }
@@ -181,4 +201,4 @@ STAGE = artifacts.Stage(
 )
 
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(STAGE, estimate=print_estimate)

@@ -48,12 +48,14 @@ RERANKED = {
   "initial": {"initial": "ranker"},
   "all": {"initial": "ranker", "distilled": "distilled+ranker", "hybrid": "hybrid+ranker"},
 }
+OURS = ("initial", "bm25", "direct", "distilled", "hybrid", *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.evaluate
+  theirs = read_runs(job.cfg)
   passages = tables.load_passages(job.inputs["collection"])
   table = tables.load_queries(job.inputs["collection"])
   qrels = judgements(job)
@@ -69,7 +71,7 @@ def run(job: artifacts.Job) -> None:
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
   distilled_QxE = retriever.encode_queries(texts)
-  distilled = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, cfg.depth)
+  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, cfg.depth)
 
   systems = {
     "initial": runs.from_hits(ids, passages.ids, initial),
@@ -86,20 +88,23 @@ def run(job: artifacts.Job) -> None:
     found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
     reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
-  processes.once(lambda: write(job, systems, passages=passages, table=table, queries=queries, qrels=qrels,
+  processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
                                accepted=accepted, distilled_QxE=distilled_QxE))
 
 
-def write(job: artifacts.Job, ours: Mapping[str, runs.Run], *, passages: tables.Passages, table: tables.Queries,
-          queries: Sequence[records.Query], qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]],
-          distilled_QxE: np.ndarray) -> None:
+def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
+          passages: tables.Passages, table: tables.Queries, queries: Sequence[records.Query],
+          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], distilled_QxE: np.ndarray) -> None:
   """Measures our systems and those that came as files, and writes what came out."""
   cfg, ids = job.cfg.evaluate, [query.id for query in queries]
-  theirs = others(job, ids, ours, passages)
-  systems = {**ours, **theirs}
+  systems = {**ours, **others(job, ids, theirs, passages)}
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
   measured = measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
+  if accepted:
+    for query_id in ids:
+      if query_id not in accepted:
+        job.drop("query without answers, which answer@k leaves out", query_id)
   summary.write_per_query(job.out / PER_QUERY, measured)
   if cfg.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
@@ -111,8 +116,9 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], *, passages: tables.
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
-    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index),
-    "dropped_queries": sum(len(what) for what in job.drops.values()),
+    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index,
+                         sharding.local_mesh(job.cfg.mesh)),
+    "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   main = metrics["measures"][0]
@@ -152,34 +158,42 @@ def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, ob
   return queries
 
 
-def others(job: artifacts.Job, ids: Sequence[str], ours: Mapping[str, runs.Run],
-           passages: tables.Passages) -> dict[str, runs.Run]:
-  """Systems that come as run files, by their files' names, for the measured queries."""
-  found: dict[str, runs.Run] = {}
-  for path in run_files(job.cfg):
-    if path.stem in ours or path.stem in found:
-      raise ValueError(f"{path}: another system is called {path.stem!r} already; rename the file")
-    every = runs.read_trec(path)
-    strangers = {one for query_id in ids for one in every.get(query_id, {}) if one not in passages}
-    for passage_id in sorted(strangers):
-      job.drop(f"passage of {path.name} that the collection lacks", passage_id)
-    found[path.stem] = {
-      query_id: {one: score for one, score in every.get(query_id, {}).items() if one not in strangers}
-      for query_id in ids
-    }
-    for query_id in ids:
-      if not every.get(query_id):
-        job.drop(f"query that {path.name} has no results for (counts as 0)", query_id)
+def others(
+  job: artifacts.Job, ids: Sequence[str], theirs: Mapping[str, runs.Run], passages: tables.Passages
+) -> dict[str, runs.Run]:
+  """Other systems' results of the measured queries, as they are; what the collection does not know is named.
+
+  A passage that it lacks keeps its place: without it those behind would move up.
+  """
+  found = {name: {query_id: every.get(query_id, {}) for query_id in ids} for name, every in theirs.items()}
+  for name, run_of in found.items():
+    for passage_id in sorted({one for results in run_of.values() for one in results if one not in passages}):
+      job.drop(f"passage of {name} that the collection lacks (counts as wrong)", passage_id)
+    for query_id, results in run_of.items():
+      if not results:
+        job.drop(f"query that {name} has no results for (counts as 0)", query_id)
   return found
 
 
+def read_runs(cfg: config.Config) -> dict[str, runs.Run]:
+  """Systems that come as run files, by their files' names.  Raises RunError for what cannot be read."""
+  return {path.stem: runs.read_trec(path) for path in run_files(cfg)}
+
+
 def run_files(cfg: config.Config) -> list[pathlib.Path]:
-  """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any."""
+  """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any, RunError for a name that no
+  system can have."""
   if cfg.evaluate.runs is None:
     return []
   found = sorted(path for path in pathlib.Path(cfg.evaluate.runs).glob("*") if path.suffix in (".trec", ".run", ".txt"))
   if not found:
     raise FileNotFoundError(f"{cfg.evaluate.runs}: evaluate.runs names no folder with *.trec, *.run or *.txt files")
+  taken = set(OURS)
+  for path in found:
+    runs.check_word(path.stem, f"{path}: rename the file, after which the system is called:")
+    if path.stem in taken:
+      raise runs.RunError(f"{path}: another system is called {path.stem!r} already; rename the file")
+    taken.add(path.stem)
   return found
 
 
@@ -191,30 +205,29 @@ def measure(
   passages: tables.Passages,
   relevant_from: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context
-  where every query has answers."""
+  """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context of the
+  queries that have answers."""
   measured: dict[str, dict[str, dict[str, float]]] = {name: {} for name in systems}
   if qrels is not None:
     judged = {query_id: qrels[query_id] for query_id in ids}
     for name, found in systems.items():
       measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
-  if all(query_id in accepted for query_id in ids):
-    in_context = answers.InContext(
-      {query_id: accepted[query_id] for query_id in ids}, lambda one: passages.by_id(one).full_text
-    )
+  if known := {query_id: accepted[query_id] for query_id in ids if query_id in accepted}:
+    # As DPR does, not in titles; a passage that the collection lacks holds nothing.
+    in_context = answers.InContext(known, lambda one: passages.by_id(one).text if one in passages else "")
     for name, found in systems.items():
-      measured[name] |= in_context.measure({query_id: runs.ranked(found.get(query_id, {})) for query_id in ids})
+      measured[name] |= in_context.measure({query_id: runs.ranked(found.get(query_id, {})) for query_id in known})
   return measured
 
 
 def leaked(
   job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels
 ) -> leakage.Leakage:
-  """What training saw of the test; said aloud where it saw a query."""
+  """What training saw of the test, said aloud."""
   rankings = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   found = leakage.check(queries, table.of_split("train"), qrels, rankings, job.cfg.evaluate.relevant_from)
-  if found.warning is not None:
-    logging.warning(found.warning)
+  for said in found.warnings:
+    logging.warning(said)
   return found
 
 

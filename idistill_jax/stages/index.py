@@ -6,7 +6,7 @@ collection, train_retriever -> passages.npy ([P, E], collection order), and scan
 `index.recall_target` on training queries.
 """
 
-from idistill_jax import artifacts, cli, processes
+from idistill_jax import artifacts, cli, processes, sharding
 from idistill_jax.data import tables
 from idistill_jax.retrieval import index
 from idistill_jax.train import inference
@@ -21,7 +21,8 @@ def run(job: artifacts.Job) -> None:
     train = ()
   queries_QxE = retriever.encode_queries([query.text for query in train])
   passages_PxE = retriever.encode_passages(passages.texts)
-  write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE)
+  write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,
+                              sharding.local_mesh(job.cfg.mesh))
   made = processes.once(write, "the index")
   job.count(passages=len(passages), **made)
 

@@ -4,9 +4,9 @@
     python -m idistill_jax.stages.labels --config=configs/quickstart.py --workdir=runs/quickstart --estimate
 
 collection (and candidates) -> rankings-*.tfrecord: one RankedList for each usable answer; statuses.json: what
-became of every list.  Lists come from the collection where it brings some (recorded answers belong to them),
-otherwise from the candidates of training queries, chosen and shuffled by the seed.  Killed and started again,
-the stage finds its answers in the cache.
+became of every list; dropped.jsonl: every list that was left out, and why.  Lists come from the collection where
+it brings some (recorded answers belong to them), otherwise from the candidates of training queries, chosen and
+shuffled by the seed.  Killed and started again, the stage finds its answers in the cache.
 """
 
 import collections
@@ -20,10 +20,13 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.llm import estimate, parse, prompt, protocol, ranking, session, workers
+from idistill_jax.llm import estimate, parse, prompt, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
+# One JSON object for each list that was left out; the manifest names a few of them.
+DROPPED = "dropped.jsonl"
+_LONGEST_EXCERPT = 500
 _LISTS_PER_SHARD = 50_000
 Shown = TypeVar("Shown", records.CandidateList, records.RankedList)
 
@@ -39,10 +42,13 @@ def run(job: artifacts.Job) -> None:
     outcomes = asking.label(lists, plan)
     model = asking.provider.model
 
+  list_dropped(job, outcomes)
   rankings = list(ranked(job, outcomes, model))
   summary = summarise(outcomes, cfg)
   if not rankings:
-    raise ValueError(f"none of {len(lists)} lists got a usable answer: {tally_of(job.drops)}")
+    raise ValueError(
+      f"none of {len(lists)} lists got a usable answer: {tally_of(job.drops)}; what was said is in {job.out / DROPPED}"
+    )
   example.write_records(job.out, artifacts.RANKINGS, rankings, shards=-(-len(rankings) // _LISTS_PER_SHARD))
   (job.out / STATUSES).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(
@@ -84,6 +90,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   kept = list(usable(job, made_elsewhere, queries, passages))[: job.cfg.labels.lists]
   if not kept:
     raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
+  list_dropped(job, ())
   example.write_records(job.out, artifacts.RANKINGS, kept)
   statuses = {"complete": 0, "repaired": 0, **count(one.status for one in kept)}
   (job.out / STATUSES).write_text(json.dumps(statuses, indent=1) + "\n", encoding="utf-8")
@@ -92,16 +99,13 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  workdir, cfg = runner.workdir, runner.cfg.labels
-  job = artifacts.Job(cfg=runner.cfg, out=workdir.root, inputs=workdir.inputs(STAGE, runner.cfg), cache=workdir.cache)
-  lists = to_be_ordered(job)
-  plan = session.plan(cfg, runner.cfg.seed)
-  try:
-    with session.Session(cfg, job.cache) as asking:
-      print(estimate.of_lists(lists, plan, cfg, asking.knows))
-  except protocol.Stop as e:
-    print(estimate.of_lists(lists, plan, cfg, lambda request: False))
-    print(f"the cache was not looked into: {e}")
+  job = runner.job(STAGE)
+  cfg = job.cfg.labels
+  if made_elsewhere := tables.load_rankings(job.inputs["collection"]):
+    print(f"{len(made_elsewhere):,} rankings were made elsewhere: nobody is asked")
+    return
+  lists, plan = to_be_ordered(job), session.plan(cfg, job.cfg.seed)
+  print(estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_lists(lists, plan, cfg, knows)))
 
 
 def sampled(
@@ -155,20 +159,32 @@ def usable(
       yield shown
 
 
+def list_dropped(job: artifacts.Job, outcomes: Iterable[ranking.Outcome]) -> None:
+  """Drops what got no order, and writes down every list that was left out, before it was asked about or after."""
+  rows = [{"query_id": what, "reason": reason} for reason, dropped in job.drops.items() for what in dropped]
+  for outcome in outcomes:
+    if isinstance(outcome, ranking.Unranked):
+      query_id = outcome.unordered.query_id
+      job.drop(outcome.reason, query_id)
+      logging.log_first_n(logging.WARNING, "%s: %s", 5, query_id, outcome.message)
+      said = outcome.answers[-1].answer.text[:_LONGEST_EXCERPT] if outcome.answers else ""
+      rows.append({"query_id": query_id, "reason": outcome.reason, "message": outcome.message, "answer": said})
+  # Written without any as well: an attempt before this one may have left its own.
+  (job.out / DROPPED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+  job.count(dropped=len(rows), dropped_listed_in=DROPPED)
+
+
 def ranked(
   job: artifacts.Job, outcomes: Iterable[ranking.Outcome], model: str
 ) -> Iterator[records.RankedList]:
-  """Records of complete and repaired orders; refused and missing ones are dropped by name."""
+  """Records of complete and repaired orders."""
   for outcome in outcomes:
-    query_id = outcome.unordered.query_id
     if isinstance(outcome, ranking.Unranked):
-      job.drop(outcome.reason, query_id)
-      logging.log_first_n(logging.WARNING, "%s: %s", 5, query_id, outcome.message)
       continue
     usage = workers.Tally()
     usage.add("", [(labelled.answer, labelled.paid) for labelled in outcome.answers])
     yield records.RankedList(
-      query_id=query_id,
+      query_id=outcome.unordered.query_id,
       passage_ids=tuple(outcome.unordered.passage_ids[place] for place in outcome.parsed.order),
       status=outcome.parsed.status,
       permutation=outcome.parsed.order,

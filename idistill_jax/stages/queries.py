@@ -11,11 +11,11 @@ some passages are held out, half for dev and half for test.
 import collections
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, processes, records
 from idistill_jax.data import corpora, deal, example, tables
 from idistill_jax.hf import weights
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
@@ -29,24 +29,49 @@ _ROWS = 1024
 
 
 def run(job: artifacts.Job) -> None:
-  cfg = job.cfg.queries
   passages = _passages(job.cfg.collection)
-  retriever = inference.load_retriever(job.cfg, None)
-  texts = [passage.full_text for passage in passages]
-  passages_PxE = retriever.encode_passages(texts)
+  retriever = inference.load_retriever(job.cfg, None, job.pieces)
+  passages_PxE = retriever.encode_passages([passage.full_text for passage in passages])
+  # Filled in the first process, which asks; what the others are told of it, as text, is what they help to encode.
+  written: list[query_writing.Written] = []
 
+  def ask() -> list[str]:
+    written.extend(_written(job, passages, passages_PxE))
+    return [one.text for one in _usable(job, written)]
+
+  queries_QxE = retriever.encode_queries(processes.once(ask))
+  processes.once(lambda: _keep(job, written, queries_QxE, passages, passages_PxE))
+
+
+def _written(
+  job: artifacts.Job, passages: Sequence[records.Passage], passages_PxE: np.ndarray
+) -> list[query_writing.Written]:
+  """What the LLM writes for sampled passages."""
+  cfg, texts = job.cfg.queries, [passage.full_text for passage in passages]
   strata = stratify(passages_PxE, [len(text.split()) for text in texts], cfg.clusters, job.cfg.seed)
   rows = sample(strata, min(cfg.passages or 0, len(passages)), job.cfg.seed)
   with session.Session(job.cfg.labels, job.cache) as asking:
     chosen = [query_writing.Passage(passages[row].id, texts[row]) for row in rows]
-    written = query_writing.write(asking, chosen, cfg.passage_tokens)
+    return query_writing.write(asking, chosen, cfg.passage_tokens)
 
-  usable = list(without_drops(job, written))
+
+def _usable(job: artifacts.Job, written: Sequence[query_writing.Written]) -> list[query_writing.Written]:
+  """Those that are queries at all; the others are dropped.  Raises ValueError where none is left."""
+  for one in written:
+    if one.dropped is not None:
+      job.drop(one.dropped, query_id(one))
+  usable = [one for one in written if one.dropped is None]
   if not usable:
     raise ValueError(f"none of {len(written)} answers is a usable query: "
                      + "; ".join(f"{len(what)}: {reason}" for reason, what in job.drops.items()))
+  return usable
+
+
+def _keep(job: artifacts.Job, written: Sequence[query_writing.Written], queries_QxE: np.ndarray,
+          passages: Sequence[records.Passage], passages_PxE: np.ndarray) -> None:
+  """Writes the queries that find their passage and say something new; queries_QxE: of those that are usable."""
+  cfg, usable = job.cfg.queries, [one for one in written if one.dropped is None]
   row_of = {passage.id: row for row, passage in enumerate(passages)}
-  queries_QxE = retriever.encode_queries([one.text for one in usable])
   own_Q = np.array([row_of[one.passage_id] for one in usable])
   found_Q = places(queries_QxE, passages_PxE, own_Q) < (cfg.round_trip_depth or len(passages))
   fresh_Q = first_of_their_kind(queries_QxE, found_Q, cfg.near_duplicate)
@@ -69,7 +94,10 @@ def print_estimate(runner: cli.Runner) -> None:
   passages = _passages(cfg.collection)
   count = min(cfg.queries.passages or 0, len(passages))
   texts = [passage.full_text for passage in passages]
-  print(estimate.of_queries(texts, count, cfg.queries.passage_tokens, cfg.labels))
+  tokens = cfg.queries.passage_tokens
+  print(estimate.with_cache(
+    cfg.labels, runner.workdir.cache, lambda knows: estimate.of_queries(texts, count, tokens, cfg.labels, knows)
+  ))
 
 
 def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:
@@ -107,16 +135,6 @@ def _save(
   }
   (job.out / STATUSES).write_text(json.dumps(statuses, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(asked=len(written), kept=len(kept), paid=tally.paid, **bill)
-
-
-def without_drops(
-  job: artifacts.Job, written: Iterable[query_writing.Written]
-) -> Iterator[query_writing.Written]:
-  for one in written:
-    if one.dropped is None:
-      yield one
-    else:
-      job.drop(one.dropped, query_id(one))
 
 
 def stratify(passages_PxE: np.ndarray, words: Sequence[int], clusters: int, seed: int) -> np.ndarray:
@@ -183,6 +201,7 @@ STAGE = artifacts.Stage(
   run=run,
   fingerprint=fingerprint,
   asked_for=config.writes_queries,
+  together=True,
 )
 
 if __name__ == "__main__":

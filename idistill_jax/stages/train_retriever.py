@@ -19,6 +19,8 @@ def run(job: artifacts.Job) -> None:
   params = fit.fit_retriever(job, "train retriever", cfg, teacher=TEACHERS[cfg.teacher](job), start=cfg.start)
   if cfg.direct_share is not None:
     params = fit.averaged(job, params, cfg.direct_share)
+  if cfg.reach != 1.0:
+    params = fit.reaching(job, params, cfg.reach)
   checkpoint.save_model(job.shared / inference.MODEL, params)
   job.count(teacher=cfg.teacher)
 

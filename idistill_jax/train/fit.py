@@ -86,6 +86,13 @@ def averaged(job: artifacts.Job, params: Any, direct_share: float) -> Any:
   return jax.tree.map(lambda own, direct: (1 - direct_share) * own + direct_share * direct, params, _direct(job))
 
 
+def reaching(job: artifacts.Job, params: Any, reach: float) -> Any:
+  """The weights so many times as far from the starting ones as `params` are: Ilharco et al. (2023), "Editing models
+  with task arithmetic", arXiv 2212.04089.  A mean of models lies nearer to their start than each of them."""
+  start = STARTS["weights"](job, networks.retriever(job.cfg.encoder))
+  return jax.tree.map(lambda own, first: first + reach * (own - first), params, start)
+
+
 def _from_weights(job: artifacts.Job, network: networks.Network) -> Any:
   return network.initial(job.cfg.seed)
 

@@ -65,16 +65,15 @@ def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file in file order; `title` may be absent."""
-  for row, item_id in jsonl.identified(path):
-    title = jsonl.text(row, "title") if "title" in row.values else ""
-    yield records.Passage(id=item_id, title=title, text=jsonl.text(row, "text"))
+  for row, item_id, text in jsonl.with_texts(jsonl.identified(path), ("text",)):
+    yield records.Passage(id=item_id, title=jsonl.words(row, ("title",)) or "", text=text)
 
 
 def read_queries(path: pathlib.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
   """Queries of a file in file order, each with its split."""
-  for row, item_id in jsonl.identified(path):
+  for row, item_id, text in jsonl.with_texts(jsonl.identified(path), ("text",)):
     split = tables.split_of(item_id, _stated_split(row), judgements)
-    yield records.Query(id=item_id, text=jsonl.text(row, "text"), split=split)
+    yield records.Query(id=item_id, text=text, split=split)
 
 
 def read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:

@@ -1,32 +1,45 @@
 """A folder of JSONL or TSV files under their authors' own column names -> a collection.
 
 `corpus.<ending>`, `queries.<ending>` (either may end in `.gz`) and `qrels/<split>.tsv` (BEIR's form) or
-`qrels/<split>.txt` (TREC's).  Names of columns are those that are met in the wild, see `COLUMNS`.
+`qrels/<split>.txt` (TREC's).  Names of columns are those that are met in the wild, see `PASSAGE` and `QUESTION`.
 """
 
 import ast
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from idistill_jax import config, records
 from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import jsonl, tsv
 
-# What we call it -> what files call it, the first that is there counts.
-COLUMNS = {
-  "id": ("_id", "id", "docid", "doc_id", "pid", "passage_id", "qid", "query_id"),
-  "text": ("text", "contents", "passage", "body", "query", "question"),
+# What we call it -> what files call it, the first that is there counts.  A file of questions may hold passages too.
+Columns = dict[str, tuple[str, ...]]
+PASSAGE: Columns = {
+  "id": ("_id", "id", "docid", "doc_id", "docno", "pid", "passage_id"),
+  "text": ("text", "contents", "passage", "body"),
   "title": ("title",),
+}
+QUESTION: Columns = {
+  "id": ("_id", "id", "qid", "query_id", "question_id"),
+  "text": ("query", "question", "text", "contents", "body"),
   "answers": ("answers", "answer"),
   "split": ("split",),
 }
-NAMES = frozenset(name for names in COLUMNS.values() for name in names)
+_IDS = {*PASSAGE["id"], *QUESTION["id"]}
+_NAMES = {name for columns in (PASSAGE, QUESTION) for names in columns.values() for name in names}
+
+
+def _is_header(fields: Sequence[str]) -> bool:
+  """Whether a first line names columns: an id, or two of another kind, as one word alone may be a query."""
+  known = _NAMES.intersection(fields)
+  return len(set(fields)) == len(fields) and (len(known) >= 2 or not _IDS.isdisjoint(known))
+
 
 Reader = Callable[[pathlib.Path], Iterator[jsonl.Row]]
-READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.read(path, NAMES)}
+READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.read(path, _is_header)}
 
 
 def load(cfg: config.Collection) -> collection.Collection:
@@ -54,8 +67,8 @@ def fingerprint(cfg: config.Collection) -> str:
 
 def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file as a stream, in file order."""
-  for row, item_id in identified(path):
-    yield records.Passage(id=item_id, title=_text(row, "title") or "", text=_needed(row, "text"))
+  for row, item_id, text in _identified(path, PASSAGE):
+    yield records.Passage(id=item_id, title=jsonl.words(row, PASSAGE["title"]) or "", text=text)
 
 
 def read_questions(
@@ -63,16 +76,19 @@ def read_questions(
 ) -> tuple[list[records.Query], dict[str, tuple[str, ...]]]:
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
-  for row, item_id in identified(path):
-    split = tables.split_of(item_id, _text(row, "split"), judgements)
-    queries.append(records.Query(id=item_id, text=_needed(row, "text"), split=split))
-    if found := accepted(row.where, _value(row, "answers")):
+  for row, item_id, text in _identified(path, QUESTION):
+    split = tables.split_of(item_id, jsonl.words(row, QUESTION["split"]), judgements)
+    queries.append(records.Query(id=item_id, text=text, split=split))
+    if found := accepted(row.where, jsonl.first(row, QUESTION["answers"])):
       answers[item_id] = found
   return queries, answers
 
 
 def accepted(where: str, value: Any) -> tuple[str, ...]:
-  """Answers from a list, from text that writes a list (JSON or Python, as DPR's), or one answer; () for none."""
+  """Answers from a list, from text that writes a list (JSON or Python, as DPR's), from TriviaQA's object of one value
+  and its aliases, or one answer; () for none."""
+  if isinstance(value, dict):
+    value = [value.get("value"), *(value.get("aliases") or ())]
   if isinstance(value, str):
     value = _written_list(value) if re.fullmatch(r"\s*\[.*\]\s*", value, re.S) else [value]
   if value is None:
@@ -91,9 +107,10 @@ def _written_list(text: str) -> Any:
   return [text]
 
 
-def identified(path: pathlib.Path) -> Iterator[tuple[jsonl.Row, str]]:
-  """Rows with their id, which must be there, be unique and have no white space in it."""
-  return jsonl.with_ids(lambda: ((row, _needed(row, "id")) for row in reader(path)(path)))
+def _identified(path: pathlib.Path, columns: Columns) -> Iterator[tuple[jsonl.Row, str, str]]:
+  """Rows with their id, which must be there, be unique and have no white space in it, and their text or ""."""
+  rows = jsonl.with_ids(lambda: ((row, _id(row, columns["id"])) for row in reader(path)(path)))
+  return jsonl.with_texts(rows, columns["text"])
 
 
 def reader(path: pathlib.Path) -> Reader:
@@ -104,23 +121,10 @@ def reader(path: pathlib.Path) -> Reader:
   return READERS[ending]
 
 
-def _value(row: jsonl.Row, column: str) -> Any:
-  return next((row.values[name] for name in COLUMNS[column] if name in row.values), None)
-
-
-def _text(row: jsonl.Row, column: str) -> str | None:
-  value = _value(row, column)
-  if value is not None and not isinstance(value, (str, int)):
-    raise collection.CollectionError(f"{row.where}: the {column} must be text, found {value!r}")
-  return None if value is None else str(value)
-
-
-def _needed(row: jsonl.Row, column: str) -> str:
-  value = _text(row, column)
+def _id(row: jsonl.Row, names: Sequence[str]) -> str:
+  value = jsonl.words(row, names)
   if value is None:
-    raise collection.CollectionError(
-      f"{row.where}: no {column}: none of {', '.join(COLUMNS[column])} among {', '.join(map(repr, row.values))}"
-    )
+    raise collection.CollectionError(jsonl.lacking(row, "id", names))
   return value
 
 

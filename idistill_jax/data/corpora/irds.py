@@ -4,11 +4,12 @@ The split of each is the last word of its id that is train, dev or test; any oth
 `msmarco-passage/trec-dl-2020/judged` is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from idistill_jax import config, extras, records
 from idistill_jax.data import collection, stream, tables
+from idistill_jax.data.corpora import jsonl
 
 _TEXT = ("text", "body", "abstract", "contents", "default_text")
 
@@ -21,18 +22,18 @@ def load(cfg: config.Collection) -> collection.Collection:
   queries, repeated = {}, []
   for name, dataset in datasets.items():
     split = split_of(name)
-    for query in dataset.queries_iter() if dataset.has_queries() else ():
-      if query.query_id in queries:
-        repeated.append(collection.Drop("query of a second data set", f"{name} {query.query_id}"))
+    for query_id, query in _identified(name, "query", dataset.queries_iter) if dataset.has_queries() else ():
+      if query_id in queries:
+        repeated.append(collection.Drop("query of a second data set", f"{name} {query_id}"))
       else:
-        queries[query.query_id] = records.Query(id=query.query_id, text=query.default_text(), split=split)
+        queries[query_id] = records.Query(id=query_id, text=query.default_text(), split=split)
     for one in dataset.qrels_iter() if dataset.has_qrels() else ():
       judgements.setdefault(split, {}).setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
   first = datasets[names[0]]
   if not first.has_docs():
     raise collection.CollectionError(f"{names[0]}: this id of ir_datasets has no documents")
   return collection.assemble(
-    title=names[0], passages=stream.Stream(lambda: _passages(first)), queries=queries.values(),
+    title=names[0], passages=stream.Stream(lambda: _passages(names[0], first)), queries=queries.values(),
     judgements=judgements, drops=repeated,
   )
 
@@ -53,11 +54,20 @@ def _names(cfg: config.Collection) -> list[str]:
   return [name.strip() for name in cfg.path.split(",")]
 
 
-def _passages(dataset: Any) -> Iterator[records.Passage]:
-  for document in dataset.docs_iter():
+def _identified(name: str, kind: str, items: Callable[[], Iterable[Any]]) -> Iterator[tuple[str, Any]]:
+  """(id, item), the ids checked as those of a file are."""
+  rows = jsonl.with_ids(lambda: (
+    (jsonl.Row(f"{name}: {kind} {number}", {"item": item}), getattr(item, f"{kind}_id"))
+    for number, item in enumerate(items(), start=1)
+  ))  # fmt: skip
+  return ((item_id, row.values["item"]) for row, item_id in rows)
+
+
+def _passages(name: str, dataset: Any) -> Iterator[records.Passage]:
+  for passage_id, document in _identified(name, "doc", dataset.docs_iter):
     text = next((getattr(document, name) for name in _TEXT if hasattr(document, name)), None)
     text = text() if callable(text) else text
-    yield records.Passage(id=document.doc_id, title=getattr(document, "title", None) or "", text=text or "")
+    yield records.Passage(id=passage_id, title=getattr(document, "title", None) or "", text=text or "")
 
 
 def _package() -> Any:

@@ -9,12 +9,15 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from idistill_jax.data import collection
+
+# So many repeated ids are shown; of more, the number is told.
+_EXAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,8 +55,8 @@ def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
 def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Row, str]]:
   """Hands rows on whose id has no white space in it; raises CollectionError for any other.
 
-  Behind the last row it raises for an id that occurred twice.  Of each id eight bytes are kept, and where two are the
-  same, `rows` is called once more to see whether the ids are, and where they stand.
+  Behind the last row it raises for ids that occurred twice, with their number.  Of each id eight bytes are kept, and
+  where two are the same, `rows` is called once more to see whether the ids are, and where they stand.
   """
   hashes = array.array("q")
   for row, row_id in rows():
@@ -70,13 +73,31 @@ def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Ro
 
 
 def _refuse_repeated(rows: Iterable[tuple[Row, str]], hashes: set[int]) -> None:
-  """Raises CollectionError for the first id with one of the hashes that occurs twice."""
+  """Raises CollectionError naming the first ids with one of the hashes that occur twice, and their number."""
   seen: dict[str, str] = {}
+  repeated: list[str] = []
   for row, row_id in rows:
-    if hash(row_id) in hashes:
-      if row_id in seen:
-        raise collection.CollectionError(f"{row.where}: the id {row_id!r} stands in {seen[row_id]} already")
-      seen[row_id] = row.where
+    if hash(row_id) in hashes and seen.setdefault(row_id, row.where) != row.where:
+      repeated.append(f"{row.where}: the id {row_id!r} stands in {seen[row_id]} already")
+  if repeated:
+    rest = len(repeated) - _EXAMPLES
+    more = f"; and {rest} others: {len(repeated)} repeat an id in all" if rest > 0 else ""
+    raise collection.CollectionError("; ".join(repeated[:_EXAMPLES]) + more)
+
+
+def with_texts(rows: Iterable[tuple[Row, str]], names: Sequence[str]) -> Iterator[tuple[Row, str, str]]:
+  """Rows and ids with the text under the first of `names`, "" where it is absent or null.
+
+  Raises CollectionError for a value that is no text, and behind the last row where none has any of the names: that is
+  a file of another kind.
+  """
+  first_row, found = None, False
+  for row, row_id in rows:
+    first_row = first_row or row
+    found = found or any(name in row.values for name in names)
+    yield row, row_id, words(row, names) or ""
+  if first_row is not None and not found:
+    raise collection.CollectionError(lacking(first_row, "text", names))
 
 
 def _parse(where: str, line: bytes) -> dict[str, Any]:
@@ -92,6 +113,25 @@ def _parse(where: str, line: bytes) -> dict[str, Any]:
 def _shorten(line: bytes) -> str:
   shown = line.decode(errors="replace").rstrip("\r\n")
   return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def first(row: Row, names: Sequence[str]) -> Any:
+  """The value under the first of `names` that is there and not null; None where none is."""
+  return next((value for name in names if (value := row.values.get(name)) is not None), None)
+
+
+def words(row: Row, names: Sequence[str]) -> str | None:
+  """The same as text, numbers written out; raises CollectionError for a value of another kind."""
+  value = first(row, names)
+  if value is not None and (not isinstance(value, (str, int)) or isinstance(value, bool)):
+    raise collection.CollectionError(f"{row.where}: {' or '.join(names)} must be text, found {value!r}")
+  return None if value is None else str(value)
+
+
+def lacking(row: Row, what: str, names: Sequence[str]) -> str:
+  """What to say of a row that has none of the names."""
+  there = ", ".join(map(repr, row.values)) or "no keys"
+  return f"{row.where}: no {what}: none of {', '.join(names)} among {there}"
 
 
 def text(row: Row, key: str) -> str:

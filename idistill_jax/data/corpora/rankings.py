@@ -1,17 +1,23 @@
-"""LLM rankings made elsewhere (JSONL) -> ranked lists: labels that nobody has to pay for again.
+"""LLM rankings made elsewhere -> ranked lists: labels that nobody has to pay for again.
 
-A line names the query (`qid` or `query_id`) and holds either `ranking`, passage ids best first, or `candidates`, ids
-in the order shown, with the LLM's raw `response`, which is parsed as a live answer would be.  RankLLM's records and
-those of the quickstart have these forms.
+A TREC run (`.trec`, `.txt`), or JSONL.  A line of that names the query (`qid` or `query_id`) and holds either
+`ranking`, passage ids best first, or `candidates`, ids in the order shown, with the LLM's raw `response`, which is
+parsed as a live answer would be, as the quickstart's are; or it is one of RankLLM's results: `query` with its `qid`,
+and `candidates`, best first, with their `docid`.
 """
 
 import os
+import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from idistill_jax import config, records
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.llm import parse
+from idistill_jax.retrieval import runs
+
+TREC_ENDINGS = (".trec", ".txt")
 
 
 def add(found: collection.Collection, cfg: config.Collection) -> collection.Collection:
@@ -41,23 +47,60 @@ def read(
   path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
 ) -> Iterator[records.RankedList]:
   """Rankings in file order; another model's are passed over, refused answers go to `drops`."""
+  of_run = pathlib.Path(path).suffix in TREC_ENDINGS
+  for where, found in _of_run(path, model) if of_run else _of_jsonl(path, model, drops):
+    if len(set(found.passage_ids)) != len(found.passage_ids) or len(found.passage_ids) < 2:
+      drops.append(collection.Drop("LLM ranking that names a passage twice or fewer than two", where))
+    else:
+      yield found
+
+
+def _of_run(path: str | os.PathLike[str], model: str | None) -> Iterator[tuple[str, records.RankedList]]:
+  if model is not None:
+    raise config.ConfigError(f"{path} holds the ranking of one system: unset collection.rankings_model")
+  for query_id, results in runs.read_trec(path).items():
+    order = tuple(runs.ranked(results))
+    yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
+
+
+def _of_jsonl(
+  path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
+) -> Iterator[tuple[str, records.RankedList]]:
   for row in jsonl.read(path):
     if model is not None and row.values.get("model") != model:
       continue
-    query_id = jsonl.text(row, "qid" if "qid" in row.values else "query_id")
+    query = row.values.get("query")
+    query_id = _id(row.where, query.get("qid") if isinstance(query, dict) else jsonl.first(row, ("qid", "query_id")))
+    candidates = row.values.get("candidates")
     if "ranking" in row.values:
-      found = records.RankedList(query_id=query_id, passage_ids=jsonl.texts(row, "ranking"), status="complete")
+      order = _ids(row.where, row.values["ranking"])
+    elif isinstance(candidates, list) and all(isinstance(one, dict) for one in candidates):
+      order = _ids(row.where, [one.get("docid") for one in candidates])
     else:
-      shown = jsonl.texts(row, "candidates")
+      shown = _ids(row.where, candidates)
       parsed = parse.parse(jsonl.text(row, "response"), len(shown))
       if parsed.status == "refused":
         drops.append(collection.Drop("refused LLM answer", row.where))
         continue
-      order = tuple(shown[place] for place in parsed.order)
-      found = records.RankedList(
-        query_id=query_id, passage_ids=order, status=parsed.status, filled_places=parsed.filled
-      )
-    if len(set(found.passage_ids)) != len(found.passage_ids) or len(found.passage_ids) < 2:
-      drops.append(collection.Drop("LLM ranking that names a passage twice or fewer than two", row.where))
+      yield row.where, records.RankedList(
+        query_id=query_id, passage_ids=tuple(shown[place] for place in parsed.order), status=parsed.status,
+        filled_places=parsed.filled,
+      )  # fmt: skip
       continue
-    yield found
+    yield row.where, records.RankedList(query_id=query_id, passage_ids=order, status="complete")
+
+
+def _ids(where: str, found: Any) -> tuple[str, ...]:
+  if not isinstance(found, list):
+    raise collection.CollectionError(
+      f"{where}: `ranking` or `candidates` must be a list of passage ids, or RankLLM's objects with `docid`, "
+      f"found {found!r}"
+    )
+  return tuple(_id(where, one) for one in found)
+
+
+def _id(where: str, found: Any) -> str:
+  """An id as text; RankLLM writes numbers where a collection's ids are numbers."""
+  if not isinstance(found, (str, int)) or isinstance(found, bool):
+    raise collection.CollectionError(f"{where}: an id of a query or passage must be text or a number, found {found!r}")
+  return str(found)

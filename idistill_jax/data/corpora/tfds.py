@@ -60,6 +60,11 @@ def _checked(cfg: config.Collection) -> tuple[pathlib.Path, str]:
 
 def _rows(questions: str) -> Iterator[tuple[str, dict[str, Any]]]:
   builder = _builder(questions)
+  if lacking := [name for name in ("question", "answer") if name not in builder.info.features]:
+    raise config.ConfigError(
+      f"collection.questions is {questions!r}, whose rows have no {' and no '.join(lacking)}; take "
+      "natural_questions_open for natural_questions, or a trivia_qa config"
+    )
   builder.download_and_prepare()
   for theirs, ours in _SPLITS.items():
     if theirs in builder.info.splits:

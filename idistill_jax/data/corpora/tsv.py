@@ -1,16 +1,14 @@
 """Tab-separated files, gzipped or not -> rows by column name, like those of `jsonl`.
 
-A first line that holds a known column name is a header (DPR's `psgs_w100.tsv` has one); without it the columns are
-an id, a text and, where there is a third, a title, as in MS MARCO's `collection.tsv` and `queries.tsv`.
+DPR's `psgs_w100.tsv` has a header; without one the columns are an id, a text and, where there is a third, a title, as
+in MS MARCO's `collection.tsv` and `queries.tsv`.
 """
 
-import csv
 import gzip
-import io
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
@@ -18,23 +16,24 @@ from idistill_jax.data.corpora import jsonl
 WITHOUT_HEADER = ("id", "text", "title")
 
 
-def read(path: str | os.PathLike[str], names: frozenset[str]) -> Iterator[jsonl.Row]:
-  """Rows as a stream; names: column names that make a first line a header.
+def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool]) -> Iterator[jsonl.Row]:
+  """Rows as a stream; blank lines are skipped.  is_header: whether the fields of the first line name columns.
 
   Raises CollectionError naming file and line for a line with another number of fields, and for bytes that are
   neither UTF-8 nor, where the name says so, gzip.
   """
   path = pathlib.Path(path)
   number = 0
-  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as raw:
+  header: tuple[str, ...] | None = None
+  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
     try:
-      # Fields may be quoted (DPR quotes texts); a lone quote in MS MARCO's unquoted texts must not swallow lines.
-      lines = csv.reader(io.TextIOWrapper(raw, "utf-8", newline=""), delimiter="\t", strict=False,
-                         quoting=csv.QUOTE_NONE)
-      header: tuple[str, ...] | None = None
-      for number, fields in enumerate(lines, start=1):
+      for number, line in enumerate(file, start=1):
+        # Not the csv module: a lone quote in MS MARCO's texts must not swallow lines, and its fields are bounded.
+        fields = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t")
+        if not any(field.strip() for field in fields):
+          continue
         if header is None:
-          named = names.intersection(fields) and len(set(fields)) == len(fields)
+          named = is_header(fields)
           header = tuple(fields) if named else WITHOUT_HEADER[: len(fields)]
           if named:
             continue
@@ -44,7 +43,9 @@ def read(path: str | os.PathLike[str], names: frozenset[str]) -> Iterator[jsonl.
           )
         values = {name: _unquoted(field) for name, field in zip(header, fields, strict=True)}
         yield jsonl.Row(f"{path}:{number}", values)
-    except (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error) as e:
+    except UnicodeDecodeError as e:
+      raise collection.CollectionError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
+    except (EOFError, OSError, zlib.error) as e:
       raise collection.CollectionError(f"{path}:{number + 1}: cannot be read further: {e}; fetch it again") from e
 
 

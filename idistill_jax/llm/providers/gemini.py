@@ -90,7 +90,11 @@ def read(response: Any) -> protocol.Answer:
     "".join(part.text for part in parts if part.text and not part.thought),
     FINISH.get(finish, "other"),
     usage and usage.prompt_token_count,
-    usage and (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
+    usage and protocol.output_tokens(
+      (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0), usage.prompt_token_count,
+      usage.total_token_count,
+    ),
+    response.model_version,
   )
 
 

@@ -4,9 +4,10 @@ The SDK holds key and address globally, so one process talks to one endpoint.  I
 """
 
 import asyncio
+import contextlib
+import threading
 import warnings
 from collections.abc import Mapping
-from concurrent import futures
 from typing import Any
 
 from idistill_jax import config
@@ -43,12 +44,37 @@ class GeminiLegacy:
     session = clients.get_default_generative_client().transport._session
     session._max_refresh_attempts = 0
     self._model = genai.GenerativeModel(cfg.model, generation_config=dict(self.params))
-    self._threads = futures.ThreadPoolExecutor(cfg.concurrency, thread_name_prefix="gemini_legacy")
     self._options = {"timeout": cfg.timeout_seconds, "retry": None}
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
-    # The SDK's own asynchronous calls need gRPC, which cannot be pointed at another endpoint as REST can.
-    return await asyncio.get_running_loop().run_in_executor(self._threads, self._ask, request)
+    """In a thread, as the SDK's own asynchronous calls need gRPC, which cannot be pointed at another endpoint.
+
+    A thread of its own, and a daemon: one that a server keeps dripping to beyond its deadline holds up no other call,
+    as it would in a pool, and not the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[protocol.Answer] = loop.create_future()
+
+    def settle(found: protocol.Answer | Exception) -> None:
+      if answer.done():
+        return
+      if isinstance(found, Exception):
+        answer.set_exception(found)
+      else:
+        answer.set_result(found)
+
+    def work() -> None:
+      found: protocol.Answer | Exception
+      try:
+        found = self._ask(request)
+      except Exception as e:
+        found = e
+      # Past the deadline, the loop itself may have ended.
+      with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(settle, found)
+
+    threading.Thread(target=work, name="gemini_legacy", daemon=True).start()
+    return await answer
 
   def _ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"gemini {self.model}"
@@ -57,28 +83,32 @@ class GeminiLegacy:
         response = self._model.generate_content(request.prompt, request_options=self._options)
       except self._errors.GoogleAPICallError as e:
         headers = getattr(e.response, "headers", None)
-        raise protocol.fault(
-          where, e.code and int(e.code), self._key.cover(str(e.message)), protocol.retry_after(headers)
-        ) from None
+        message = self._key.cover(str(e.message))
+        if e.code is None:
+          raise protocol.lost(where, message, e) from None
+        raise protocol.fault(where, int(e.code), message, protocol.retry_after(headers)) from None
       except self._network as e:
-        raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e}")) from None
+        message = self._key.cover(f"{type(e).__name__}: {e}")
+        raise protocol.lost(where, f"no connection: {message}", e) from None
       return self._read(response)
 
   async def close(self) -> None:
-    self._threads.shutdown(wait=False, cancel_futures=True)
+    pass
 
   def _read(self, response: Any) -> protocol.Answer:
-    usage = response.usage_metadata
+    # Counts that were not sent are zeros here.
+    usage = response.usage_metadata if response.usage_metadata.total_token_count else None
     if not response.candidates:
       if not response.prompt_feedback.block_reason:
         raise ValueError("neither candidates nor a reason why there are none")
-      return protocol.Answer("", "blocked", usage.prompt_token_count, 0)
+      return protocol.Answer("", "blocked", response.usage_metadata.prompt_token_count, 0)
     first = response.candidates[0]
     return protocol.Answer(
       "".join(part.text for part in first.content.parts),
       gemini.FINISH.get(first.finish_reason.name, "other"),
-      usage.prompt_token_count,
-      usage.candidates_token_count,
+      usage and usage.prompt_token_count,
+      usage
+      and protocol.output_tokens(usage.candidates_token_count, usage.prompt_token_count, usage.total_token_count),
     )
 
 

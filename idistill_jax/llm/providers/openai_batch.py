@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from idistill_jax import config
-from idistill_jax.llm import batch, protocol
+from idistill_jax.llm import batch, batch_server, protocol
 from idistill_jax.llm.providers import openai_compatible
 
 _ENDPOINT = "/v1/chat/completions"
+_LABEL = "label"  # in a batch's metadata
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 
 
@@ -17,13 +18,14 @@ class OpenAIBatch:
   """Files of `chat/completions` requests."""
 
   family = openai_compatible.OpenAICompatible.family
+  key_field = "custom_id"
 
   def __init__(self, cfg: config.Labels):
     self._openai = protocol.sdk("openai", "llm")
     self._chat = protocol.sdk("openai.types.chat", "llm").ChatCompletion
     self.model = cfg.model
     self.params: Mapping[str, Any] = openai_compatible.params(cfg)
-    self._key: protocol.Secret | None = None
+    self._key = protocol.secret_if_set(openai_compatible.KEY)
     self._client: Any = None
     if cfg.batch_folder is None:
       self._key = openai_compatible.key(cfg.base_url)
@@ -38,20 +40,26 @@ class OpenAIBatch:
   def read(self, line: dict[str, Any]) -> tuple[str, protocol.Answer]:
     key, response = str(line["custom_id"]), line.get("response")
     if line.get("error") or response is None or response["status_code"] != 200:
-      raise batch.LineFailed(key, json.dumps(line.get("error") or response)[:300])
+      raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or response)))
     try:
       return key, openai_compatible.read(self._chat.model_validate(response["body"]))
     except (ValueError, IndexError, AttributeError) as e:
-      raise batch.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
+      raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 
-  def submit(self, path: pathlib.Path) -> str:
+  def submit(self, path: pathlib.Path, label: str) -> str:
     with self._faults():
       uploaded = self._client.files.create(file=path, purpose="batch")
-      return str(
-        self._client.batches.create(input_file_id=uploaded.id, endpoint=_ENDPOINT, completion_window="24h").id
+      started = self._client.batches.create(
+        input_file_id=uploaded.id, endpoint=_ENDPOINT, completion_window="24h", metadata={_LABEL: label}
       )
+      return str(started.id)
 
-  def state(self, name: str) -> batch.State:
+  def find(self, label: str) -> str | None:
+    with self._faults():
+      found = (one.id for one in self._client.batches.list(limit=100) if (one.metadata or {}).get(_LABEL) == label)
+      return next(found, None)
+
+  def state(self, name: str) -> batch_server.State:
     with self._faults():
       return "ended" if self._client.batches.retrieve(name).status in _ENDED else "under way"
 
@@ -63,8 +71,7 @@ class OpenAIBatch:
           yield self._client.files.content(file).content
 
   def _faults(self) -> Any:
-    assert self._key is not None
-    return batch.stopping(self._key, f"openai batch {self.model}")
+    return batch_server.stopping(self._key, f"openai batch {self.model}")
 
 
 def build(cfg: config.Labels) -> protocol.Provider:

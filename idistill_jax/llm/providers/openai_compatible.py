@@ -3,6 +3,7 @@
 Key: OPENAI_API_KEY; an endpoint of one's own needs none.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ class OpenAICompatible:
           where, e.status_code, message, protocol.retry_after(e.response.headers)
         ) from None
       except self._openai.APIConnectionError as e:
-        raise protocol.fault(where, None, self._key.cover(f"{type(e).__name__}: {e.message}")) from None
+        message = self._key.cover(f"{type(e).__name__}: {e.message}")
+        raise protocol.lost(where, f"no connection: {message}", e) from None
       return read(completion)
 
   async def close(self) -> None:
@@ -58,9 +60,11 @@ def read(completion: Any) -> protocol.Answer:
   first, usage = completion.choices[0], completion.usage
   return protocol.Answer(
     first.message.content or "",
-    _FINISH.get(first.finish_reason, "other"),
+    # Servers that give no reason give whole answers.
+    _FINISH.get(first.finish_reason or "stop", "other"),
     usage and usage.prompt_tokens,
-    usage and usage.completion_tokens,
+    usage and protocol.output_tokens(usage.completion_tokens, usage.prompt_tokens, usage.total_tokens),
+    completion.model,
   )
 
 
@@ -74,13 +78,10 @@ def params(cfg: config.Labels) -> dict[str, Any]:
 
 def key(base_url: str | None) -> protocol.Secret:
   """From OPENAI_API_KEY; an endpoint of one's own may do without."""
-  try:
-    return protocol.secret(KEY)
-  except protocol.Stop:
-    if base_url is None:
-      raise
+  if base_url is not None and not os.environ.get(KEY, "").strip():
     # A local server asks for no key, the SDK insists on one.
     return protocol.Secret("no-key-needed")
+  return protocol.secret(KEY)
 
 
 def build(cfg: config.Labels) -> protocol.Provider:

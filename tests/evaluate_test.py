@@ -1,0 +1,89 @@
+"""The evaluate stage without its models: other systems' runs, answers of some queries, one query, what is counted."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example, tables
+from idistill_jax.retrieval import index, runs
+from idistill_jax.stages import evaluate as stage
+
+PASSAGES = tables.Passages(
+  records.Passage(id=f"p{i}", title=f"Title{i}", text=f"text {i} of Paris" if i == 1 else f"text {i}")
+  for i in range(120)
+)
+QUERIES = tables.Queries(records.Query(id=f"q{i}", text=f"question {i}", split="test") for i in range(3))
+QRELS = {"q0": {"p1": 1}, "q1": {"p2": 1}}
+
+
+def prepared(root: pathlib.Path) -> artifacts.Job:
+  """Labels of nothing, and an index of random vectors."""
+  vectors_PxE = np.random.default_rng(0).standard_normal((len(PASSAGES), 8)).astype(np.float32)
+  cfg = config.Config(name="t", evaluate=config.Evaluate(resamples=50))
+  for folder in ("out", "labels", "index"):
+    (root / folder).mkdir()
+  ranking = records.RankedList(query_id="other", passage_ids=("p5", "p6"), status="complete")
+  example.write_records(root / "labels", artifacts.RANKINGS, [ranking])
+  index.write(root / "index", vectors_PxE, PASSAGES.ids, cfg.index, vectors_PxE[:0])
+  inputs = {name: root / name for name in ("labels", "index")}
+  return artifacts.Job(cfg=cfg, out=root / "out", inputs=inputs, cache=root / "cache")
+
+
+def written(job: artifacts.Job, theirs: dict[str, runs.Run], qrels: tables.Qrels, **accepted: list[str]) -> dict:
+  """metrics.json of runs that hold nothing, and of `theirs`."""
+  queries = stage.measurable(job, QUERIES, qrels)
+  ours = {name: {query.id: {"p9": 1.0} for query in queries} for name in ("initial", "distilled")}
+  stage.write(job, ours, theirs, passages=PASSAGES, table=QUERIES, queries=queries, qrels=qrels, accepted=accepted,
+              distilled_QxE=np.ones((len(queries), 8), np.float32))
+  return json.loads((job.out / stage.METRICS).read_text())
+
+
+def test_another_systems_run_is_measured_as_it_is(tmp_path):
+  job = prepared(tmp_path)
+  theirs = {"bing": runs.from_order({"q0": ["stranger", "p1"], "elsewhere": ["p2"]})}
+  found = written(job, theirs, QRELS, q0=["Paris"])
+  # Without the stranger, p1 would come first.
+  assert found["systems"]["bing"]["MRR@10"] == 0.5 / 2
+  assert (found["systems"]["bing"]["answer@1"], found["systems"]["bing"]["answer@5"]) == (0.0, 1.0)
+  assert runs.read_trec(job.out / "runs" / "bing.trec") == {"q0": theirs["bing"]["q0"]}
+  # Of what is left out by name, only q2 was a query.
+  assert job.drops == {
+    "query without judgements": ["q2"],
+    "passage of bing that the collection lacks (counts as wrong)": ["stranger"],
+    "query that bing has no results for (counts as 0)": ["q1"],
+    "query without answers, which answer@k leaves out": ["q1"],
+  }
+  assert found["dropped_queries"] == 1
+  assert "distilled vs initial" in found["tests"] and "answer@1" not in found["tests"]["distilled vs initial"]
+
+
+def test_one_query_has_means_and_no_tests(tmp_path):
+  found = written(prepared(tmp_path), {}, {"q0": {"p9": 1}})
+  assert found["systems"]["distilled"]["MRR@10"] == 1.0
+  assert found["tests"] == {} and found["intervals"] == {"initial": {}, "distilled": {}}
+
+
+def test_answers_are_looked_for_in_texts_alone_where_there_are_some():
+  run = {"found": runs.from_order({"q0": ["p3", "p1"], "q1": ["p3"]})}
+  measure = lambda accepted: stage.measure(run, ["q0", "q1"], QRELS, accepted, PASSAGES, 1)["found"]
+  assert measure({"q0": ["Paris"]})["answer@5"] == {"q0": 1.0}
+  assert measure({"q0": ["Title3"]})["answer@5"] == {"q0": 0.0}
+  assert "answer@5" not in measure({})
+
+
+@pytest.mark.parametrize(
+  ("name", "said"),
+  [("my run.trec", r"my run.trec: rename the file.* 'my run' is empty or holds white space"),
+   ("bm25.run", r"bm25.run: another system is called 'bm25' already"),
+   ("good.run", r"good.run:1: expected `query Q0")],
+)
+def test_a_run_file_is_refused_before_anything_is_searched(tmp_path, name, said):
+  """The stage has no inputs here: it reads run files before those."""
+  (tmp_path / name).write_text("not a run\n")
+  cfg = config.Config(name="t", evaluate=config.Evaluate(runs=str(tmp_path)))
+  job = artifacts.Job(cfg=cfg, out=tmp_path / "out", inputs={}, cache=tmp_path / "cache")
+  with pytest.raises(runs.RunError, match=said):
+    stage.run(job)

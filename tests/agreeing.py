@@ -30,7 +30,18 @@ def keeps(process: int, folder: pathlib.Path) -> None:
     (folder / f"kept {process}").touch()
 
 
+def apart(process: int, folder: pathlib.Path) -> None:
+  """What only one process finds torn, all of them have failed to read."""
+  try:
+    with processes.agreed("reading"):
+      if process == 1:
+        raise ValueError("torn")
+  except (ValueError, processes.ProcessError) as e:
+    (folder / f"apart {process}").write_text(f"{type(e).__name__}: {e}")
+
+
 ENDS = {
+  "apart": apart,
   "well": lambda process, folder: None,
   "badly": badly,
   "late": lambda process, folder: time.sleep(LONG if process == 1 else 0),

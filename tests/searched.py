@@ -24,7 +24,8 @@ if __name__ == "__main__":
     alone = exact.Exact(vectors, [f"p{i}" for i in range(203)], mesh=local)
     # What the first does alone may take longer than the others would be waited for.
     search_block = alone._search_block
-    alone._search_block = lambda *block: (time.sleep(args.patience + 3), search_block(*block))[1]
+    slowly = lambda: [(processes.moved(), time.sleep(1)) for _ in range(int(args.patience) + 3)]
+    alone._search_block = lambda *block: (slowly(), search_block(*block))[1]
     rows = processes.once(lambda: alone.search(queries[:5], 30).rows.tolist())
     assert rows == found.rows[:5].tolist()
     index.search(queries, 30)

@@ -157,6 +157,9 @@ class Peers:
       until = time.monotonic() + _LINGER_SECONDS
       while self.index == 0 and time.monotonic() < until and len(self._said("heard")) < self._all:
         time.sleep(0.05)
+      if self.index == 0:
+        # Whoever has heard still has to go, before it sees the store gone and aborts.
+        time.sleep(_POLL_SECONDS)
     logging.flush()
     sys.stdout.flush()
     sys.stderr.flush()

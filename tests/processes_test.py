@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -309,10 +310,11 @@ def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
   """Processes of their own, not of one job, which would end."""
   command = [sys.executable, "-m", "encoded", str(tmp_path), tiny_weights]
   with contextlib.ExitStack() as stack:
-    lost = subprocess.Popen([*command, "--pause=3600"])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(jobs.TESTS), *sys.path])}
+    lost = subprocess.Popen([*command, "--pause=3600"], env=environment)
     stack.callback(lost.kill)
     until(lambda: list(tmp_path.glob("pieces/*/*.lease")))
-    alive = subprocess.Popen([*command, "--pause=0.2"])
+    alive = subprocess.Popen([*command, "--pause=0.2"], env=environment)
     stack.callback(alive.kill)
     until(lambda: len(finished(tmp_path)) >= 3)
     before = finished(tmp_path)

@@ -4,6 +4,7 @@ Which run is the answer, and whether it can be believed, is for `parse` to say.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ class Label:
   arrow: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)  # no slots: what is asked for often is kept
 class Chain:
   """Labels that belong together.  links, arrows: what stands between neighbours, and whether it holds an arrow."""
 
@@ -56,7 +57,7 @@ class Chain:
   def _dashes_separate(self) -> bool:
     return len(self.links) > 1 and set(self.links) == {"dash"}
 
-  @property
+  @functools.cached_property
   def numbers(self) -> list[int]:
     """Every number named, ranges left out."""
     found: list[int] = []

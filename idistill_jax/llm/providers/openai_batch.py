@@ -22,7 +22,6 @@ class OpenAIBatch:
 
   def __init__(self, cfg: config.Labels):
     self._openai = protocol.sdk("openai", "llm")
-    self._chat = protocol.sdk("openai.types.chat", "llm").ChatCompletion
     self.model = cfg.model
     self.params: Mapping[str, Any] = openai_compatible.params(cfg)
     self._key = protocol.secret_if_set(openai_compatible.KEY)
@@ -42,8 +41,8 @@ class OpenAIBatch:
     if line.get("error") or response is None or response["status_code"] != 200:
       raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or response)))
     try:
-      return key, openai_compatible.read(self._chat.model_validate(response["body"]))
-    except (ValueError, IndexError, AttributeError) as e:
+      return key, openai_compatible.read(response["body"])
+    except (LookupError, TypeError, AttributeError) as e:
       raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 
   def submit(self, path: pathlib.Path, label: str) -> str:

@@ -7,7 +7,7 @@ itself or after all others have died, finds the finished pieces, whoever made th
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 from etils import epath
@@ -46,7 +46,7 @@ class Pieces:
   def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray):
     self._name = name
     self._all = cut(len(lengths))
-    self._made: dict[range, np.ndarray] = {}
+    self._made: dict[str, np.ndarray] = {}
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
@@ -54,6 +54,7 @@ class Pieces:
       self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
       self._folder.mkdir(parents=True, exist_ok=True)
       self._leases = leases_lib.Leases(self._folder)
+    self._look()
 
   def rounds(self) -> Iterator[Iterator[range]]:
     """Pieces for this worker to finish, each claimed when it is asked for; a round ends when others are at the rest.
@@ -74,12 +75,18 @@ class Pieces:
       yield self._claims()
 
   def left(self) -> int:
-    """How many texts are in nobody's finished pieces."""
-    return sum(map(len, self._missing()))
+    """How many texts were in nobody's finished pieces when the folder was last looked at, as it is for every claim."""
+    return self._left
+
+  def _look(self) -> Collection[str]:
+    """Names of what is finished, and in a folder of what is claimed."""
+    there = self._made.keys() if self._folder is None else self._leases.names()
+    self._left = sum(len(piece) for piece in self._all if _file(piece) not in there)
+    return there
 
   def _missing(self) -> list[range]:
-    there = self._made if self._folder is None else self._leases.names()
-    return [piece for piece in self._all if piece not in there and _file(piece) not in there]
+    there = self._look()
+    return [piece for piece in self._all if _file(piece) not in there]
 
   def _claims(self) -> Iterator[range]:
     if self._folder is None:
@@ -89,7 +96,7 @@ class Pieces:
       yield piece
 
   def _claim(self) -> range | None:
-    there = self._leases.names()
+    there = self._look()
     # Those who begin together begin apart.
     first = processes.index() * len(self._all) // processes.count()
     for piece in self._all[first:] + self._all[:first]:
@@ -99,8 +106,9 @@ class Pieces:
 
   def finish(self, piece: range, values: np.ndarray) -> None:
     """Keeps the output [len(piece), ...] of a piece."""
+    self._left -= len(piece)
     if self._folder is None:
-      self._made[piece] = values
+      self._made[_file(piece)] = values
       return
     working = self._folder / f".{_stem(piece)}.{self._leases.worker}.npy"
     with working.open("wb") as out:
@@ -112,13 +120,15 @@ class Pieces:
     """The output of all pieces, in order, once there are no more rounds."""
     if not self._all:
       return np.zeros((0,), np.float32)
-    return np.concatenate([self._made[piece] if self._folder is None else self._read(piece) for piece in self._all])
+    return np.concatenate([self._read(piece) for piece in self._all])
 
   def close(self) -> None:
     if self._folder is not None:
       self._leases.close()
 
   def _read(self, piece: range) -> np.ndarray:
+    if self._folder is None:
+      return self._made[_file(piece)]
     with self._path(piece).open("rb") as found:
       return np.load(found)
 

@@ -116,17 +116,15 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
 
   def encoded() -> np.ndarray:
     table = network.tokenizer.table(lists.passages, encoder.passage_tokens)
-    order = np.argsort(table.lengths, kind="stable")
+    order = np.argsort(-table.lengths, kind="stable")
     block, found, start = network.execution.row_block, [], 0
     while start < len(order):
-      # As many rows as the longest of them allows, which is not known before they are counted: from the shortest up.
+      # The longest comes first, and says how many rows there are.
       row_tokens = -(-int(table.lengths[order[start]]) // block) * block
-      here = order[start : start + encoder.tokens_per_step // row_tokens]
-      row_tokens = -(-int(table.lengths[here[-1]]) // block) * block
-      here = here[: encoder.tokens_per_step // row_tokens]
+      count = encoder.tokens_per_step // row_tokens
+      here = order[start : start + count]
       alone = pack.Placement(np.arange(len(here)), np.zeros(len(here), np.int32), len(here))
-      rows = pack.fill([table[i] for i in here], None, alone, rows=encoder.tokens_per_step // row_tokens,
-                       row_tokens=row_tokens, text_count=encoder.tokens_per_step // row_tokens)
+      rows = pack.fill([table[i] for i in here], None, alone, rows=count, row_tokens=row_tokens, text_count=count)
       found.append(np.asarray(apply(params, sharding.put(rows, sharding.packed(rows, mesh))))[: len(here)])
       start += len(here)
     return np.concatenate(found)[np.argsort(order)]

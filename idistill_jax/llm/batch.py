@@ -31,6 +31,7 @@ RESULTS = "results"
 # Of a batch under way, of one that ended without results, of requests that an ended one says nothing about.
 _NOTE, _FAILED, _LOST = ".submitted.json", ".failed.json", ".lost.json"
 
+
 def _request_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(folder.glob("requests-*.jsonl"))
 

@@ -112,7 +112,7 @@ class AnswerCache:
 
   def holds_any_of(self, provider: protocol.Provider) -> bool:
     """Whether this model has ever answered with these parameters."""
-    who = (provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True))
+    who = provider.family, provider.model, _params(provider)
     with self._reading:
       found = self._reader.execute("SELECT 1 FROM answers WHERE family = ? AND model = ? AND params = ? LIMIT 1", who)
       return found.fetchone() is not None
@@ -182,11 +182,16 @@ class AnswerCache:
     self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
+def _params(provider: protocol.Provider) -> str:
+  """As the cache's column has them."""
+  return json.dumps(dict(provider.params), sort_keys=True)
+
+
 def row_of(key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer) -> Row:
   # A model that is cut off within an emoji answers with half of a surrogate pair, which no UTF-8 can hold.
   text = answer.text.encode("utf-8", "replace").decode()
   return (
-    key, provider.family, provider.model, json.dumps(dict(provider.params), sort_keys=True), request.query_id,
+    key, provider.family, provider.model, _params(provider), request.query_id,
     json.dumps(request.passage_ids), text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
     time.time(),
   )

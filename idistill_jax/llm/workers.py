@@ -14,6 +14,11 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+def _sum(one: budget.Usage | None, other: budget.Usage | None) -> budget.Usage | None:
+  """Of what is known."""
+  return one + other if one is not None and other is not None else one if other is None else other
+
+
 @dataclasses.dataclass(slots=True)
 class Tally:
   """Running totals.  spent: by this run; saved: by the cache; None until a provider tells some."""
@@ -27,9 +32,7 @@ class Tally:
   @property
   def usage(self) -> budget.Usage | None:
     """Of all answers."""
-    if self.spent is None or self.saved is None:
-      return self.spent or self.saved
-    return self.spent + self.saved
+    return _sum(self.spent, self.saved)
 
   def add(self, status: str, answers: Iterable[tuple[protocol.Answer, bool]]) -> None:
     """One finished piece of work: see Summary."""
@@ -37,12 +40,11 @@ class Tally:
     for answer, paid in answers:
       self.answers += 1
       self.paid += paid
-      if (usage := budget.Usage.of(answer)) is None:
-        continue
+      usage = budget.Usage.of(answer)
       if paid:
-        self.spent = usage if self.spent is None else self.spent + usage
+        self.spent = _sum(self.spent, usage)
       else:
-        self.saved = usage if self.saved is None else self.saved + usage
+        self.saved = _sum(self.saved, usage)
 
   def bill(self, prices: budget.Prices) -> dict[str, Any]:
     """For a file: of all answers, since what they say is a function of them; None for what no provider told."""

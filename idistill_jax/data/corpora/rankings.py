@@ -72,6 +72,8 @@ def _of_jsonl(
     query = row.values.get("query")
     query_id = _id(row.where, query.get("qid") if isinstance(query, dict) else jsonl.first(row, ("qid", "query_id")))
     candidates = row.values.get("candidates")
+    status: parse.Status = "complete"
+    filled: tuple[int, ...] = ()
     if "ranking" in row.values:
       order = _ids(row.where, row.values["ranking"])
     elif isinstance(candidates, list) and all(isinstance(one, dict) for one in candidates):
@@ -82,12 +84,8 @@ def _of_jsonl(
       if parsed.status == "refused":
         drops.append(collection.Drop("refused LLM answer", row.where))
         continue
-      yield row.where, records.RankedList(
-        query_id=query_id, passage_ids=tuple(shown[place] for place in parsed.order), status=parsed.status,
-        filled_places=parsed.filled,
-      )  # fmt: skip
-      continue
-    yield row.where, records.RankedList(query_id=query_id, passage_ids=order, status="complete")
+      order, status, filled = tuple(shown[place] for place in parsed.order), parsed.status, parsed.filled
+    yield row.where, records.RankedList(query_id=query_id, passage_ids=order, status=status, filled_places=filled)
 
 
 def _ids(where: str, found: Any) -> tuple[str, ...]:

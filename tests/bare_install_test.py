@@ -2,11 +2,14 @@
 
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
 
+import labels_stage_test
 import pytest
+from loopback_llm import LoopbackLLM, reversed_order
 
 EXTRAS = (
   *("bm25s", "google.genai", "google.generativeai", "huggingface_hub", "ir_measures", "jinja2", "matplotlib", "openai"),
@@ -16,14 +19,19 @@ EXTRAS = (
 BLOCK = textwrap.dedent("""
   import importlib.machinery, sys
 
+  blocked = sys.argv.pop(1).split(",")
+
   class Without(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-      if name not in sys.argv[1].split(","):
+      if name not in blocked:
         return super().find_spec(name, path, target)
 
   sys.meta_path[:] = [Without if finder is importlib.machinery.PathFinder else finder for finder in sys.meta_path]
 """)
+
+
+NO_JAX = (*(name for name in EXTRAS if name != "openai"), "jax", "jaxlib", "flax", "optax", "orbax", "grain")
 
 
 def python(code: str, blocked: tuple[str, ...] = EXTRAS, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +50,7 @@ def test_training_core_imports() -> None:
     import idistill_jax.train.loop, idistill_jax.train.inference
     from idistill_jax.stages import queries, collection, candidates, labels, train_ranker, scores, train_retriever
     from idistill_jax.hf import weights
-    assert not set(sys.modules) & set(sys.argv[1].split(","))
+    assert not set(sys.modules) & set(blocked)
   """)
   assert done.returncode == 0, done.stderr
 
@@ -50,13 +58,13 @@ def test_training_core_imports() -> None:
 def test_training_runs(tiny_weights: str, tmp_path) -> None:
   code = """
     import pathlib
-    sys.path.insert(0, sys.argv[4])
+    sys.path.insert(0, sys.argv[3])
     import tiny_world
     from idistill_jax import config, sharding
     from idistill_jax.train import loop
     mesh = sharding.make_mesh(config.Mesh())
-    folder = pathlib.Path(sys.argv[2])
-    loop.train(tiny_world.training(folder, sys.argv[3], mesh, pairs=False, checkpoint_every=100))
+    folder = pathlib.Path(sys.argv[1])
+    loop.train(tiny_world.training(folder, sys.argv[2], mesh, pairs=False, checkpoint_every=100))
     assert (folder / "metrics.jsonl").exists()
   """
   done = python(code, EXTRAS, str(tmp_path), tiny_weights, str(__file__.rpartition("/")[0]))
@@ -68,8 +76,26 @@ def test_training_runs(tiny_weights: str, tmp_path) -> None:
   ["config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels"],
 )
 def test_labelling_and_help_need_no_jax(module: str) -> None:
-  done = python(f"import idistill_jax.{module}", (*EXTRAS, "jax", "jaxlib", "flax", "optax", "orbax", "grain"))
+  done = python(f"import idistill_jax.{module}", (*NO_JAX, "openai"))
   assert done.returncode == 0, done.stderr
+
+
+def test_labelling_runs_where_jax_is_absent(tmp_path: pathlib.Path) -> None:
+  pytest.importorskip("openai")
+  workdir = labels_stage_test.small(tmp_path)
+  with LoopbackLLM(reversed_order) as server:
+    done = python("""
+      import pathlib
+      from idistill_jax import artifacts, config
+      from idistill_jax.stages import labels
+      asked = config.Labels(provider="openai", model="m", base_url=sys.argv[2], list_size=5)
+      manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(labels.STAGE, config.Config(name="t", labels=asked))
+      assert manifest["counts"]["paid"] == 6
+      assert not set(sys.modules) & set(blocked)
+    """, NO_JAX, str(tmp_path), f"{server.url}/v1")
+  assert done.returncode == 0, done.stderr
+  first = labels_stage_test.rankings(workdir)[0]
+  assert len(labels_stage_test.rankings(workdir)) == 6 and first.permutation == (4, 3, 2, 1, 0)
 
 
 @pytest.mark.tf
@@ -82,7 +108,7 @@ def test_every_extra_in_one_process() -> None:
   done = python("""
     import importlib
     import idistill_jax.pipeline
-    for name in sys.argv[2].split(","):
+    for name in sys.argv[1].split(","):
       importlib.import_module(name)
     import numpy, scann, tensorflow, tensorflow_datasets
     points = numpy.eye(20, dtype=numpy.float32)

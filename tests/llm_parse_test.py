@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import time
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -282,6 +283,14 @@ def test_never_raises_and_keeps_its_laws(text, n):
 
 
 @settings(max_examples=100, deadline=None)
+@given(st.one_of(st.permutations(range(1, 9)), st.lists(st.integers(0, 9), min_size=1, max_size=10)))
+def test_the_form_asked_for_is_read_as_all_others_are(numbers):
+  text = " > ".join(f"[{number}]" for number in numbers)
+  with mock.patch.object(parse, "_as_asked_for", return_value=None):
+    as_others = parse.parse(text, 8)
+  assert parse.parse(text, 8) == as_others
+
+
 @given(
   st.integers(1, 30).flatmap(lambda n: st.permutations(range(n))),
   st.sampled_from([" > ", ">", ", ", "\n", " >\n"]),

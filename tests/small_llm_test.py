@@ -48,4 +48,4 @@ def test_every_list_is_complete_repaired_refused_or_unanswered(tmp_path: pathlib
     if isinstance(outcome, ranking.Ranked):
       assert sorted(outcome.parsed.order) == list(range(len(outcome.unordered.passage_ids)))
     for labelled in outcome.answers:
-      assert labelled.parsed == parse.parse(labelled.answer.text, len(labelled.request.passage_ids))
+      assert labelled.parsed == parse.parse(labelled.answer.text, len(outcome.unordered.passage_ids))

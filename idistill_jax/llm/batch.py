@@ -15,13 +15,13 @@ import pathlib
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import logging
 
 from idistill_jax import processes
-from idistill_jax.llm import asking, batch_server, prompt, protocol
+from idistill_jax.llm import asking, batch_server, prompt, protocol, waiting
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
 
@@ -55,7 +55,7 @@ class Batch:
 
   def __init__(self, server: batch_server.Server, *, attempts: int, max_output_tokens: int):
     self.family, self.model, self.params = server.family, server.model, server.params
-    self.pending: dict[str, protocol.Request] = {}
+    self.pending = waiting.Waiting()
     self._server, self._attempts, self._max_output_tokens = server, attempts, max_output_tokens
     self._failures: dict[str, list[str]] = {}
 
@@ -64,11 +64,11 @@ class Batch:
     failures = self._failures.get(key, [])
     if len(failures) >= self._attempts:
       raise protocol.Unanswered(f"failed in {len(failures)} batches, the last time: {failures[-1]}")
-    self.pending[key] = request
+    self.pending.note(key, request)
     raise protocol.Pending(f"{request.query_id} waits for a batch")
 
   async def close(self) -> None:
-    pass
+    self.pending.close()
 
   def exchange(
     self, folder: pathlib.Path, cache: cache_lib.AnswerCache, budget: budget_lib.Budget | None, *,
@@ -85,10 +85,14 @@ class Batch:
     failed_before = sum(map(len, self._failures.values()))
     taken = self._take_results(folder, cache, budget)
     failed_now = sum(map(len, self._failures.values())) - failed_before
-    rest = {key: request for key, request in self.pending.items() if cache.get(key) is None}
-    self.pending = {}
-    if taken or failed_now or not rest:
-      return
+    rest = [key for key in self.pending.keys() if cache.get(key) is None]
+    if rest and not (taken or failed_now):
+      self._send_off(folder, rest, budget, by_hand=by_hand)
+    self.pending.forget()
+
+  def _send_off(
+    self, folder: pathlib.Path, rest: Sequence[str], budget: budget_lib.Budget | None, *, by_hand: bool
+  ) -> None:
     if by_hand:
       self._hand_over(folder, rest)
     # A file of requests alone was never sent, so it is written over.
@@ -96,7 +100,7 @@ class Batch:
     for path, bound in self._write(folder, rest, _next_number(itertools.chain(*sent))):
       self._submit(path, bound, budget)
 
-  def _hand_over(self, folder: pathlib.Path, rest: Mapping[str, protocol.Request]) -> NoReturn:
+  def _hand_over(self, folder: pathlib.Path, rest: Sequence[str]) -> NoReturn:
     """Writes what lies in no file yet, or has failed as often as it was written; always raises protocol.Stop."""
     written: collections.Counter[int] = collections.Counter()
     holding: dict[int, pathlib.Path] = {}
@@ -104,22 +108,25 @@ class Batch:
       for line in path.read_bytes().splitlines():
         written[hash(line)] += 1
         holding[hash(line)] = path
-    hashes = {key: hash(self._line(key, request).encode()) for key, request in rest.items()}
-    fresh = {
-      key: request for key, request in rest.items() if written[hashes[key]] <= len(self._failures.get(key, ()))
-    }
-    paths = {holding[hashes[key]] for key in rest.keys() - fresh.keys()}
+    hashes = {key: hash(self._line(key)) for key in rest}
+    fresh = [key for key in rest if written[hashes[key]] <= len(self._failures.get(key, ()))]
+    paths = {holding[hashes[key]] for key in set(rest).difference(fresh)}
     paths |= {path for path, _ in self._write(folder, fresh, _next_number(folder.iterdir()))}
     raise protocol.Stop(
       f"{len(rest):,} requests wait in {', '.join(map(str, sorted(paths)))}: have them answered, put what comes back "
       f"into {folder} as {RESULTS}*.jsonl, and run the same command again"
     )
 
-  def _line(self, key: str, request: protocol.Request) -> str:
-    return json.dumps(self._server.line(key, request), ensure_ascii=False)
+  def _asked(self, key: str) -> protocol.Request:
+    request = self.pending.get(key)
+    assert request is not None
+    return request
+
+  def _line(self, key: str) -> bytes:
+    return json.dumps(self._server.line(key, self._asked(key)), ensure_ascii=False).encode()
 
   def _write(
-    self, folder: pathlib.Path, rest: Mapping[str, protocol.Request], first: int
+    self, folder: pathlib.Path, rest: Sequence[str], first: int
   ) -> Iterator[tuple[pathlib.Path, budget_lib.Usage]]:
     """Files of requests, numbered from `first`, each with the most tokens that it can take."""
     for number, (lines, bound) in enumerate(self._portions(rest), start=first):
@@ -127,17 +134,17 @@ class Batch:
       _replace(path, b"".join(lines))
       yield path, bound
 
-  def _portions(self, rest: Mapping[str, protocol.Request]) -> Iterator[tuple[list[bytes], budget_lib.Usage]]:
+  def _portions(self, rest: Sequence[str]) -> Iterator[tuple[list[bytes], budget_lib.Usage]]:
     lines: list[bytes] = []
     size, bound = 0, budget_lib.Usage(0, 0)
-    for key, request in rest.items():
-      line = self._line(key, request).encode() + b"\n"
+    for key in rest:
+      line = self._line(key) + b"\n"
       if lines and (len(lines) == MOST_LINES or size + len(line) > MOST_BYTES):
         yield lines, bound
         lines, size, bound = [], 0, budget_lib.Usage(0, 0)
       lines.append(line)
       size += len(line)
-      bound += asking.bound(request.prompt, self._max_output_tokens)
+      bound += asking.bound(self._asked(key).prompt, self._max_output_tokens)
     if lines:
       yield lines, bound
 
@@ -232,24 +239,23 @@ class Batch:
     for path in sorted(folder.glob(f"{RESULTS}*.jsonl")):
       foreign = unreadable = 0
       usage = budget_lib.Usage(0, 0)
-      for line in path.read_bytes().splitlines():
-        if not line.strip():
-          continue
-        try:
-          key, answer = self._server.read(json.loads(line))
-        except batch_server.LineFailed as e:
-          self._failures.setdefault(e.key, []).append(str(e))
-          continue
-        except (ValueError, KeyError, TypeError):
-          unreadable += 1
-          continue
-        if (request := self.pending.get(key)) is not None:
-          if cache.get(key) is None:
-            taken += 1
-            usage += self._used(key, answer)
-          cache.put(key, self, request, answer)
-        else:
-          foreign += 1
+      with open(path, "rb") as lines:
+        for line in filter(bytes.strip, lines):
+          try:
+            key, answer = self._server.read(json.loads(line))
+          except batch_server.LineFailed as e:
+            self._failures.setdefault(e.key, []).append(str(e))
+            continue
+          except (ValueError, KeyError, TypeError):
+            unreadable += 1
+            continue
+          if (request := self.pending.get(key)) is not None:
+            if cache.get(key) is None:
+              taken += 1
+              usage += self._used(key, answer)
+            cache.put(key, self, request, answer)
+          else:
+            foreign += 1
       # Those of a submitted batch were booked when it ended.
       if budget is not None and not path.name.startswith(f"{RESULTS}-of-"):
         budget.book(None, usage)

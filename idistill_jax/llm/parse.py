@@ -63,6 +63,8 @@ def parse(text: str, n: int, *, whole: bool = True) -> Parsed:
   """
   if n < 1:
     raise ValueError(f"an answer about {n} passages cannot be read")
+  if whole and (asked_for := _as_asked_for(text, n)):
+    return asked_for
   clean = _clean(text)
   if not clean.strip():
     return _refused("empty")
@@ -89,6 +91,15 @@ def parse(text: str, n: int, *, whole: bool = True) -> Parsed:
     filled=tuple(range(len(named), n)),
     reasons=tuple(reasons),
   )
+
+
+def _as_asked_for(text: str, n: int) -> Parsed | None:
+  """An answer of just the form that the prompt asks for, as most are: what follows would read it alike, and slowly."""
+  if not _AS_ASKED_FOR.fullmatch(text):
+    return None
+  numbers = [int(digits) for digits in _DIGITS.findall(text)]
+  in_order = sorted(numbers) == list(range(1, n + 1))
+  return Parsed(order=tuple(number - 1 for number in numbers), status="complete") if in_order else None
 
 
 def _oddities(chain: chains.Chain, n: int) -> list[Reason]:
@@ -151,6 +162,8 @@ def _refused(*reasons: Reason) -> Parsed:
 
 # --- text ---
 
+_AS_ASKED_FOR = re.compile(r"\s*\[[0-9]{1,4}\](?: > \[[0-9]{1,4}\])*\s*")
+_DIGITS = re.compile(r"[0-9]+")
 _THOUGHT = re.compile(
   r"<(think|thinking|thought|reasoning|scratchpad)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE
 )

@@ -46,9 +46,8 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Labelled:
-  """A request with its answer.  parsed: the order, or that it is refused.  paid: not from the cache."""
+  """An answer about one window.  parsed: the order, or that it is refused.  paid: not from the cache."""
 
-  request: protocol.Request
   answer: protocol.Answer
   parsed: parse.Parsed
   paid: bool
@@ -164,7 +163,7 @@ async def _ask_about(
         raise
       break
     whole = asked.answer.finish_reason == "stop"
-    found = Labelled(request, asked.answer, parse.parse(asked.answer.text, len(shown), whole=whole), asked.paid)
+    found = Labelled(asked.answer, parse.parse(asked.answer.text, len(shown), whole=whole), asked.paid)
     answers.append(found)
     if found.parsed.status != "refused":
       return shown, found.parsed

@@ -3,6 +3,7 @@
 Key: OPENAI_API_KEY; an endpoint of one's own needs none.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -36,8 +37,8 @@ class OpenAICompatible:
     with protocol.covered(self._key, where):
       try:
         # `chat.completions.create` would walk body and answer along their types, which takes as long as all the rest.
-        completion = await self._client.post(
-          "/chat/completions", cast_to=dict[str, Any],
+        answered = await self._client.post(
+          "/chat/completions", cast_to=str,
           body={"model": self.model, "messages": [{"role": "user", "content": request.prompt}], **self.params},
         )
       except self._openai.APIStatusError as e:
@@ -48,7 +49,7 @@ class OpenAICompatible:
       except self._openai.APIConnectionError as e:
         message = self._key.cover(f"{type(e).__name__}: {e.message}")
         raise protocol.lost(where, f"no connection: {message}", e) from None
-      return read(completion)
+      return read(json.loads(answered))
 
   async def close(self) -> None:
     await self._client.close()

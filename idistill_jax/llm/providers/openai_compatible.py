@@ -31,6 +31,8 @@ class OpenAICompatible:
       # The SDK's own choice looks at all of its connections for each call.
       http_client=self._openai.DefaultAioHttpClient(),
     )
+    # Given a path, the SDK would put it together with its base and take that apart for each call.
+    self._url = f"{self._client.base_url}chat/completions"
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
     where = f"openai {self.model}"
@@ -38,7 +40,7 @@ class OpenAICompatible:
       try:
         # `chat.completions.create` would walk body and answer along their types, which takes as long as all the rest.
         answered = await self._client.post(
-          "/chat/completions", cast_to=str,
+          self._url, cast_to=str,
           body={"model": self.model, "messages": [{"role": "user", "content": request.prompt}], **self.params},
         )
       except self._openai.APIStatusError as e:

@@ -110,13 +110,16 @@ def bare_sdk(cfg: config.Labels, calls: int) -> dict[str, float]:
 def rank_llm(python: str, cfg: config.Labels, calls: int) -> dict[str, dict[str, float]]:
   """What `labelling_peer.py` measured, by name."""
   command = [python, str(PEER), str(cfg.base_url), str(calls), str(cfg.concurrency)]
-  done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, "PYTHONPATH": ""})
+  # A line and a progress bar for each call.
+  done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+  if done.returncode:
+    raise SystemExit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--calls", type=int, default=1920)
+  parser.add_argument("--calls", type=int, default=7680)
   parser.add_argument("--concurrency", type=int, default=64)
   parser.add_argument("--delay", type=float, default=0.2)
   parser.add_argument("--rank_llm", help="the Python of an environment with rank-llm")

@@ -48,7 +48,7 @@ class Asking:
   def __init__(self, provider, attempts, deadline):
     self.provider = provider
     self.terms = asking.Terms(
-      attempts=attempts, deadline_seconds=deadline, max_output_tokens=100, first_wait=0.01
+      concurrency=4, attempts=attempts, deadline_seconds=deadline, max_output_tokens=100, first_wait=0.01
     )
 
   def ask(self, request):

@@ -35,12 +35,15 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-  """attempts: tries of one request.  deadline_seconds: of one try, from its start to the last byte.
+  """concurrency: calls at once.  attempts: tries of one request.
+
+  deadline_seconds: of one try, from its start to the last byte.
 
   first_wait: seconds before the second try, about; later waits grow.  longest_wait: a server that asks to wait longer
   is not waited for.
   """
 
+  concurrency: int
   attempts: int
   deadline_seconds: float
   max_output_tokens: int
@@ -78,6 +81,8 @@ class Asker:
     self._group_commit = cache_lib.GroupCommit(cache)
     self._under_way: dict[str, asyncio.Task[protocol.Answer]] = {}
     self._first, self._reached, self._answered = asyncio.Lock(), False, False
+    # Of the server alone: prompts are made, and answers stored, beside calls and not in their place.
+    self._lines = asyncio.Semaphore(terms.concurrency)
     self._unanswered = 0
     self._others: set[str] = set()
     self._tenacity = protocol.sdk("tenacity", "llm") if provider.remote else None
@@ -129,9 +134,19 @@ class Asker:
       logging.warning("%s was asked and %s answers, in the former's name", self.provider.model, answer.model)
 
   async def _patiently(self, request: protocol.Request) -> protocol.Answer:
-    """Tries again after transient faults, with jittered exponential waits, never shorter than the server asks for."""
+    try:
+      return await self._once(request)
+    except protocol.Transient as e:
+      return await self._again(request, e)
+
+  async def _again(self, request: protocol.Request, failed: protocol.Transient) -> protocol.Answer:
+    """Tries again after transient faults, with jittered exponential waits, never shorter than the server asks for.
+
+    failed: how the first try ended.  It is made outside, as tenacity's machinery takes a tenth of a call's time and
+    nearly all succeed at once.
+    """
     tenacity: Any = self._tenacity
-    terms = self._terms
+    terms, past = self._terms, [failed]
     jitter = tenacity.wait_random_exponential(multiplier=terms.first_wait, max=terms.longest_wait / 2)
 
     def wait(state: Any) -> float:
@@ -143,11 +158,16 @@ class Asker:
       asked = state.outcome.exception().retry_after
       return state.attempt_number >= terms.attempts or (asked is not None and asked > terms.longest_wait)
 
+    async def attempt() -> protocol.Answer:
+      if past:
+        raise past.pop()
+      return await self._once(request)
+
     tries = tenacity.AsyncRetrying(
       retry=tenacity.retry_if_exception_type(protocol.Transient), wait=wait, stop=give_up, reraise=True
     )
     try:
-      return await tries(self._once, request)
+      return await tries(attempt)
     except protocol.Transient as e:
       used = tries.statistics["attempt_number"]
       raise protocol.Unanswered(f"no answer after {used} {'try' if used == 1 else 'tries'}, the last: {e}") from None
@@ -166,8 +186,6 @@ class Asker:
     return await self._within_budget(request)
 
   async def _within_budget(self, request: protocol.Request) -> protocol.Answer:
-    if self.stopped is not None:
-      raise self.stopped
     most = bound(request.prompt, self._terms.max_output_tokens)
     if self._budget is None:
       return await self._in_time(request)
@@ -192,10 +210,13 @@ class Asker:
   async def _in_time(self, request: protocol.Request) -> protocol.Answer:
     if self._pace is not None:
       await self._pace.turn(prompt.tokens(request.prompt) + self._terms.max_output_tokens)
-    processes.moved()
     try:
-      # The SDKs' own timeouts start anew with every byte that drips in.
-      async with asyncio.timeout(self._terms.deadline_seconds):
-        return await self.provider.ask(request)
+      async with self._lines:
+        if self.stopped is not None:
+          raise self.stopped
+        processes.moved()
+        # The SDKs' own timeouts start anew with every byte that drips in.
+        async with asyncio.timeout(self._terms.deadline_seconds):
+          return await self.provider.ask(request)
     except TimeoutError:
       raise protocol.Transient(f"no whole answer within {self._terms.deadline_seconds:g} seconds") from None

@@ -30,9 +30,7 @@ def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to rank for the query {query!r}")
-  numbered = (
-    f"[{number}] {cut(quoting.quote(text), passage_tokens)}" for number, text in enumerate(passages, start=1)
-  )
+  numbered = (f"[{number}] {_shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
   return string.Template(template(LISTWISE)).substitute(
     query=quoting.quote(query), passages="\n".join(numbered), count=len(passages)
   )
@@ -40,7 +38,13 @@ def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
 
 def render_query_writing(style: str, passage: str, passage_tokens: int) -> str:
   """The prompt that asks for a query which the passage answers; `style` is one of QUERY_STYLES."""
-  return string.Template(template(style)).substitute(passage=cut(quoting.quote(passage), passage_tokens))
+  return string.Template(template(style)).substitute(passage=_shown(passage, passage_tokens))
+
+
+# A passage is in many lists, and shown in several orders.
+@functools.lru_cache(maxsize=16_384)
+def _shown(passage: str, most: int) -> str:
+  return cut(quoting.quote(passage), most)
 
 
 def tokens(text: str) -> int:

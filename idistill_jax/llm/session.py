@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import functools
+import gc
 import pathlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Self, TypeVar
@@ -71,9 +72,12 @@ class Session:
     self._batches = folder / BATCHES if cfg.batch_folder is None else pathlib.Path(cfg.batch_folder)
 
   def __enter__(self) -> Self:
+    # The collector would go through all that is imported again and again, a tenth of a second in which no answer is read.
+    gc.freeze()
     return self
 
   def __exit__(self, *exc: object) -> None:
+    gc.unfreeze()
     self._loop.run(self.provider.close())
     self._loop.close()
     self.cache.close()
@@ -103,7 +107,7 @@ class Session:
     """`work` on every item.  What waits for a batch is worked on again when the batch has come back."""
     while True:
       results = self._loop.run(workers.run(
-        functools.partial(work, self._asker), items, summary, name=name, concurrency=self._cfg.concurrency,
+        functools.partial(work, self._asker), items, summary, name=name, at_once=2 * self._cfg.concurrency,
         prices=self._prices,
       ))
       if not isinstance(self.provider, batch.Batch) or not self.provider.pending:
@@ -117,7 +121,8 @@ class Session:
   def _asker(self) -> asking.Asker:
     cfg = self._cfg
     terms = asking.Terms(
-      attempts=cfg.attempts, deadline_seconds=cfg.timeout_seconds, max_output_tokens=cfg.max_output_tokens
+      concurrency=cfg.concurrency, attempts=cfg.attempts, deadline_seconds=cfg.timeout_seconds,
+      max_output_tokens=cfg.max_output_tokens,
     )
     return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=_pace(cfg))
 

@@ -74,9 +74,9 @@ Summary = tuple[str, list[tuple[protocol.Answer, bool]]]
 
 async def run(
   work: Callable[[In], Awaitable[Out]], items: Sequence[In], summary: Callable[[Out], Summary], *,
-  name: str, concurrency: int, prices: budget.Prices,
+  name: str, at_once: int, prices: budget.Prices,
 ) -> list[Out | None]:
-  """`work` on every item, at most `concurrency` at once, results in the order of the items.
+  """`work` on every item, at most `at_once` at a time, results in the order of the items.
 
   None for an item that waits for a batch.  The first protocol.Stop ends it, once the calls under way have come
   back: they are paid for.
@@ -102,7 +102,7 @@ async def run(
         tally.add(*summary(result))
         bar.update(done, **tally.facts(prices, time.monotonic() - started))
 
-    await asyncio.gather(*(worker() for _ in range(min(concurrency, len(items)))))
+    await asyncio.gather(*(worker() for _ in range(min(at_once, len(items)))))
   if stops:
     raise stops[0]
   return results

@@ -88,8 +88,9 @@ def test_labelling_runs_where_jax_is_absent(tmp_path: pathlib.Path) -> None:
       import pathlib
       from idistill_jax import artifacts, config
       from idistill_jax.stages import labels
-      asked = config.Labels(provider="openai", model="m", base_url=sys.argv[2], list_size=5)
-      manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(labels.STAGE, config.Config(name="t", labels=asked))
+      cfg = config.Config(name="t")
+      cfg.labels = config.Labels(provider="openai", model="m", base_url=sys.argv[2], list_size=5)
+      manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(labels.STAGE, cfg)
       assert manifest["counts"]["paid"] == 6
       assert not set(sys.modules) & set(blocked)
     """, NO_JAX, str(tmp_path), f"{server.url}/v1")

@@ -13,7 +13,7 @@ def test_what_was_noted_comes_back_in_its_order() -> None:
   for name in ("b", "a", "c"):
     requests.note(name, request(name))
   requests.note("a", request("a", "of another list with the same key"))
-  assert requests and list(requests.keys()) == ["b", "a", "c"]
+  assert requests and list(requests) == ["b", "a", "c"]
   assert [requests.get(name) for name in ("a", "c", "d")] == [request("a"), request("c"), None]
 
 

@@ -85,7 +85,7 @@ class Batch:
     failed_before = sum(map(len, self._failures.values()))
     taken = self._take_results(folder, cache, budget)
     failed_now = sum(map(len, self._failures.values())) - failed_before
-    rest = [key for key in self.pending.keys() if cache.get(key) is None]
+    rest = [key for key in self.pending if cache.get(key) is None]
     if rest and not (taken or failed_now):
       self._send_off(folder, rest, budget, by_hand=by_hand)
     self.pending.forget()

@@ -72,7 +72,7 @@ class Session:
     self._batches = folder / BATCHES if cfg.batch_folder is None else pathlib.Path(cfg.batch_folder)
 
   def __enter__(self) -> Self:
-    # The collector would go through all that is imported again and again, a tenth of a second in which no answer is read.
+    # The collector would go through all that is imported, a tenth of a second each time in which no answer is read.
     gc.freeze()
     return self
 

@@ -23,7 +23,7 @@ class Waiting:
     row = self._db.execute("SELECT query_id, passage_ids, prompt FROM requests WHERE key = ?", (key,)).fetchone()
     return row and protocol.Request(row[0], tuple(json.loads(row[1])), row[2])
 
-  def keys(self) -> Iterator[str]:
+  def __iter__(self) -> Iterator[str]:
     return (row[0] for row in self._db.execute("SELECT key FROM requests ORDER BY rowid"))
 
   def forget(self) -> None:

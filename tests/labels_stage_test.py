@@ -118,6 +118,18 @@ def test_statuses_of_recorded_answers(recorded):
   assert found["template"] == prompt.fingerprint()
 
 
+@pytest.mark.parametrize(("asked", "recorded_as"), [("m", "m"), ("gpt-x", "m"), ("m-latest", "m-latest")])
+def test_rankings_say_which_model_answered(tmp_path, key, asked, recorded_as):
+  workdir = small(tmp_path, queries=2)
+  with LoopbackLLM(reversed_order) as server:
+    cfg = live(server, model=asked)
+    for _ in range(2):
+      shutil.rmtree(workdir.root / "labels", ignore_errors=True)
+      workdir.execute(stage.STAGE, cfg)
+      assert {ranking.model for ranking in rankings(workdir)} == {recorded_as}
+      assert statuses(workdir)["answered_by"] == {"m": 2}
+
+
 def test_a_second_recorded_run_is_answered_by_the_cache(recorded):
   workdir, cfg, manifest, _ = recorded
   assert workdir.is_done(stage.STAGE, cfg)

@@ -1,6 +1,7 @@
 """Batches: files that the providers take, results in any order and with failures, through the SDKs and by hand."""
 
 import json
+from unittest import mock
 
 import pytest
 from llm_session_test import lists
@@ -260,6 +261,39 @@ def test_by_hand_answers_are_booked_once(tmp_path, name):
   for _ in range(2):
     assert orders(label(tmp_path / "w", 3, cfg)) == [(2, 1, 0)] * 3
     assert spent(tmp_path / "w") == 3 * 18
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_line_that_nobody_expected_takes_no_other_along(tmp_path, name):
+  cfg = labels(name, batch_folder=str(tmp_path), max_tokens=10**6, attempts=1)
+  with pytest.raises(protocol.Stop):
+    label(tmp_path / "w", 3, cfg)
+  server = LoopbackBatch()
+  lines = [json.loads(line) for line in (tmp_path / "requests-0000.jsonl").read_text().splitlines()]
+  server._run(lines, gemini=name.startswith("gemini"))
+  first, second, third = server._files[server._results[0][0]].splitlines()
+  text = b'"[3] > [2] > [1]"'
+  assert text in first and b": 11" in third
+  odd = [first.replace(text, b'[{"type": "image"}, 5]'), third.replace(b": 11", b": 1" + 30 * b"0")]
+  (tmp_path / "results.jsonl").write_bytes(b"\n".join([b"[" * 100_000, b"null", b"[]", *odd, second]))
+  outcomes = label(tmp_path / "w", 3, cfg)
+  assert sorted(isinstance(outcome, ranking.Ranked) for outcome in outcomes) == [False, True, True]
+
+
+def test_by_hand_a_run_that_dies_over_the_booking_has_counted_at_least_what_it_took(tmp_path, monkeypatch):
+  cfg = labels("openai_batch", batch_folder=str(tmp_path), max_tokens=10**6)
+  with pytest.raises(protocol.Stop):
+    label(tmp_path / "w", 3, cfg)
+  server = LoopbackBatch()
+  lines = [json.loads(line) for line in (tmp_path / "requests-0000.jsonl").read_text().splitlines()]
+  server._run(lines, gemini=False)
+  (tmp_path / "results.jsonl").write_bytes(server._files[server._results[0][0]])
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(cache.AnswerCache, "put_rows", mock.Mock(side_effect=KeyboardInterrupt))
+    label(tmp_path / "w", 3, cfg)
+  assert spent(tmp_path / "w") == 3 * 18
+  label(tmp_path / "w", 3, cfg)
+  assert spent(tmp_path / "w") >= 3 * 18
 
 
 def test_the_lines_are_what_the_providers_document(tmp_path):

@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import dataclasses
+import json
 import sqlite3
 import subprocess
 import sys
@@ -156,6 +158,27 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
   path.write_text("not a database, but long enough to look at " * 100)
   with pytest.raises(cache.CacheError, match=r"llm.sqlite.*move it away"):
     cache.AnswerCache(path)
+
+
+def test_a_cache_of_before_models_were_noted_goes_on(tmp_path):
+  with cache.AnswerCache(tmp_path / "c") as opened:
+    opened.put("k", provider(), REQUEST, ANSWER)
+    opened.export(tmp_path / "answers.jsonl")
+  lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+  (tmp_path / "old.jsonl").write_text("".join(
+    json.dumps({name: value for name, value in line.items() if name != "served"}) + "\n" for line in lines
+  ))
+  db = sqlite3.connect(tmp_path / "c")
+  db.execute("ALTER TABLE answers DROP COLUMN served")
+  db.execute("PRAGMA user_version = 1")
+  db.close()
+  for _ in range(2):
+    with cache.AnswerCache(tmp_path / "c") as opened:
+      assert opened.get("k") == ANSWER and opened.get("k").model is None
+      opened.put("l", provider(), REQUEST, dataclasses.replace(ANSWER, model="another"))
+      assert opened.get("l").model == "another"
+  with cache.AnswerCache(tmp_path / "d") as opened:
+    assert opened.take_in(tmp_path / "old.jsonl") == 1 and opened.get("k") == ANSWER
 
 
 def test_another_version_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from llm_session_test import ask_all, lists
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import config
-from idistill_jax.llm import asking, budget, cache, prompt, protocol, ranking, session
+from idistill_jax.llm import asking, budget, cache, prompt, protocol, providers, ranking, session
 
 KEY = "not-a-real-key-5f1c0a77"
 
@@ -26,8 +26,9 @@ def test_an_answer_that_drips_past_the_deadline_is_cut_off(tmp_path, provider):
   reply = lambda n, text: Reply(reversed_order(n, text).text, drip=0.1) if n == 1 else reversed_order(n, text)
   with LoopbackLLM(reply) as server:
     url = server.url + ("/v1" if provider == "openai" else "")
-    started = time.monotonic()
     fields = dict(provider=provider, base_url=url, timeout_seconds=2.0)
+    providers.build(config.Labels(model="m", **fields))  # importing some SDKs takes longer than asking
+    started = time.monotonic()
     outcomes = ask_all(server, tmp_path / "c", 1, concurrency=1, **fields)
   assert isinstance(outcomes[0], ranking.Ranked) and len(server.asked) == 2
   assert time.monotonic() - started < 15
@@ -41,6 +42,14 @@ def test_requests_per_minute_are_kept(tmp_path):
   with LoopbackLLM() as server:
     ask_all(server, tmp_path / "d", 8, concurrency=8)
   assert server.times[-1] - server.times[0] < 2
+
+
+def test_a_server_that_was_slow_for_a_while_sees_no_burst_afterwards(tmp_path):
+  reply = lambda n, text: Reply(reversed_order(n, text).text, delay=1.0 if 1 < n < 8 else 0.0)
+  with LoopbackLLM(reply) as server:
+    ask_all(server, tmp_path / "c", 30, concurrency=6, requests_per_minute=1200)
+  most = max(sum(start <= at < start + 0.4 for at in server.times) for start in server.times)
+  assert most <= 8 + 3, "turns of 50 ms: eight in 0.4 s, but for jitter on the way"
 
 
 def test_tokens_per_minute_are_kept(tmp_path):
@@ -127,6 +136,58 @@ def test_empty_choices_and_null_texts_are_named(tmp_path):
     null = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None}}
     server.reply = lambda n, text: Reply(body=json.dumps(body | {"choices": [null]}).encode())
     assert [o.reason for o in ask_all(server, tmp_path / "c", 1, refused_retries=0)] == ["refused: empty"]
+
+
+def odd(text, content="[3] > [2] > [1]", usage=None, **fields):
+  """Replies that are not quite of OpenAI's protocol to prompts with that text, and all right to others."""
+  choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+  body = {"model": "m", "choices": [choice], "usage": usage or {"prompt_tokens": 11, "completion_tokens": 7}, **fields}
+
+  def reply(number, prompt):
+    return Reply(body=json.dumps(body).encode()) if text in prompt else reversed_order(number, prompt)
+
+  return reply
+
+
+@pytest.mark.parametrize("content", [7, {"text": "[1]"}, ["[3] > [2] > [1]"], True])
+def test_an_answer_that_is_no_text_takes_no_other_along(tmp_path, content):
+  with LoopbackLLM(odd("query 3\n", content)) as server:
+    outcomes = ask_all(server, tmp_path / "c", 8, concurrency=4, attempts=1)
+    assert [outcome.unordered.query_id for outcome in outcomes if isinstance(outcome, ranking.Unranked)] == ["q3"]
+    assert outcomes[3].reason == "unanswered" and len(server.asked) == 8
+    ask_all(server, tmp_path / "c", 8, attempts=1)
+    assert len(server.asked) == 9
+
+
+def test_an_answer_in_parts_is_their_text(tmp_path):
+  parts = [{"type": "text", "text": "[3] > [2]"}, {"type": "thinking"}, {"type": "text", "text": " > [1]"}]
+  with LoopbackLLM(odd("query", parts, model=["m"])) as server:
+    assert ask_all(server, tmp_path / "c", 1)[0].parsed.order == (2, 1, 0)
+
+
+@pytest.mark.parametrize("count", [float("nan"), -1000, 10**30, "11", None, float("inf")])
+def test_a_count_that_can_be_none_costs_the_bound(tmp_path, count):
+  usage = {"prompt_tokens": count, "completion_tokens": count}
+  with LoopbackLLM(odd("query", usage=usage)) as server:
+    with pytest.raises(budget.Exhausted):
+      ask_all(server, tmp_path / "c", 50, max_tokens=3000, max_output_tokens=20)
+    assert 2 <= len(server.asked) <= 6
+    outcomes = ask_all(server, tmp_path / "d", 2)
+  assert all(paid.answer.input_tokens is None for outcome in outcomes for paid in outcome.answers)
+
+
+def test_a_key_that_a_server_gives_back_is_not_kept(tmp_path, caplog):
+  with LoopbackLLM(odd("query", f"[3] > [2] > [1], Bearer {KEY}", model=KEY)) as server:
+    outcomes = ask_all(server, tmp_path / "c", 2)
+  assert KEY not in str(outcomes) + caplog.text and "***" in outcomes[0].answers[0].answer.text
+  assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "c").iterdir())
+
+
+def test_a_wrong_key_waits_for_no_turn(tmp_path):
+  started = time.monotonic()
+  with LoopbackLLM(lambda n, text: Reply("no", status=401)) as server, pytest.raises(protocol.Stop):
+    ask_all(server, tmp_path / "c", 20, concurrency=8, requests_per_minute=20, max_tokens=10**6)
+  assert len(server.asked) == 1 and time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(("status", "hint"), [(401, "is the API key right"), (404, "is there such a model")])

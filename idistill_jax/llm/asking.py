@@ -91,6 +91,7 @@ class Asker:
     """The answer, which is in the cache when this returns; raises protocol.NoAnswer or protocol.Stop."""
     key = cache_lib.key(self.provider, request.prompt)
     if (answer := self._cache.get(key)) is not None:
+      self._warn_of_another_model(answer)
       return Asked(answer, paid=False)
     if not self.provider.remote:
       # Recordings answer equal prompts about different passages differently.
@@ -186,6 +187,8 @@ class Asker:
     return await self._within_budget(request)
 
   async def _within_budget(self, request: protocol.Request) -> protocol.Answer:
+    if self.stopped is not None:
+      raise self.stopped
     most = bound(request.prompt, self._terms.max_output_tokens)
     if self._budget is None:
       return await self._in_time(request)
@@ -208,10 +211,11 @@ class Asker:
       return answer
 
   async def _in_time(self, request: protocol.Request) -> protocol.Answer:
-    if self._pace is not None:
-      await self._pace.turn(prompt.tokens(request.prompt) + self._terms.max_output_tokens)
     try:
       async with self._lines:
+        # A turn that is waited for without a line would be kept, and used in a burst when many lines come free.
+        if self._pace is not None:
+          await self._pace.turn(prompt.tokens(request.prompt) + self._terms.max_output_tokens)
         if self.stopped is not None:
           raise self.stopped
         processes.moved()

@@ -28,6 +28,9 @@ from idistill_jax.llm import cache as cache_lib
 # OpenAI takes 50,000 lines and 200 MB in one file.
 MOST_LINES, MOST_BYTES = 50_000, 100_000_000
 RESULTS = "results"
+_LINES_AT_ONCE = 1_000
+# What a line may be that holds no answer: other JSON, none at all, JSON within JSON without end.
+_UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 # Of a batch under way, of one that ended without results, of requests that an ended one says nothing about.
 _NOTE, _FAILED, _LOST = ".submitted.json", ".failed.json", ".lost.json"
 
@@ -211,7 +214,7 @@ class Batch:
     """Of all lines that can be read."""
     found = set()
     for line in content.splitlines():
-      with contextlib.suppress(ValueError, KeyError, TypeError):
+      with contextlib.suppress(*_UNREADABLE):
         found.add(str(json.loads(line)[self._server.key_field]))
     return found
 
@@ -220,7 +223,7 @@ class Batch:
     for line in content.splitlines():
       try:
         total += self._used(*self._server.read(json.loads(line)))
-      except (batch_server.LineFailed, ValueError, KeyError, TypeError):
+      except (batch_server.LineFailed, *_UNREADABLE):
         continue
     return total
 
@@ -237,33 +240,46 @@ class Batch:
     self._failures = {}
     taken = 0
     for path in sorted(folder.glob(f"{RESULTS}*.jsonl")):
-      foreign = unreadable = 0
-      usage = budget_lib.Usage(0, 0)
-      with open(path, "rb") as lines:
-        for line in filter(bytes.strip, lines):
-          try:
-            key, answer = self._server.read(json.loads(line))
-          except batch_server.LineFailed as e:
-            self._failures.setdefault(e.key, []).append(str(e))
-            continue
-          except (ValueError, KeyError, TypeError):
-            unreadable += 1
-            continue
-          if (request := self.pending.get(key)) is not None:
-            if cache.get(key) is None:
-              taken += 1
-              usage += self._used(key, answer)
-            cache.put(key, self, request, answer)
-          else:
-            foreign += 1
+      odd: collections.Counter[str] = collections.Counter()
       # Those of a submitted batch were booked when it ended.
-      if budget is not None and not path.name.startswith(f"{RESULTS}-of-"):
-        budget.book(None, usage)
-      if unreadable:
-        logging.warning("%s: %d lines cannot be read; what they answer is asked for again", path, unreadable)
-      if foreign:
-        logging.info("%s: %d lines answer nothing that is still open", path, foreign)
+      books = None if path.name.startswith(f"{RESULTS}-of-") else budget
+      with open(path, "rb") as lines:
+        while portion := list(itertools.islice(lines, _LINES_AT_ONCE)):
+          taken += self._take(portion, cache, books, odd)
+      if odd["unreadable"]:
+        logging.warning(
+          "%s: %d lines cannot be read; what they answer is asked for again", path, odd["unreadable"]
+        )
+      if odd["foreign"]:
+        logging.info("%s: %d lines answer nothing that is still open", path, odd["foreign"])
     for path in sorted(folder.glob(f"*{_LOST}")):
       for key in json.loads(path.read_bytes()):
         self._failures.setdefault(key, []).append("the batch ended without a word about it")
     return taken
+
+  def _take(
+    self, lines: Sequence[bytes], cache: cache_lib.AnswerCache, books: budget_lib.Budget | None,
+    odd: collections.Counter[str],
+  ) -> int:
+    """Lines of results into the cache, in one commit; those that say nothing usable are counted in `odd`."""
+    new: dict[str, tuple[protocol.Request, protocol.Answer]] = {}
+    usage = budget_lib.Usage(0, 0)
+    for line in filter(bytes.strip, lines):
+      try:
+        key, answer = self._server.read(json.loads(line))
+      except batch_server.LineFailed as e:
+        self._failures.setdefault(e.key, []).append(str(e))
+        continue
+      except _UNREADABLE:
+        odd["unreadable"] += 1
+        continue
+      if (request := self.pending.get(key)) is None:
+        odd["foreign"] += 1
+      elif key not in new and cache.get(key) is None:
+        new[key] = request, answer
+        usage += self._used(key, answer)
+    # Booked first: killed in between, the next run counts these answers twice, which is better than not at all.
+    if books is not None:
+      books.book(None, usage)
+    cache.put_rows([cache_lib.row_of(key, self, *found) for key, found in new.items()])
+    return len(new)

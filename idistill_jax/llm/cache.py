@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from idistill_jax.llm import protocol
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BUSY_SECONDS = 60.0
 _CREATE = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -37,14 +37,17 @@ CREATE TABLE IF NOT EXISTS answers (
   finish_reason TEXT NOT NULL,
   input_tokens INTEGER,
   output_tokens INTEGER,
-  created REAL NOT NULL
+  created REAL NOT NULL,
+  served TEXT
 )
 """
+# Version 1 did not say which model answers in the name of the one that is asked.
+_FROM_VERSION_1 = "ALTER TABLE answers ADD COLUMN served TEXT"
 # Of `answers`, in its order, with the types that a JSON line must have.
 _COLUMNS: dict[str, Any] = {
   "key": str, "family": str, "model": str, "params": str, "query_id": str, "passage_ids": str, "text": str,
   "finish_reason": str, "input_tokens": (int, types.NoneType), "output_tokens": (int, types.NoneType),
-  "created": (int, float),
+  "created": (int, float), "served": (str, types.NoneType),
 }
 _FINISH = list(_COLUMNS).index("finish_reason")
 _INSERT = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(_COLUMNS))})"
@@ -106,7 +109,7 @@ class AnswerCache:
     """The answer stored under the key, or None."""
     with self._reading:
       row = self._reader.execute(
-        "SELECT text, finish_reason, input_tokens, output_tokens FROM answers WHERE key = ?", (key,)
+        "SELECT text, finish_reason, input_tokens, output_tokens, served FROM answers WHERE key = ?", (key,)
       ).fetchone()
     return row and protocol.Answer(*row)
 
@@ -162,7 +165,7 @@ class AnswerCache:
 
   def _take_in(self, where: str, line: bytes) -> int:
     try:
-      values = json.loads(line)
+      values = {"served": None} | json.loads(line)
       row = [values[name] for name in _COLUMNS]
       right = all(isinstance(value, kinds) for value, kinds in zip(row, _COLUMNS.values(), strict=True))
     except (ValueError, KeyError, TypeError):
@@ -175,11 +178,19 @@ class AnswerCache:
     patiently(self._db, "PRAGMA journal_mode = WAL")
     # A commit is on the disk when it returns: answers are paid for.
     self._db.execute("PRAGMA synchronous = FULL")
-    version = self._db.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, SCHEMA_VERSION):
+    if (version := self._version()) not in (0, 1, SCHEMA_VERSION):
       raise CacheError(f"{self._path}: an answer cache of version {version}, known is {SCHEMA_VERSION}")
-    self._db.execute(_CREATE)
-    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    if version < SCHEMA_VERSION:
+      self._db.execute("BEGIN IMMEDIATE")
+      # Another process may have done it meanwhile.
+      if self._version() == 1:
+        self._db.execute(_FROM_VERSION_1)
+      self._db.execute(_CREATE)
+      self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+      self._db.execute("COMMIT")
+
+  def _version(self) -> int:
+    return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _params(provider: protocol.Provider) -> str:
@@ -188,13 +199,16 @@ def _params(provider: protocol.Provider) -> str:
 
 
 def row_of(key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer) -> Row:
-  # A model that is cut off within an emoji answers with half of a surrogate pair, which no UTF-8 can hold.
-  text = answer.text.encode("utf-8", "replace").decode()
   return (
     key, provider.family, provider.model, _params(provider), request.query_id,
-    json.dumps(request.passage_ids), text, answer.finish_reason, answer.input_tokens, answer.output_tokens,
-    time.time(),
+    json.dumps(request.passage_ids), _storable(answer.text), answer.finish_reason, answer.input_tokens,
+    answer.output_tokens, time.time(), answer.model and _storable(answer.model),
   )
+
+
+def _storable(text: str) -> str:
+  """A model that is cut off within an emoji answers with half of a surrogate pair, which no UTF-8 can hold."""
+  return text.encode("utf-8", "replace").decode()
 
 
 def given_by(model: str, path: pathlib.Path) -> tuple[int, int, int]:

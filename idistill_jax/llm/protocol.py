@@ -35,6 +35,10 @@ _CHATTY = (
   "urllib3",
 )
 _LONGEST_MESSAGE = 300
+# Who runs a server of one's own often names a short word as its key, which may be a word of an answer.
+_SHORTEST_KEY = 12
+# More than any call takes, and whole in a float.
+_MOST_TOKENS = 2**53
 _TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 # Whoever says so gave up waiting for a model that may have answered, and billed, all the same.
 _LOST_STATUS = frozenset({408, 502, 504})
@@ -53,7 +57,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-  """The raw text.  Token counts are None where the provider tells none; model: who says that it answered."""
+  """The raw text.  Token counts are None where the provider tells none; model: who says that it answered, if told."""
 
   text: str
   finish_reason: FinishReason
@@ -134,6 +138,10 @@ class Secret:
 
   def reveal(self) -> str:
     return self._value
+
+  def hide(self, text: str) -> str:
+    """An answer without the key, which a server may give back; short ones are left as they are."""
+    return text.replace(self._value, "***") if len(self._value) >= _SHORTEST_KEY else text
 
   def cover(self, text: str) -> str:
     """The text, shortened, without the key, be it quoted as Python or JSON quote."""
@@ -227,6 +235,21 @@ def covered(key: Secret, where: str) -> Iterator[None]:
     raise lost(where, f"no readable answer: {key.cover(f'{type(e).__name__}: {e}')}", e) from None
 
 
-def output_tokens(told: int | None, prompt: int | None, total: int | None) -> int | None:
-  """Tokens that are billed as output: what a model thought is counted in the total alone by some."""
-  return told if told is None or prompt is None or total is None else max(told, total - prompt)
+def count(told: object) -> int | None:
+  """A number of tokens that a server tells; None for what can be none, as NaN or less than nothing."""
+  return int(told) if isinstance(told, int | float) and 0 <= told <= _MOST_TOKENS else None
+
+
+def answer(
+  key: Secret, text: object, finish_reason: FinishReason, *, prompt_tokens: object, output_tokens: object,
+  total_tokens: object, model: object,
+) -> Answer:
+  """What a server told, whatever types it told it in; raises TypeError for a text that is none."""
+  if not isinstance(text, str):
+    raise TypeError(f"the answer is no text but {type(text).__name__}")
+  prompt, output, total = count(prompt_tokens), count(output_tokens), count(total_tokens)
+  if prompt is not None and output is not None and total is not None:
+    # What a model thought is billed as output, and counted in the total alone by some.
+    output = max(output, total - prompt)
+  said = key.hide(model) if isinstance(model, str) else None
+  return Answer(key.hide(text), finish_reason, prompt, output, said)

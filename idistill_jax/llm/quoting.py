@@ -10,7 +10,9 @@ _OPENING = re.compile(f"[{re.escape(_SQUARE + _ANGLE)}]")
 # No form holds a bracket within, so that none can hide in another.
 _FORM = re.compile(
   r"""
-  \[ \s* (?: (?:passage|document|doc|text)s? [\s#:_-]* )? \#? \d [\d\s,;:>.–—-]* \]  # labels, as an answer has them
+  # Labels, as an answer has them, marked up or not, and brackets that HTML writes in another way.
+  \[ [\s\\*_`"']* (?: (?:passage|document|doc|text)s? [\s#:_-]* )? \#? \d [\d\s,;:>.–—\\*_`"'-]* \]
+  | & (?: \#0*91 | \#x0*5b | lsqb | lbrack ) ;? [\s\\*_`"']* \d
   | < \s* /? \s* (?:query|passages?) \b [^][<>]* >?  # fences
   | < \| [^][<>|]{1,64} \| > | </? (?:s|bos|eos|sys|think|(?:start|end)_of_\w{1,20}) >  # chat templates
   | \[ /? (?:inst|system_prompt|available_tools|tool_calls|tool_results) \]
@@ -36,7 +38,7 @@ def quote(text: str) -> str:
   plain = line
   if not line.isascii() and _OPENING.search(line):
     plain = line.translate(_PLAIN)
-  if "[" not in plain and "<" not in plain:
+  if not any(sign in plain for sign in "[<&"):
     return line
   forms = list(_FORM.finditer(plain))
   if not forms:

@@ -78,11 +78,13 @@ class Session:
 
   def __exit__(self, *exc: object) -> None:
     gc.unfreeze()
-    self._loop.run(self.provider.close())
-    self._loop.close()
-    self.cache.close()
-    if self._budget is not None:
-      self._budget.close()
+    try:
+      self._loop.run(self.provider.close())
+    finally:
+      self._loop.close()
+      self.cache.close()
+      if self._budget is not None:
+        self._budget.close()
 
   def knows(self, request: protocol.Request) -> bool:
     """Whether the answer is in the cache."""

@@ -78,12 +78,12 @@ async def run(
 ) -> list[Out | None]:
   """`work` on every item, at most `at_once` at a time, results in the order of the items.
 
-  None for an item that waits for a batch.  The first protocol.Stop ends it, once the calls under way have come
-  back: they are paid for.
+  None for an item that waits for a batch.  The first error, a protocol.Stop or one that nobody expected, ends it once
+  the calls under way have come back: they are paid for.
   """
   results: list[Out | None] = [None] * len(items)
   coming = iter(enumerate(items))
-  stops: list[protocol.Stop] = []
+  stops: list[Exception] = []
   tally, started, done = Tally(), time.monotonic(), 0
   with progress.bar(name, total=len(items)) as bar:
 
@@ -94,7 +94,7 @@ async def run(
           results[place] = result = await work(item)
         except protocol.Pending:
           continue
-        except protocol.Stop as e:
+        except Exception as e:
           stops.append(e)
         if stops:
           return

@@ -10,6 +10,7 @@ shuffled by the seed.  Killed and started again, the stage finds its answers in 
 """
 
 import collections
+import functools
 import hashlib
 import json
 import random
@@ -20,7 +21,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.llm import estimate, parse, prompt, ranking, session, workers
+from idistill_jax.llm import asking, estimate, parse, prompt, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
@@ -38,9 +39,9 @@ def run(job: artifacts.Job) -> None:
     return
   lists = to_be_ordered(job)
   plan = session.plan(cfg, job.cfg.seed)
-  with session.Session(cfg, job.cache) as asking:
-    outcomes = asking.label(lists, plan)
-    model = asking.provider.model
+  with session.Session(cfg, job.cache) as opened:
+    outcomes = opened.label(lists, plan)
+    model = opened.provider.model
 
   list_dropped(job, outcomes)
   rankings = list(ranked(job, outcomes, model))
@@ -74,10 +75,11 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   kept = list(usable(job, lists, queries, passages))[: cfg.lists]
   if not kept:
     raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}")
+  # One text for all lists that a passage is in.
+  text = functools.cache(lambda passage_id: passages.by_id(passage_id).full_text)
   return [
     ranking.Unordered(
-      shown.query_id, shown.passage_ids, queries.by_id(shown.query_id).text,
-      tuple(passages.by_id(passage_id).full_text for passage_id in shown.passage_ids),
+      shown.query_id, shown.passage_ids, queries.by_id(shown.query_id).text, tuple(map(text, shown.passage_ids))
     )
     for shown in kept
   ]
@@ -192,9 +194,15 @@ def ranked(
       agreement=outcome.agreement,
       weight=max(0.0, outcome.agreement) if job.cfg.labels.weigh_by_agreement else 1.0,
       template=prompt.fingerprint(),
-      model=model,
+      model=answered_by(outcome.answers, model),
       usage=() if usage.usage is None else (usage.usage.input_tokens, usage.usage.output_tokens),
     )
+
+
+def answered_by(answers: Sequence[ranking.Labelled], asked: str) -> str:
+  """The model that was asked, or those that answered in its name."""
+  served = {labelled.answer.model for labelled in answers if labelled.answer.model}
+  return ", ".join(sorted(name for name in served if not asking.is_model(asked, name))) or asked
 
 
 def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[str, Any]:
@@ -216,6 +224,7 @@ def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[s
     "agreement": round(sum(outcome.agreement for outcome in done) / len(done), 4) if done and cfg.orders > 1 else None,
     "position_bias": position_bias(labelled.parsed for labelled in answers),
     "usage": tally.bill(session.prices(cfg)),
+    "answered_by": count(labelled.answer.model for labelled in answers if labelled.answer.model),
     "template": prompt.fingerprint(),
   }
 

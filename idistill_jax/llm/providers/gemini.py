@@ -44,7 +44,7 @@ class Gemini:
         headers = getattr(e.response, "headers", None)
         message = self._key.cover(str(e.message))
         raise protocol.fault(where, e.code, message, protocol.retry_after(headers)) from None
-      return read(response)
+      return read(response, self._key)
 
   async def close(self) -> None:
     await self._client.aio.aclose()
@@ -76,25 +76,21 @@ def client(genai: Any, key: protocol.Secret, cfg: config.Labels, *, attempts: in
   )
 
 
-def read(response: Any) -> protocol.Answer:
+def read(response: Any, key: protocol.Secret) -> protocol.Answer:
   """The answer in a `GenerateContentResponse`; raises ValueError for one that is empty without a reason."""
   usage = response.usage_metadata
   if not response.candidates:
     if not (response.prompt_feedback and response.prompt_feedback.block_reason):
       raise ValueError("neither candidates nor a reason why there are none")
-    return protocol.Answer("", "blocked", usage and usage.prompt_token_count, 0)
+    return protocol.Answer("", "blocked", protocol.count(usage and usage.prompt_token_count), 0)
   first = response.candidates[0]
   parts = (first.content.parts or ()) if first.content else ()
   finish = first.finish_reason.name if first.finish_reason else "STOP"
-  return protocol.Answer(
-    "".join(part.text for part in parts if part.text and not part.thought),
-    FINISH.get(finish, "other"),
-    usage and usage.prompt_token_count,
-    usage and protocol.output_tokens(
-      (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0), usage.prompt_token_count,
-      usage.total_token_count,
-    ),
-    response.model_version,
+  return protocol.answer(
+    key, "".join(part.text for part in parts if part.text and not part.thought), FINISH.get(finish, "other"),
+    prompt_tokens=usage and usage.prompt_token_count,
+    output_tokens=usage and (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
+    total_tokens=usage and usage.total_token_count, model=response.model_version,
   )
 
 

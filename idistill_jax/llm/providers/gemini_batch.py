@@ -37,7 +37,7 @@ class GeminiBatch:
     if line.get("response") is None:
       raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or line.get("status"))))
     try:
-      return key, gemini.read(self._genai.types.GenerateContentResponse.model_validate(line["response"]))
+      return key, gemini.read(self._genai.types.GenerateContentResponse.model_validate(line["response"]), self._key)
     except ValueError as e:
       raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 

@@ -101,14 +101,13 @@ class GeminiLegacy:
     if not response.candidates:
       if not response.prompt_feedback.block_reason:
         raise ValueError("neither candidates nor a reason why there are none")
-      return protocol.Answer("", "blocked", response.usage_metadata.prompt_token_count, 0)
+      return protocol.Answer("", "blocked", protocol.count(response.usage_metadata.prompt_token_count), 0)
     first = response.candidates[0]
-    return protocol.Answer(
-      "".join(part.text for part in first.content.parts),
+    return protocol.answer(
+      self._key, "".join(part.text for part in first.content.parts),
       gemini.FINISH.get(first.finish_reason.name, "other"),
-      usage and usage.prompt_token_count,
-      usage
-      and protocol.output_tokens(usage.candidates_token_count, usage.prompt_token_count, usage.total_token_count),
+      prompt_tokens=usage and usage.prompt_token_count, output_tokens=usage and usage.candidates_token_count,
+      total_tokens=usage and usage.total_token_count, model=None,
     )
 
 

@@ -41,7 +41,7 @@ class OpenAIBatch:
     if line.get("error") or response is None or response["status_code"] != 200:
       raise batch_server.LineFailed(key, self._key.cover(json.dumps(line.get("error") or response)))
     try:
-      return key, openai_compatible.read(response["body"])
+      return key, openai_compatible.read(response["body"], self._key)
     except (LookupError, TypeError, AttributeError) as e:
       raise batch_server.LineFailed(key, f"no readable answer: {type(e).__name__}") from e
 

@@ -51,23 +51,24 @@ class OpenAICompatible:
       except self._openai.APIConnectionError as e:
         message = self._key.cover(f"{type(e).__name__}: {e.message}")
         raise protocol.lost(where, f"no connection: {message}", e) from None
-      return read(json.loads(answered))
+      return read(json.loads(answered), self._key)
 
   async def close(self) -> None:
     await self._client.close()
 
 
-def read(completion: Mapping[str, Any]) -> protocol.Answer:
+def read(completion: Mapping[str, Any], key: protocol.Secret) -> protocol.Answer:
   """The answer in a `ChatCompletion` as JSON has it; raises LookupError, TypeError or AttributeError without one."""
   first, usage = completion["choices"][0], completion.get("usage") or {}
-  prompt = usage.get("prompt_tokens")
-  return protocol.Answer(
-    first["message"].get("content") or "",
+  content = first["message"].get("content") or ""
+  if isinstance(content, list):
+    content = "".join(part["text"] for part in content if part.get("type") == "text")
+  return protocol.answer(
+    key, content,
     # Servers that give no reason give whole answers.
     _FINISH.get(first.get("finish_reason") or "stop", "other"),
-    prompt,
-    protocol.output_tokens(usage.get("completion_tokens"), prompt, usage.get("total_tokens")),
-    completion.get("model"),
+    prompt_tokens=usage.get("prompt_tokens"), output_tokens=usage.get("completion_tokens"),
+    total_tokens=usage.get("total_tokens"), model=completion.get("model"),
   )
 
 

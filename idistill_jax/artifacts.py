@@ -8,6 +8,7 @@ worked on in a local folder that stands for it; see `store`.
 """
 
 import collections
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -22,7 +23,7 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import config as config_lib
-from idistill_jax import processes
+from idistill_jax import locks, processes
 from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
@@ -205,15 +206,24 @@ class Workdir:
     manifest = other.manifest(stage.name)
     if manifest is None or manifest["key"] != self.key(stage, cfg):
       return False
-    aside = self._working_folder(stage.name, "taken")
-    shutil.rmtree(aside)
-    shutil.copytree(other.folder(stage.name), aside, copy_function=_link)
-    self._store.commit(aside.name, stage.name, last=MANIFEST)
+    with self._alone(stage):
+      aside = self._working_folder(stage.name, "taken")
+      shutil.rmtree(aside)
+      shutil.copytree(other.folder(stage.name), aside, copy_function=_link)
+      self._store.commit(aside.name, stage.name, last=MANIFEST)
     return True
 
+  def _alone(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
+    return locks.alone(self.root / f".{stage.name}.lock", f"{self.stated}/{stage.name}")
+
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
-    """Runs the stage and commits its folder; returns the manifest."""
+    """Runs the stage and commits its folder; returns the manifest; raises BusyError where another run is at it."""
     inputs = self.inputs(stage, cfg)
+    with contextlib.ExitStack() as held:
+      processes.once(lambda: held.enter_context(self._alone(stage)), f"the lock of {stage.name}")
+      return self._execute(stage, cfg, inputs)
+
+  def _execute(self, stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     key = processes.once(lambda: self.key(stage, cfg), f"the key of {stage.name}")
     out = self.root / processes.once(lambda: self._working_folder(stage.name, key).name)
     out.mkdir(parents=True, exist_ok=True)
@@ -279,16 +289,12 @@ def _link(source: str, target: str) -> None:
 
 
 def _read_seconds(out: pathlib.Path) -> float:
-  path = out / "seconds"
-  return float(path.read_text()) if path.exists() else 0.0
+  return float((out / "seconds").read_text()) if (out / "seconds").exists() else 0.0
 
 
 def _versions() -> dict[str, str]:
-  names = ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann")
   found = {}
-  for name in names:
-    try:
+  for name in ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      continue
   return found

@@ -32,9 +32,11 @@ LAYERS = (
   ("artifacts",),
   ("processes", "store"),
   ("validation", "peers"),
-  ("config", "extras"),
+  ("config", "extras", "locks"),
 )
-WITHOUT_JAX = ("progress", "config", "validation", "peers", "processes", "store", "artifacts", "records", "cli", "llm")
+WITHOUT_JAX = (
+  *("progress", "config", "validation", "peers", "processes", "store", "locks", "artifacts", "records", "cli", "llm"),
+)
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 # Files and functions (`path::name`) that are longer, each with its reason.

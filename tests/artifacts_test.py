@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from idistill_jax import artifacts, config
+from idistill_jax import artifacts, config, locks
 
 
 class Counted:
@@ -158,6 +158,20 @@ def test_killed_stage_continues_in_its_own_folder(tmp_path: pathlib.Path) -> Non
   assert start(tmp_path, kill_at=9, seed=0) == 0
   assert workdir.manifest("first") == first, "what was finished is not made again"
   assert (workdir.folder("second") / "log").read_text() == "0 1 2 3 "
+
+
+def test_one_run_at_a_time_is_at_a_stage(tmp_path: pathlib.Path) -> None:
+  workdir, cfg = artifacts.Workdir(tmp_path), config.Config(name="t")
+
+  def run(job: artifacts.Job) -> None:
+    (job.out / "work").write_text("begun")
+    with pytest.raises(locks.BusyError, match=rf"{tmp_path}/one: another run is at work"):
+      artifacts.Workdir(tmp_path).execute(stage, config.Config(name="t", seed=5))
+    assert (job.out / "work").exists(), "nothing of what is being made was swept away"
+
+  stage = artifacts.Stage(name="one", reads=(), config=("seed",), run=run)
+  workdir.execute(stage, cfg)
+  workdir.execute(artifacts.Stage(name="one", reads=(), config=("seed",), run=lambda job: None), cfg)
 
 
 def test_killed_stage_of_another_config_is_not_continued(tmp_path: pathlib.Path) -> None:

@@ -74,7 +74,7 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   (workdir.root / ".labels-4567").mkdir()
   assert of(workdir)["labels"].note.startswith("last written")
   with cache.AnswerCache(workdir.cache / session.CACHE) as answers:
-    answers.put_rows([(f"{i}", "openai", model, "{}", "q", "[]", "", "stop", 300_000, 10_000, 0.0)
+    answers.put_rows([(f"{i}", "openai", model, "{}", "q", "[]", "", "stop", 300_000, 10_000, 0.0, None)
                       for i, model in enumerate(["mine", "mine", "another"])])
     assert of(workdir)["labels"].note.startswith("2 answers so far, $1.40; last written")
 

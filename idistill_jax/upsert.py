@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from idistill_jax import artifacts, cli, records, search
 from idistill_jax import config as config_lib
@@ -41,9 +41,12 @@ def upsert(
   old.inputs(search.STAGE, cfg)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
-  new = [passage for passage in files.read_passages(pathlib.Path(path)) if passage.full_text.strip()]
+  read = list(files.read_passages(pathlib.Path(path)))
+  new = [passage for passage in read if passage.full_text.strip()]
   if not new:
     raise ValueError(f"{path}: no passage with a text")
+  if len(new) < len(read):
+    logging.warning("%s: %d passages without text are left out", path, len(read) - len(new))
 
   part = artifacts.Workdir(into.with_name(f".{into.name}-part"))
   shutil.rmtree(part.root, ignore_errors=True)

@@ -106,6 +106,20 @@ def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
     compact.truncated(corpus, 64)
 
 
+def test_models_that_leave_lengths_alone_keep_them(corpus, tmp_path):
+  random = np.random.default_rng(0)
+  long = corpus[:600] * random.uniform(1, 30, (600, 1)).astype(np.float32)
+  by_name = {(one["dimensions"], one["precision"]): one["recall@10 of exact"]
+             for one in compact.options(long, names(600), clustered(30, seed=1), 10)}
+  assert by_name[32, "float32"] == 1.0 and by_name[32, "int8"] > 0.9
+  np.testing.assert_array_equal(compact.truncated(long, 16), long[:, :16])
+  np.testing.assert_allclose(np.linalg.norm(compact.truncated(corpus, 16), axis=1), 1.0, atol=1e-5)
+  index.write(tmp_path, long[:500], names(500), config.Index(kind="exact"), long[:0])
+  all_ids = index.upsert(tmp_path, names(500), names(600)[499:], long[499:])
+  np.testing.assert_array_equal(index.open_exact(tmp_path, all_ids).search(clustered(5), 20).rows,
+                                exact.Exact(long, names(600)).search(clustered(5), 20).rows)
+
+
 def test_scores_are_the_inner_products(corpus, built):
   queries = clustered(5, seed=2)
   found = built.search(queries, 7)

@@ -178,6 +178,15 @@ def test_gzipped_files_give_the_same(tmp_path):
   assert dataclasses.replace(one, passages=()) == dataclasses.replace(other, passages=())
 
 
+def test_what_is_judged_in_two_splits_is_held_out_and_measured_by_its_own_file(tmp_path):
+  header = "query-id\tcorpus-id\tscore\n"
+  found = beir.load(folder_with(
+    tmp_path / "x", qrels_test=f"{header}q1\tp2\t1\n", qrels_train=f"{header}q1\tp1\t1\nq2\tp2\t1\n"
+  ))  # fmt: skip
+  assert found.qrels == {"test": {"q1": {"p2": 1}}, "train": {"q2": {"p2": 1}}}
+  assert [(drop.reason, drop.what) for drop in found.drops] == [("judgement in train of a query of test", "q1 p1")]
+
+
 def test_a_stated_split_goes_before_judgements(tmp_path):
   queries = '{"_id": "q1", "text": "t", "metadata": {"split": "dev"}}\n'
   found = beir.load(folder_with(tmp_path / "x", queries=queries))
@@ -376,6 +385,19 @@ def test_a_long_field_and_a_lone_carriage_return_are_read(tmp_path):
   assert [len(p.text) for p in files.read_passages(tmp_path / "p.tsv")] == [200_000, 3]
 
 
+def test_a_blank_split_is_none_and_one_split_has_one_file(tmp_path):
+  qrels = "query-id\tcorpus-id\tscore\nq1\t1\t1\n"
+  corpus, questions = '1\t"A" and "B"\n', "id\ttext\tsplit\nq1\ta\t\nq2\tb\tdev\n"
+  cfg = files_config(tmp_path / "a", "tsv", corpus_tsv=corpus, queries_tsv=questions, qrels__test_tsv=qrels)
+  found = corpora.SOURCES["tsv"].load(cfg)
+  assert [(query.id, query.split) for query in found.queries] == [("q1", "test"), ("q2", "dev")]
+  assert [passage.text for passage in found.passages] == ['"A" and "B"']
+  cfg = files_config(tmp_path / "b", "tsv", corpus_tsv=corpus, queries_tsv=questions, qrels__test_tsv=qrels,
+                     qrels__test_txt="q1 0 1 1\n")
+  with pytest.raises(collection.CollectionError, match=r"test.tsv and test.txt both hold judgements of test: remove"):
+    corpora.SOURCES["tsv"].load(cfg)
+
+
 @pytest.mark.parametrize(
   ("name", "text", "error"),
   [
@@ -508,9 +530,19 @@ def test_ids_of_ir_datasets(tmp_path, monkeypatch):
     monkeypatch.setitem(ir_datasets.registry._registered, f"mine/{split}", dataset)
   found = irds.load(config.Collection(source="ir_datasets", path="mine/train, mine/dev"))
   assert [p.id for p in found.passages] == ["d1", "d2"]
-  assert [(q.id, q.split) for q in found.queries] == [("t1", "train"), ("q1", "dev")]
+  assert {q.id: q.split for q in found.queries} == {"t1": "train", "q1": "dev"}
   assert found.qrels["dev"] == {"q1": {"d1": 1}}
-  assert [d.what for d in found.drops if d.reason == "judgement of an unknown passage"] == ["t1 d9", "q1 d9"]
+  unknown = [drop.what for drop in found.drops if drop.reason == "judgement of an unknown passage"]
+  assert sorted(unknown) == ["q1 d9", "t1 d9"]
+  # What both have is held out; nothing of it is trained on.
+  (tmp_path / "train.tsv").write_text("t1\twords of t1\nq1\twords of q1\n")
+  (tmp_path / "train.qrels").write_text("t1 0 d1 1\nq1 0 d2 1\n")
+  shared = irds.load(config.Collection(source="ir_datasets", path="mine/train, mine/dev"))
+  assert {query.id: query.split for query in shared.queries} == {"t1": "train", "q1": "dev"}
+  assert shared.qrels["dev"] == {"q1": {"d1": 1}} and shared.qrels["train"] == {"t1": {"d1": 1}}
+  (tmp_path / "train.qrels").write_text("t1 0 d1 1\nt1 0 d1 0\n")
+  with pytest.raises(collection.CollectionError, match=r"mine/train: the pair t1 d1 is judged 1 and 0"):
+    irds.load(config.Collection(source="ir_datasets", path="mine/train"))
   (tmp_path / "docs.tsv").write_text("d1\tfirst text\nd2\tsecond text\nd1\tagain\n")
   with pytest.raises(collection.CollectionError, match=r"mine/dev: doc 3: the id 'd1' stands in mine/dev: doc 1"):
     irds.load(config.Collection(source="ir_datasets", path="mine/dev"))

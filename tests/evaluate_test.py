@@ -60,6 +60,12 @@ def test_another_systems_run_is_measured_as_it_is(tmp_path):
   assert "distilled vs initial" in found["tests"] and "answer@1" not in found["tests"]["distilled vs initial"]
 
 
+def test_a_run_of_other_queries_is_refused(tmp_path):
+  theirs = {"bing": runs.from_order({"Q0": ["p1"], "Q1": ["p2"]})}
+  with pytest.raises(runs.RunError, match=r"bing has no results for any of the 2 measured queries, such as 'q0'.*'Q0'"):
+    written(prepared(tmp_path), theirs, QRELS)
+
+
 def test_one_query_has_means_and_no_tests(tmp_path):
   found = written(prepared(tmp_path), {}, {"q0": {"p9": 1}})
   assert found["systems"]["distilled"]["MRR@10"] == 1.0

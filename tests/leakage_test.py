@@ -47,11 +47,28 @@ def test_other_questions_are_none(text):
     ("flights from Paris", "flights to Paris", False),
     ("is it safe to swim there", "is it not safe to swim there", False),
     ("is it", "it is there", False),
+    ("the capital city of France", "the capitol city of France", True),
+    ("colour of the sky", "color of the sky", True),
+    ("merge two sorted iterables", "merge two sorted iterable", True),
+    ("a café in Paris", "a cafe in Paris", True),
+    ("what's the capital of France", "what is the capital of France", True),
+    ("parse a string", "pause a string", False),
+    ("import a module", "export a module", False),
+    ("games of 2014", "games of 2018", False),
+    ("a list of bytes", "a list of byte strings", False),
   ],
 )  # fmt: skip
-def test_stop_words_may_be_added_and_symbols_may_not_differ(test, train, same):
+def test_a_slip_a_stop_word_and_an_accent_make_no_other_question_and_symbols_do(test, train, same):
   found = leakage.check(queries("test", test), queries("train", "something else", train), {}, [], 1)
   assert [one[:2] for one in found.duplicates] == ([("test0", "train1")] if same else [])
+
+
+def test_without_judgements_nothing_is_said_of_passages():
+  ranking = records.RankedList(query_id="train0", passage_ids=("p", "o"), status="complete")
+  unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranking], 1)
+  assert unknown.as_json()["test_passages_ranked_first_in_training"] is None and not unknown.warnings
+  known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranking], 1)
+  assert known.as_json()["test_passages_ranked_first_in_training"] == 1
 
 
 def test_more_queries_than_a_block_and_none_at_all():

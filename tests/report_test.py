@@ -218,6 +218,41 @@ def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(workdir,
   assert "judged passage: " in text and "holds an answer" not in text
 
 
+def test_a_query_that_a_measure_does_not_know_has_no_value(workdir, tmp_path):
+  shutil.copytree(workdir.root, tmp_path / "w")
+  path = tmp_path / "w" / "evaluate" / "per_query.csv"
+  path.write_text("query_id,system,MRR@10\nq1,distilled,0.5\nq2,distilled,\n")
+  assert gather.evaluation(artifacts.Workdir(tmp_path / "w")).per_query == {"distilled": {"q1": 0.5}}
+
+
+def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workdir, tmp_path):
+  without = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  (without.folder("collection") / "qrels" / "test.tsv").unlink()
+  example.write_records(without.folder("collection"), tables.ANSWERS, [
+    records.Answers(query_id=one.id, answers=("thing number 2",)) for one in QUERIES
+  ])
+  run = without.folder("evaluate") / "runs" / "distilled.trec"
+  first = run.read_text().split()
+  run.write_text(f"{first[0]} Q0 stranger 1 99 x\n" + run.read_text())
+  found = gather.gather(without)
+  assert any(one.passage_id == "stranger" for query in found.shown.queries for one in query.results["distilled"])
+  assert "stranger" in page.render(found)
+
+
+@pytest.mark.parametrize(("retriever", "said"), [
+  ({"teacher": "pairs", "direct_share": None}, False), ({"teacher": "pairs", "direct_share": 0.5}, True),
+  ({"teacher": "ranker", "direct_share": None}, True),
+])
+def test_lists_are_claimed_only_where_they_taught(workdir, tmp_path, retriever, said):
+  shutil.copytree(workdir.root, tmp_path / "w")
+  path = tmp_path / "w" / "train_retriever" / artifacts.MANIFEST
+  manifest = json.loads(path.read_text())
+  manifest["config"]["retriever"] = manifest["config"].get("retriever", {}) | retriever
+  path.write_text(json.dumps(manifest))
+  found = gather.gather(artifacts.Workdir(tmp_path / "w"))
+  assert ("LLM-ranked lists" in page.render(found)) is said
+
+
 @pytest.mark.parametrize(
   ("file", "content", "named"),
   [

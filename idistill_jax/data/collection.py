@@ -137,7 +137,12 @@ def _by_split(
       if query_id not in splits:
         dropped += [Drop("judgement of an unknown query", f"{query_id} {passage_id}") for passage_id in judged]
         continue
-      found = qrels[splits[query_id]].setdefault(query_id, {})
+      own = splits[query_id]
+      if source != own and query_id in judgements.get(own, {}):
+        # Whoever evaluates by the file of the query's own split must get what stands in it.
+        dropped += [Drop(f"judgement in {source} of a query of {own}", f"{query_id} {one}") for one in judged]
+        continue
+      found = qrels[own].setdefault(query_id, {})
       for passage_id, score in judged.items():
         if passage_id not in known:
           dropped.append(Drop("judgement of an unknown passage", f"{query_id} {passage_id}"))

@@ -205,4 +205,9 @@ def split_of(query_id: str, stated: str | None, judgements: Mapping[str, Qrels])
   if stated is not None:
     return stated
   holding = [split for split, qrels in judgements.items() if query_id in qrels]
-  return min(holding, key=lambda split: (_HELD_OUT_FIRST.get(split, 2), split), default="train")
+  return min(holding, key=held_out_first, default="train")
+
+
+def held_out_first(split: str) -> tuple[int, str]:
+  """To sort splits by: what is in several belongs to the first of them, as nothing of a test is trained on."""
+  return _HELD_OUT_FIRST.get(split, 2), split

@@ -20,7 +20,8 @@ class Claim:
 
 
 def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None) -> Claim:
-  """What the run showed, as strongly as its test allows and no more.  labels: the labelling's statuses."""
+  """What the run showed, as strongly as its test allows and no more.  labels: statuses of the labelling that
+  taught it, None where none did."""
   if evaluation is None:
     return Claim(
       headline="Nothing has been measured yet.", detail="The evaluate stage has not run.", verdict="undecided"

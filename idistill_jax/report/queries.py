@@ -101,7 +101,9 @@ def gather(
   wanted = {result.passage_id for query in shown for found in query.results.values() for result in found}
   passages = _passages(collection, wanted)
   if not has_judgements:
-    in_context = answers.InContext({one.id: one.answers for one in shown}, lambda one: passages[one].text)
+    # Another system may have found what the collection lacks.
+    texts = {one: passages[one].text if one in passages else "" for one in wanted}
+    in_context = answers.InContext({one.id: one.answers for one in shown}, texts.__getitem__)
     shown = [_by_answers(one, in_context) for one in shown]
   return Shown(
     queries=tuple(shown), left_out=len(every) - len(shown), evidence=JUDGED if has_judgements else ANSWERED,

@@ -1,7 +1,8 @@
 """Smaller vectors: their first dimensions alone, 8-bit integers, or both; and what that costs.
 
-Truncated vectors are scaled to unit length again, as cosines need it.  int8: each dimension is scaled by its largest
-absolute value over the corpus, so an inner product with a float query needs no other constant.
+Truncated unit vectors are scaled to unit length again, as cosines need it; where a model leaves lengths alone, they
+mean something.  int8: each dimension is scaled by its largest absolute value over the corpus, so an inner product with
+a float query needs no other constant.
 """
 
 import dataclasses
@@ -22,15 +23,17 @@ MEASURED_PASSAGES = 100_000
 
 
 def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
-  """The first dimensions at unit length, or the vectors as they are for None.
+  """The first dimensions, of unit vectors as unit vectors; the vectors as they are for None, or for all of them.
 
   Raises ValueError where there are fewer.
   """
-  if dimensions is None:
+  if dimensions is None or dimensions == vectors_NxE.shape[1]:
     return vectors_NxE
   if not 1 <= dimensions <= vectors_NxE.shape[1]:
     raise ValueError(f"index.dimensions is {dimensions}; the embeddings have {vectors_NxE.shape[1]}")
   cut = vectors_NxE[:, :dimensions]
+  if not np.allclose(np.linalg.norm(vectors_NxE, axis=1), 1.0, atol=1e-2):
+    return cut
   return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 

@@ -1,12 +1,14 @@
 """Did training see the test?  Queries of both splits that say the same, and test passages that training knew.
 
-A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, or where one
-is the other with stop words added.  Symbols that are no marks of a sentence must be the same: C++ is not C#.
+A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
+is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
+nothing.  Symbols that are no marks of a sentence must be the same: C++ is not C#.
 """
 
 import collections
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,24 +18,32 @@ from idistill_jax import records
 
 NEAR = 0.9
 GRAM = 5
+# Shorter words that differ by a letter are other words: of those with a letter more, and of those with another letter.
+_SHORTEST_LONGER, _SHORTEST_CHANGED = 4, 7
 # Test queries compared at a time: their overlaps with all training queries are held in memory.
 _BLOCK = 256
 EXAMPLES = 5
 # A word, or a symbol alone; marks of a sentence say nothing.
 _TOKEN = re.compile(r"""[^\W_]+|[^\w\s.,;:!?'"`()\[\]{}…‘’“”–—-]""")
+_SHORTENED_IS = re.compile(r"['’]s\b")
 # Without question words and negations, which turn a question into another.
 STOP_WORDS = frozenset(
   "a an the of in on at to for from by with is are was were be been do does did there it its".split()
 )
 
 
+Content = tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Leakage:
-  """duplicates: (test query id, training query id, overlap).  passages: judged right for a test query, and
-  ranked first by the LLM for a training one."""
+  """duplicates: (test query id, training query id, overlap).
+
+  passages: judged right for a test query, and ranked first by the LLM for a training one; None without judgements.
+  """
 
   duplicates: tuple[tuple[str, str, float], ...]
-  passages: tuple[str, ...]
+  passages: tuple[str, ...] | None
   test_queries: int
 
   def as_json(self) -> dict[str, object]:
@@ -41,8 +51,8 @@ class Leakage:
       "test_queries": self.test_queries,
       "near_duplicate_queries": len(self.duplicates),
       "examples": [list(one) for one in self.duplicates[:EXAMPLES]],
-      "test_passages_ranked_first_in_training": len(self.passages),
-      "passage_examples": list(self.passages[:EXAMPLES]),
+      "test_passages_ranked_first_in_training": None if self.passages is None else len(self.passages),
+      "passage_examples": list((self.passages or ())[:EXAMPLES]),
     }
 
   @property
@@ -77,9 +87,8 @@ def check(
   """
   right = {one for judged in qrels.values() for one, grade in judged.items() if grade >= relevant_from}
   first = {ranking.passage_ids[0] for ranking in rankings}
-  return Leakage(
-    duplicates=tuple(_duplicates(test, train)), passages=tuple(sorted(right & first)), test_queries=len(test)
-  )
+  passages = tuple(sorted(right & first)) if qrels else None
+  return Leakage(duplicates=tuple(_duplicates(test, train)), passages=passages, test_queries=len(test))
 
 
 def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -> list[tuple[str, str, float]]:
@@ -94,6 +103,7 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
   test_QxG, train_TxG = _grams(test_tokens, known), _grams(train_tokens, known)
   test_QxG.resize((len(test), len(known)))
   sizes_Q, sizes_T = (np.asarray(grams.sum(axis=1)).ravel() for grams in (test_QxG, train_TxG))
+  spelled = _spelled_otherwise(list(map(_content, test_tokens)), list(map(_content, train_tokens)))
   found = []
   for start in range(0, len(test), _BLOCK):
     shared_QxT = (test_QxG[start : start + _BLOCK] @ train_TxG.T).toarray()
@@ -103,6 +113,7 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
       near = np.flatnonzero(overlap_T >= NEAR).tolist()
       near = [one for one in near if _symbols(train_tokens[one]) == _symbols(mine)]
       near += [one for one in by_content.get(_content(mine), ()) if _one_holds_the_other(train_tokens[one], mine)]
+      near += spelled[start + row]
       if near:
         closest = max(near, key=overlap_T.__getitem__)
         found.append((test[start + row].id, train[closest].id, round(float(overlap_T[closest]), 4)))
@@ -111,16 +122,43 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
 
 def _tokens(text: str) -> list[str]:
   # Of a query that is nothing but marks, the marks are what it says.
-  return _TOKEN.findall(text.lower()) or [text.strip()]
+  letters = "".join(char for char in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(char))
+  return _TOKEN.findall(_SHORTENED_IS.sub(" is", letters)) or [text.strip()]
 
 
 def _symbols(tokens: Sequence[str]) -> list[str]:
   return [token for token in tokens if not token.isalnum()]
 
 
-def _content(tokens: Sequence[str]) -> tuple[str, ...]:
+def _content(tokens: Sequence[str]) -> Content:
   """What is not a stop word, in order: a list into a string is not a string into a list."""
   return tuple(token for token in tokens if token not in STOP_WORDS)
+
+
+def _spelled_otherwise(test: Sequence[Content], train: Sequence[Content]) -> dict[int, list[int]]:
+  """Test query -> training queries with the same content but for the spelling of one word."""
+  by_rest = collections.defaultdict(list)
+  for place, words in enumerate(test):
+    for i in range(len(words)):
+      by_rest[i, words[:i], words[i + 1 :]].append(place)
+  found: dict[int, list[int]] = collections.defaultdict(list)
+  for place, words in enumerate(train):
+    for i, word in enumerate(words):
+      for one in by_rest.get((i, words[:i], words[i + 1 :]), ()):
+        if _differ_by_a_slip(word, test[one][i]):
+          found[one].append(place)
+  return found
+
+
+def _differ_by_a_slip(one: str, other: str) -> bool:
+  """colour and color, iterable and iterables, capital and capitol; not pause and parse."""
+  shorter, longer = sorted((one, other), key=len)
+  if shorter == longer or shorter[0] != longer[0] or not (shorter + longer).isalpha():
+    return False
+  if len(shorter) == len(longer):
+    return len(shorter) >= _SHORTEST_CHANGED and sum(a != b for a, b in zip(shorter, longer, strict=True)) == 1
+  rests = (longer[:i] + longer[i + 1 :] for i in range(len(longer)))
+  return len(shorter) >= _SHORTEST_LONGER and shorter in rests
 
 
 def _one_holds_the_other(one: Sequence[str], other: Sequence[str]) -> bool:

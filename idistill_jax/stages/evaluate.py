@@ -163,10 +163,16 @@ def others(
 ) -> dict[str, runs.Run]:
   """Other systems' results of the measured queries, as they are; what the collection does not know is named.
 
-  A passage that it lacks keeps its place: without it those behind would move up.
+  A passage that it lacks keeps its place: without it those behind would move up.  Raises RunError for a run of other
+  queries.
   """
   found = {name: {query_id: every.get(query_id, {}) for query_id in ids} for name, every in theirs.items()}
   for name, run_of in found.items():
+    if not any(run_of.values()):
+      raise runs.RunError(
+        f"the run {name} has no results for any of the {len(ids):,} measured queries, such as {ids[0]!r}; "
+        f"it knows {next(iter(theirs[name]), 'none')!r}: are these the same queries?"
+      )
     for passage_id in sorted({one for results in run_of.values() for one in results if one not in passages}):
       job.drop(f"passage of {name} that the collection lacks (counts as wrong)", passage_id)
     for query_id, results in run_of.items():

@@ -5,6 +5,7 @@
 """
 
 import ast
+import itertools
 import json
 import pathlib
 import re
@@ -77,7 +78,7 @@ def read_questions(
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
   for row, item_id, text in _identified(path, QUESTION):
-    split = tables.split_of(item_id, jsonl.words(row, QUESTION["split"]), judgements)
+    split = tables.split_of(item_id, jsonl.words(row, QUESTION["split"]) or None, judgements)
     queries.append(records.Query(id=item_id, text=text, split=split))
     if found := accepted(row.where, jsonl.first(row, QUESTION["answers"])):
       answers[item_id] = found
@@ -144,9 +145,13 @@ def _file(folder: pathlib.Path, stem: str, ending: str) -> pathlib.Path:
 
 
 def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")])
+  found = [*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")]
+  return sorted(found, key=lambda path: (path.stem, path.suffix))
 
 
 def _judgements(folder: pathlib.Path) -> dict[str, tables.Qrels]:
   read = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
+  for split, paths in itertools.groupby(_qrels(folder), key=lambda path: path.stem):
+    if len(found := list(paths)) > 1:
+      raise collection.CollectionError(f"{found[0]} and {found[1].name} both hold judgements of {split}: remove one")
   return {path.stem: read[path.suffix](path) for path in _qrels(folder)}

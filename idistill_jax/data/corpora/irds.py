@@ -20,7 +20,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   datasets = {name: _package().load(name) for name in names}
   judgements: dict[str, tables.Qrels] = {}
   queries, repeated = {}, []
-  for name, dataset in datasets.items():
+  for name, dataset in sorted(datasets.items(), key=lambda one: tables.held_out_first(split_of(one[0]))):
     split = split_of(name)
     for query_id, query in _identified(name, "query", dataset.queries_iter) if dataset.has_queries() else ():
       if query_id in queries:
@@ -28,7 +28,11 @@ def load(cfg: config.Collection) -> collection.Collection:
       else:
         queries[query_id] = records.Query(id=query_id, text=query.default_text(), split=split)
     for one in dataset.qrels_iter() if dataset.has_qrels() else ():
-      judgements.setdefault(split, {}).setdefault(one.query_id, {})[one.doc_id] = int(one.relevance)
+      judged = judgements.setdefault(split, {}).setdefault(one.query_id, {})
+      if judged.setdefault(one.doc_id, int(one.relevance)) != int(one.relevance):
+        raise collection.CollectionError(
+          f"{name}: the pair {one.query_id} {one.doc_id} is judged {judged[one.doc_id]} and {one.relevance}"
+        )
   first = datasets[names[0]]
   if not first.has_docs():
     raise collection.CollectionError(f"{names[0]}: this id of ir_datasets has no documents")

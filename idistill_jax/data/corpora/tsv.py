@@ -51,6 +51,6 @@ def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool
 
 def _unquoted(field: str) -> str:
   """DPR writes texts as CSV does: in quotes, quotes inside doubled."""
-  if len(field) >= 2 and field[0] == field[-1] == '"':
+  if len(field) >= 2 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
     return field[1:-1].replace('""', '"')
   return field

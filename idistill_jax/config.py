@@ -257,7 +257,7 @@ class Index:
   """ScaNN beside exact search; `auto` is exact below 20,000 passages.
 
   ScaNN's settings follow from the corpus and are tuned until the index finds `recall_target` of exact search's
-  first `tuned_depth`, on at most `tuning_queries` training queries.
+  first `tuned_depth`, on at most `tuning_queries` queries of dev, or train.
   """
 
   kind: Literal["auto", "exact", "scann"] = "auto"

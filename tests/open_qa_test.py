@@ -1,6 +1,6 @@
-"""The paper's settings on a slice: configs/nq.py and trivia_qa.py from questions to answers, with servers of our own.
+"""Settings for collections that are not on this machine, on a slice of our own: nq, trivia_qa and msmarco, every stage.
 
-Real: config, every stage, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
+Real: config, stages, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
 """
 
 import importlib.util
@@ -91,3 +91,35 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   assert report.evaluation.main_measure == "answer@20" and report.reader.main_measure == "F1"
   assert report.shown.queries[0].answers and report.shown.queries[0].said
   assert "Answers of a reader" in (workdir.root / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_ms_marco_learns_from_rankings_made_elsewhere(tmp_path, monkeypatch, tiny_weights):
+  ir_datasets = pytest.importorskip("ir_datasets", reason="the extra `datasets` is not installed")
+  places = random.Random(0).sample(PLACES, len(PLACES))
+  docs = (f"{place}\tThe town of {place} is known for its mills.\n" for place in places)
+  (tmp_path / "docs.tsv").write_text("".join(docs))
+  train, test = "msmarco-passage/train/judged", "msmarco-passage/trec-dl-2020/judged"
+  for name, asked, grade in ((train, places[:24], 1), (test, places[24:], 3)):
+    queries, qrels = tmp_path / f"{grade}.tsv", tmp_path / f"{grade}.qrels"
+    queries.write_text("".join(f"q-{place}\twhat is {place} known for\n" for place in asked))
+    qrels.write_text("".join(f"q-{place} 0 {place} {grade}\nq-{place} 0 {places[0]} 0\n" for place in asked[1:]))
+    dataset = ir_datasets.create_dataset(
+      docs_tsv=str(tmp_path / "docs.tsv"), queries_tsv=str(queries), qrels_trec=str(qrels)
+    )
+    monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
+  lines = [
+    {"qid": f"q-{place}", "ranking": [place, *random.Random(place).sample(places[24:], 9)]} for place in places[:24]
+  ]
+  (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  cfg = config_test.load("msmarco")
+  cfg.collection.rankings = str(tmp_path / "rankings.jsonl")
+  cfg.encoder.weights, cfg.encoder.tokens_per_step, cfg.ranker.epochs = tiny_weights, 2048, 1
+  cfg.ranker.passages_per_list = cfg.retriever.passages_per_list = 6
+  cfg.candidates.depth, cfg.scores.depth, cfg.evaluate.rerank_depth, cfg.evaluate.resamples = 20, 6, 5, 200
+  workdir = artifacts.Workdir(tmp_path / "w")
+  pipeline.run(cli.Runner(cfg, workdir, ()))
+  assert workdir.manifest("labels")["counts"]["made_elsewhere"] == 24
+  metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
+  assert metrics["queries"] == len(places) - 24 - 1 and metrics["relevant_from"] == 2
+  assert metrics["systems"]["bm25"]["MRR@10"] == 1.0 > metrics["systems"]["initial"]["MRR@10"]

@@ -3,7 +3,7 @@
     python -m idistill_jax.stages.index --config=configs/quickstart.py --workdir=runs/quickstart
 
 collection, train_retriever -> passages.npy ([P, E], collection order), and scann/ where ScaNN is used: tuned to
-`index.recall_target` on training queries.
+`index.recall_target` on queries of dev, and of train where there are too few.
 """
 
 from idistill_jax import artifacts, cli, processes, sharding
@@ -15,11 +15,12 @@ from idistill_jax.train import inference
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
-  # ScaNN is tuned on training queries: those that it is measured on are not for that.
-  train = tables.load_queries(job.inputs["collection"]).of_split("train")[: job.cfg.index.tuning_queries]
+  # Of those that the retriever learned from it finds more than of others, and those of test are for measuring.
+  queries = tables.load_queries(job.inputs["collection"])
+  tuned_on = [*queries.of_split("dev"), *queries.of_split("train")][: job.cfg.index.tuning_queries]
   if index.choose(job.cfg.index.kind, len(passages)) == "exact":
-    train = ()
-  queries_QxE = retriever.encode_queries([query.text for query in train])
+    tuned_on = []
+  queries_QxE = retriever.encode_queries([query.text for query in tuned_on])
   passages_PxE = retriever.encode_passages(passages.texts)
   write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,
                               sharding.local_mesh(job.cfg.mesh))

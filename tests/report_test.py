@@ -245,10 +245,7 @@ def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workd
 ])
 def test_lists_are_claimed_only_where_they_taught(workdir, tmp_path, retriever, said):
   shutil.copytree(workdir.root, tmp_path / "w")
-  path = tmp_path / "w" / "train_retriever" / artifacts.MANIFEST
-  manifest = json.loads(path.read_text())
-  manifest["config"]["retriever"] = manifest["config"].get("retriever", {}) | retriever
-  path.write_text(json.dumps(manifest))
+  (tmp_path / "w" / "config.json").write_text(json.dumps({"retriever": retriever}))
   found = gather.gather(artifacts.Workdir(tmp_path / "w"))
   assert ("LLM-ranked lists" in page.render(found)) is said
 

@@ -44,6 +44,14 @@ def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None
   return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
 
 
+def taught_by_lists(settings: Mapping[str, str]) -> bool:
+  """Whether what is measured as distilled has any part in it that learned from the LLM's rankings.
+
+  settings: see `gather.settings`.
+  """
+  return settings.get("retriever.teacher") != '"pairs"' or settings.get("retriever.direct_share", "null") != "null"
+
+
 def leak(found: Mapping[str, Any]) -> str | None:
   """What must be said before anything else: training saw queries of the test.  None where it saw none."""
   number = int(found.get("near_duplicate_queries") or 0)

@@ -106,7 +106,6 @@ class Report:
   reader: Evaluation | None
   trainings: tuple[Training, ...]
   labels: Mapping[str, Any] | None
-  taught_by_lists: bool
   shown: queries.Shown
 
   @property
@@ -131,7 +130,6 @@ def gather(workdir: artifacts.Workdir) -> Report:
     reader=evaluation(workdir, "answer"),
     trainings=tuple(filter(None, (_training(workdir, name) for name in TRAININGS))),
     labels=labels(workdir),
-    taught_by_lists=taught_by_lists(workdir),
     shown=shown,
   )
 
@@ -181,13 +179,6 @@ def labels(workdir: artifacts.Workdir) -> dict[str, Any] | None:
   return _read_json(workdir.folder("labels") / "statuses.json")
 
 
-def taught_by_lists(workdir: artifacts.Workdir) -> bool:
-  """Whether what is measured as distilled has any part in it that learned from the LLM's rankings."""
-  manifest = workdir.manifest("train_retriever")
-  retriever = (manifest or {}).get("config", {}).get("retriever", {})
-  return retriever.get("teacher") != "pairs" or retriever.get("direct_share") is not None
-
-
 def _comparison(found: Mapping[str, Any]) -> Comparison:
   low, high = found["ci95"]
   relative = found.get("relative")
@@ -215,9 +206,8 @@ def _per_query(path: pathlib.Path, measure: str) -> dict[str, dict[str, float]]:
     if missing:
       raise ReportError(f"{path}: the columns {', '.join(sorted(missing))} are missing; run evaluate again")
     for row in rows:
-      # Of a query that the measure does not know, as one without answers.
       if row[measure] == "":
-        continue
+        continue  # a query that the measure does not know, as one without answers
       try:
         values.setdefault(row["system"], {})[row["query_id"]] = float(row[measure])
       except (TypeError, ValueError):

@@ -16,6 +16,7 @@ from collections.abc import Collection
 import fsspec
 from absl import logging
 from etils import epath
+from fsspec.implementations import local
 
 LEASE_SECONDS = 60.0
 _BEATS = 6
@@ -49,7 +50,7 @@ class Leases:
       return False
     path = f"{self._base}/{piece}.{max(numbers) + 1 if numbers else 0}.lease"
     try:
-      self._fs.pipe_file(path, self._said(), mode="create")
+      self._create(path)
     except FileExistsError:
       return False
     self._held[piece] = path
@@ -61,6 +62,15 @@ class Leases:
       self.give_back(piece)
       return False
     return True
+
+  def _create(self, path: str) -> None:
+    """Raises FileExistsError for all workers but one."""
+    if isinstance(self._fs, local.LocalFileSystem):
+      # fsspec looks whether the file is there, and then opens it: two workers may both find it is not.
+      with open(path, "xb") as lease:
+        lease.write(self._said())
+    else:
+      self._fs.pipe_file(path, self._said(), mode="create")
 
   def give_back(self, piece: str) -> None:
     with self._writing:

@@ -291,6 +291,7 @@ def test_the_form_asked_for_is_read_as_all_others_are(numbers):
   assert parse.parse(text, 8) == as_others
 
 
+@settings(max_examples=100, deadline=None)
 @given(
   st.integers(1, 30).flatmap(lambda n: st.permutations(range(n))),
   st.sampled_from([" > ", ">", ", ", "\n", " >\n"]),

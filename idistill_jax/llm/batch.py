@@ -111,7 +111,7 @@ class Batch:
       for line in path.read_bytes().splitlines():
         written[hash(line)] += 1
         holding[hash(line)] = path
-    hashes = {key: hash(self._line(key)) for key in rest}
+    hashes = {key: hash(self._line(key, self._asked(key))) for key in rest}
     fresh = [key for key in rest if written[hashes[key]] <= len(self._failures.get(key, ()))]
     paths = {holding[hashes[key]] for key in set(rest).difference(fresh)}
     paths |= {path for path, _ in self._write(folder, fresh, _next_number(folder.iterdir()))}
@@ -125,8 +125,8 @@ class Batch:
     assert request is not None
     return request
 
-  def _line(self, key: str) -> bytes:
-    return json.dumps(self._server.line(key, self._asked(key)), ensure_ascii=False).encode()
+  def _line(self, key: str, request: protocol.Request) -> bytes:
+    return json.dumps(self._server.line(key, request), ensure_ascii=False).encode()
 
   def _write(
     self, folder: pathlib.Path, rest: Sequence[str], first: int
@@ -141,13 +141,14 @@ class Batch:
     lines: list[bytes] = []
     size, bound = 0, budget_lib.Usage(0, 0)
     for key in rest:
-      line = self._line(key) + b"\n"
+      request = self._asked(key)
+      line = self._line(key, request) + b"\n"
       if lines and (len(lines) == MOST_LINES or size + len(line) > MOST_BYTES):
         yield lines, bound
         lines, size, bound = [], 0, budget_lib.Usage(0, 0)
       lines.append(line)
       size += len(line)
-      bound += asking.bound(self._asked(key).prompt, self._max_output_tokens)
+      bound += asking.bound(request.prompt, self._max_output_tokens)
     if lines:
       yield lines, bound
 

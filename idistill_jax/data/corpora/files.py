@@ -5,7 +5,6 @@
 """
 
 import ast
-import itertools
 import json
 import pathlib
 import re
@@ -145,13 +144,13 @@ def _file(folder: pathlib.Path, stem: str, ending: str) -> pathlib.Path:
 
 
 def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
-  found = [*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")]
-  return sorted(found, key=lambda path: (path.stem, path.suffix))
+  return sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")])
 
 
 def _judgements(folder: pathlib.Path) -> dict[str, tables.Qrels]:
   read = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
-  for split, paths in itertools.groupby(_qrels(folder), key=lambda path: path.stem):
-    if len(found := list(paths)) > 1:
-      raise collection.CollectionError(f"{found[0]} and {found[1].name} both hold judgements of {split}: remove one")
-  return {path.stem: read[path.suffix](path) for path in _qrels(folder)}
+  found: dict[str, pathlib.Path] = {}
+  for path in _qrels(folder):
+    if (other := found.setdefault(path.stem, path)) is not path:
+      raise collection.CollectionError(f"{other} and {path.name} both hold judgements of {path.stem}: remove one")
+  return {split: read[path.suffix](path) for split, path in found.items()}

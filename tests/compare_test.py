@@ -11,6 +11,7 @@ import pytest
 import report_workdir
 
 from idistill_jax import artifacts, records
+from idistill_jax.data import example, tables
 from idistill_jax.report import compare, gather, page
 from idistill_jax.retrieval import significance
 
@@ -75,18 +76,29 @@ def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path)
 
 def test_equal_query_ids_of_another_collection_are_no_pairs(runs, tmp_path):
   other = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "other"))
-  path = other.folder("collection") / artifacts.MANIFEST
-  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "another"}))
+  asked = [records.Query(id=one.id, text=f"what is {one.text}", split=one.split) for one in QUERIES]
+  example.write_records(other.folder("collection"), tables.QUERIES, asked)
   graded = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "graded"))
   path = graded.folder("evaluate") / "metrics.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"relevant_from": 2, "split": "dev"}))
   found = compare.gather_runs([runs[0].root, other.root, graded.root, runs[2].root], resamples=100)
   assert [run.test is None for run in found.runs] == [True, True, True, False]
   assert compare.notes(found) == [
-    "other is not tested against lists100: other collection.",
-    "graded is not tested against lists100: other split, lowest relevant grade.",
+    "other is not tested against lists100: other judgements.",
+    "graded is not tested against lists100: other split, lowest relevant grade, judgements.",
   ]
   assert "other is not tested against lists100" in page.render_comparison(found)
+
+
+def test_a_collection_that_differs_in_what_taught_alone_is_paired(runs, tmp_path):
+  taught = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "taught"))
+  folder = taught.folder("collection")
+  path = folder / artifacts.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "with rankings of another LLM"}))
+  more = records.Query(id="t0", text="a training query", split="train")
+  example.write_records(folder, tables.QUERIES, [*QUERIES, more])
+  found = compare.gather_runs([runs[0].root, taught.root], resamples=100)
+  assert found.runs[1].test is not None and not compare.notes(found)
 
 
 def test_what_all_runs_have_measured_is_compared(runs, tmp_path):

@@ -1,11 +1,13 @@
 """Several workdirs -> one table: what their configs differ in, what came of it, and whether that is chance."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from idistill_jax import artifacts
+from idistill_jax.data import tables
 from idistill_jax.report import claims, figures, gather
 from idistill_jax.retrieval import significance
 
@@ -110,11 +112,28 @@ def _main(evaluations: Mapping[str, gather.Evaluation]) -> str:
 def _basis(workdir: artifacts.Workdir, evaluation: gather.Evaluation) -> dict[str, object]:
   """What runs must share for their queries to be pairs: ids alone are equal by chance (q0, q1, ...)."""
   return {
-    "collection": (workdir.manifest("collection") or {}).get("key"),
     "split": evaluation.split,
     "lowest relevant grade": evaluation.relevant_from,
+    "judgements": _judged(workdir, evaluation.split),
     "queries": evaluation.per_query.get(gather.AFTER, {}).keys(),
   }
+
+
+def _judged(workdir: artifacts.Workdir, split: str) -> str:
+  """Content hash of what the split is measured by: queries, judgements, accepted answers, number of passages.
+
+  Why not the collection's key: other training queries, and LLM rankings that came with it, are what runs differ in.
+  """
+  folder = workdir.folder("collection")
+  queries = tables.load_queries(folder).of_split(split)
+  accepted = tables.load_answers(folder)
+  judgements = folder / "qrels" / f"{split}.tsv"
+  found = (
+    [(query.id, query.text, accepted.get(query.id)) for query in queries],
+    judgements.read_text(encoding="utf-8") if judgements.exists() else None,
+    ((workdir.manifest("collection") or {}).get("counts") or {}).get("passages"),
+  )
+  return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def _tests(

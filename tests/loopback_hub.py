@@ -1,7 +1,7 @@
 """A small HTTP server on 127.0.0.1 that takes commits as the Hugging Face Hub does; the real client talks to it.
 
 It speaks the part that a commit of small files needs: whoami, create, validate-yaml, preupload (every file "regular",
-so no large-file store is asked for) and commit.
+so no large-file store is asked for) and commit.  What was committed can be listed and fetched, file by file.
 """
 
 import base64
@@ -9,9 +9,12 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import urllib.parse
 from typing import Any
 
 import loopback
+
+COMMIT = "0" * 40
 
 
 @dataclasses.dataclass
@@ -38,7 +41,28 @@ class LoopbackHub(loopback.Loopback):
         self.reply(*outer.post(self.path.partition("?")[0], body, self.headers))
 
       def do_GET(self):
-        self.reply(*outer.get(self.path.partition("?")[0], self.headers))
+        path = urllib.parse.unquote(self.path.partition("?")[0])
+        if "/resolve/" in path:
+          self.fetch(path)
+        else:
+          self.reply(*outer.get(path, self.headers))
+
+      def do_HEAD(self):
+        self.fetch(urllib.parse.unquote(self.path.partition("?")[0]))
+
+      def fetch(self, path: str):
+        outer.asked.append(path)
+        name, _, rest = path.strip("/").partition("/resolve/")
+        files = outer.repositories[name].files if outer.allows(self.headers) and name in outer.repositories else {}
+        found = files.get(rest.partition("/")[2])
+        if found is None:
+          self.send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+          return
+        etag = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(found).hexdigest()}"'}
+        if self.command == "HEAD":
+          self.send(200, b"", etag | {"Content-Length": str(len(found))})
+        else:
+          self.send(200, found, etag)
 
       def reply(self, status: int, value: Any):
         self.send(status, json.dumps(value).encode())
@@ -56,10 +80,16 @@ class LoopbackHub(loopback.Loopback):
       return 401, {"error": "Invalid username or password."}
     if path == "/api/whoami-v2":
       return 200, {"name": "owner", "type": "user", "orgs": []}
+    name, tree, folder = path.removeprefix("/api/models/").partition("/tree/")
+    if tree and name in self.repositories:
+      inside = {file: content for file, content in self.repositories[name].files.items()
+                if file.startswith(folder.partition("/")[2])}
+      return 200, [{"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                   for file, content in inside.items()]
     name = path.removeprefix("/api/models/").partition("/revision")[0]
     if name in self.repositories:
       files = [{"rfilename": file} for file in self.repositories[name].files]
-      return 200, {"id": name, "sha": "0" * 40, "siblings": files, "tags": [], "downloads": 0, "likes": 0}
+      return 200, {"id": name, "sha": COMMIT, "siblings": files, "tags": [], "downloads": 0, "likes": 0}
     return 404, {"error": f"{path} is not here"}
 
   def post(self, path: str, body: bytes, headers: Any) -> tuple[int, Any]:

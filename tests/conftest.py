@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import tempfile
 
 # Read by jax, tokenizers and TensorFlow when they are first imported, which is after this file.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +17,11 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["MPLBACKEND"] = "agg"
 
 import pytest
+
+# Where transformers copies a folder's own code before it imports it; workers that share one would get in each other's
+# way.
+CODE = tempfile.TemporaryDirectory(prefix="idistill_jax-code-")
+os.environ["HF_MODULES_CACHE"] = CODE.name
 
 
 def _weights(package: str, module: str) -> str:

@@ -176,8 +176,8 @@ class Optim:
 class Ranker:
   """Cross-encoder training on the LLM's order."""
 
-  # "pair_cosine" starts near the level of embedding weights, and only our code can read its export; "mean" starts from
-  # nothing, beside an added similarity, and CrossEncoder reads it; "classifier" is that of BERT's sequence classifiers.
+  # "pair_cosine" starts near the level of embedding weights, and its export carries code; "mean" starts from nothing,
+  # beside an added similarity, and CrossEncoder reads it as it is; "classifier" is that of BERT's sequence classifiers.
   head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.

@@ -19,6 +19,7 @@ from rich.text import Text
 from idistill_jax import artifacts, cli, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import similarity, tables
+from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, hits, index, rerank
 from idistill_jax.train import inference
 
@@ -69,11 +70,13 @@ class Searcher:
     self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
     self._initial = inference.load_retriever(one_question, None)
-    model = lambda load, cfg, name: load(*_model(cfg, exported.get(name), folders[f"train_{name}"]))
-    self._distilled = model(inference.load_retriever, one_question, "retriever")
-    self._ranker = model(inference.load_ranker, cfg, "ranker")
-    direct = cfg.ranker.start == "direct"
-    self._start = model(inference.load_retriever, one_question, "direct") if direct else self._initial
+    model = lambda load, cfg, name, stage: load(*_model(cfg, exported.get(name), folders[stage]))
+    self._distilled = model(inference.load_retriever, one_question, "retriever", "train_retriever")
+    self._ranker = model(inference.load_ranker, cfg, "ranker", "train_ranker")
+    # The one whose similarity is a term of the ranker's score; of the starting weights, one copy does.
+    self._start = self._initial
+    if cfg.ranker.start == "direct":
+      self._start = model(inference.load_retriever, one_question, "similarity", "train_direct")
     self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)
@@ -126,7 +129,8 @@ def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
   ):
     return {}
   folder = home.folder("export")
-  return {name: folder / name for name in ("retriever", "ranker", "direct") if (folder / name).is_dir()}
+  places = {"retriever": "retriever", "ranker": "ranker", "similarity": f"ranker/{weights.SIMILARITY}"}
+  return {name: folder / place for name, place in places.items() if (folder / place).is_dir()}
 
 
 def _model(

@@ -58,7 +58,7 @@ def world(request, tmp_path_factory) -> World:
   folder = tmp_path_factory.mktemp(request.param)
   export.export_retriever(retriever_params, retriever, folder / "retriever", cut=CUT, card="card\n")
   export.export_ranker(
-    ranker_params, ranker, folder / "ranker", head="classifier", cut=CUT, similarity_weight=None, card="card\n"
+    ranker_params, ranker, folder / "ranker", head="classifier", cut=CUT, similarity=None, card="card\n"
   )
   return World(retriever, retriever_params, ranker, ranker_params, folder)
 

@@ -1,10 +1,10 @@
 """Exported folders load without our code and give our numbers; the card says what the run did, and its code runs."""
 
-import copy
 import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -107,13 +107,10 @@ def test_sentence_transformer_gives_our_embeddings(run):
 
 
 def scores_by_the_cards_code(run: Run, queries: list[str], passages: list[str]) -> np.ndarray:
-  """The card's own lines, run with folders in place of the names they show."""
+  """The card's own lines, run with the folder in place of the name they show."""
   code = snippet(run.card("ranker"))
-  initial_folder = str(weights.resolve(run.cfg.encoder.weights))
-  in_place_of = {"path/to/ranker": str(run.folder("ranker")), "path/to/starting-weights": initial_folder}
-  for shown, folder in in_place_of.items():
-    assert f'"{shown}"' in code
-    code = code.replace(shown, folder)
+  assert '"path/to/ranker"' in code
+  code = code.replace("path/to/ranker", str(run.folder("ranker")))
   code = re.sub(r"queries = .*\npassages = .*", f"queries = {queries!r}\npassages = {passages!r}", code)
   names: dict = {}
   exec(code, names)
@@ -286,7 +283,7 @@ def test_licence_and_base_come_from_the_starting_weights(run, minilm_weights):
   changed = facts(run, cfg=dataclasses.replace(run.cfg, encoder=encoder), source=weights.resolve(minilm_weights))
   text = card.render("retriever", changed, "owner/name")
   assert "license: apache-2.0\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n" in text
-  assert 'SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")' in card.render("ranker", changed, "owner/name")
+  assert "license: apache-2.0\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n" in card.of_similarity(changed)
 
 
 @pytest.mark.parametrize("readme, licence", [
@@ -306,7 +303,7 @@ def test_source_without_a_tokenizer(run, tmp_path):
   (tmp_path / "config.json").write_text((network.source / "config.json").read_text())
   with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing"):
     export.export_ranker(network.initial(0), Elsewhere(network.table, tmp_path), tmp_path / "out", head="classifier",
-                         cut=export.Cut(query_tokens=8, passage_tokens=8), similarity_weight=None, card="")
+                         cut=export.Cut(query_tokens=8, passage_tokens=8), similarity=None, card="")
 
 
 @pytest.mark.parametrize("part, found", [
@@ -332,18 +329,76 @@ def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monke
   assert not list(tmp_path.iterdir())
 
 
-def test_the_retriever_that_a_ranker_starts_from_is_exported_with_it(run, tmp_path):
-  cfg = copy.deepcopy(run.cfg)
-  cfg.ranker.start = "direct"
-  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path,
+def exported_anew(run: Run, folder: pathlib.Path, **changes) -> pathlib.Path:
+  """The folder of a ranker whose config has these changes."""
+  cfg = dataclasses.replace(run.cfg, ranker=dataclasses.replace(run.cfg.ranker, **changes))
+  job = artifacts.Job(cfg=cfg, out=folder, cache=folder,
                       inputs={name: run.workdir.folder(name) for name in export_stage.STAGE.reads})
   export_stage.run(job)
-  assert (tmp_path / "direct" / "model.safetensors").exists()
-  card = (tmp_path / "ranker" / "README.md").read_text()
-  assert 'SentenceTransformer("path/to/direct")' in snippet(card)
-  assert "are averaged with" not in (tmp_path / "direct" / "README.md").read_text()
-  # The control: a ranker that starts from the starting weights has none.
-  assert not run.folder("direct").exists() and "path/to/direct" not in run.card("ranker")
+  assert {path.name for path in folder.iterdir()} == {"ranker", "retriever"}
+  return folder / "ranker"
+
+
+def test_the_retriever_that_a_ranker_starts_from_lies_in_its_folder(run, tmp_path):
+  trained = inference.load_params(networks.retriever(run.cfg.encoder), run.workdir.folder("train_direct"),
+                                  sharding.make_mesh(run.cfg.mesh), 0)
+  initial = networks.retriever(run.cfg.encoder).initial(0)
+  for start, expected in (("direct", trained), ("weights", initial)):
+    folder = exported_anew(run, tmp_path / start, start=start) / weights.SIMILARITY
+    encoder = dataclasses.replace(run.cfg.encoder, weights=str(folder))
+    jax.tree.map(np.testing.assert_array_equal, networks.retriever(encoder).initial(0), expected)
+    assert pooling_of(folder) == pooling_of(weights.resolve(run.cfg.encoder.weights))
+    said = {"direct": "learnt the large language model's order", "weights": "before any training"}[start]
+    assert said in (folder / "README.md").read_text() and said in (folder.parent / "README.md").read_text()
+  # The control: the two are not the same weights, and a ranker without such a term has none.
+  assert any(np.any(one != other) for one, other in zip(*map(jax.tree.leaves, (trained, initial)), strict=True))
+  assert not (exported_anew(run, tmp_path / "none", similarity_weight=None) / weights.SIMILARITY).exists()
+
+
+def pooling_of(folder: pathlib.Path) -> dual_encoder.EmbeddingConfig:
+  return dual_encoder.read_embedding_config(folder)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("start, weight", [("direct", 30.0), ("weights", 10.0), ("direct", None)])
+def test_the_card_of_a_pair_cosine_ranker_is_run_as_it_stands(run, tmp_path, start, weight):
+  pytest.importorskip("sentence_transformers")
+  trained = tmp_path / "trained"
+  trained.mkdir()
+  cfg = dataclasses.replace(run.cfg, ranker=config.Ranker(head="pair_cosine", start=start, similarity_weight=weight))
+  network = networks.ranker(cfg.encoder, "pair_cosine")
+  layout = network.shardings(sharding.make_mesh(cfg.mesh))
+  checkpoint.save_model(trained / inference.MODEL, jax.tree.map(jax.device_put, network.initial(0), layout))
+  inputs = {name: run.workdir.folder(name) for name in export_stage.STAGE.reads}
+  shutil.copy(inputs["train_ranker"] / artifacts.MANIFEST, trained)
+  inputs["train_ranker"] = trained
+  export_stage.run(artifacts.Job(cfg=cfg, out=tmp_path / "out", cache=tmp_path, inputs=inputs))
+
+  text = (tmp_path / "out" / "ranker" / "README.md").read_text()
+  long = "merge sorted files " * 30
+  queries, passages = [*QUERIES, long], [*PASSAGES, long]
+  code = snippet(text).replace("path/to/ranker", str(tmp_path / "out" / "ranker"))
+  names: dict = {}
+  exec(re.sub(r"queries = .*\npassages = .*", f"queries = {queries!r}\npassages = {passages!r}", code), names)
+  retriever = inference.load_retriever(cfg, run.workdir.folder("train_direct") if start == "direct" else None)
+  similarities = (retriever.encode_queries(queries) * retriever.encode_passages(passages)).sum(-1)
+  expected = inference.load_ranker(cfg, trained).score(queries, passages, similarities)
+  np.testing.assert_allclose(names["scores"], expected, atol=1e-4)
+  assert "SentenceTransformer" not in snippet(text) and "pair_score.py" in text and "whole score" in text
+  assert ("similarity/" in text) == (weight is not None)
+  assert "idistill_jax" not in text.replace("Made with idistill_jax.", "").partition("## Data")[0]
+
+
+def test_from_the_hub_a_similarity_that_the_caller_adds_comes_with_all_of_the_repository(run):
+  hub = snippet(card.render("ranker", facts(run), "owner/name"))
+  assert 'folder = snapshot_download("owner/name")' in hub
+  assert 'SentenceTransformer(folder + "/similarity")' in hub
+  assert "snapshot_download" not in snippet(run.card("ranker"))
+  # Why not its name alone: the Hub has none of three parts.
+  huggingface_hub = pytest.importorskip("huggingface_hub")
+  with pytest.raises(huggingface_hub.errors.HFValidationError, match="owner/name/similarity"):
+    huggingface_hub.utils.validate_repo_id("owner/name/similarity")
+  huggingface_hub.utils.validate_repo_id("owner/name")
 
 
 def test_export_needs_neither_torch_nor_transformers():

@@ -46,7 +46,7 @@ def test_untrained_it_leaves_the_ranking_to_the_added_similarity(network, scores
 @pytest.mark.torch
 def test_cross_encoder_loads_the_exported_folder_without_our_code(network, scores, trained, tmp_path):
   sentence_transformers = pytest.importorskip("sentence_transformers")
-  export.export_ranker(trained, network, tmp_path / "ranker", head="mean", similarity_weight=10.0, card="card\n",
+  export.export_ranker(trained, network, tmp_path / "ranker", head="mean", similarity=None, card="card\n",
                        cut=export.Cut(query_tokens=LENGTH, passage_tokens=LENGTH))
   theirs = sentence_transformers.CrossEncoder(str(tmp_path / "ranker"), device="cpu", trust_remote_code=False)
   ours = scores(trained)
@@ -56,7 +56,7 @@ def test_cross_encoder_loads_the_exported_folder_without_our_code(network, score
 
 
 def test_the_exported_folder_is_one_of_starting_weights_head_included(network, trained, tmp_path):
-  export.export_ranker(trained, network, tmp_path / "ranker", head="mean", similarity_weight=10.0, card="card\n",
+  export.export_ranker(trained, network, tmp_path / "ranker", head="mean", similarity=None, card="card\n",
                        cut=export.Cut(query_tokens=LENGTH, passage_tokens=LENGTH))  # fmt: skip
   again = networks.ranker(config.Encoder(weights=str(tmp_path / "ranker")), "mean").initial(0)
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), again, trained)

@@ -134,12 +134,13 @@ def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_p
   def exported(job: artifacts.Job) -> None:
     cut, mesh = export.Cut(query_tokens=16, passage_tokens=32), sharding.local_mesh(cfg.mesh)
     ranker, retriever = networks.ranker(cfg.encoder, cfg.ranker.head), networks.retriever(cfg.encoder)
+    start = {"weights": None, "direct": job.inputs["train_direct"]}[cfg.ranker.start]
+    params = inference.load_params(retriever, start, mesh, 0)
+    term = export.Similarity(weight=10.0, params=params, network=retriever, cut=cut, card="")
     params = inference.load_params(ranker, job.inputs["train_ranker"], mesh, 0)
-    export.export_ranker(params, ranker, job.out / "ranker", head=cfg.ranker.head, cut=cut, similarity_weight=None,
-                         card="")  # fmt: skip
-    for name in ("retriever", "direct"):
-      params = inference.load_params(retriever, job.inputs[f"train_{name}"], mesh, 0)
-      export.export_retriever(params, retriever, job.out / name, cut=cut, card="")
+    export.export_ranker(params, ranker, job.out / "ranker", head=cfg.ranker.head, cut=cut, similarity=term, card="")
+    params = inference.load_params(retriever, job.inputs["train_retriever"], mesh, 0)
+    export.export_retriever(params, retriever, job.out / "retriever", cut=cut, card="")
 
   trained = ("train_direct", "train_ranker", "train_retriever")
   made.execute(artifacts.Stage(name="export", reads=trained, config=(), run=exported), cfg)

@@ -1,9 +1,13 @@
 """Every byte of an exported folder arrives at a Hub, through the real client; what goes wrong is told."""
 
 import builtins
+import json
+import os
+import subprocess
+import sys
 
 import pytest
-from loopback_hub import LoopbackHub
+from loopback_hub import COMMIT, LoopbackHub
 
 from idistill_jax import config
 from idistill_jax.hf import export, upload
@@ -28,11 +32,12 @@ def hub(monkeypatch):
 def folders(tmp_path_factory, tiny_weights):
   root = tmp_path_factory.mktemp("export")
   encoder, cut = config.Encoder(weights=tiny_weights), export.Cut(query_tokens=8, passage_tokens=16)
-  network = networks.ranker(encoder, "classifier")
-  export.export_ranker(network.initial(0), network, root / "ranker", head="classifier", cut=cut,
-                       similarity_weight=10.0, card=CARD)
   network = networks.retriever(encoder)
+  similarity = export.Similarity(weight=10.0, params=network.initial(0), network=network, cut=cut, card=CARD)
   export.export_retriever(network.initial(0), network, root / "retriever", cut=cut, card=CARD)
+  for name, head in (("ranker", "classifier"), ("pairs", "pair_cosine")):
+    network = networks.ranker(encoder, head)
+    export.export_ranker(network.initial(0), network, root / name, head=head, cut=cut, similarity=similarity, card=CARD)
   return root
 
 
@@ -40,7 +45,7 @@ def contents(folder) -> dict[str, bytes]:
   return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("model", ["ranker", "retriever"])
+@pytest.mark.parametrize("model", ["ranker", "pairs", "retriever"])
 def test_every_byte_arrives(hub, folders, model):
   url = upload.upload(upload.client(), folders / model, f"owner/{model}", private=True)
   repository = hub.repositories[f"owner/{model}"]
@@ -50,6 +55,41 @@ def test_every_byte_arrives(hub, folders, model):
   assert len(repository.commits) == 1
   assert "/api/validate-yaml" in hub.asked
   assert f"owner/{model}/commit/" in url
+
+
+FROM_THE_HUB = """
+import json, sys
+sys.modules["idistill_jax"] = None
+from huggingface_hub import snapshot_download
+from sentence_transformers import CrossEncoder, SentenceTransformer
+pairs, found = [("open a file", "io.open. Open file. " * 9), ("wait " * 30, "os.wait")], []
+for place in sys.argv[1:]:
+  found.append(CrossEncoder(place, device="cpu", trust_remote_code=True).predict(pairs).tolist())
+found.append(SentenceTransformer(snapshot_download("owner/pairs") + "/similarity", device="cpu").max_seq_length)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.torch
+def test_a_ranker_is_loaded_by_its_name_code_and_similarity_included(hub, folders, tmp_path):
+  pytest.importorskip("sentence_transformers")
+  upload.upload(upload.client(), folders / "pairs", "owner/pairs", private=True)
+  online = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_right"}
+  homes = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "code")}
+  load = lambda changes: subprocess.run(
+    [sys.executable, "-c", FROM_THE_HUB, "owner/pairs", str(folders / "pairs")], cwd=tmp_path, text=True,
+    capture_output=True, env={**os.environ, **homes, **changes})  # fmt: skip
+  done = load(online)
+  assert done.returncode == 0, done.stderr
+  by_name, by_folder, length = json.loads(done.stdout)
+  assert by_name == by_folder and length == 16
+  for file in ("pair_score.py", "similarity/model.safetensors"):
+    assert f"/owner/pairs/resolve/{COMMIT}/{file}" in hub.asked
+  # What was fetched once is there without a Hub.
+  hub.repositories.clear()
+  again = load({"HF_ENDPOINT": hub.url})
+  assert again.returncode == 0, again.stderr
+  assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
 def test_a_second_upload_is_a_second_commit(hub, folders):

@@ -14,22 +14,17 @@ from typing import Any, Literal
 
 from idistill_jax import config as config_lib
 from idistill_jax import records
-from idistill_jax.hf import export
-from idistill_jax.models import bert, dual_encoder
+from idistill_jax.hf import export, weights
+from idistill_jax.models import bert, cross_encoder
 
 # System in metrics.json that each model is measured as.
-Kind = Literal["retriever", "direct", "ranker"]
-_SYSTEMS: dict[Kind, str] = {"retriever": "distilled", "direct": "direct", "ranker": "ranker"}
-_PIPELINE_TAGS: dict[Kind, str] = {
-  "retriever": "sentence-similarity", "direct": "sentence-similarity", "ranker": "text-ranking",
-}
-_DENSE = ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax")
+Kind = Literal["retriever", "ranker"]
+_SYSTEMS: dict[Kind, str] = {"retriever": "distilled", "ranker": "ranker"}
+_PIPELINE_TAGS: dict[Kind, str] = {"retriever": "sentence-similarity", "ranker": "text-ranking"}
 _TAGS: dict[Kind, tuple[str, ...]] = {
-  "retriever": _DENSE,
-  "direct": _DENSE,
+  "retriever": ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax"),
   "ranker": ("sentence-transformers", "cross-encoder", "reranker", "distillation", "jax"),
 }
-_TEMPLATES: dict[Kind, str] = {"retriever": "retriever.md", "direct": "retriever.md", "ranker": "ranker.md"}
 _BASE_SYSTEM = "initial"
 # What the retriever learnt from, by config.Retriever.teacher.
 _LEARNT_FROM = {
@@ -38,6 +33,24 @@ _LEARNT_FROM = {
   "both": "the order in which a large language model put passages, and the scores of a cross-encoder taught by it",
   "pairs": "pairs of a query and the passage that it was generated from",
 }
+# The retriever whose similarity is a term of the ranker's score, by config.Ranker.start.
+_STARTS = {
+  "weights": "initial retriever (the starting weights, before any training)",
+  "direct": "retriever that learnt the large language model's order directly",
+}
+# Its term in the score, where the exported folder sums, and where the caller does.
+_SUMMED = (
+  ", plus {weight} times the similarity that the\n{start} gives the pair.\n"
+  "That retriever lies in {folder} and reads each text alone; nothing is left to be added"
+)
+_TO_ADD = (
+  ", plus {weight} times the similarity that the\n{start} gives the pair.\n"
+  "The logit was trained as a correction to that term, and the results below are those of the whole score.\n"
+  "That retriever lies in {folder}. A folder within a repository is no name of a model:\n"
+  "from the Hub, all of it is fetched first"
+)
+# Heads of rankers that are exported with code of their own.
+_CARRIES_CODE = ("pair_cosine",)
 # Of the labels stage's counts: what bears on the data, not on the bill.
 _LABEL_COUNTS = ("asked", "lists", "complete", "repaired", "template")
 # A passage in the form that every model reads.
@@ -53,8 +66,7 @@ class Facts:
   """What a card tells.
 
   collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.  start: what the retriever is loaded as whose
-  similarity is a term of the ranker's score, where it is exported too.
+  with.  metrics: metrics.json, or None where nothing was measured.
   """
 
   cfg: config_lib.Config
@@ -64,7 +76,6 @@ class Facts:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
-  start: str | None = None
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
@@ -73,24 +84,21 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
   base = base_model(facts.cfg.encoder.weights, readme)
   licence = licence_of(readme)
   encoder = facts.cfg.encoder
-  template = importlib.resources.files("idistill_jax.hf").joinpath("templates", _TEMPLATES[kind])
   at_hub = f"[{base}](https://huggingface.co/{base})"
-  return string.Template(template.read_text(encoding="utf-8")).substitute(
+  return _template(f"{kind}.md").substitute(
     front_matter=_front_matter(kind, base, licence),
     title=facts.cfg.name,
     name=name,
     width=bert.read_config(facts.source).hidden_size,
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
-    learnt_from=_learnt_from(kind, facts.cfg.retriever),
+    learnt_from=_learnt_from(facts.cfg.retriever),
     query_tokens=encoder.query_tokens,
     passage_tokens=encoder.passage_tokens,
     list_tokens=encoder.list_cut,
-    pair_passage_tokens=encoder.pair_cut,
-    pair_tokens=export.Cut(query_tokens=encoder.query_tokens, passage_tokens=encoder.pair_cut).pair_tokens,
     query=json.dumps(_QUERY),
     passage=json.dumps(_PASSAGE),
-    snippet=_snippet(facts, name, base),
-    similarity=_similarity(facts),
+    snippet=_snippet(facts, name),
+    score=_score(facts),
     data=_data(facts),
     recipe=_recipe(kind, facts),
     results=_results(kind, facts.metrics, facts.cfg.evaluate.rerank_depth),
@@ -99,9 +107,24 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
   )
 
 
-def _learnt_from(kind: Kind, cfg: config_lib.Retriever) -> str:
-  said = _LEARNT_FROM["llm" if kind == "direct" else cfg.teacher]
-  if kind == "retriever" and cfg.direct_share is not None:
+def of_similarity(facts: Facts) -> str:
+  """The card of the retriever that lies in a ranker's folder."""
+  readme, ranker = _readme(facts.source), facts.cfg.ranker
+  licence = licence_of(readme)
+  return _template("similarity.md").substitute(
+    front_matter=_front_matter("retriever", base_model(facts.cfg.encoder.weights, readme), licence),
+    title=facts.cfg.name, start=_STARTS[ranker.start], weight=ranker.similarity_weight, licence=_licence(licence),
+  )
+
+
+def _template(name: str) -> string.Template:
+  path = importlib.resources.files("idistill_jax.hf").joinpath("templates", name)
+  return string.Template(path.read_text(encoding="utf-8"))
+
+
+def _learnt_from(cfg: config_lib.Retriever) -> str:
+  said = _LEARNT_FROM[cfg.teacher]
+  if cfg.direct_share is not None:
     said += f"; its weights are averaged with those of one that learnt {_LEARNT_FROM['llm']} (by {cfg.direct_share})"
   return said
 
@@ -139,49 +162,41 @@ def _front_matter(kind: Kind, base: str | None, licence: str | None) -> str:
   return "\n".join(lines)
 
 
-def _snippet(facts: Facts, name: str, base: str | None) -> str:
-  """Code that scores pairs; with the similarity of the retriever it started from where training added it."""
-  head = [
-    f"queries = [{json.dumps(_QUERY)}]",
-    f"passages = [{json.dumps(_PASSAGE)}]",
-  ]
-  weight = facts.cfg.ranker.similarity_weight
-  # Of a class outside its own package sentence-transformers wants to be told that it may import it.
-  trust = ", trust_remote_code=True" if facts.cfg.ranker.head == "pair_cosine" else ""
-  if weight is None:
-    body = [
-      "from sentence_transformers import CrossEncoder",
-      "",
-      *head,
-      f'ranker = CrossEncoder("{name}"{trust})',
-      "scores = ranker.predict(list(zip(queries, passages)))",
-    ]
-  else:
-    start = facts.start or base or "path/to/starting-weights"
-    normalise = dual_encoder.read_embedding_config(facts.source).normalize
-    body = [
-      "from sentence_transformers import CrossEncoder, SentenceTransformer",
-      "",
-      *head,
-      f'ranker, start = CrossEncoder("{name}"{trust}), SentenceTransformer("{start}")',
-      f"start.max_seq_length = {facts.cfg.encoder.passage_tokens}  # as its similarities were made",
-      f"q, p = (start.encode(texts, normalize_embeddings={normalise}) for texts in (queries, passages))",
-      f"scores = ranker.predict(list(zip(queries, passages))) + {weight} * (q * p).sum(-1)",
-    ]
-  return "\n".join([*body, "print(scores)"])
+def _snippet(facts: Facts, name: str) -> str:
+  """Code that gives pairs the whole score, similarity included where training added it."""
+  ranker = facts.cfg.ranker
+  texts = [f"queries = [{json.dumps(_QUERY)}]", f"passages = [{json.dumps(_PASSAGE)}]"]
+  predict = "ranker.predict(list(zip(queries, passages)))"
+  if ranker.head in _CARRIES_CODE or ranker.similarity_weight is None:
+    trust = ", trust_remote_code=True" if ranker.head in _CARRIES_CODE else ""
+    return "\n".join([
+      "from sentence_transformers import CrossEncoder", "", *texts,
+      f'ranker = CrossEncoder("{name}"{trust})', f"scores = {predict}", "print(scores)",
+    ])
+  fetch = ["from huggingface_hub import snapshot_download"] if _HUB_NAME.fullmatch(name) else []
+  return "\n".join([
+    *fetch, "from sentence_transformers import CrossEncoder, SentenceTransformer", "", *texts,
+    f'folder = snapshot_download("{name}")' if fetch else f'folder = "{name}"',
+    f'ranker, start = CrossEncoder(folder), SentenceTransformer(folder + "/{weights.SIMILARITY}")',
+    "q, p = start.encode(queries), start.encode(passages)",
+    f"scores = {predict} + {ranker.similarity_weight} * (q * p).sum(-1)", "print(scores)",
+  ])
 
 
-def _similarity(facts: Facts) -> str:
-  weight = facts.cfg.ranker.similarity_weight
-  if weight is None:
-    return "The score is the model's raw logit: no activation, no other term."
-  start = {
-    "weights": "initial retriever (the starting weights, before any training)",
-    "direct": "retriever that learned the large language model's order directly (exported as `direct`)",
-  }[facts.cfg.ranker.start]
-  return (f"The score is the model's raw logit plus {weight} times the similarity that the {start} gives the pair. The "
-          "logit was trained as a correction to that term, "
-          "and the results below are those of the whole score.")
+def _score(facts: Facts) -> str:
+  """What the score is, what has to be loaded for it, and where texts are cut."""
+  ranker, encoder = facts.cfg.ranker, facts.cfg.encoder
+  cut = export.Cut(query_tokens=encoder.query_tokens, passage_tokens=encoder.pair_cut)
+  template, term = ("whole_score.md", _SUMMED) if ranker.head in _CARRIES_CODE else ("joint_score.md", _TO_ADD)
+  added = ranker.similarity_weight is not None
+  return _template(template).substitute(
+    scale=f"{cross_encoder.PairCosine.SCALE:g}",
+    similarity=term.format(
+      weight=ranker.similarity_weight, start=_STARTS[ranker.start], folder=f"`{weights.SIMILARITY}/`"
+    ) if added else "",
+    query_tokens=cut.query_tokens, pair_passage_tokens=cut.passage_tokens, pair_tokens=cut.pair_tokens,
+    passage_cut=f" (at {encoder.passage_tokens} for the similarity)" if added else "",
+  ).rstrip()
 
 
 def _data(facts: Facts) -> str:

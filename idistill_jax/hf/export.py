@@ -1,10 +1,11 @@
-"""Trained parameters -> folders that transformers and sentence-transformers load, offline and without our code.
+"""Trained parameters -> folders that transformers and sentence-transformers load, offline and without this package.
 
 Needs neither of those two, nor torch: tensors go through the parameter table read backwards, the JSON files are the
 starting checkpoint's own, cut down to what the loaders read.
 """
 
 import dataclasses
+import importlib.resources
 import json
 import pathlib
 from collections.abc import Mapping
@@ -23,9 +24,11 @@ _NOT_CARRIED = (
   "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "architectures", "id2label", "label2id",
   "num_labels", "problem_type", "finetuning_task", "sentence_transformers", "sbert_ce_default_activation_function",
 )
+_ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _MODULES = "sentence_transformers"
-_PAIR_COSINE = "idistill_jax.hf.pair_cosine.PairCosine"
+# Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
+_CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
 _SPECIAL_TOKENS = {
   "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
@@ -52,6 +55,28 @@ class Cut:
   def pair_tokens(self) -> int:
     """[CLS] query [SEP] passage [SEP]: the passage's own [CLS] is left out."""
     return self.query_tokens + self.passage_tokens - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Similarity:
+  """The term `weight` x similarity of a ranker's score: the retriever that gives it, and its card."""
+
+  weight: float
+  params: Any
+  network: Exportable
+  cut: Cut
+  card: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Ranker:
+  """What is written of a ranker, and into which folder."""
+
+  tensors: Mapping[str, np.ndarray]
+  source: pathlib.Path
+  folder: pathlib.Path
+  cut: Cut
+  similarity: Similarity | None
 
 
 def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
@@ -81,42 +106,48 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
 
 
 def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, head: str, cut: Cut,
-                  similarity_weight: float | None, card: str) -> None:
+                  similarity: Similarity | None, card: str) -> None:
   """Writes what transformers and CrossEncoder load; `card` becomes README.md.
 
-  With the head "classifier" the folder is a plain AutoModelForSequenceClassification.  With "pair_cosine" it is an
-  AutoModel, and CrossEncoder finds the comparison of the halves in hf.pair_cosine (see there).
+  The retriever of the term `similarity` lies in the subfolder weights.SIMILARITY, as export_retriever writes one.
 
-  CrossEncoder.predict gives the score of the joint reading; `similarity_weight` x (similarity of the initial
-  retriever) is added by the caller and lies in idistill.json.  A pair longer than `cut.pair_tokens` loses tokens of
-  its longer text there, while training cut query and passage each at its own length: scores of over-long pairs can
-  differ.
+  With the head "pair_cosine", CrossEncoder.predict gives the whole score, and texts of any length are cut as in
+  training (see pair_score.py, which comes along).  With "classifier", a plain AutoModelForSequenceClassification, and
+  with "mean" no code comes along: predict gives the score of the joint reading, the caller adds the similarity, and a
+  pair longer than `cut.pair_tokens` loses tokens of its longer text, while training cut query and passage each at its
+  own length.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  _RANKERS[head](table_lib.to_hf(network.table, params), network.source, folder)
+  tensors = table_lib.to_hf(network.table, params)
+  _RANKERS[head](
+    _Ranker(tensors=tensors, source=network.source, folder=folder, cut=cut, similarity=similarity)
+  )
   _write_tokenizer(network.source, folder, cut.pair_tokens)
-  facts = {"head": head, "similarity_weight": similarity_weight}
+  facts = {"head": head, "similarity_weight": similarity and similarity.weight}
   _write_json(folder / weights.SIDECAR, facts | dataclasses.asdict(cut))
   (folder / "README.md").write_text(card, encoding="utf-8")
+  if similarity is not None:
+    export_retriever(similarity.params, similarity.network, folder / weights.SIMILARITY, cut=similarity.cut,
+                     card=similarity.card)  # fmt: skip
 
 
-def _write_classifier(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
-  _write_weights(folder, {_in_task_model(key): value for key, value in tensors.items()})
-  _write_json(folder / "config.json", _config(source) | {
+def _write_classifier(ranker: _Ranker) -> None:
+  _write_weights(ranker.folder, {_in_task_model(key): value for key, value in ranker.tensors.items()})
+  _write_json(ranker.folder / "config.json", _config(ranker.source) | _ONE_LABEL | {
     "architectures": ["BertForSequenceClassification"],
-    "id2label": {"0": "LABEL_0"},
-    "label2id": {"LABEL_0": 0},
     "sentence_transformers": {"activation_fn": _IDENTITY},
   })
 
 
-def _write_mean(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
-  scale = np.float32(cross_encoder.MeanLinear.SCALE)
-  head = {part: tensors[f"classifier.{part}"] for part in ("weight", "bias")}
+def _write_mean(ranker: _Ranker) -> None:
+  folder, scale = ranker.folder, np.float32(cross_encoder.MeanLinear.SCALE)
+  head = {part: ranker.tensors[f"classifier.{part}"] for part in ("weight", "bias")}
   width = head["weight"].shape[1]
-  _write_encoder({key: value for key, value in tensors.items() if not key.startswith("classifier.")}, source, folder)
-  _write_pair_modules(folder, {"1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
-                               weights.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"})
+  encoder = {key: value for key, value in ranker.tensors.items() if not key.startswith("classifier.")}
+  _write_encoder(encoder, ranker.source, folder)
+  _write_pair_modules(folder, {"": f"{_MODULES}.base.modules.transformer.Transformer",
+                               "1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
+                               weights.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"}, {})
   _write_pooling(folder / "1_Pooling", width, "mean")
   _write_json(folder / weights.DENSE_HEAD / "config.json", {
     "in_features": width, "out_features": 1, "bias": True, "activation_function": _IDENTITY,
@@ -125,23 +156,35 @@ def _write_mean(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder:
   _write_weights(folder / weights.DENSE_HEAD, {f"linear.{part}": scale * value for part, value in head.items()})
 
 
-def _write_pair_cosine(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
-  _write_encoder(tensors, source, folder)
-  _write_pair_modules(folder, {"1_PairCosine": _PAIR_COSINE})
-  _write_json(folder / "1_PairCosine" / "config.json", {"scale": cross_encoder.PairCosine.SCALE})
+def _write_pair_cosine(ranker: _Ranker) -> None:
+  folder, cut, similarity = ranker.folder, ranker.cut, ranker.similarity
+  # CrossEncoder.rank() asks for one label.
+  _write_encoder(ranker.tensors, ranker.source, folder, _ONE_LABEL)
+  longest = max(cut.query_tokens, cut.passage_tokens, similarity.cut.passage_tokens if similarity else 0)
+  _write_pair_modules(folder, {"": _CODE_CLASS}, {
+    # The tokenizer takes tokens off the longer text of a pair, so at twice the longest cut none loses what it keeps.
+    "max_seq_length": 2 * longest,
+    # The cuts are found by the attention mask, which rows without padding come without.
+    "unpad_inputs": False,
+    "scale": cross_encoder.PairCosine.SCALE, **dataclasses.asdict(cut),
+    "similarity": similarity and {"weight": similarity.weight, "passage_tokens": similarity.cut.passage_tokens},
+  })
+  code = importlib.resources.files("idistill_jax.hf").joinpath(_CODE)
+  (folder / _CODE).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def _write_pair_modules(folder: pathlib.Path, head: Mapping[str, str]) -> None:
-  """What CrossEncoder reads of a model that is token states and modules, from subfolder to class, which score them."""
+def _write_pair_modules(folder: pathlib.Path, kinds: Mapping[str, str], options: Mapping[str, Any]) -> None:
+  """What CrossEncoder reads of modules, from subfolder to class; `options` of the first, an encoder's token states."""
   _write_json(folder / "config_sentence_transformers.json", {
     "__version__": {}, "prompts": {}, "default_prompt_name": None,
     "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
   })
-  _write_modules({"": f"{_MODULES}.base.modules.transformer.Transformer", **head}, folder)
+  _write_modules(kinds, folder)
   _write_json(folder / "sentence_bert_config.json", {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
+    **options,
   })
 
 
@@ -154,11 +197,12 @@ def _in_task_model(key: str) -> str:
   return key if key.startswith("classifier.") else f"bert.{key}"
 
 
-def _write_encoder(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path) -> None:
+def _write_encoder(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path,
+                   labels: Mapping[str, Any] | None = None) -> None:
   # The pooler takes no part, but transformers expects one: it stays as the starting checkpoint had it.
   untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
   _write_weights(folder, untouched | dict(tensors))
-  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]})
+  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]} | dict(labels or {}))
 
 
 def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:

@@ -18,6 +18,8 @@ SIDECAR = "idistill.json"
 PYPI = "pypi:"
 # Where an exported ranker with the head "mean" keeps the unit that training writes into the model itself.
 DENSE_HEAD = "2_Dense"
+# Where an exported ranker keeps the retriever whose similarity is a term of its score; pair_score.py looks there.
+SIMILARITY = "similarity"
 
 
 def resolve(weights: str) -> pathlib.Path:

@@ -2,14 +2,15 @@
 
     python -m idistill_jax.stages.export --config=configs/quickstart.py --workdir=runs/quickstart
 
-train_direct, train_ranker, train_retriever (parameters), collection, labels, evaluate (facts for the cards) -> ranker/,
-retriever/, and direct/ where its similarity is a term of the ranker's score.
+train_direct, train_ranker, train_retriever (parameters), collection, labels, evaluate (facts for the cards) -> ranker/
+and retriever/.  The retriever whose similarity is a term of the ranker's score lies in ranker/similarity/.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
+
+import jax
 
 from idistill_jax import artifacts, cli, sharding
 from idistill_jax.hf import card, export, upload
@@ -17,18 +18,12 @@ from idistill_jax.train import inference, networks
 
 RANKER: card.Kind = "ranker"
 RETRIEVER: card.Kind = "retriever"
-DIRECT: card.Kind = "direct"
 _METRICS = "metrics.json"
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg
   repositories: dict[card.Kind, str | None] = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
-  retrievers: dict[card.Kind, str] = {RETRIEVER: "train_retriever"}
-  if cfg.ranker.start == "direct" and cfg.ranker.similarity_weight is not None:
-    # Its similarity is a term of the ranker's score, so it goes where the ranker goes.
-    retrievers[DIRECT] = "train_direct"
-    repositories[DIRECT] = cfg.export.upload_ranker and f"{cfg.export.upload_ranker}-direct"
   # First of all, so that a missing token is told before anything is written.
   api = upload.client() if any(repositories.values()) else None
   mesh = sharding.local_mesh(cfg.mesh)
@@ -39,21 +34,34 @@ def run(job: artifacts.Job) -> None:
 
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
-  told = dataclasses.replace(facts(job, "train_ranker", network.source), start=loaded_as.get(DIRECT))
-  text = card.render(RANKER, told, loaded_as[RANKER])
-  export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=pair_cut, card=text,
-                       similarity_weight=cfg.ranker.similarity_weight)
+  told = facts(job, "train_ranker", network.source)
+  export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=pair_cut,
+                       similarity=similarity(job, told, cut, mesh), card=card.render(RANKER, told, loaded_as[RANKER]))
 
   network = networks.retriever(cfg.encoder)
-  for name, stage in retrievers.items():
-    params = inference.load_params(network, job.inputs[stage], mesh, cfg.seed)
-    text = card.render(name, facts(job, stage, network.source), loaded_as[name])
-    export.export_retriever(params, network, job.out / name, cut=cut, card=text)
+  params = inference.load_params(network, job.inputs["train_retriever"], mesh, cfg.seed)
+  text = card.render(RETRIEVER, facts(job, "train_retriever", network.source), loaded_as[RETRIEVER])
+  export.export_retriever(params, network, job.out / RETRIEVER, cut=cut, card=text)
 
   for name, repository in repositories.items():
     if repository is not None:
       job.count(**{f"{name} uploaded": upload.upload(api, job.out / name, repository, private=cfg.export.private)})
-  job.count(**{f"{name} bytes": _size(job.out / name) for name in (RANKER, *retrievers)})
+  job.count(**{f"{name} bytes": _size(job.out / name) for name in repositories})
+
+
+def similarity(
+  job: artifacts.Job, told: card.Facts, cut: export.Cut, mesh: jax.sharding.Mesh
+) -> export.Similarity | None:
+  """The term of the ranker's score that is no reading of the pair, from the retriever that the ranker starts from."""
+  cfg = job.cfg
+  if cfg.ranker.similarity_weight is None:
+    return None
+  network = networks.retriever(cfg.encoder)
+  trained = {"weights": None, "direct": job.inputs["train_direct"]}[cfg.ranker.start]
+  return export.Similarity(
+    weight=cfg.ranker.similarity_weight, params=inference.load_params(network, trained, mesh, cfg.seed),
+    network=network, cut=cut, card=card.of_similarity(told),
+  )
 
 
 def facts(job: artifacts.Job, training: str, source: pathlib.Path) -> card.Facts:

@@ -1,0 +1,109 @@
+"""The ranker's head "pair_cosine" for sentence-transformers: a query and a passage -> the whole score.
+
+    CrossEncoder(folder, trust_remote_code=True).predict([(query, passage), ...])
+
+score = scale x cosine of the two halves of the pair read together
+        + weight x similarity of query and passage as the retriever in similarity/ embeds each alone
+
+The second term is there where the folder has a retriever.  This file lies in every folder that is exported with that
+head, and needs torch and sentence-transformers alone.
+"""
+
+import os
+from typing import Any, ClassVar
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+
+RETRIEVER = "similarity"
+
+
+class PairScore(Transformer):
+  """features["scores"] float32 [pairs], of pairs tokenised as [CLS] query [SEP] passage [SEP], token types 0 and 1.
+
+  Each text is cut here, not by the tokenizer, which knows one length for a pair while training had one for each text.
+  query_tokens, passage_tokens: where they are cut to be read together, [CLS] and [SEP] included.
+  similarity: {"weight", "passage_tokens"}, the latter where the retriever cuts passages (queries as above); or None.
+  """
+
+  config_keys: ClassVar[list[str]] = [
+    *Transformer.config_keys, "max_seq_length", "scale", "query_tokens", "passage_tokens", "similarity",
+  ]
+
+  def __init__(
+    self, model_name_or_path: str, *, scale: float, query_tokens: int, passage_tokens: int,
+    similarity: dict[str, Any] | None, **kwargs: Any,
+  ):
+    super().__init__(model_name_or_path, **kwargs)
+    self.scale, self.query_tokens, self.passage_tokens, self.similarity = (
+      scale, query_tokens, passage_tokens, similarity
+    )
+    self.retriever: SentenceTransformer | None = None
+
+  @classmethod
+  def load(cls, model_name_or_path: str, subfolder: str = "", **how: Any) -> "PairScore":
+    """From a folder or a repository on the Hub, the retriever with it."""
+    made = super().load(model_name_or_path, subfolder=subfolder, **how)
+    if made.similarity is not None:
+      where = {key: how.get(key) for key in ("token", "cache_folder", "revision")}
+      offline = how.get("local_files_only", False)
+      folder = cls.load_dir_path(model_name_or_path, RETRIEVER, local_files_only=offline, **where)
+      if folder is None:
+        raise FileNotFoundError(f"{model_name_or_path} has no folder {RETRIEVER}/, which its scores need")
+      # On the CPU at first: whoever holds this module moves all of it.
+      made.retriever = SentenceTransformer(
+        folder, device="cpu", local_files_only=True, backend=how.get("backend", "torch"),
+        model_kwargs=how.get("model_kwargs"), config_kwargs=how.get("config_kwargs"),
+      )
+    return made
+
+  def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+    super().save(output_path, *args, **kwargs)
+    if self.retriever is not None:
+      self.retriever.save(os.path.join(output_path, RETRIEVER), create_model_card=False)
+
+  def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    ids, real, types = (features[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+    # [pairs, 1]: tokens of [CLS] query [SEP], after which the passage begins, and of passage [SEP].
+    begin, rest = (((real == 1) & (types == half)).sum(1, keepdim=True) for half in (0, 1))
+    # The query's own [SEP] goes where the query is cut, for both of its uses; a passage has two cuts (see _rows).
+    query = begin.clamp(max=self.query_tokens)
+    ids = ids.scatter(1, query - 1, ids.gather(1, begin - 1))
+    none, first = torch.zeros_like(begin), torch.ones_like(begin)
+
+    together = _rows(ids, query, rest.clamp(max=self.passage_tokens - 1), begin)
+    halves = torch.arange(together["input_ids"].shape[1], device=ids.device) >= query
+    together["token_type_ids"] = halves * together["attention_mask"]
+    states = super().forward(dict(together), **kwargs)[self.module_output_name]
+    means = (_mean(states, together["attention_mask"] * (halves == half)) for half in (False, True))
+    scores = self.scale * torch.nn.functional.cosine_similarity(*means, dim=-1)
+
+    if self.retriever is not None and self.similarity is not None:
+      passage = rest.clamp(max=self.similarity["passage_tokens"] - 1)
+      alone = _rows(ids, query, none, begin), _rows(ids, first, passage, begin)
+      query_E, passage_E = (self.retriever(text)["sentence_embedding"].float() for text in alone)
+      scores = scores + self.similarity["weight"] * (query_E * passage_E).sum(-1)
+    features["scores"] = scores
+    return features
+
+
+def _rows(ids: torch.Tensor, head: torch.Tensor, tail: torch.Tensor, begin: torch.Tensor) -> dict[str, torch.Tensor]:
+  """Features of rows [pairs, longest]: the first `head` tokens of ids [pairs, L], then `tail` tokens from `begin` on.
+
+  head, tail, begin: [pairs, 1].  The last token is [SEP], as where a tokenizer had cut.
+  """
+  length = head + tail
+  place = torch.arange(int(length.max()), device=ids.device)[None, :]
+  source = torch.where(place < head, place, place - head + begin)
+  real = (place < length).long()
+  cut = ids.gather(1, source.clamp(max=ids.shape[1] - 1))
+  # Wherever the query was cut, the place before the passage still holds its [SEP].
+  cut = torch.where(place == length - 1, ids.gather(1, begin - 1), cut)
+  return {"input_ids": cut * real, "attention_mask": real, "token_type_ids": torch.zeros_like(real)}
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+  """Mean [pairs, D], float32, of the states [pairs, L, D] that the mask [pairs, L] keeps."""
+  weights = mask.float()[:, :, None]
+  return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -66,13 +66,18 @@ class Searcher:
       cfg.encoder, row_tokens=cfg.encoder.query_tokens, tokens_per_step=cfg.encoder.query_tokens
     )
     one_question = dataclasses.replace(cfg, encoder=alone)
+    # Of its pairs all at their longest; most fill about half of that, so two steps waste least.
+    longest = cfg.evaluate.rerank_depth * (cfg.encoder.query_tokens + cfg.encoder.pair_cut)
+    its_pairs = dataclasses.replace(
+      cfg, encoder=dataclasses.replace(cfg.encoder, tokens_per_step=min(cfg.encoder.tokens_per_step, longest // 2))
+    )
     # Numbers of passages that have been asked for: the first time compiles.
     self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
     self._initial = inference.load_retriever(one_question, None)
     model = lambda load, cfg, name, stage: load(*_model(cfg, exported.get(name), folders[stage]))
     self._distilled = model(inference.load_retriever, one_question, "retriever", "train_retriever")
-    self._ranker = model(inference.load_ranker, cfg, "ranker", "train_ranker")
+    self._ranker = model(inference.load_ranker, its_pairs, "ranker", "train_ranker")
     # The one whose similarity is a term of the ranker's score; of the starting weights, one copy does.
     self._start = self._initial
     if cfg.ranker.start == "direct":

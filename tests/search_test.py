@@ -128,6 +128,16 @@ def test_ranker_reorders_only_the_initial_head(workdir, cfg, answers):
   assert order(answers["ranker"]) == [head[i].id for i in np.argsort(-scores)] + initial[4:]
 
 
+def test_a_questions_pairs_are_not_padded_to_a_step_of_scoring_a_collection(workdir, cfg, monkeypatch):
+  asked, load = [], inference.load_ranker
+  monkeypatch.setattr(inference, "load_ranker", lambda cfg, *of: asked.append(cfg.encoder) or load(cfg, *of))
+  search.Searcher(workdir.root)
+  (encoder,) = asked
+  # Two steps hold four pairs at their longest, [CLS] query [SEP] passage [SEP]; the control is the config's own.
+  assert 2 * encoder.tokens_per_step == 4 * (16 + 32) < cfg.encoder.tokens_per_step
+  assert encoder.pair_cut == cfg.encoder.pair_cut
+
+
 def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_path):
   made = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
 

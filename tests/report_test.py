@@ -52,6 +52,24 @@ def text(report) -> str:
 
 
 @pytest.fixture(scope="module")
+def answered(workdir, tmp_path_factory) -> gather.Report:
+  """The same run without judgements: answers stand in the judged passages and nowhere else."""
+  without = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path_factory.mktemp("answered") / "w"))
+  folder = without.folder("collection")
+  (folder / "qrels" / "test.tsv").unlink()
+  for path in folder.glob("answers-*"):
+    path.unlink()
+  answers = [records.Answers(query_id=one.id, answers=(f"thing number {2 * i}",)) for i, one in enumerate(QUERIES)]
+  example.write_records(folder, tables.ANSWERS, answers)
+  return gather.gather(without)
+
+
+@pytest.fixture(scope="module")
+def answered_text(answered) -> str:
+  return page.render(answered)
+
+
+@pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory) -> str:
   """The page of a workdir in which every text that a stranger may choose attacks it."""
   passages = [
@@ -194,27 +212,19 @@ def test_many_queries_are_cut_to_those_that_changed_most(workdir, monkeypatch):
   assert "50 others are in evaluate/runs" in page.render(cut)
 
 
-def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(workdir, report, text, tmp_path):
-  """Answers that stand in the judged passages and nowhere else mark what judgements marked."""
-  without = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
-  folder = without.folder("collection")
-  (folder / "qrels" / "test.tsv").unlink()
-  for path in folder.glob("answers-*"):
-    path.unlink()
-  answers = [records.Answers(query_id=one.id, answers=(f"thing number {2 * i}",)) for i, one in enumerate(QUERIES)]
-  example.write_records(folder, tables.ANSWERS, answers)
-  found = gather.gather(without)
+def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(report, text, answered, answered_text):
+  """Answers mark what judgements marked."""
   marks = lambda shown: [
     [one.relevant for one in of_system] for query in shown.queries for of_system in query.results.values()
   ]
-  assert marks(found.shown) == marks(report.shown) and any(map(any, marks(found.shown)))
+  assert marks(answered.shown) == marks(report.shown) and any(map(any, marks(answered.shown)))
   ranks = {query.id: query.relevant_ranks["distilled"] for query in report.shown.queries}
-  assert {query.id: query.relevant_ranks["distilled"] for query in found.shown.queries} == {
+  assert {query.id: query.relevant_ranks["distilled"] for query in answered.shown.queries} == {
     one: rank if rank is not None and rank <= queries.SHOWN_RESULTS else None for one, rank in ranks.items()
   }
-  shown = page.render(found)
-  assert "holds an answer" in shown and "not in the first 5" in shown
-  assert "judged passage" not in shown.replace("judged passage that this Python lacks", "")
+  said = answered_text.replace("\u00a0", " ")
+  assert "holds an answer" in said and "not in the first 5" in said
+  assert "judged passage" not in said.replace("judged passage that this Python lacks", "")
   assert "judged passage: " in text and "holds an answer" not in text
 
 
@@ -575,20 +585,28 @@ def test_index_reader_and_corrected_tests_are_shown(text):
   assert "read from distilled: thing 0" in text or '"said":{"initial":"nothing","distilled":"thing 0"}' in text
 
 
-def test_page_fits_screens_in_light_and_dark(text, tmp_path):
-  path = tmp_path / "page.html"
-  path.write_text(text)
+def test_page_fits_screens_in_light_and_dark(text, answered_text, tmp_path):
+  judged, only_answers = tmp_path / "judged.html", tmp_path / "answers.html"
+  judged.write_text(text)
+  only_answers.write_text(answered_text)
+  ready = "document.documentElement?.dataset.ready === '60'"
   with browser.page() as tab:
+    # Nothing but tables scrolls sideways.
+    widths = lambda: {tab.look(width=one, height=844) or one: tab.run("document.documentElement.scrollWidth")
+                      for one in (320, 360, 390)}  # fmt: skip
+    tab.look(width=320, height=844)
+    tab.open(only_answers.as_uri(), ready)
+    assert widths() == {320: 320, 360: 360, 390: 390}
+    assert "not in the first 5" in tab.run("document.querySelector('#list .ranks').textContent.replaceAll('\\xa0', ' ')")
     backgrounds = set()
-    for width, height, dark in ((1280, 900, False), (390, 844, False), (390, 844, True)):
+    for width, height, dark in ((1280, 900, False), (390, 844, True), (390, 844, False)):
       tab.look(width=width, height=height, dark=dark)
-      tab.open(path.as_uri(), "document.documentElement?.dataset.ready === '60'")
-      # Nothing but tables scrolls sideways.
+      tab.open(judged.as_uri(), ready)
       assert tab.run("document.documentElement.scrollWidth") <= width
       backgrounds.add(tab.run("getComputedStyle(document.body).backgroundColor"))
       # Text and drawings on a ground, not a ground alone.
       assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
-    assert len(backgrounds) == 2
+    assert len(backgrounds) == 2 and widths() == {320: 320, 360: 360, 390: 390}
     tab.run("filter.value = 'q59'; filter.dispatchEvent(new Event('input'))")
     assert tab.run("list.querySelectorAll('details:not([hidden])').length") == 1
     tab.run("filter.value = ''; change.value = 'hurt'; change.dispatchEvent(new Event('change'))")

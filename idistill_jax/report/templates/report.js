@@ -59,7 +59,9 @@ function body(query) {
 }
 
 function entry(query) {
-  const ranks = data.systems.slice(0, 3).map((system) => system + " " + rankText(query.ranks[system])).join(" · ");
+  // Lines break between systems alone, as in the cards above.
+  const ranks = data.systems.slice(0, 3).map(
+    (system) => (system + " " + rankText(query.ranks[system])).replaceAll(" ", "\u00a0")).join(" · ");
   const details = make("details", "query", make("summary", "",
     make("span", "text", query.text), make("span", "ranks", ranks),
     make("span", "delta " + direction(query.delta), deltaText(query.delta))));

@@ -33,7 +33,7 @@ MOST_WAITING = 64
 MINUTE = 60.0
 HEADERS = {
   "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-  "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+  "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
   "X-Content-Type-Options": "nosniff",
   "Referrer-Policy": "no-referrer",
   "Cache-Control": "no-store",

@@ -106,6 +106,15 @@ def test_only_this_machine_is_served_and_nothing_runs_but_our_script():
     assert "access-control-allow-origin" not in headers and b"<script>" not in body
 
 
+def test_without_scripts_the_page_says_so_and_no_icon_is_asked_for():
+  with Served(Echo()) as url:
+    _, headers, body = get(url)
+    page, policy = body.decode(), {name.lower(): value for name, value in headers.items()}["content-security-policy"]
+  # The form's own submission opens /?q=..., from which a page with scripts searches.
+  assert "<noscript>" in page and 'name="q"' in page
+  assert '<link rel="icon" href="data:image/svg+xml,' in page and "img-src data:" in policy
+
+
 def test_who_asks_too_much_waits():
   now = [0.0]
   rate = serve.Rate(2, clock=lambda: now[0])

@@ -3,7 +3,7 @@
     python -m idistill_jax.serve --workdir=runs/quickstart --port=8008
 
 `GET /` is the page; `GET /api/search?q=<question>&k=5` answers with each system's passages and milliseconds.  Questions
-are cut off by length and by rate, and answered one after the other: the models share one device.
+are cut off by length, by rate and by how long they wait, and answered one after the other: the models share one device.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ import collections
 import concurrent.futures
 import contextlib
 import importlib.resources
+import math
+import os
 import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from absl import app, flags, logging
@@ -22,7 +24,8 @@ from absl import app, flags, logging
 from idistill_jax import cli, extras, search
 
 _PORT = flags.DEFINE_integer("port", 8008, "Port on 127.0.0.1.", lower_bound=0, upper_bound=65535)
-PER_MINUTE = 6000
+# Ten a second keep many readers content; more is a script, which may raise it.
+PER_MINUTE = 600
 _RATE = flags.DEFINE_integer("per_minute", PER_MINUTE, "Questions a minute that are answered.", lower_bound=1)
 
 HOST = "127.0.0.1"
@@ -30,7 +33,13 @@ LONGEST_QUESTION = 1000
 MOST_PASSAGES = 20
 # Questions that may wait for the models; more are turned away at once.
 MOST_WAITING = 64
+# Seconds.  A question takes some on a CPU, where 32 readers who ask at once shall all be answered.
+LONGEST_WAIT = 60.0
+# Seconds between two looks at whether a waiting client is still there.
+LOOK = 0.25
 MINUTE = 60.0
+# Passages a system that the page asks for (search.js).
+SHOWN = 5
 HEADERS = {
   "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
   "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -53,11 +62,12 @@ class ServeUnavailableError(ImportError):
 
 
 class Refused(Exception):
-  """A request that is not answered: HTTP status and what to say."""
+  """A request that is not answered: HTTP status, what to say, and after how many seconds to ask again."""
 
-  def __init__(self, status: int, message: str):
+  def __init__(self, status: int, message: str, retry_after: float | None = None):
     super().__init__(message)
     self.status = status
+    self.headers = {} if retry_after is None else {"Retry-After": str(math.ceil(retry_after))}
 
 
 class Rate:
@@ -73,30 +83,54 @@ class Rate:
     while self._times and now - self._times[0] > MINUTE:
       self._times.popleft()
     if len(self._times) >= self._per_minute:
-      raise Refused(429, f"more than {self._per_minute} questions in a minute; wait a little")
+      left = MINUTE - (now - self._times[0])
+      raise Refused(429, f"more than {self._per_minute} questions in a minute; wait a little", left)
     self._times.append(now)
 
 
 class Queue:
-  """One question at a time, a bounded number waiting."""
+  """One question at a time, a bounded number waiting for a bounded time."""
 
   def __init__(self, searcher: Searching):
     self._searcher = searcher
     # A thread of its own, not one of Starlette's 40: those would be the bound then, and nobody turned away.
     self._models = concurrent.futures.ThreadPoolExecutor(1)
+    # Why not let the thread's own queue hold them: a question in it can neither be told to come again nor forgotten.
+    self._free = asyncio.Lock()
     self._taken = 0
 
-  async def search(self, question: str, k: int) -> dict[str, Any]:
-    """JSON for the answers; raises Refused where too many wait, ValueError for what cannot be searched for."""
+  async def search(self, question: str, k: int, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+    """JSON for the answers; raises Refused where too many wait, or this one too long, or nobody waits for it any more
+    (`gone`), ValueError for what cannot be searched for."""
     if self._taken > MOST_WAITING:
-      raise Refused(503, f"{MOST_WAITING} questions are waiting already; try again")
+      raise Refused(503, f"{MOST_WAITING} questions are waiting already; try again", 1)
     self._taken += 1
     try:
-      loop = asyncio.get_running_loop()
-      answers = await loop.run_in_executor(self._models, self._searcher.search, question, k)
+      await self._turn(gone)
+      try:
+        loop = asyncio.get_running_loop()
+        answers = await loop.run_in_executor(self._models, self._searcher.search, question, k)
+      finally:
+        self._free.release()
     finally:
       self._taken -= 1
     return {"question": question, "systems": {name: _as_json(answer) for name, answer in answers.items()}}
+
+  async def _turn(self, gone: Callable[[], Awaitable[bool]]) -> None:
+    """Returns when the models are this question's, first come first served; raises Refused where it gives up."""
+    until = time.monotonic() + LONGEST_WAIT
+    turn = asyncio.ensure_future(self._free.acquire())
+    try:
+      while not turn.done():
+        await asyncio.wait({turn}, timeout=min(LOOK, LONGEST_WAIT))
+        if await gone():
+          raise Refused(499, "nobody waits for the answer")
+        if not turn.done() and time.monotonic() >= until:
+          raise Refused(503, f"the question has waited {LONGEST_WAIT:g} s; try again when fewer ask", LONGEST_WAIT)
+    except BaseException:
+      if not turn.cancel():
+        self._free.release()
+      raise
 
 
 def _as_json(answer: search.Answer) -> dict[str, Any]:
@@ -112,9 +146,9 @@ def application(searcher: Searching, per_minute: int) -> Any:
   async def ask(request: Any) -> Any:
     try:
       rate.admit()
-      found = await queue.search(*_asked(request.query_params))
+      found = await queue.search(*_asked(request.query_params), request.is_disconnected)
     except Refused as e:
-      return starlette.JSONResponse({"error": str(e)}, status_code=e.status, headers=HEADERS)
+      return starlette.JSONResponse({"error": str(e)}, status_code=e.status, headers=HEADERS | e.headers)
     except ValueError as e:
       return starlette.JSONResponse({"error": str(e)}, status_code=400, headers=HEADERS)
     return starlette.JSONResponse(found, headers=HEADERS)
@@ -133,7 +167,7 @@ def application(searcher: Searching, per_minute: int) -> Any:
 
 def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
   """(question, k); raises Refused or ValueError saying what is wrong."""
-  question, k = parameters.get("q", ""), parameters.get("k", "5")
+  question, k = parameters.get("q", ""), parameters.get("k", str(SHOWN))
   if len(question) > LONGEST_QUESTION:
     raise Refused(413, f"the question has {len(question)} characters; at most {LONGEST_QUESTION} are read")
   if not k.isdecimal() or len(k) > 4 or not 1 <= int(k) <= MOST_PASSAGES:
@@ -165,6 +199,13 @@ def server(searcher: Searching, port: int, per_minute: int) -> Any:
   ))  # fmt: skip
 
 
+def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
+  """`server` over the workdir's models, which have answered once: the first who asks waits for no compiler."""
+  searcher = search.Searcher(workdir)
+  searcher.search("a question", SHOWN)
+  return server(searcher, port, per_minute)
+
+
 def main(argv: Sequence[str]) -> None:
   workdir = flags.FLAGS.workdir
   if workdir is None or len(argv) > 1:
@@ -172,7 +213,8 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.INFO)
   try:
     _starlette()
-    serving = server(search.Searcher(workdir), _PORT.value, _RATE.value)
+    logging.info("loading and compiling the models")
+    serving = ready(workdir, _PORT.value, _RATE.value)
   except cli.USER_ERRORS as e:
     sys.exit(f"{type(e).__name__}: {e}")
   logging.info("http://%s:%d", HOST, _PORT.value)

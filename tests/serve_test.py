@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -22,18 +23,23 @@ HOSTILE = "<img src=x onerror=\"document.documentElement.dataset.error='hit'\"><
 
 
 class Echo:
-  """Finds passages that repeat the question; counts how many ask at once."""
+  """Finds passages that repeat the question; notes what was asked, counts how many ask at once."""
 
   def __init__(self, seconds: float = 0.0):
-    self.seconds, self.asked = seconds, 0
+    self.seconds = seconds
+    self.questions: list[str] = []
     self.at_once = self.most_at_once = 0
+
+  @property
+  def asked(self) -> int:
+    return len(self.questions)
 
   def search(self, query: str, k: int) -> dict[str, search.Answer]:
     search.check(query, k)
     self.at_once += 1
     self.most_at_once = max(self.most_at_once, self.at_once)
     time.sleep(self.seconds)
-    self.asked += 1
+    self.questions.append(query)
     self.at_once -= 1
     passages = tuple(records.Passage(id=f"p{i}", title=f"{query} {i}", text=HOSTILE) for i in range(k))
     return {name: search.Answer(passages=passages, milliseconds=1.25) for name in ("initial", "distilled")}
@@ -50,8 +56,8 @@ class Served:
     self.thread.start()
     while not self.server.started:
       time.sleep(0.01)
-    (socket,) = self.server.servers[0].sockets
-    self.address = socket.getsockname()
+    (listening,) = self.server.servers[0].sockets
+    self.address = listening.getsockname()
     return f"http://127.0.0.1:{self.address[1]}"
 
   def __exit__(self, *exc: object) -> None:
@@ -125,16 +131,56 @@ def test_who_asks_too_much_waits():
   rate.admit()
   with Served(Echo(), per_minute=3) as url:
     assert [ask(url, "x")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
+    # The first of the three leaves the minute when that has passed.
+    assert 55 < int(get(f"{url}/api/search?q=x")[1]["retry-after"]) <= 60
 
 
-def test_thirty_two_clients_at_once_at_the_default_rate():
+def test_everybody_gets_the_answer_to_the_own_question():
   searcher = Echo(seconds=0.002)
   with Served(searcher) as url, concurrent.futures.ThreadPoolExecutor(32) as pool:
-    questions = [f"question {number}" for number in range(640)]
+    questions = [f"question {number}" for number in range(320)]
     for question, (status, found) in zip(questions, pool.map(lambda one: ask(url, one, 1), questions), strict=True):
-      # Everybody gets the answer to the own question.
       assert status == 200 and found["systems"]["initial"]["passages"][0]["title"] == f"{question} 0"
-  assert searcher.asked == 640 and searcher.most_at_once == 1
+  assert searcher.asked == 320 and searcher.most_at_once == 1
+
+
+def test_nothing_is_searched_for_clients_that_have_left():
+  searcher = Echo(seconds=0.4)
+  served = Served(searcher)
+  with served as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(ask, url, "first")
+    while searcher.at_once == 0:
+      time.sleep(0.01)
+    for number in range(3):
+      with socket.create_connection(served.address) as leaving:
+        leaving.sendall(f"GET /api/search?q=left{number} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    last = pool.submit(ask, url, "last")
+    assert first.result()[0] == last.result()[0] == 200
+  assert searcher.questions == ["first", "last"]
+
+
+def test_who_waits_too_long_is_told_when_to_ask_again(monkeypatch):
+  monkeypatch.setattr(serve, "LONGEST_WAIT", 0.2)
+  searcher = Echo(seconds=1.0)
+  with Served(searcher) as url, concurrent.futures.ThreadPoolExecutor(1) as pool:
+    first = pool.submit(ask, url, "first")
+    while searcher.at_once == 0:
+      time.sleep(0.01)
+    status, headers, body = get(f"{url}/api/search?q=late")
+    assert status == 503 and b"waited" in body and int(headers["retry-after"]) >= 1
+    # Told so while the first is still searched for.
+    assert not first.done() and first.result()[0] == 200
+    # Who was refused holds up nobody.
+    assert ask(url, "next")[0] == 200
+  assert searcher.questions == ["first", "next"]
+
+
+def test_models_are_compiled_before_anybody_asks(monkeypatch):
+  asked = []
+  monkeypatch.setattr(Echo, "search", lambda self, query, k: asked.append(k))
+  monkeypatch.setattr(search, "Searcher", Echo)
+  serve.ready("w", 0, 1)
+  assert asked == [5]
 
 
 def test_more_than_may_wait_are_turned_away_and_nobodys_page_waits():

@@ -1,5 +1,6 @@
 """Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
 
+import concurrent.futures
 import json
 import shutil
 import subprocess
@@ -138,10 +139,12 @@ def test_a_questions_pairs_are_not_padded_to_a_step_of_scoring_a_collection(work
   assert encoder.pair_cut == cfg.encoder.pair_cut
 
 
-def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_path):
-  made = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+@pytest.fixture(scope="module")
+def exported(workdir, cfg, tmp_path_factory) -> artifacts.Workdir:
+  """The workdir with exported models, and without those that were trained."""
+  made = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path_factory.mktemp("exported") / "w"))
 
-  def exported(job: artifacts.Job) -> None:
+  def run(job: artifacts.Job) -> None:
     cut, mesh = export.Cut(query_tokens=16, passage_tokens=32), sharding.local_mesh(cfg.mesh)
     ranker, retriever = networks.ranker(cfg.encoder, cfg.ranker.head), networks.retriever(cfg.encoder)
     start = {"weights": None, "direct": job.inputs["train_direct"]}[cfg.ranker.start]
@@ -153,10 +156,18 @@ def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_p
     export.export_retriever(params, retriever, job.out / "retriever", cut=cut, card="")
 
   trained = ("train_direct", "train_ranker", "train_retriever")
-  made.execute(artifacts.Stage(name="export", reads=trained, config=(), run=exported), cfg)
+  made.execute(artifacts.Stage(name="export", reads=trained, config=(), run=run), cfg)
   for stage in trained:
     shutil.rmtree(made.folder(stage) / inference.MODEL)
-  searcher = search.Searcher(made.root)
+  return made
+
+
+@pytest.fixture(scope="module")
+def searcher(exported) -> search.Searcher:
+  return search.Searcher(exported.root)
+
+
+def test_exported_models_answer_as_the_trainings_do(workdir, exported, searcher, cfg, answers):
   found = searcher.search(QUESTION, 8)
   assert {name: order(one) for name, one in found.items()} == {name: order(one) for name, one in answers.items()}
 
@@ -168,10 +179,25 @@ def test_exported_models_answer_as_the_trainings_do(workdir, cfg, answers, tmp_p
     searcher._distilled.encode_queries([QUESTION]), before.encode_queries([QUESTION]), atol=1e-4
   )
 
-  # What was trained since is not what was exported.
-  path = made.folder("train_ranker") / artifacts.MANIFEST
+
+def test_thirty_two_clients_at_once_get_what_the_exported_models_find(searcher):
+  served = pytest.importorskip("serve_test")
+  questions = [f"{QUESTION} {number}" for number in range(32)]
+  alone = {question: searcher.search(question, 8) for question in questions[:3]}
+  with served.Served(searcher) as url, concurrent.futures.ThreadPoolExecutor(32) as pool:
+    found = dict(zip(questions, pool.map(lambda one: served.ask(url, one, 8), questions), strict=True))
+  assert {status for status, _ in found.values()} == {200}
+  for question, answer in alone.items():
+    ids = {name: [one["id"] for one in of["passages"]] for name, of in found[question][1]["systems"].items()}
+    assert ids == {name: order(one) for name, one in answer.items()}
+
+
+def test_what_was_trained_since_is_not_what_was_exported(workdir, exported, tmp_path):
+  assert search._exported(exported)
+  later = artifacts.Workdir(shutil.copytree(exported.root, tmp_path / "w"))
+  path = later.folder("train_ranker") / artifacts.MANIFEST
   path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "later"}))
-  assert search._exported(workdir) == {} == search._exported(made)
+  assert search._exported(workdir) == {} == search._exported(later)
 
 
 @pytest.mark.parametrize("query", ["", " \n\t"])

@@ -20,7 +20,7 @@ from rich import console as rich_console
 from idistill_jax import artifacts, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, tables
-from idistill_jax.report import claims, figures, gather, page, queries, terminal
+from idistill_jax.report import claims, figures, files, gather, page, queries, terminal
 from idistill_jax.stages import labels as labels_stage
 from idistill_jax.stages import report as report_stage
 
@@ -164,7 +164,7 @@ def evaluation(**tests: gather.Comparison) -> gather.Evaluation:
     measures=tuple(found),
     main_measure="MRR@10",
     intervals={},
-    per_query={},
+    values={},
     systems={"initial": {"MRR@10": 0.376, "hit@1": 0.25}, "distilled": {"MRR@10": 0.461, "hit@1": 0.33}},
     tests={"distilled vs initial": found},
     ann={},
@@ -231,7 +231,11 @@ def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(report, 
 def test_a_query_that_a_measure_does_not_know_has_no_value(workdir, tmp_path):
   shutil.copytree(workdir.root, tmp_path / "w")
   path = tmp_path / "w" / "evaluate" / "per_query.csv"
-  path.write_text("query_id,system,MRR@10\nq1,distilled,0.5\nq2,distilled,\n")
+  others = gather.evaluation(artifacts.Workdir(tmp_path / "w")).measures[1:]
+  filled = ",0" * len(others)
+  path.write_text(
+    f"query_id,system,MRR@10,{','.join(others)}\nq1,distilled,0.5{filled}\nq2,distilled,{filled}\n"
+  )
   assert gather.evaluation(artifacts.Workdir(tmp_path / "w")).per_query == {"distilled": {"q1": 0.5}}
 
 
@@ -266,8 +270,9 @@ def test_lists_are_claimed_only_where_they_taught(workdir, tmp_path, retriever, 
     ("evaluate/metrics.json", "{", "not JSON"),
     ("evaluate/metrics.json", "[]", "an object is needed"),
     ("evaluate/metrics.json", '{"split": "test"}', "run evaluate again"),
-    ("evaluate/per_query.csv", "query_id,system\n", "MRR@10"),
-    ("evaluate/per_query.csv", "query_id,system,MRR@10\nq1,initial,x\n", "per_query.csv:2"),
+    ("evaluate/per_query.csv", "query_id,system\n", "MRR@10, hit@1"),
+    ("evaluate/per_query.csv", "query_id,system,MRR@10,nDCG@10,hit@1,hit@10,recall@20,recall@100\nq1,initial,x\n",
+     "per_query.csv:2"),
     ("train_ranker/metrics.jsonl", '{"step": 1}\n{"step"', "metrics.jsonl:2"),
     ("labels/statuses.json", "nope", "statuses.json"),
   ],
@@ -275,7 +280,7 @@ def test_lists_are_claimed_only_where_they_taught(workdir, tmp_path, retriever, 
 def test_unreadable_files_are_named(workdir, tmp_path, file, content, named):
   shutil.copytree(workdir.root, tmp_path / "w")
   (tmp_path / "w" / file).write_text(content)
-  with pytest.raises(gather.ReportError, match=re.escape(named)) as error:
+  with pytest.raises(files.ReportError, match=re.escape(named)) as error:
     gather.gather(artifacts.Workdir(tmp_path / "w"))
   assert file in str(error.value)
 
@@ -550,23 +555,23 @@ def test_browser_tells_of_a_broken_page(text, tmp_path):
   assert "data-ready" not in attributes and attributes["data-error"]
 
 
-def test_leakage_is_said_before_anything_else(report):
+def test_leakage_is_said_before_anything_else(report, text):
   assert report.evaluation is not None and claims.leak(report.evaluation.leakage) is None
   leaky = dataclasses.replace(
     report.evaluation,
     leakage={"near_duplicate_queries": 2, "test_queries": 60, "examples": [["q1", "<b>t1", 1.0], ["q2", "t2", 0.9]]},
   )
-  text = page.render(dataclasses.replace(report, evaluation=leaky))
+  shown = page.render(dataclasses.replace(report, evaluation=leaky))
   said = "Leakage: 2 of 60 test queries have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
-  assert said in text and text.index(said) < text.index("<h1>")
-  assert "Leakage" not in page.render(report)
+  assert said in shown and shown.index(said) < shown.index("<h1>")
+  assert "Leakage" not in text
 
 
-def test_passages_of_the_test_that_training_knew_are_said(workdir, report, tmp_path):
+def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text, tmp_path):
   said = "1,234 passages that are right for test queries"
   known = {"test_passages_ranked_first_in_training": 1234}
   shown = dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=known))
-  assert said in page.render(shown) and said not in page.render(report)
+  assert said in page.render(shown) and said not in text
   shutil.copytree(workdir.root, tmp_path / "w")
   path = tmp_path / "w" / "evaluate" / "metrics.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
@@ -597,7 +602,7 @@ def test_page_fits_screens_in_light_and_dark(text, answered_text, tmp_path):
     tab.look(width=320, height=844)
     tab.open(only_answers.as_uri(), ready)
     assert widths() == {320: 320, 360: 360, 390: 390}
-    assert "not in the first 5" in tab.run("document.querySelector('#list .ranks').textContent.replaceAll('\\xa0', ' ')")
+    assert "not\u00a0in\u00a0the\u00a0first\u00a05" in tab.run("document.querySelector('#list .ranks').textContent")
     backgrounds = set()
     for width, height, dark in ((1280, 900, False), (390, 844, True), (390, 844, False)):
       tab.look(width=width, height=height, dark=dark)

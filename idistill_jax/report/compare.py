@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from idistill_jax import artifacts
 from idistill_jax.data import tables
-from idistill_jax.report import claims, figures, gather
+from idistill_jax.report import claims, figures, files, gather
 from idistill_jax.retrieval import significance
 
 # Fields that say where things lie or what the run is called, not what it did.
@@ -51,7 +51,7 @@ def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = sign
   names = _names(workdirs)
   evaluations = [_evaluated(workdir) for workdir in workdirs]
   main = _main(dict(zip(names, evaluations, strict=True)))
-  evaluations = [_evaluated(workdir, main) for workdir in workdirs]
+  evaluations = [dataclasses.replace(one, main_measure=main) for one in evaluations]
   configs = [gather.settings(workdir) for workdir in workdirs]
   differing = sorted(
     path
@@ -88,10 +88,10 @@ def _names(workdirs: Sequence[artifacts.Workdir]) -> list[str]:
   ]
 
 
-def _evaluated(workdir: artifacts.Workdir, main: str | None = None) -> gather.Evaluation:
-  found = gather.evaluation(workdir, main=main)
+def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
+  found = gather.evaluation(workdir)
   if found is None or gather.AFTER not in found.systems:
-    raise gather.ReportError(
+    raise files.ReportError(
       f"{workdir.root}: no distilled retriever has been measured there; run "
       f"python -m idistill_jax.pipeline --config=... --workdir={workdir.root}"
     )
@@ -103,7 +103,7 @@ def _main(evaluations: Mapping[str, gather.Evaluation]) -> str:
     if all(name in one.measures for one in evaluations.values()):
       return name
   measured = "; ".join(f"{run}: {', '.join(one.measures)}" for run, one in evaluations.items())
-  raise gather.ReportError(
+  raise files.ReportError(
     f"none of {', '.join(gather.MAIN_MEASURES)} was measured in every run ({measured}); compare runs whose collections "
     "are judged alike"
   )

@@ -1,18 +1,16 @@
 """A workdir -> one frozen `Report`: all that page and terminal show, nothing drawn yet.
 
-Stages that have not run leave their part empty; files that are there but unreadable raise `ReportError`.
+Stages that have not run leave their part empty; files that are there but unreadable raise `files.ReportError`.
 """
 
-import csv
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from idistill_jax import artifacts
-from idistill_jax.report import queries
+from idistill_jax.report import files, queries
 
 # The order of the pipeline, for display: a workdir itself does not know it.
 STAGES = (
@@ -20,13 +18,10 @@ STAGES = (
   "scores", "train_retriever", "index", "evaluate", "answer", "export",
 )
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")
-# The first of these that was measured is what is talked about.
-MAIN_MEASURES = ("MRR@10", "answer@20", "F1")
+# The first of these that was measured is what is talked about; of what a reader answered, the last.
+MAIN_MEASURES = ("MRR@10", "answer@20")
+OF_A_READER = "F1"
 BEFORE, AFTER = "initial", "distilled"
-
-
-class ReportError(ValueError):
-  """A file of the workdir that cannot be read; the message names it and what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +44,7 @@ class Evaluation:
   """Systems measured and compared on one split.
 
   systems: system -> measure -> mean.  intervals: the same -> 95 % interval.  tests: "a vs b" -> measure ->
-  comparison.  per_query: system -> query id -> value of `main_measure`.  ann: the index against exact search.
+  comparison.  values: measure -> system -> query id -> value.  ann: the index against exact search.
   leakage: what training saw of the test.  relevant_from: the lowest grade that counts as relevant.
   """
 
@@ -61,10 +56,15 @@ class Evaluation:
   systems: Mapping[str, Mapping[str, float]]
   intervals: Mapping[str, Mapping[str, tuple[float, float]]]
   tests: Mapping[str, Mapping[str, Comparison]]
-  per_query: Mapping[str, Mapping[str, float]]
+  values: Mapping[str, Mapping[str, Mapping[str, float]]]
   ann: Mapping[str, Any]
   leakage: Mapping[str, Any]
   relevant_from: int
+
+  @property
+  def per_query(self) -> Mapping[str, Mapping[str, float]]:
+    """System -> query id -> value of `main_measure`."""
+    return self.values.get(self.main_measure, {})
 
   def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
     return self.tests.get(f"{system} vs {against}", {})
@@ -114,7 +114,7 @@ class Report:
 
 
 def gather(workdir: artifacts.Workdir) -> Report:
-  """Reads everything; raises ReportError, or what the record readers raise for a corrupt file."""
+  """Reads everything; raises files.ReportError, or what the record readers raise for a corrupt file."""
   metrics = evaluation(workdir)
   shown = queries.NOTHING
   if metrics is not None:
@@ -134,18 +134,15 @@ def gather(workdir: artifacts.Workdir) -> Report:
   )
 
 
-def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate", main: str | None = None) -> Evaluation | None:
-  """What the evaluate stage measured, or the answer stage; None where it has not run or had nothing to measure.
-
-  main: the measure to talk about; None for the first of MAIN_MEASURES that was measured.
-  """
+def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluation | None:
+  """What the evaluate stage measured, or the answer stage; None where it has not run or had nothing to measure."""
   path = workdir.folder(stage) / "metrics.json"
-  found = _read_json(path)
+  found = files.read_object(path)
   if found is None:
     return None
   try:
     measures = tuple(str(name) for name in found["measures"])
-    main = main or next((name for name in MAIN_MEASURES if name in measures), measures[0])
+    main = next((name for name in (*MAIN_MEASURES, OF_A_READER) if name in measures), measures[0])
     return Evaluation(
       split=str(found.get("split", "")),
       queries=int(found["queries" if "queries" in found else "questions"]),
@@ -163,20 +160,20 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate", main: str | 
       tests={
         pair: {name: _comparison(one) for name, one in of.items()} for pair, of in found["tests"].items()
       },
-      per_query=_per_query(path.with_name("per_query.csv"), main),
+      values=files.read_per_query(path.with_name("per_query.csv"), measures),
       ann=found.get("ann") or {},
       leakage=found.get("leakage") or {},
       relevant_from=int(found.get("relevant_from", 1)),
     )
   except (KeyError, TypeError, IndexError, AttributeError) as e:
-    raise ReportError(
+    raise files.ReportError(
       f"{path}: not what the {stage} stage writes ({type(e).__name__}: {e}); run {stage} again"
     ) from e
 
 
 def labels(workdir: artifacts.Workdir) -> dict[str, Any] | None:
   """Statuses of the LLM's answers as the labels stage counted them, or None where it has not run."""
-  return _read_json(workdir.folder("labels") / "statuses.json")
+  return files.read_object(workdir.folder("labels") / "statuses.json")
 
 
 def _comparison(found: Mapping[str, Any]) -> Comparison:
@@ -193,26 +190,6 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
     losses=int(found["losses"]),
     ties=int(found["ties"]),
   )
-
-
-def _per_query(path: pathlib.Path, measure: str) -> dict[str, dict[str, float]]:
-  """System -> query id -> value, from a CSV of query_id, system and one column a measure."""
-  if not path.exists():
-    return {}
-  values: dict[str, dict[str, float]] = {}
-  with open(path, encoding="utf-8", newline="") as file:
-    rows = csv.DictReader(file)
-    missing = {"query_id", "system", measure} - set(rows.fieldnames or ())
-    if missing:
-      raise ReportError(f"{path}: the columns {', '.join(sorted(missing))} are missing; run evaluate again")
-    for row in rows:
-      if row[measure] == "":
-        continue  # a query that the measure does not know, as one without answers
-      try:
-        values.setdefault(row["system"], {})[row["query_id"]] = float(row[measure])
-      except (TypeError, ValueError):
-        raise ReportError(f"{path}:{rows.line_num}: the value {row[measure]!r} is no number") from None
-  return values
 
 
 def stage_runs(workdir: artifacts.Workdir) -> tuple[StageRun, ...]:
@@ -247,7 +224,7 @@ def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
   """The snapshot of the last run; without one, the sections that manifests tell of."""
   snapshot = workdir.read("config.json")
   if snapshot is not None:
-    return _object(snapshot, f"{workdir.stated}/config.json")
+    return files.parse_object(snapshot, f"{workdir.stated}/config.json")
   sections: dict[str, Any] = {}
   for name in STAGES:
     sections.update((workdir.manifest(name) or {}).get("config") or {})
@@ -277,24 +254,8 @@ def _training(workdir: artifacts.Workdir, name: str) -> Training | None:
     try:
       rows.append({key: float(number) for key, number in json.loads(line).items()})
     except (ValueError, TypeError, AttributeError) as e:
-      raise ReportError(f"{path}:{number}: not an object of numbers ({e}); run {name} again") from e
+      raise files.ReportError(f"{path}:{number}: not an object of numbers ({e}); run {name} again") from e
   if not rows:
     return None
   names = dict.fromkeys(key for row in rows for key in row)
   return Training(name=name, columns={key: tuple(row.get(key, math.nan) for row in rows) for key in names})
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-  return _object(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
-
-
-def _object(text: str, path: str) -> dict[str, Any]:
-  try:
-    found = json.loads(text)
-  except ValueError as e:
-    raise ReportError(f"{path}: not JSON ({e}); run the stage that wrote it again") from e
-  if not isinstance(found, dict):
-    raise ReportError(
-      f"{path}: an object is needed, found a {type(found).__name__}; run the stage that wrote it again"
-    )
-  return found

@@ -239,6 +239,23 @@ def test_a_query_that_a_measure_does_not_know_has_no_value(workdir, tmp_path):
   assert gather.evaluation(artifacts.Workdir(tmp_path / "w")).per_query == {"distilled": {"q1": 0.5}}
 
 
+def test_measures_of_fewer_queries_say_how_many(workdir, report, text, tmp_path):
+  assert "Means over 60 test queries with" in text
+  shutil.copytree(workdir.root, tmp_path / "w")
+  path = tmp_path / "w" / "evaluate" / "per_query.csv"
+  header, *lines = path.read_text().splitlines()
+  # As of queries without accepted answers.
+  cut = [line if line.startswith("q1") else line.rpartition(",")[0] + "," for line in lines]
+  path.write_text("\n".join([header, *cut]) + "\n")
+  found = gather.evaluation(artifacts.Workdir(tmp_path / "w"))
+  said = "60 test queries (recall@100 over 11 of them)"
+  assert f"Means over {said} with" in page.render(dataclasses.replace(report, evaluation=found))
+  assert f"{said}; changes" in printed(tmp_path / "w", width=200)
+  assert ", 60 test queries)" in claims.claim(found, None).detail
+  mainly = dataclasses.replace(found, main_measure="recall@100")
+  assert ", 11 of 60 test queries)" in claims.claim(mainly, None).detail
+
+
 def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workdir, tmp_path):
   without = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
   (without.folder("collection") / "qrels" / "test.tsv").unlink()

@@ -36,10 +36,12 @@ def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None
   before = evaluation.systems[gather.BEFORE][evaluation.main_measure]
   after = evaluation.systems[gather.AFTER][evaluation.main_measure]
   change = f"{relative(test.relative)}; " if test.relative is not None else ""
+  known = evaluation.known(evaluation.main_measure)
+  measured = f"{count(known)} of " if known < evaluation.queries else ""
   detail = (
     f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
     f"{p_value(test.p)}, corrected for {count(len(evaluation.tests))} comparisons {p_value(test.p_holm)}, "
-    f"{count(evaluation.queries)} {evaluation.split} queries)."
+    f"{measured}{count(evaluation.queries)} {evaluation.split} queries)."
   )
   return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
 
@@ -73,6 +75,16 @@ def seen(found: Mapping[str, Any]) -> str | None:
     f"{count(number)} passages that are right for test queries were ranked first by the LLM for a training query, as "
     "happens where both search one corpus: the models have seen them."
   )
+
+
+def about(evaluation: gather.Evaluation) -> str:
+  """The queries that were measured: "60 test queries", "60 test queries (answer@1, answer@20 over 11 of them)"."""
+  fewer: dict[int, list[str]] = {}
+  for measure in evaluation.measures:
+    if (known := evaluation.known(measure)) < evaluation.queries:
+      fewer.setdefault(known, []).append(measure)
+  which = "; ".join(f"{', '.join(measures)} over {count(known)} of them" for known, measures in fewer.items())
+  return f"{count(evaluation.queries)} {evaluation.split} queries{f' ({which})' if which else ''}"
 
 
 def verdict(test: gather.Comparison) -> str:

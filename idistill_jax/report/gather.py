@@ -66,6 +66,11 @@ class Evaluation:
     """System -> query id -> value of `main_measure`."""
     return self.values.get(self.main_measure, {})
 
+  def known(self, measure: str) -> int:
+    """Number of queries that the measure says something of: one of answers, those that have some."""
+    of_systems = self.values.get(measure, {}).values()
+    return len(set().union(*of_systems)) if of_systems else self.queries
+
   def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
     return self.tests.get(f"{system} vs {against}", {})
 

@@ -132,7 +132,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "bills": bills,
     **{
       name: getattr(claims, name)
-      for name in ("count", "duration", "p_number", "plain", "relative", "signed", "verdict")
+      for name in ("about", "count", "duration", "p_number", "plain", "relative", "signed", "verdict")
     },
   }
 

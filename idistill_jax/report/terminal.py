@@ -43,14 +43,13 @@ def print_summary(
 def summary_table(evaluation: gather.Evaluation) -> table.Table:
   """Systems down, measures across: mean, and change against the initial retriever; p on the main measure."""
   main = evaluation.main_measure
-  about = f"{claims.count(evaluation.queries)} {evaluation.split} queries"
   made = table.Table(
     box=box.SIMPLE_HEAD,
     pad_edge=False,
     collapse_padding=True,
     title_justify="left",
     title_style="",
-    title=Text(f"{about}; changes against {gather.BEFORE}, p on {main} (Holm)"),
+    title=Text(f"{claims.about(evaluation)}; changes against {gather.BEFORE}, p on {main} (Holm)"),
   )
   made.add_column("system", no_wrap=True)
   for measure in evaluation.measures:

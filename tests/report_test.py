@@ -251,9 +251,9 @@ def test_measures_of_fewer_queries_say_how_many(workdir, report, text, tmp_path)
   said = "60 test queries (recall@100 over 11 of them)"
   assert f"Means over {said} with" in page.render(dataclasses.replace(report, evaluation=found))
   assert f"{said}; changes" in printed(tmp_path / "w", width=200)
-  assert ", 60 test queries)" in claims.claim(found, None).detail
+  assert ", 60 test queries)" in claims.claim(found, None, {}).detail
   mainly = dataclasses.replace(found, main_measure="recall@100")
-  assert ", 11 of 60 test queries)" in claims.claim(mainly, None).detail
+  assert ", 11 of 60 test queries)" in claims.claim(mainly, None, {}).detail
 
 
 def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workdir, tmp_path):
@@ -274,11 +274,10 @@ def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workd
   ({"teacher": "pairs", "direct_share": None}, False), ({"teacher": "pairs", "direct_share": 0.5}, True),
   ({"teacher": "ranker", "direct_share": None}, True),
 ])
-def test_lists_are_claimed_only_where_they_taught(workdir, tmp_path, retriever, said):
-  shutil.copytree(workdir.root, tmp_path / "w")
-  (tmp_path / "w" / "config.json").write_text(json.dumps({"retriever": retriever}))
-  found = gather.gather(artifacts.Workdir(tmp_path / "w"))
-  assert ("LLM-ranked lists" in page.render(found)) is said
+def test_lists_are_claimed_only_where_they_taught(retriever, said):
+  settings = gather.flat({"retriever": retriever})
+  claim = claims.claim(evaluation(mrr=comparison()), {"complete": 962}, settings)
+  assert ("LLM-ranked lists" in claim.headline) is said
 
 
 @pytest.mark.parametrize(
@@ -304,7 +303,8 @@ def test_unreadable_files_are_named(workdir, tmp_path, file, content, named):
 
 def test_claim_is_as_strong_as_its_test():
   better = claims.claim(
-    evaluation(mrr=comparison(), hit=comparison(relative=0.32, ci95=(0.04, 0.13))), {"complete": 990, "repaired": 10}
+    evaluation(mrr=comparison(), hit=comparison(relative=0.32, ci95=(0.04, 0.13))), {"complete": 990, "repaired": 10},
+    {},
   )
   assert better.headline == (
     "After learning from 1,000 LLM-ranked lists, the retriever puts the right passage first "
@@ -319,23 +319,24 @@ def test_claim_is_as_strong_as_its_test():
   ):
     assert said in better.detail
   # Not even the share of first places is claimed where its own test does not carry it.
-  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p_holm=0.2)), None)
+  modest = claims.claim(evaluation(mrr=comparison(), hit=comparison(p_holm=0.2)), None, {})
   assert modest.headline == (
     "After distillation, the retriever ranks the right passage higher "
     "(MRR@10 +0.085, 95\u00a0% interval +0.060 to +0.110)."
   )
-  worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None)
+  worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None, {})
   assert "lower than before" in worse.headline and worse.verdict == "worse"
   # One of many comparisons that is sure alone is not sure among them.
-  chance = claims.claim(evaluation(mrr=comparison(p=0.02, p_holm=0.31), hit=comparison()), None)
+  chance = claims.claim(evaluation(mrr=comparison(p=0.02, p_holm=0.31), hit=comparison()), None, {})
   assert "told from chance" in chance.headline and chance.verdict == "undecided"
-  assert claims.claim(None, None).verdict == "undecided"
+  assert claims.claim(None, None, {}).verdict == "undecided"
 
 
 def test_page_holds_what_it_promises(text):
   for section in ("results", "queries", "browse", "training", "labels", "stages", "index", "config"):
     assert f'id="{section}"' in text
   for said in (
+    "LLM-ranked lists, the retriever",
     "Most helped",
     "Most hurt",
     "judged right",
@@ -447,6 +448,7 @@ def test_terminal_shows_means_changes_and_drops_in_80_columns(workdir, report):
     assert said.replace("3 things", "things 3") in text
   test = report.evaluation.test("distilled")["MRR@10"]
   assert claims.p_number(test.p) != claims.p_number(test.p_holm)
+  assert "LLM-ranked lists, the retriever" in " ".join(text.split())
   assert re.search(rf"distilled .* {re.escape(claims.p_number(test.p_holm))} *\n", text)
 
 

@@ -19,9 +19,11 @@ class Claim:
   verdict: str
 
 
-def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None) -> Claim:
-  """What the run showed, as strongly as its test allows and no more.  labels: statuses of the labelling that
-  taught it, None where none did."""
+def claim(
+  evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None, settings: Mapping[str, str]
+) -> Claim:
+  """What the run showed, as strongly as its test allows and no more.  labels: statuses of the labelling, None where
+  there was none; claimed only where `settings` (see `gather.settings`) say that its lists taught."""
   if evaluation is None:
     return Claim(
       headline="Nothing has been measured yet.", detail="The evaluate stage has not run.", verdict="undecided"
@@ -43,14 +45,12 @@ def claim(evaluation: gather.Evaluation | None, labels: Mapping[str, Any] | None
     f"{p_value(test.p)}, corrected for {count(len(evaluation.tests))} comparisons {p_value(test.p_holm)}, "
     f"{measured}{count(evaluation.queries)} {evaluation.split} queries)."
   )
-  return Claim(headline=f"{_lead(labels)}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
+  lead = _lead(labels if _taught_by_lists(settings) else None)
+  return Claim(headline=f"{lead}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
 
 
-def taught_by_lists(settings: Mapping[str, str]) -> bool:
-  """Whether what is measured as distilled has any part in it that learned from the LLM's rankings.
-
-  settings: see `gather.settings`.
-  """
+def _taught_by_lists(settings: Mapping[str, str]) -> bool:
+  """Whether what is measured as distilled has any part in it that learned from the LLM's rankings."""
   return settings.get("retriever.teacher") != '"pairs"' or settings.get("retriever.direct_share", "null") != "null"
 
 

@@ -128,7 +128,7 @@ def gather(workdir: artifacts.Workdir) -> Report:
   config = _config(workdir)
   return Report(
     name=str(config.get("name", workdir.root.name)),
-    config=_flat(config),
+    config=flat(config),
     stages=stage_runs(workdir),
     versions=_versions(workdir),
     evaluation=metrics,
@@ -238,15 +238,16 @@ def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
 
 def settings(workdir: artifacts.Workdir) -> dict[str, str]:
   """Path -> value of every field of the run's config."""
-  return _flat(_config(workdir))
+  return flat(_config(workdir))
 
 
-def _flat(found: Any, prefix: str = "") -> dict[str, str]:
+def flat(found: Any, prefix: str = "") -> dict[str, str]:
+  """Path -> JSON of every leaf of a config's sections."""
   if not isinstance(found, dict):
     return {prefix: json.dumps(found, ensure_ascii=False)}
   lines: dict[str, str] = {}
   for key in sorted(found):
-    lines.update(_flat(found[key], f"{prefix}.{key}" if prefix else str(key)))
+    lines.update(flat(found[key], f"{prefix}.{key}" if prefix else str(key)))
   return lines
 
 

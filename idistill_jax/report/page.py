@@ -110,7 +110,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
   return {
     "report": report,
     "evaluation": evaluation,
-    "claim": claims.claim(evaluation, report.labels if claims.taught_by_lists(report.config) else None),
+    "claim": claims.claim(evaluation, report.labels, report.config),
     "finished": max((stage.finished for stage in report.stages), default="")[:16].replace("T", " "),
     "tiles": _tiles(evaluation) if evaluation else (),
     "drawn": drawn,

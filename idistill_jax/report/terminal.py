@@ -32,8 +32,7 @@ def print_summary(
     console.print(Text(leak, style="bold white on red"))
   if (seen := claims.seen(evaluation.leakage)) is not None:
     console.print(Text(seen, style="yellow"))
-  taught = claims.taught_by_lists(gather.settings(workdir))
-  claim = claims.claim(evaluation, gather.labels(workdir) if taught else None)
+  claim = claims.claim(evaluation, gather.labels(workdir), gather.settings(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))
   if (workdir.root / "report.html").exists():

@@ -1,5 +1,6 @@
 """Several workdirs in one table: what they differ in, and tests that hold them side by side."""
 
+import html
 import json
 import os
 import pathlib
@@ -120,10 +121,39 @@ def test_a_run_without_measures_is_named(runs, tmp_path):
     compare.gather_runs([runs[0].root, tmp_path / "nothing"])
 
 
-def test_page_names_the_best_and_escapes(runs, tmp_path):
+def headline(*means: float, p: tuple[float | None, ...] = ()) -> str:
+  """Of runs called a, b, c ..., of which those without a p are no pairs of the first."""
+  of = lambda mean: gather.Evaluation(
+    split="test", queries=9, dropped_queries=0, measures=("MRR@10",), main_measure="MRR@10", intervals={}, tests={},
+    systems={"distilled": {"MRR@10": mean}}, values={}, ann={}, leakage={}, relevant_from=1,
+  )  # fmt: skip
+  runs = tuple(
+    compare.Compared(name=name, settings={}, seconds=1.0, differs=(), test=None, p_holm=one, evaluation=of(mean))
+    for name, mean, one in zip("abcd", means, (None, *p), strict=False)
+  )
+  return compare.headline(compare.Comparison(runs=runs, measures=("MRR@10",), main="MRR@10"))
+
+
+def test_no_more_is_said_of_the_best_run_than_its_test_allows():
+  highest = "has the highest MRR@10: 0.500"
+  chance = "cannot be told from chance (p = 0.291, corrected)"
+  nbsp = lambda text: text.replace("p = ", "p\u00a0=\u00a0")
+  assert headline(0.4, 0.5, p=(0.291,)) == nbsp(f"b {highest}, but its difference from a {chance}")
+  assert headline(0.5, 0.4, p=(0.291,)) == nbsp(f"a {highest}, but its difference from b {chance}")
+  assert headline(0.4, 0.45, 0.5, p=(0.3, 0.01)) == nbsp(f"c {highest}, against 0.400 of a (p = 0.010, corrected)")
+  assert headline(0.5, 0.45, 0.4, p=(0.02, 0.01)) == nbsp(f"a {highest}, against 0.450 of b (p = 0.020, corrected)")
+  # Of other queries, so in no order with the first.
+  assert headline(0.4, 0.9, 0.5, p=(None, 0.01)).startswith(f"c {highest}, against 0.400 of a")
+  assert headline(0.4, 0.9, p=(None,)) == "a has MRR@10 0.400; no other run was measured as it was"
+  assert headline(0.4) == "a has MRR@10 0.400"
+
+
+def test_page_states_the_headline_and_escapes(runs, tmp_path):
   hostile = workdir(tmp_path / "<img src=x>", 5, 2.0)
-  text = page.render_comparison(compare.gather_runs([*(run.root for run in runs), hostile.root], resamples=100))
-  assert "<img" not in text and "&lt;img" in text and "has the highest MRR@10" in text
+  compared = compare.gather_runs([*(run.root for run in runs), hostile.root], resamples=100)
+  text = page.render_comparison(compared)
+  assert f"<h1>{html.escape(compare.headline(compared))}</h1>" in text
+  assert "<img" not in text and "&lt;img" in text
   assert text.count("<tr>") == 5 and "<svg" in text and "<script" not in text
 
 

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"{type(e).__name__}: {e}")
   console = rich_console.Console()
   console.print(terminal_table(compared))
+  console.print(Text(compare.headline(compared)))
   for note in compare.notes(compared):
     console.print(Text(note))
   console.print(Text(f"Page: {_PAGE.value}"))

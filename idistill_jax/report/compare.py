@@ -148,6 +148,26 @@ def _tests(
   }
 
 
+def headline(compared: Comparison) -> str:
+  """Which run has the highest main measure, as strongly as its test allows.
+
+  Of the first run and those that are tested against it: means over other queries stand in no order with these.
+  """
+  main, first = compared.main, compared.runs[0]
+  mean = lambda run: run.evaluation.systems[gather.AFTER][main]
+  tested = [(run, run.p_holm) for run in compared.runs if run.p_holm is not None]
+  if not tested:
+    others = "; no other run was measured as it was" if len(compared.runs) > 1 else ""
+    return f"{first.name} has {main} {mean(first):.3f}{others}"
+  # The best of the others has been tested against the first alone.
+  challenger, p = max(tested, key=lambda pair: mean(pair[0]))
+  other, best = sorted((challenger, first), key=mean)
+  found, said = f"{best.name} has the highest {main}: {mean(best):.3f}", f"({claims.p_value(p)}, corrected)"
+  if p >= claims.SIGNIFICANT:
+    return f"{found}, but its difference from {other.name} cannot be told from chance {said}"
+  return f"{found}, against {mean(other):.3f} of {other.name} {said}"
+
+
 def notes(compared: Comparison) -> list[str]:
   """A sentence for each run whose difference is not tested, saying why."""
   return [

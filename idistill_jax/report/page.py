@@ -56,14 +56,12 @@ def render(report: gather.Report) -> str:
 def render_comparison(compared: compare.Comparison) -> str:
   """The page that shows several runs.  Raises as `render` does."""
   environment = _environment()
-  main = compared.main
   return environment.get_template("comparison.html.j2").render(
     names=[run.name for run in compared.runs],
     rows=compare.rows(compared),
     notes=compare.notes(compared),
-    main=main,
-    after=gather.AFTER,
-    best=max(compared.runs, key=lambda run: run.evaluation.systems[gather.AFTER][main]),
+    main=compared.main,
+    headline=compare.headline(compared),
     figure=_safe(compare.figure(compared)),
     style=_safe(environment.loader.get_source(environment, "report.css")[0]),
   )

@@ -189,10 +189,10 @@ def figure(compared: Comparison) -> str:
 
 
 def rows(compared: Comparison) -> list[list[str]]:
-  """A header, then a line a run: settings, initial and distilled main measure, other measures, test, time."""
+  """A header, then a line a run: settings, initial and distilled main measure, its test, other measures, time."""
   others = [name for name in compared.measures if name != compared.main]
-  header = ["run", *compared.settings, f"initial {compared.main}", compared.main, *others,
-            f"against {compared.runs[0].name}", "p", "p, corrected", "time"]  # fmt: skip
+  header = ["run", *compared.settings, f"initial {compared.main}", compared.main,
+            f"against {compared.runs[0].name}", "p", "p, corrected", *others, "time"]  # fmt: skip
   lines = [header]
   for run in compared.runs:
     after = run.evaluation.systems[gather.AFTER]
@@ -202,6 +202,6 @@ def rows(compared: Comparison) -> list[list[str]]:
       test = [claims.signed(run.test.delta), claims.p_number(run.test.p), claims.p_number(run.p_holm)]
     lines.append([
       run.name, *run.settings.values(), "–" if before is None else f"{before:.3f}", f"{after[compared.main]:.3f}",
-      *(f"{after[name]:.3f}" for name in others), *test, claims.duration(run.seconds),
+      *test, *(f"{after[name]:.3f}" for name in others), claims.duration(run.seconds),
     ])  # fmt: skip
   return lines

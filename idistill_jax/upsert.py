@@ -50,21 +50,33 @@ def upsert(
 
   part = artifacts.Workdir(into.with_name(f".{into.name}-part"))
   shutil.rmtree(part.root, ignore_errors=True)
-  _copy(old, part)
-  cli.save_config(cfg, part)
-  counts = _grow(cfg, part, new)
-  for name in ("collection", "candidates", "train_direct", "index"):
-    _mark(part, name, jsonl.sha256(path), counts)
-  part.root.rename(into)
+  try:
+    _copy(old, part)
+    cli.save_config(cfg, part)
+    counts = _grow(cfg, part, new)
+    for name in ("collection", "candidates", "train_direct", "index"):
+      _mark(part, name, jsonl.sha256(path), counts)
+    part.root.rename(into)
+  except BaseException:
+    shutil.rmtree(part.root, ignore_errors=True)
+    raise
   return counts
 
 
 def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
-  """What search reads, by hard links; files that grow are written anew beside, and the index's may be written over."""
+  """What search reads, by hard links where the disk has them; files that grow are written anew beside, and the index's
+  may be written over."""
   for name in search.STAGE.reads:
     shutil.copytree(
-      old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else os.link
+      old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else _link
     )
+
+
+def _link(source: str, target: str) -> None:
+  try:
+    os.link(source, target)
+  except OSError:  # another file system, or one without hard links
+    shutil.copy2(source, target)
 
 
 def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int]:

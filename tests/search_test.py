@@ -1,7 +1,9 @@
 """Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
 
 import concurrent.futures
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -278,3 +280,21 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   with pytest.raises(ValueError, match="no passage with a text"):
     upsert.upsert(workdir.root, more, tmp_path / "other")
   assert not (tmp_path / "other").exists()
+
+
+def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(workdir, tmp_path, monkeypatch):
+  def link(*args, **kwargs):
+    raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+  def grow(cfg, part, new):
+    for stage in search.STAGE.reads:
+      copied = {path.relative_to(part.root): path for path in part.folder(stage).rglob("*") if path.is_file()}
+      assert copied and all((workdir.root / one).read_bytes() == path.read_bytes() for one, path in copied.items())
+    raise OSError(errno.ENOSPC, "No space left")
+
+  monkeypatch.setattr(os, "link", link)
+  monkeypatch.setattr(upsert, "_grow", grow)
+  (tmp_path / "more.jsonl").write_text('{"_id": "new", "text": "a text"}\n')
+  with pytest.raises(OSError, match="No space left"):
+    upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
+  assert [path.name for path in tmp_path.iterdir()] == ["more.jsonl"]

@@ -210,6 +210,7 @@ def test_the_page_in_a_browser(tmp_path):
     assert tab.run("document.querySelectorAll('script').length") == 1
     assert tab.run("document.querySelector('li p').textContent") == HOSTILE
     assert tab.run("document.documentElement.dataset.error") is None and not tab.errors
+    assert tab.run("document.getElementById('status').textContent").startswith("A coloured edge")
     tab.run("question.value = 'and now?'; form.requestSubmit()")
     tab.wait("document.querySelector('li b').textContent === 'and now? 0'")
     assert not tab.errors

@@ -41,8 +41,8 @@ async function search() {
   }
   // A later question has been asked meanwhile: its answer counts.
   if (mine !== latest) return;
-  status.textContent = found.error || "";
-  if (found.error) { systems.replaceChildren(); return; }
+  if (found.error) { status.textContent = found.error; systems.replaceChildren(); return; }
+  status.textContent = "A coloured edge: the initial retriever has another passage at that place.";
   const before = found.systems.initial ? found.systems.initial.passages.map((one) => one.id) : null;
   systems.replaceChildren(...Object.entries(found.systems).map(
     ([name, answer]) => column(name, answer, name === "initial" ? null : before)));

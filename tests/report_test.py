@@ -547,6 +547,9 @@ def test_a_hostile_page_leaves_the_console_empty(hostile_page, tmp_path):
     tab.wait("list.querySelectorAll('li').length > 0")
     assert not tab.run("window.evil") and not tab.errors
     assert tab.picture(tmp_path / "hostile.png") < 0.97
+    # Names without a space make no page wider than a phone.
+    tab.look(width=320, height=844)
+    assert tab.run("document.documentElement.scrollWidth") == 320
 
 
 def test_browser_filters_and_opens_queries(text, tmp_path):

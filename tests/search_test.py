@@ -182,6 +182,7 @@ def test_exported_models_answer_as_the_trainings_do(workdir, exported, searcher,
   )
 
 
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
 def test_thirty_two_clients_at_once_get_what_the_exported_models_find(searcher):
   served = pytest.importorskip("serve_test")
   questions = [f"{QUESTION} {number}" for number in range(32)]

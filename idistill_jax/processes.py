@@ -90,6 +90,11 @@ def agreed(what: str) -> Iterator[None]:
       raise ProcessError(f"{what} failed in {', '.join(f'process {i} ({said})' for i, said in wrong.items())}")
 
 
+def told(what: str, said: str) -> dict[int, str]:
+  """Process -> what it said of `what`, once all have; each calls it."""
+  return {0: said} if _job is None else _job.tell_all(what, said)
+
+
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
   """Around a wait that other processes must end; one that outlasts the patience ends the job."""

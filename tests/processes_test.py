@@ -257,23 +257,6 @@ def test_a_job_goes_on_with_other_processes_and_another_mesh(tmp_path, tiny_weig
   assert error < 0.02
 
 
-def test_a_torn_shard_sends_all_processes_to_the_checkpoint_before(tmp_path, tiny_weights):
-  tiny_world.write_lists(tmp_path)
-  command = ("-m", "trained", str(tmp_path), tiny_weights, "--fsdp=2")
-  with jobs.started(tmp_path / "job", 2, *command) as job:
-    job.succeed()
-  expected = losses(tmp_path)
-  torn = [path for path in (tmp_path / "checkpoints" / "6" / "state" / "ocdbt.process_1").rglob("*") if path.is_file()]
-  assert torn
-  for path in torn:
-    path.write_bytes(path.read_bytes()[:16])
-  with jobs.started(tmp_path / "again", 2, *command) as job:
-    job.succeed()
-  for number in range(2):
-    assert "checkpoints/6 cannot be used" in job.said(number)
-  assert losses(tmp_path) == expected
-
-
 def training(folder: pathlib.Path, weights: str, *sizes: int) -> loop.Training:
   devices = np.array(jax.devices()[:int(np.prod(sizes))]).reshape(sizes)
   mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)

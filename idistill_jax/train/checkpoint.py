@@ -1,6 +1,7 @@
 """Orbax, wrapped once: weights, optimizer and data position in one checkpoint; finished models by themselves."""
 
 import os
+import re
 from typing import Any
 
 import grain
@@ -15,6 +16,17 @@ from idistill_jax import processes
 from idistill_jax.train import step as step_lib
 
 STATE, DATA, SUMS = "state", "data", "sums"
+# What TensorStore says of files that are torn or lost.  Of a full table of files, a bucket that does not answer or
+# refuses, it says other things, by ValueError all the same.
+_DAMAGED = {"DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
+
+
+class CheckpointsError(RuntimeError):
+  """There are checkpoints, and none of them can be used."""
+
+
+class _Damage(Exception):
+  """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
@@ -42,37 +54,57 @@ class Checkpoints:
   def restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
     """Newest state that is what was saved, with `data` moved to its position; None where nothing was saved yet.
 
-    A torn or corrupted newest checkpoint is reported and deleted, and the one before it is used.
+    A torn or corrupted newest checkpoint is reported, and deleted once the one before it was read.  Raises
+    CheckpointsError where none can be read, and what is no damage as it came: either way every checkpoint stays.
     """
-    unreadable: list[int] = []
+    damaged: dict[int, _Damage] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._read(step, state, data)
-      except Exception as e:  # Orbax and TensorStore raise any, Exception itself among them.
+      except _Damage as e:
         logging.error("checkpoint %s/%d cannot be used (%s); trying the one before", self._manager.directory, step, e)
-        unreadable.append(step)
+        damaged[step] = e
         continue
+      except Exception as e:
+        e.add_note(f"This came while checkpoint {self._manager.directory}/{step} was read, and tells of no torn or "
+                   "lost file, so all checkpoints stay as they are: mend the cause, run the same command again")
+        raise
       # Else the step could not be saved when it comes again.
-      for torn in unreadable:
-        self._manager.delete(torn)
+      for torn in damaged:
+        with processes.waiting(f"deleting checkpoint {torn}"):
+          self._manager.delete(torn)
       return restored
-    if unreadable:
-      logging.error("none of the checkpoints %s in %s can be used; training starts anew", unreadable,
-                    self._manager.directory)
-      for torn in unreadable:
-        self._manager.delete(torn)
+    if damaged:
+      raise CheckpointsError(
+        f"none of the checkpoints {', '.join(map(str, damaged))} in {self._manager.directory} can be used "
+        f"({next(iter(damaged.values()))}); they stay as they are: bring back a copy of one, or delete that folder to "
+        "train from the first step")
     return None
 
   def _read(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State:
+    """Raises _Damage, in all processes where one finds any."""
     abstract, sums = jax.tree.map(ocp.utils.to_shape_dtype_struct, (state, _sums(state)))
-    # A damaged shard is known to the process that reads it, and what follows takes all of them.
-    with processes.agreed(f"reading checkpoint {step}"):
-      found = self._manager.restore(step, args=ocp.args.Composite(**{
-        STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(), SUMS: ocp.args.StandardRestore(sums),
-      }))
-    if not np.array_equal(*jax.device_get((found[SUMS]["words"], _sums(found[STATE])["words"]))):
-      raise ValueError("its bits are not those that were saved")
-    data.set_state(found[DATA])
+    found: Any = None
+    said = ""
+    # A damaged shard is known to the process that reads it, and what follows takes all of them; Orbax would have the
+    # others wait for one that failed.
+    with (processes.agreed(f"reading checkpoint {step}"),
+          ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=_alone()) as reader):
+      try:
+        found = reader.restore(self._manager.directory / str(step), args=ocp.args.Composite(**{
+          STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(),
+          SUMS: ocp.args.StandardRestore(sums),
+        }))
+        data.set_state(found[DATA])
+      except Exception as e:  # Orbax and TensorStore raise any, Exception itself among them.
+        if not (said := _damage(e)):
+          raise
+    if told := [damage for damage in processes.told(f"checkpoint {step}", said).values() if damage]:
+      raise _Damage(told[0])
+    with processes.waiting(f"the sums of checkpoint {step}"):
+      same = np.array_equal(*jax.device_get((found[SUMS]["words"], _sums(found[STATE])["words"])))
+    if not same:
+      raise _Damage("its bits are not those that were saved")
     return found[STATE]
 
   def close(self) -> None:
@@ -100,14 +132,27 @@ def load_model(folder: epath.PathLike, abstract: Any) -> Any:
   """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
   if not epath.Path(folder).exists():
     raise FileNotFoundError(f"{folder}: no trained model there")
-  alone = ocp.options.MultiprocessingOptions()
-  if all(leaf.sharding.is_fully_addressable for leaf in jax.tree.leaves(abstract)):
-    # Every process for itself, or one while the others wait: Orbax must not ask for them.
-    alone = ocp.options.MultiprocessingOptions(
-      primary_host=jax.process_index(), active_processes={jax.process_index()},
-      barrier_sync_key_prefix=f"alone{jax.process_index()}")
-  with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
     return checkpointer.restore(_absolute(folder), abstract)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Every process reads for itself, whichever others do: Orbax must not ask for them."""
+  return ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(), active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f"alone{jax.process_index()}")
+
+
+def _damage(error: BaseException) -> str:
+  """What an error while reading says of a torn or lost file; "" where it is not known to tell of one."""
+  if type(error) is Exception and error.__cause__ is not None:  # Orbax's word around TensorStore's
+    return _damage(error.__cause__)
+  status = re.match(r"([A-Z_]+): ", str(error))
+  if isinstance(error, ValueError) and status and status[1] not in _DAMAGED:
+    return ""
+  # TensorStore adds its whole specification.
+  said = " ".join(str(error).partition("[tensorstore_spec")[0].split())
+  return f"{type(error).__name__}: {said}" if isinstance(error, (FileNotFoundError, ValueError, KeyError)) else ""
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:

@@ -130,9 +130,12 @@ def test_what_is_no_damage_is_an_error_and_every_checkpoint_stays(folder, mesh, 
   kept.close()
 
 
-def test_damage_that_one_process_sees_is_damage_to_all(tmp_path):
+def test_damage_that_one_process_sees_is_damage_to_all_and_a_model_waits_for_none_that_hangs(tmp_path):
   with jobs.started(tmp_path, 2, "-m", "saved", str(tmp_path), patience=6) as job:
-    job.succeed(60)
+    codes = job.wait(60)
+  assert all(codes), job.said()
   for number in range(2):
     assert "checkpoints/2 cannot be used" in job.said(number), job.said(number)
     assert "restored 1 of the data 1" in job.said(number), job.said(number)
+  reason = f"saving {tmp_path}/second did not end within 6 s; processes that are not waiting for it: [1]"
+  assert reason in job.said(0), job.said(0)

@@ -1,5 +1,6 @@
 """Training: restarts and meshes are invisible, divergence is named, nothing is compiled twice."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import tiny_world
 from jax.sharding import AxisType
 
-from idistill_jax import cli, sharding
+from idistill_jax import cli, processes, sharding
 from idistill_jax.data import batches
 from idistill_jax.models import table
 from idistill_jax.train import checkpoint, curves, loop, preemption, utilization, windows
@@ -176,6 +177,45 @@ def test_what_is_not_finite_names_step_and_lists(tmp_path, tiny_weights, name, w
   with pytest.raises(loop.NonFiniteLossError, match=rf"{name} is nan at step 4, on lists \[.*\b{bad}\b.*\]"):
     loop.train(tiny_world.with_loss(training, loss_fn))
   assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 3
+
+
+class Step:
+  """Stands in for a train step that is compiled: it counts, and does nothing else."""
+
+  def __init__(self) -> None:
+    self.after = {step: jnp.asarray(step + 1, jnp.int32) for step in range(8)}
+    self.seen, self.taken = {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}, 0
+
+  def lower(self, *_) -> "Step":
+    return self
+
+  compile = lower
+
+  def __call__(self, state, batch):
+    self.taken += 1
+    return dataclasses.replace(state, step=self.after[self.taken - 1]), self.seen
+
+
+def test_whatever_waits_for_other_processes_is_watched(tmp_path, tiny_weights, monkeypatch):
+  now, waits, settle = [], [], loop.settle
+
+  @contextlib.contextmanager
+  def waiting(what):
+    now.append(what)
+    yield
+    now.pop()
+
+  monkeypatch.setattr(processes, "waiting", waiting)
+  monkeypatch.setattr(step_lib, "make_step", lambda *_: Step())
+  monkeypatch.setattr(
+    loop, "settle", lambda pending, *rest: (waits.append((pending.step, *now)), settle(pending, *rest)))
+  monkeypatch.setattr(
+    preemption, "watch", lambda _: contextlib.nullcontext(lambda: waits.append(("ask", *now)) or False))
+  loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False, checkpoint_every=100))
+  assert [what for what, *_ in waits if what != "ask"] == list(range(8))
+  # Watched once: the end of a second watch within would end the first.
+  assert not [wait for wait in waits if len(wait) != 2]
+  assert waits[-1] == ("ask", "test, its end")
 
 
 def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):

@@ -1,8 +1,10 @@
-"""A small state that lies over two processes, saved, torn and read again: `python -m saved`.
+"""A small state that lies over two processes, saved, torn, read again and kept as a model: `python -m saved`.
 
-What lies over `fsdp` is read by its own process alone, so that the second finds damage that the first does not see.
+What lies over `fsdp` is read by its own process alone, so that the second finds damage that the first does not see; it
+stops before the second model.
 """
 
+import time
 from typing import Any
 
 import jax
@@ -13,6 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from idistill_jax import config, processes, sharding
 from idistill_jax.train import checkpoint
 from idistill_jax.train import step as step_lib
+
+LONG = 3600
 
 
 class Position:
@@ -54,3 +58,7 @@ if __name__ == "__main__":
     position = Position(0)
     found = kept.restore(state(0, mesh), position)
     print("restored", int(found.step), "of the data", position.at, flush=True)
+    for folder in ("first", "second"):
+      if folder == "second" and not first:
+        time.sleep(LONG)
+      checkpoint.save_model(args.folder / folder, found.params)

@@ -34,7 +34,8 @@ class Checkpoints:
 
   def __init__(self, folder: epath.PathLike):
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(_absolute(folder), options=options)
+    with processes.waiting(f"opening {folder}"):
+      self._manager = ocp.CheckpointManager(_absolute(folder), options=options)
 
   def save(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> None:
     """The data position is taken at once, so `data` may move on as soon as this returns.
@@ -108,8 +109,9 @@ class Checkpoints:
     return found[STATE]
 
   def close(self) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with processes.waiting("the last checkpoint"):
+      self._manager.wait_until_finished()
+      self._manager.close()
 
 
 @jax.jit
@@ -124,7 +126,7 @@ def _sums(state: step_lib.State) -> dict[str, jax.Array]:
 
 def save_model(folder: epath.PathLike, params: Any) -> None:
   """A finished model's parameters, readable under any mesh."""
-  with ocp.StandardCheckpointer() as checkpointer:
+  with processes.waiting(f"saving {folder}"), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(_absolute(folder), params, force=True)
 
 

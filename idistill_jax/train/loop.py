@@ -105,12 +105,13 @@ def train(training: Training) -> Any:
           readout.log.keep()
           if ending:
             leave(training, checkpoints, step + 1)
-    if pending is not None:
-      settle(pending, readout, bar)
-    if preempted():
-      # All is done but what comes after training: a restart finds the last step and takes none.
-      checkpoints.save(steps, state, data)
-      leave(training, checkpoints, steps)
+    with processes.waiting(f"{training.name}, its end"):
+      if pending is not None:
+        settle(pending, readout, bar)
+      if preempted():
+        # All is done but what comes after training: a restart finds the last step and takes none.
+        checkpoints.save(steps, state, data)
+        leave(training, checkpoints, steps)
   return state.params
 
 

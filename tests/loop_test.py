@@ -218,6 +218,17 @@ def test_whatever_waits_for_other_processes_is_watched(tmp_path, tiny_weights, m
   assert waits[-1] == ("ask", "test, its end")
 
 
+def test_of_several_processes_one_that_is_told_in_the_last_step_keeps_it(tmp_path, tiny_weights, monkeypatch):
+  settle = loop.settle
+  monkeypatch.setattr(processes, "count", lambda: 2)
+  monkeypatch.setattr(step_lib, "make_step", lambda *_: Step())
+  monkeypatch.setattr(loop, "settle", lambda pending, *rest: (
+    signal.raise_signal(signal.SIGTERM) if pending.step == 7 else None, settle(pending, *rest)))
+  with pytest.raises(preemption.Preempted):
+    loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False, checkpoint_every=100))
+  assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 8
+
+
 def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):
   made = []
   make_step = step_lib.make_step

@@ -108,7 +108,8 @@ def train(training: Training) -> Any:
     with processes.waiting(f"{training.name}, its end"):
       if pending is not None:
         settle(pending, readout, bar)
-      if preempted():
+      # Of several processes, the first answer is to what was asked in the last step.
+      if preempted() or preempted():
         # All is done but what comes after training: a restart finds the last step and takes none.
         checkpoints.save(steps, state, data)
         leave(training, checkpoints, steps)

@@ -28,7 +28,8 @@ class Preempted(SystemExit):
 
 @contextlib.contextmanager
 def watch(mesh: jax.sharding.Mesh) -> Iterator[Callable[[], bool]]:
-  """Whether SIGTERM has come since, to any process of the job; it ends nothing while this is watching.
+  """Whether SIGTERM has come since, to any process of the job; it ends nothing while this is watching, and comes
+  to whoever listened before once the work is done without an answer to it.
 
   Several processes ask once a step, and all hear the same: what was known when they last asked, as the device never
   waits.  Signals reach the main thread alone; elsewhere nothing is watched.
@@ -43,6 +44,9 @@ def watch(mesh: jax.sharding.Mesh) -> Iterator[Callable[[], bool]]:
     yield asked
   finally:
     signal.signal(signal.SIGTERM, before)
+  # What came after the last question; an exception ends this process anyway, and says more than the signal.
+  if came.is_set():
+    signal.raise_signal(signal.SIGTERM)
 
 
 def _anywhere(came: threading.Event, mesh: jax.sharding.Mesh) -> jax.Array:

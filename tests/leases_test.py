@@ -1,8 +1,13 @@
-"""Leases: of workers that all found a piece free, one has it."""
+"""Leases: of workers that all found a piece free, one has it; the others wait for as long as it gets on."""
 
 import concurrent.futures
+import time
 
-from idistill_jax.train import leases
+import numpy as np
+import pytest
+
+from idistill_jax import processes
+from idistill_jax.train import leases, pieces
 
 
 def test_of_many_workers_with_the_same_old_view_one_takes_a_piece(tmp_path, monkeypatch):
@@ -16,3 +21,34 @@ def test_of_many_workers_with_the_same_old_view_one_takes_a_piece(tmp_path, monk
   for one in workers:
     one.close()
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gets_on", [True, False])
+def test_a_piece_is_waited_for_while_its_texts_are_done_and_not_while_its_worker_merely_lives(
+    tmp_path, monkeypatch, gets_on):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(pieces, "_POLL_SECONDS", 0.02)
+  monkeypatch.setattr(leases, "_BEATS", leases.LEASE_SECONDS / 0.05)
+  monkeypatch.setattr(processes, "patience", lambda: 1.0)
+  slow, other = (pieces.Pieces(tmp_path, "test", np.full(20, 7)) for _ in range(2))
+  held, began = next(next(slow.rounds())), time.monotonic()
+
+  def wait() -> None:
+    for claimed in other.rounds():
+      for piece in claimed:
+        other.finish(piece, np.zeros(10))
+      done = int((time.monotonic() - began) / 0.3)
+      if gets_on and done < 10:
+        slow.tell(held, done)
+      elif gets_on and slow.left() == 20:
+        slow.finish(held, np.ones(10))
+
+  if gets_on:
+    wait()
+    assert time.monotonic() - began > 2 * processes.patience()
+    assert other.whole().tolist() == 10 * [1.0] + 10 * [0.0]
+  else:
+    with pytest.raises(processes.ProcessError, match=r"no text of .* within 1 s; .*longer --patience"):
+      wait()
+  for one in (slow, other):
+    one.close()

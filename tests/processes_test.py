@@ -276,7 +276,7 @@ def until(is_so: Callable[[], object]) -> None:
     time.sleep(0.02)
 
 
-def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_path, tiny_weights):
+def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_path, tiny_weights, monkeypatch):
   """Those that the slow one has at the end take it longer than others have patience; each alone takes less."""
   command = ("-m", "encoded", str(tmp_path), tiny_weights, "--pause=7", "--behind=12")
   with jobs.started(tmp_path / "job", 2, *command, patience=13) as job:
@@ -286,7 +286,10 @@ def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_pat
   assert not list(tmp_path.glob("pieces/*/*.lease"))
   found = encoded.encode(tiny_weights, tmp_path / "pieces", least=32)
   np.testing.assert_array_equal(found, np.load(tmp_path / "whole 0.npy"))
+  told = {}
+  monkeypatch.setattr(pieces.Pieces, "tell", lambda _, piece, texts: told.update({piece: texts}))
   np.testing.assert_allclose(found, encoded.encode(tiny_weights, None, least=32), atol=1e-5)
+  assert len(told) == 16 and all(texts == len(piece) for piece, texts in told.items())
 
 
 def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
@@ -344,10 +347,10 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
 
 def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_patience(tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, "LEAST", 10)
-  monkeypatch.setattr(processes, "patience", lambda: 2.0)
+  monkeypatch.setattr(processes, "patience", lambda: 1.0)
   one, other = (pieces.Pieces(tmp_path, "test", np.full(20, 7)) for _ in range(2))
   held = next(next(one.rounds()))
-  with pytest.raises(processes.ProcessError, match=r"others are at 1 of 2 pieces, none .* within 2 s; .*00-000000010"):
+  with pytest.raises(processes.ProcessError, match=r"others are at 1 of 2 pieces, .* within 1 s; .*00-000000010"):
     for claimed in other.rounds():
       for piece in claimed:
         other.finish(piece, np.zeros(10))

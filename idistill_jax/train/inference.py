@@ -136,7 +136,9 @@ class Forward:
           before, found = len(lengths) - work.left(), []
           for _, indices, values in steps:
             found.append((indices, values))
-            bar.update(before + sum(len(some) for some, _ in found))
+            done = sum(len(some) for some, _ in found)
+            work.tell(piece, done)
+            bar.update(before + done)
           indices, values = map(np.concatenate, zip(*found, strict=True))
           work.finish(piece, values[np.argsort(indices)].astype(np.float32))
       return work.whole()

@@ -3,6 +3,8 @@
 `<piece>.<number>.lease` is a file that one worker alone could create, and that it writes anew for as long as it lives.
 One that stays the same for LEASE_SECONDS, by the clock of whoever looks, is void: the next number is created, once more
 by one worker alone, however many saw it.  (A void file that was deleted instead could be another's new one by then.)
+
+What it says ends with how much of the piece is done: of a worker that lives, that alone tells whether it gets on.
 """
 
 import os
@@ -11,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import fsspec
 from absl import logging
@@ -30,9 +32,13 @@ class Leases:
     self._fs, self._base = fsspec.core.url_to_fs(os.fspath(folder), use_listings_cache=False)
     self.worker = uuid.uuid4().hex
     self._held: dict[str, str] = {}
+    # Piece -> how much of it is done.
+    self._done: dict[str, int] = {}
     self._beat = 0
     # Lease -> what it said, and since when it has said nothing else.
     self._seen: dict[str, tuple[bytes, float]] = {}
+    # Lease -> how much of its piece it has told to be done, at most.
+    self._told: dict[str, int] = {}
     self._writing, self._closed = threading.Lock(), threading.Event()
     self._writer: threading.Thread | None = None
 
@@ -49,8 +55,9 @@ class Leases:
     if piece in self._held or (numbers and self._is_alive(f"{self._base}/{piece}.{max(numbers)}.lease")):
       return False
     path = f"{self._base}/{piece}.{max(numbers) + 1 if numbers else 0}.lease"
+    self._done[piece] = 0
     try:
-      self._create(path)
+      self._create(path, self._text(piece))
     except FileExistsError:
       return False
     self._held[piece] = path
@@ -63,14 +70,22 @@ class Leases:
       return False
     return True
 
-  def _create(self, path: str) -> None:
+  def tell(self, piece: str, done: int) -> None:
+    """How much of a piece that it holds this worker has done; the others read it when the lease is next written."""
+    self._done[piece] = done
+
+  def told(self) -> Mapping[str, int]:
+    """Lease of another -> how much its worker has done of the piece, where that is anything, as last seen by `take`."""
+    return {path: done for path, done in self._told.items() if done}
+
+  def _create(self, path: str, text: bytes) -> None:
     """Raises FileExistsError for all workers but one."""
     if isinstance(self._fs, local.LocalFileSystem):
       # fsspec looks whether the file is there, and then opens it: two workers may both find it is not.
       with open(path, "xb") as lease:
-        lease.write(self._said())
+        lease.write(text)
     else:
-      self._fs.pipe_file(path, self._said(), mode="create")
+      self._fs.pipe_file(path, text, mode="create")
 
   def give_back(self, piece: str) -> None:
     with self._writing:
@@ -90,12 +105,18 @@ class Leases:
       return False
     if _is_gone(said):
       return False
+    # Not its last word: it may be read half written.
+    if done := re.search(rb" (\d+) done$", said):
+      self._told[path] = max(self._told.get(path, 0), int(done[1]))
     now = time.monotonic()
     before, since = self._seen.get(path, (None, now))
     if said != before:
       since = now
       self._seen[path] = said, now
     return now - since < LEASE_SECONDS
+
+  def _text(self, piece: str) -> bytes:
+    return self._said() + f" {self._done[piece]} done".encode()
 
   def _said(self) -> bytes:
     self._beat += 1
@@ -104,9 +125,9 @@ class Leases:
   def _keep_writing(self) -> None:
     while not self._closed.wait(LEASE_SECONDS / _BEATS):
       with self._writing:
-        for path in self._held.values():
+        for piece, path in self._held.items():
           try:
-            self._fs.pipe_file(path, self._said())
+            self._fs.pipe_file(path, self._text(piece))
           except Exception as e:  # each file system has its own; the next time may do, and what is lost is a lease
             logging.warning("%s could not be written (%s)", path, e)
 

@@ -59,17 +59,20 @@ class Pieces:
   def rounds(self) -> Iterator[Iterator[range]]:
     """Pieces for this worker to finish, each claimed when it is asked for; a round ends when others are at the rest.
 
-    Rounds come until all is finished, by whomever.  Raises ProcessError where others finish none of what they are at
-    for as long as processes have patience.
+    Rounds come until all is finished, by whomever.  Raises ProcessError where others do no text of what they are at for
+    as long as processes have patience.
     """
-    left, since = len(self._all) + 1, time.monotonic()
+    known, since = None, time.monotonic()
     while missing := self._missing():
-      if len(missing) < left:
-        left, since = len(missing), time.monotonic()
+      # A piece may take longer than there is patience; that its lease is written says only that its worker lives.
+      now = len(missing), {} if self._folder is None else self._leases.told()
+      if now != known:
+        known, since = now, time.monotonic()
       elif time.monotonic() - since > processes.patience():
         raise processes.ProcessError(
-          f"{self._name}: others are at {left} of {len(self._all)} pieces, none of which was finished within "
-          f"{processes.patience():g} s; the first is {self._path(missing[0])}")
+          f"{self._name}: others are at {len(missing)} of {len(self._all)} pieces, and no text of these was done "
+          f"within {processes.patience():g} s; the first is {self._path(missing[0])}; see what its worker is at, or "
+          "give a longer --patience where a step takes so long")
       else:
         time.sleep(_POLL_SECONDS)
       yield self._claims()
@@ -103,6 +106,11 @@ class Pieces:
       if _file(piece) not in there and self._leases.take(_stem(piece), _file(piece), there):
         return piece
     return None
+
+  def tell(self, piece: range, texts: int) -> None:
+    """Says to those who wait for the piece how many of its texts are done."""
+    if self._folder is not None:
+      self._leases.tell(_stem(piece), texts)
 
   def finish(self, piece: range, values: np.ndarray) -> None:
     """Keeps the output [len(piece), ...] of a piece."""

@@ -174,8 +174,10 @@ def test_what_is_not_finite_names_step_and_lists(tmp_path, tiny_weights, name, w
     loss = training.loss_fn(params, batch)
     return jax.lax.cond(batch.similarities[0, 0] == query, worse, lambda loss: loss, loss)
 
-  with pytest.raises(loop.NonFiniteLossError, match=rf"{name} is nan at step 4, on lists \[.*\b{bad}\b.*\]"):
+  reason = rf"{name} is nan at step 5, on lists \[.*\b{bad}\b.*\]; .* kept in {training.checkpoints}$"
+  with pytest.raises(loop.NonFiniteLossError, match=reason):
     loop.train(tiny_world.with_loss(training, loss_fn))
+  assert metrics(tmp_path)[-1]["step"] == 4
   assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 3
 
 
@@ -227,6 +229,15 @@ def test_of_several_processes_one_that_is_told_in_the_last_step_keeps_it(tmp_pat
   with pytest.raises(preemption.Preempted):
     loop.train(tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False, checkpoint_every=100))
   assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 8
+
+
+def test_what_is_not_finite_in_a_later_part_is_named_as_its_line_would_be(tmp_path, tiny_weights, monkeypatch):
+  step = Step()
+  step.seen["loss"] = jnp.full((), jnp.inf)
+  monkeypatch.setattr(step_lib, "make_step", lambda *_: step)
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  with pytest.raises(loop.NonFiniteLossError, match="loss is inf at step 17, "):
+    loop.train(dataclasses.replace(training, part=2))
 
 
 def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):

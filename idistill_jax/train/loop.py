@@ -181,23 +181,25 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
   """
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
+  # As it is counted in metrics.jsonl.
+  step = readout.before + pending.step + 1
   for name, value in seen.items():
     if not np.isfinite(value):
       training = readout.training
       records = [slot.record for slot in training.batches.slots(pending.step)]
-      raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {pending.step}, on lists {records}; "
-                               f"checkpoints before it are kept in {training.folder}")
+      raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {step}, on lists {records}; "
+                               f"checkpoints before it are kept in {training.checkpoints}")
   tokens = readout.training.batches.tokens(pending.step)
   speed = tokens / (finished - max(readout.finished, pending.started))
   readout.finished = finished
   if pending.compiled and pending.step > readout.start:
     logging.warning("%s: step %d was compiled anew; its batch has another shape than those before",
-                    readout.training.name, pending.step + 1)
+                    readout.training.name, step)
   with jax.transfer_guard("allow"):
     rate = float(readout.learning_rate(pending.step))
   of_time = {"tokens_per_second": round(speed), "mfu": round(speed * readout.share_of_peak, 4),
              "input_wait": round(pending.waited, 4)}
-  readout.log.write({"step": readout.before + pending.step + 1, **seen,
+  readout.log.write({"step": step, **seen,
                      "fill": round(tokens / readout.training.batches.room, 4), **of_time, "lr": rate,
                      "compiled": pending.compiled})
   bar.update(pending.step + 1, loss=seen["loss"], **of_time)

@@ -21,6 +21,8 @@ from absl import logging
 
 # What a shell reports for a process that SIGTERM ended: launchers run the same command again.
 TERMINATED = 128 + signal.SIGTERM
+# What a job ends with that lost one of its processes: no error of its own, so launchers run the same command again.
+LOST = os.EX_TEMPFAIL
 _POLL_SECONDS = 1.0
 # So long the others have to read why the job ends, before process 0 takes the store with it.
 _LINGER_SECONDS = 5.0
@@ -35,9 +37,17 @@ _BUSY_SHARE = 0.1
 class ProcessError(RuntimeError):
   """Another process of the job is gone or does not answer.  awaited: which, where that is known."""
 
+  exit_code = LOST
+
   def __init__(self, reason: str, awaited: Sequence[int] = ()):
     super().__init__(reason)
     self.awaited = awaited
+
+
+class FailedElsewhereError(ProcessError):
+  """Another process of the job met an error of its own: to run it again would meet it again."""
+
+  exit_code = 1
 
 
 class Peers:
@@ -132,8 +142,11 @@ class Peers:
     match error:
       case SystemExit(code=int(code)):
         reason = "it was asked to end (SIGTERM)" if code == TERMINATED else f"it left with {code}"
-      case SystemExit() | ProcessError():
-        code, reason, awaited = 1, str(error), getattr(error, "awaited", ())
+      case ProcessError():
+        code, reason, awaited = error.exit_code, str(error), error.awaited
+        print(reason, file=sys.stderr)
+      case SystemExit():
+        code, reason = 1, str(error)
         print(reason, file=sys.stderr)
       case _:
         code, reason = 1, "".join(traceback.format_exception_only(error)).strip()
@@ -215,7 +228,7 @@ class Peers:
     busy = sorted(set(range(self._all)) - set(self._said("waiting")))
     reason = f"{what} did not end within {self.patience:g} s; processes that are not waiting for it: {busy}"
     print(f"process {self.index}: {reason}", file=sys.stderr)
-    self._end(1, reason, busy)
+    self._end(LOST, reason, busy)
 
   def _said(self, what: str) -> dict[int, str]:
     """Process -> what it said."""

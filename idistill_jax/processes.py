@@ -77,7 +77,7 @@ def meet(where: str) -> None:
 
 @contextlib.contextmanager
 def agreed(what: str) -> Iterator[None]:
-  """Around work of all processes: what goes wrong in one goes wrong in all, in the others as ProcessError."""
+  """Around work of all processes: what goes wrong in one goes wrong in all, in the others as FailedElsewhereError."""
   try:
     yield
   except Exception as e:
@@ -87,7 +87,8 @@ def agreed(what: str) -> Iterator[None]:
   if _job is not None:
     wrong = {process: said for process, said in _job.tell_all(what, "").items() if said}
     if wrong:
-      raise ProcessError(f"{what} failed in {', '.join(f'process {i} ({said})' for i, said in wrong.items())}")
+      where = ", ".join(f"process {i} ({said})" for i, said in wrong.items())
+      raise peers.FailedElsewhereError(f"{what} failed in {where}")
 
 
 def told(what: str, said: str) -> dict[int, str]:

@@ -20,7 +20,7 @@ import pytest
 import tiny_world
 from jax.sharding import AxisType
 
-from idistill_jax import artifacts, cli, config, processes, sharding
+from idistill_jax import artifacts, cli, config, peers, processes, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
@@ -129,13 +129,13 @@ def losses(folder: pathlib.Path) -> list[float]:
 # -- Ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end, reason", [
-  ("badly", "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
-  ("late", "the last line: not all 2 processes came within 5 s"),
+@pytest.mark.parametrize("end, code, reason", [
+  ("badly", 1, "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
+  ("late", peers.LOST, "the last line: not all 2 processes came within 5 s"),
 ])
-def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, reason):
+def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, code, reason):
   with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5) as job:
-    assert job.wait(120) == [1, 1], job.said()
+    assert job.wait(120) == [code] * 2, job.said()
   assert reason in job.said(0)
   assert "all well" not in job.said()
 
@@ -145,7 +145,7 @@ def test_work_of_the_first_that_stops_ends_all_and_work_that_goes_on_does_not(tm
   with agree("slowly") as job:
     job.succeed(120)
   with agree("hung") as job:
-    assert job.wait(120) == [1, 1], job.said()
+    assert job.wait(120) == [peers.LOST] * 2, job.said()
   assert "a long sleep: process 0 has shown no sign of work for" in job.said(1)
   assert "agreeing.py" in job.said(0), job.said(0)  # where it stood
 
@@ -163,7 +163,7 @@ def test_what_goes_wrong_in_one_goes_wrong_in_all(tmp_path):
   with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=apart") as job:
     job.succeed(60)
   assert (tmp_path / "apart 1").read_text() == "ValueError: torn"
-  assert (tmp_path / "apart 0").read_text() == "ProcessError: reading failed in process 1 (ValueError: torn)"
+  assert (tmp_path / "apart 0").read_text() == "FailedElsewhereError: reading failed in process 1 (ValueError: torn)"
 
 
 @pytest.mark.parametrize("told", [0, 1])
@@ -198,6 +198,7 @@ def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, han
   assert all(codes), codes
   said = job.said(0)
   if hang:
+    assert codes == [peers.LOST] * 2
     assert "slowly" in job.said(1), job.said(1)  # where it stood
     assert re.search(r"test, step \d did not end within 25 s; processes that are not waiting for it: \[1\]", said), said
   else:

@@ -10,7 +10,6 @@ worked on in a local folder that stands for it; see `store`.
 import collections
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import config as config_lib
-from idistill_jax import locks, processes
+from idistill_jax import extras, files, locks, processes
 from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
@@ -141,7 +140,7 @@ class Workdir:
   def write(self, name: str, text: str) -> None:
     """Writes a file beside the stages' folders."""
     self.root.mkdir(parents=True, exist_ok=True)
-    (self.root / name).write_text(text, encoding="utf-8")
+    files.write_atomically(self.root / name, text)
     self._store.send(name)
 
   def begun(self, stage: str) -> Begun | None:
@@ -209,7 +208,7 @@ class Workdir:
     with self._alone(stage):
       aside = self._working_folder(stage.name, "taken")
       shutil.rmtree(aside)
-      shutil.copytree(other.folder(stage.name), aside, copy_function=_link)
+      shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)
       self._store.commit(aside.name, stage.name, last=MANIFEST)
     return True
 
@@ -241,8 +240,7 @@ class Workdir:
     finally:
       seconds = spent_before + time.time() - started
       if processes.is_first():
-        if out.exists():
-          (out / "seconds").write_text(str(seconds))
+        _write_seconds(out, seconds)
         for name in (out.name, "cache"):
           self._store.send(name)
     return processes.once(lambda: self._finish(stage, cfg, job, key, seconds), f"the commit of {stage.name}")
@@ -259,7 +257,7 @@ class Workdir:
       },
       "seconds": round(seconds, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-      "versions": _versions(),
+      "versions": extras.versions(),
     }
     self._commit(stage.name, job.out, manifest)
     return manifest
@@ -273,28 +271,21 @@ class Workdir:
     return mine
 
   def _commit(self, stage: str, out: pathlib.Path, manifest: dict[str, Any]) -> None:
-    (out / "seconds").unlink()
+    (out / "seconds").unlink(missing_ok=True)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     self._store.commit(out.name, stage, last=MANIFEST, leave=("seconds", CHECKPOINTS, PIECES))
     for reason, dropped in manifest["drops"].items():
       logging.warning("%s dropped %d: %s (for example %s)", stage, dropped["count"], reason, dropped["examples"][:3])
 
 
-def _link(source: str, target: str) -> None:
-  """Committed folders are never written again, only replaced; another file system gets a copy."""
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copyfile(source, target)
-
-
 def _read_seconds(out: pathlib.Path) -> float:
-  return float((out / "seconds").read_text()) if (out / "seconds").exists() else 0.0
+  return float((out / "seconds").read_text() or 0) if (out / "seconds").exists() else 0.0
 
 
-def _versions() -> dict[str, str]:
-  found = {}
-  for name in ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann"):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  return found
+def _write_seconds(out: pathlib.Path, seconds: float) -> None:
+  """A full disk costs the number: as an error it would hide why the stage ended, and keep its answers from a bucket."""
+  try:
+    if out.exists():
+      files.write_atomically(out / "seconds", str(seconds))
+  except OSError as e:
+    logging.warning("%s/seconds: not written (%s)", out, e)

@@ -1,6 +1,7 @@
-"""Packages of optional extras, imported where they are used: what is missing is named with what installs it."""
+"""Packages: optional ones, imported where they are used (what is missing is named with what installs it); versions."""
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator
 
 
@@ -11,3 +12,12 @@ def needed(what: str, extra: str, error: type[ImportError] = ModuleNotFoundError
     yield
   except ModuleNotFoundError as e:
     raise error(f"{what} needs {e.name}: pip install 'idistill-jax[{extra}]'", name=e.name) from e
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that a result may depend on, those that are here."""
+  found = {}
+  for name in ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann"):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[name] = importlib.metadata.version(name)
+  return found

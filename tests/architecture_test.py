@@ -32,10 +32,11 @@ LAYERS = (
   ("artifacts",),
   ("processes", "store"),
   ("validation", "peers"),
-  ("config", "extras", "locks"),
+  ("config", "extras", "files", "locks"),
 )
 WITHOUT_JAX = (
-  *("progress", "config", "validation", "peers", "processes", "store", "locks", "artifacts", "records", "cli", "llm"),
+  *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
+  "llm",
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

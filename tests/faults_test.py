@@ -4,6 +4,8 @@ Each ends with an error that names what it was, and whatever was finished stays 
 """
 
 import contextlib
+import functools
+import json
 import os
 import pathlib
 import resource
@@ -14,8 +16,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from idistill_jax import artifacts, config, processes, records
+from idistill_jax import artifacts, cli, config, processes, records
 from idistill_jax.data import example
+from idistill_jax.train import windows
 
 
 @pytest.fixture
@@ -49,28 +52,64 @@ READS = artifacts.Stage(
 
 
 @contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-  """No test can fill a disk; here files cannot grow, which is an OSError of a neighbouring number."""
+def full_disk(left: int = 4096) -> Iterator[None]:
+  """No test can fill a disk; here files cannot grow, which is an OSError of a neighbouring number.
+
+  left: bytes that a file may have.  With none, no file can be written at all, however small.
+  """
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+  resource.setrlimit(resource.RLIMIT_FSIZE, (left, before[1]))
   try:
     yield
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_ends_a_stage_and_leaves_what_was_there(tmp_path, cfg):
+@pytest.mark.parametrize("left", [4096, 0])
+def test_a_full_disk_ends_a_stage_and_leaves_what_was_there(tmp_path, cfg, left):
   workdir = artifacts.Workdir(tmp_path)
   workdir.execute(WRITES, cfg)
   before = content(workdir.folder("collection"))
   cfg.labels.lists += 1
-  with full_disk(), pytest.raises(OSError, match=r"too large|No space left"):
+  with full_disk(left), pytest.raises(OSError, match=r"too large|No space left"):
     workdir.execute(WRITES, cfg)
   assert content(workdir.folder("collection")) == before
   assert not workdir.is_done(WRITES, cfg)
   # With room again, the same command makes it.
   workdir.execute(WRITES, cfg)
   assert workdir.is_done(WRITES, cfg) and [path.name for path in tmp_path.iterdir()] == ["collection"]
+
+
+def test_a_full_disk_leaves_the_files_that_are_written_again(tmp_path, cfg):
+  workdir, log, steps = artifacts.Workdir(tmp_path), tmp_path / artifacts.METRICS, range(1, 501)
+  cli.save_config(cfg, workdir)
+  log.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
+  before = content(tmp_path)
+  cfg.labels.lists += 1
+  for write in (lambda: cli.save_config(cfg, workdir), lambda: windows.drop_after(400, log)):
+    with full_disk(0), pytest.raises(OSError, match=r"too large|No space left"):
+      write()
+    assert content(tmp_path) == before
+  # The control: with room they do write.
+  cli.save_config(cfg, workdir)
+  windows.drop_after(400, log)
+  assert cli.load_config(tmp_path).labels.lists == cfg.labels.lists
+  assert len(log.read_text().splitlines()) == 400 and len(content(tmp_path)) == 2
+
+
+def test_seconds_that_could_not_be_written_are_none(tmp_path, cfg):
+  """What an attempt took is told, and not worth a stage: it neither hides the reason nor blocks the next attempt."""
+  def lost(job: artifacts.Job) -> None:
+    raise RuntimeError("the reason")
+
+  workdir, stage = artifacts.Workdir(tmp_path), functools.partial(artifacts.Stage, name="labels", reads=(), config=())
+  with full_disk(0), pytest.raises(RuntimeError, match="the reason"):
+    workdir.execute(stage(run=lost), cfg)
+  # As earlier versions left it.
+  (working,) = tmp_path.glob(".labels-*")
+  (working / "seconds").write_text("")
+  assert workdir.begun("labels").seconds == 0
+  assert workdir.execute(stage(run=lambda job: None), cfg)["seconds"] >= 0
 
 
 TRAINS = """

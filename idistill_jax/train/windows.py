@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+from idistill_jax import files
+
 STEPS = 20
 
 
@@ -19,7 +21,7 @@ def path(folder: pathlib.Path, process: int) -> pathlib.Path:
 def drop_after(step: int, log: pathlib.Path) -> None:
   """Leaves the lines of a log up to a step: those after it, and one that a kill tore, are of steps taken again."""
   lines = log.read_text().splitlines() if log.exists() else []
-  log.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+  files.write_atomically(log, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

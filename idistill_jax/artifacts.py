@@ -37,6 +37,8 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 # Finished pieces of unfinished work, likewise.
 PIECES = "pieces"
+# What stands in the place of a key in the name of a folder that is no work: stepped aside, or being taken over.
+_ASIDE, _TAKEN = "replaced", "taken"
 
 
 class MissingInputError(FileNotFoundError):
@@ -145,12 +147,17 @@ class Workdir:
 
   def begun(self, stage: str) -> Begun | None:
     """How far a stage is that is being made; None where it is not."""
-    names = self._store.folders(f".{stage}-")
-    if not names:
+    manifest = self.manifest(stage)
+    # The manifest's key: it is committed, and whoever did it was killed before he swept up.
+    over = {_ASIDE, _TAKEN, manifest and manifest["key"]}
+    found = {name: self._store.written(name) for name in self._store.folders(f".{stage}-")
+             if name.removeprefix(f".{stage}-") not in over}  # fmt: skip
+    if not found:
       return None
-    metrics = self.read(f"{names[-1]}/{METRICS}")
-    spent = float(self.read(f"{names[-1]}/seconds") or 0)
-    return Begun(written=self._store.written(names[-1]), seconds=spent, metrics=(metrics or "").splitlines())
+    last = max(found, key=lambda name: max(found[name].values(), default=0.0))
+    metrics = self.read(f"{last}/{METRICS}")
+    return Begun(written=found[last], seconds=float(self.read(f"{last}/seconds") or 0),
+                 metrics=(metrics or "").splitlines())
 
   @property
   def cache(self) -> pathlib.Path:
@@ -206,7 +213,7 @@ class Workdir:
     if manifest is None or manifest["key"] != self.key(stage, cfg):
       return False
     with self._alone(stage):
-      aside = self._working_folder(stage.name, "taken")
+      aside = self._working_folder(stage.name, _TAKEN)
       shutil.rmtree(aside)
       shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)
       self._store.commit(aside.name, stage.name, last=MANIFEST)

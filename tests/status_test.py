@@ -1,6 +1,7 @@
 """What a workdir says of itself while it is being made."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -82,3 +83,19 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
 def test_a_folder_without_a_run_names_the_command(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"python -m idistill_jax\.pipeline"):
     status.states(artifacts.Workdir(tmp_path))
+
+
+def test_what_a_kill_left_of_a_finished_stage_is_not_begun(workdir):
+  """Between the renames and the sweep, in a bucket between the last file and the sweep."""
+  for left in ("replaced", "taken", workdir.manifest("labels")["key"]):
+    (workdir.root / f".labels-{left}").mkdir()
+  assert of(workdir)["labels"].state == "done"
+  # The control, and of two attempts the later one tells how far it is, whatever their names.
+  for name, seconds in (("9999", "1"), ("0000", "2")):
+    folder = workdir.root / f".labels-{name}"
+    folder.mkdir()
+    (folder / "seconds").write_text(seconds)
+    os.utime(folder / "seconds", (int(seconds), int(seconds)))
+    os.utime(folder, (int(seconds), int(seconds)))
+  found = of(workdir)["labels"]
+  assert found.state == "begun" and found.seconds == 2

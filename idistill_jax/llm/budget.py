@@ -4,7 +4,8 @@
 
 The sums lie in a file beside the cache: a killed run's reservations count as spent, and processes on one cache share
 one budget: they wait for each other's calls, where the system tells which of them still run (Linux).  (In the cache's
-own file, every call would wait for the disk as answers do.)
+own file, every call would wait for the disk as answers do.)  Machines that share a bucket each have a copy of the file,
+and `databases` puts two of them together: so each run has a sum of its own, and a reservation an id of its own.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from typing import Self
@@ -91,19 +93,31 @@ class Budget:
       raise ValueError("a budget in dollars needs both prices: labels.dollars_per_million_{input,output}_tokens")
     self._max_dollars, self._max_tokens, self._prices = max_dollars, max_tokens, prices
     self._under_way, self._process = 0, _process(os.getpid())
+    self._run = secrets.token_hex(8)
     self._settled = asyncio.Condition()
     path.parent.mkdir(parents=True, exist_ok=True)
     self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     # Reservations need to survive the process, not the machine; answers are another connection's business.
     cache.patiently(self._db, "PRAGMA journal_mode = WAL")
     self._db.execute("PRAGMA synchronous = NORMAL")
-    self._db.execute("CREATE TABLE IF NOT EXISTS reserved (id INTEGER PRIMARY KEY, tokens INTEGER, dollars REAL)")
-    # Whose call under way it is; none for a batch, which outlives its process.
-    self._db.execute("CREATE TABLE IF NOT EXISTS owners (id INTEGER PRIMARY KEY, process TEXT)")
-    self._db.execute(
-      "CREATE TABLE IF NOT EXISTS spent (id INTEGER PRIMARY KEY CHECK (id = 1), tokens INTEGER, dollars REAL)"
-    )
-    self._db.execute("INSERT OR IGNORE INTO spent VALUES (1, 0, 0.0)")
+    for table in (
+      "reserved (id INTEGER PRIMARY KEY, tokens INTEGER, dollars REAL)",
+      # Whose call under way it is; none for a batch, which outlives its process.
+      "owners (id INTEGER PRIMARY KEY, process TEXT)",
+      # Batches whose reservation is over, whatever an older copy of the file says.
+      "booked (id INTEGER PRIMARY KEY)",
+      "costs (run TEXT PRIMARY KEY, tokens INTEGER, dollars REAL)",
+    ):
+      self._db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    self._take_over_earlier_version()
+
+  def _take_over_earlier_version(self) -> None:
+    """One sum for all runs it had."""
+    self._db.execute("BEGIN IMMEDIATE")
+    if self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'spent'").fetchone():
+      self._db.execute("INSERT OR IGNORE INTO costs SELECT 'earlier', tokens, dollars FROM spent")
+      self._db.execute("DROP TABLE spent")
+    self._db.execute("COMMIT")
 
   def close(self) -> None:
     self._db.close()
@@ -135,7 +149,7 @@ class Budget:
   def spent(self) -> tuple[int, float]:
     """Tokens and dollars, reservations included."""
     tokens, dollars = self._db.execute(
-      "SELECT TOTAL(tokens), TOTAL(dollars) FROM (SELECT tokens, dollars FROM spent UNION ALL "
+      "SELECT TOTAL(tokens), TOTAL(dollars) FROM (SELECT tokens, dollars FROM costs UNION ALL "
       "SELECT tokens, dollars FROM reserved)"
     ).fetchone()
     return int(tokens), float(dollars)
@@ -175,7 +189,8 @@ class Budget:
         return None
       if self._max_dollars is not None and dollars + cost > self._max_dollars + _ROUNDING:
         return None
-      row = self._db.execute("INSERT INTO reserved (tokens, dollars) VALUES (?, ?)", (bound.tokens, cost)).lastrowid
+      row = secrets.randbits(62)
+      self._db.execute("INSERT INTO reserved VALUES (?, ?, ?)", (row, bound.tokens, cost))
       if owner is not None:
         self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (row, owner))
       return row
@@ -185,10 +200,13 @@ class Budget:
   def book(self, row: int | None, usage: Usage) -> None:
     """Puts the real cost in place of a reservation, once; None: nothing was reserved."""
     self._db.execute("BEGIN IMMEDIATE")
-    self._db.execute("DELETE FROM owners WHERE id = ?", (row,))
+    owned = self._db.execute("DELETE FROM owners WHERE id = ?", (row,)).rowcount
     if row is None or self._db.execute("DELETE FROM reserved WHERE id = ?", (row,)).rowcount:
       self._db.execute(
-        "UPDATE spent SET tokens = tokens + ?, dollars = dollars + ?",
-        (usage.tokens, self._prices.dollars(usage) or 0.0),
+        "INSERT INTO costs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
+        "SET tokens = tokens + excluded.tokens, dollars = dollars + excluded.dollars",
+        (self._run, usage.tokens, self._prices.dollars(usage) or 0.0),
       )
+      if not owned and row is not None:
+        self._db.execute("INSERT INTO booked VALUES (?)", (row,))
     self._db.execute("COMMIT")

@@ -31,12 +31,12 @@ LAYERS = (
   ("cli",),
   ("artifacts",),
   ("processes", "store"),
-  ("validation", "peers"),
-  ("config", "extras", "files", "locks"),
+  ("validation", "peers", "bucket"),
+  ("config", "databases", "extras", "files", "locks"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  "llm",
+  *("bucket", "databases", "llm"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

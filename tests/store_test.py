@@ -10,12 +10,14 @@ import sys
 import threading
 
 import bucket as bucket_lib
+import databases_test
 import jax
 import numpy as np
 import pytest
 import tiny_world
 
 from idistill_jax import artifacts, config, processes, sharding, store
+from idistill_jax.llm import cache, session
 from idistill_jax.models import table
 from idistill_jax.train import leases, loop, pieces, windows
 
@@ -146,6 +148,73 @@ def test_answers_that_were_not_sent_are_not_lost(machines, cfg):
   assert (machines.workdir("a").cache / "answers").read_text() == "first and more"
   machines.workdir("a").execute(artifacts.Stage(name="scores", reads=(), config=(), run=lambda job: None), cfg)
   assert (machines.workdir("b").cache / "answers").read_text() == "first and more"
+
+
+def test_what_changed_here_and_there_is_put_together_or_the_buckets(machines, cfg, caplog):
+  """Machines a, b, a in turn: what was killed on the first had not sent all it paid for."""
+  def asks(*names: str) -> artifacts.Stage:
+    def run(job: artifacts.Job) -> None:
+      databases_test.answer(job.cache / session.CACHE, *names)
+      databases_test.spend(job.cache / session.SPENT, *(1 for _ in names))
+      (job.cache / "note").write_text(" ".join(names))
+
+    return artifacts.Stage(name="labels", reads=(), config=(), run=run)
+
+  machines.workdir("a").execute(asks("one"), cfg)
+  asks("of a", "of a too").run(artifacts.Job(
+    cfg=cfg, out=machines.workdir("a").root, inputs={}, cache=machines.workdir("a").cache))
+  machines.workdir("b").execute(asks("of b"), cfg)
+  nothing = artifacts.Stage(name="scores", reads=(), config=(), run=lambda job: None)
+  machines.workdir("a").execute(nothing, cfg)
+  for machine in ("a", "b", "c"):
+    found = machines.workdir(machine).cache
+    assert databases_test.answers(found / session.CACHE) == {"one", "of a", "of a too", "of b"}, machine
+    assert databases_test.spent(found / session.SPENT) == 4
+    assert (found / "note").read_text() == "of b"
+  assert "note was changed here" in caplog.text
+  assert (machines.workdir("a").root / ".replaced" / "cache" / "note").read_text() == "of a of a too"
+
+
+def test_a_database_is_sent_whole_and_without_what_a_kill_left_beside_it(machines, cfg):
+  path = machines.workdir("a").cache / session.CACHE
+  with cache.AnswerCache(path) as live:
+    live.put_rows(databases_test.rows("of the killed"))
+    killed = {beside: pathlib.Path(f"{path}{beside}").read_bytes() for beside in ("", "-wal", "-shm")}
+  for beside, state in killed.items():
+    pathlib.Path(f"{path}{beside}").write_bytes(state)
+  nothing = artifacts.Stage(name="scores", reads=(), config=(), run=lambda job: None)
+  machines.workdir("a").execute(nothing, cfg)
+
+  def more(job: artifacts.Job) -> None:
+    databases_test.answer(job.cache / session.CACHE, *(f"later {i}" for i in range(1000)))
+
+  machines.workdir("a").execute(artifacts.Stage(name="labels", reads=(), config=(), run=more), cfg)
+  other = machines.workdir("b")
+  assert list(other._store.written("cache")) == [session.CACHE]
+  assert len(databases_test.answers(other.cache / session.CACHE)) == 1001
+  # While a process has it open, what it committed is sent as well.
+  with cache.AnswerCache(path) as live:
+    live.put_rows(databases_test.rows("of the living"))
+    machines.workdir("a").execute(writes("x", name="scores"), cfg)
+    assert "of the living" in databases_test.answers(machines.workdir("c").cache / session.CACHE)
+
+
+def test_what_is_deleted_here_is_deleted_there(machines, cfg):
+  machines.workdir("a").execute(writes("first"), cfg)
+  assert (machines.workdir("b").cache / "answers").exists()
+
+  def drops(job: artifacts.Job) -> None:
+    (job.cache / "answers").unlink()
+
+  machines.workdir("a").execute(artifacts.Stage(name="scores", reads=(), config=(), run=drops), cfg)
+  assert not (machines.workdir("b").cache / "answers").exists()
+  # The control: what another machine wrote and this one never saw stays.
+  other = machines.workdir("b")
+  (other.cache / "of b").write_text("1")
+  other._store.send("cache")
+  (machines.workdir("a").root / "cache" / "of a").write_text("1")
+  machines.workdir("a")._store.send("cache")
+  assert {path.name for path in machines.workdir("c").cache.iterdir()} == {"of a", "of b"}
 
 
 def test_processes_of_one_machine_receive_a_folder_together(machines, cfg):

@@ -1,0 +1,264 @@
+"""A folder in a bucket, gs:// or s3://, and the local one that stands for it.
+
+What stages read is fetched before, what they wrote is sent after; gcsfs and s3fs try again what fails for a moment.  A
+bucket cannot rename a folder: one is committed by its last file, of which the old one is deleted first and the new one
+sent last.
+
+`.sent.json` says what each file was like here and there when both were the same, so that a machine knows who changed
+it since: what changed here alone is sent, what changed there alone is fetched.  Where both did, databases are put
+together, and of other files the bucket's counts.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+from absl import logging
+from etils import epath
+
+from idistill_jax import databases, extras, files
+
+# Scheme -> (package that speaks it, extra that installs the package).
+_BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+_SENT = ".sent.json"
+_HALF = ".half"
+# Size in bytes, and time of the last writing in ns; None: as nothing else.
+Stamp = list[int] | None
+
+
+def is_one(url: str) -> bool:
+  return url.partition("://")[0] in _BACKENDS
+
+
+class Bucket:
+  """A folder in a bucket, and the local one (under TMPDIR) that always stands for it."""
+
+  local: pathlib.Path
+
+  def __init__(self, url: str):
+    url = url.rstrip("/")
+    scheme, _, path = url.partition("://")
+    package, extra = _BACKENDS[scheme]
+    with extras.needed(url, extra):
+      importlib.import_module(package)
+    self._url = url
+    self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    mirrors = pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"
+    self.local = mirrors / _digest(url.encode()) / path.rpartition("/")[2]
+    self.local.mkdir(parents=True, exist_ok=True)
+
+  def path(self, name: str) -> epath.Path:
+    return epath.Path(self._url) / name
+
+  # -- Files -----------------------------------------------------------------------------------------------------------
+
+  def read(self, name: str) -> bytes | None:
+    try:
+      return self._fs.cat_file(f"{self._base}/{name}")
+    except FileNotFoundError:
+      return None
+
+  def written(self, name: str) -> Mapping[str, float]:
+    top = f"{self._base}/{name}"
+    return {path.removeprefix(top).lstrip("/"): time.timestamp()
+            for path, info in self._fs.find(top, detail=True).items()
+            for tag in ("LastModified", "mtime") if (time := info.get(tag)) is not None}  # fmt: skip
+
+  # -- Folders ---------------------------------------------------------------------------------------------------------
+
+  def folders(self, prefix: str) -> list[str]:
+    try:
+      names = [path.rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._base, detail=False)]
+    except FileNotFoundError:
+      return []
+    return sorted({name for name in names if name.startswith(prefix)})
+
+  def remove(self, name: str) -> None:
+    there = self._find(name)
+    if there:
+      self._fs.rm([f"{self._base}/{path}" for path in there])
+    shutil.rmtree(self.local / name, ignore_errors=True)
+    with self._alone():
+      self._note({}, gone=[path for path in self._sent() if path.startswith(f"{name}/")])
+
+  def receive(self, name: str, *, leave: Collection[str] = ()) -> None:
+    with self._alone():
+      left = tuple(f"{name}/{folder}/" for folder in leave)
+      there = {path: tag for path, tag in self._find(name).items()
+               if not (f"{path}/".startswith(left) or databases.is_beside(path))}  # fmt: skip
+      here, sent = self._here(name), self._sent()
+      news = [path for path, tag in there.items() if path not in here or sent.get(path, {}).get("there") != tag]
+      both = {path for path in news if path in here and not _is_sent(sent, path, here[path])}
+      merged = {path for path in both if databases.is_one(path)}
+      for path in both - merged:
+        self._step_aside(path)
+      for path in merged:
+        self._merge(path)
+      self._get({path: self.local / path for path in news if path not in merged})
+      gone = [path for path, stamp in here.items() if path in sent and path not in there
+              and _is_sent(sent, path, stamp) and not f"{path}/".startswith(left)]  # fmt: skip
+      for path in gone:
+        # A database that is gone there is sent once more: it may have been paid for.
+        if not databases.is_one(path):
+          (self.local / path).unlink()
+      self._note({path: {"here": None if path in merged else _stamp(self.local / path), "there": there[path]}
+                  for path in news}, gone=gone)  # fmt: skip
+
+  def send(self, name: str) -> None:
+    with self._alone():
+      here, sent = self._here(name), self._sent()
+      changed = [path for path, stamp in here.items() if not _is_sent(sent, path, stamp)]
+      # Where even the folder is gone, somebody cleaned this machine up.
+      gone = [path for path in sent if (self.local / name).is_dir()
+              and path.startswith(f"{name}/") and path not in here and not databases.is_one(path)]  # fmt: skip
+      if not changed and not gone:
+        return
+      there = self._find(name)
+      for path in changed:
+        if databases.is_one(path) and there.get(path) not in (None, sent.get(path, {}).get("there")):
+          self._merge(path)
+          here[path] = _stamp(self.local / path)
+      # What another machine has written since is no longer what was deleted here.
+      if ours := [path for path in gone if there.get(path) == sent[path]["there"]]:
+        self._fs.rm([f"{self._base}/{path}" for path in ours])
+      self._put(changed)
+      there = self._find(name) if changed else {}
+      self._note({path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
+
+  def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
+    end = (self.local / working / last).read_bytes()
+    self.send(working)
+    if self.read(f"{final}/{last}") is not None:
+      self._fs.rm_file(f"{self._base}/{final}/{last}")
+    if earlier := self._find(final):
+      self._fs.rm([f"{self._base}/{path}" for path in earlier])
+    sent = [path.removeprefix(f"{working}/") for path in self._find(working)]
+    kept = [file for file in sent if file != last and file.partition("/")[0] not in leave]
+    if kept:
+      self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
+                    [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
+    self._fs.pipe_file(f"{self._base}/{final}/{last}", end)
+    # Here it is what a fetch begins with: what went straight into the bucket is fetched when it is asked for.
+    parts = self._parts(final, end)
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.parent.mkdir(exist_ok=True)
+    (self.local / working).rename(parts)
+    self.remove(working)
+
+  def fetch(self, name: str, *, last: str) -> pathlib.Path:
+    end, folder = self.read(f"{name}/{last}"), self.local / name
+    if end is None:
+      return folder
+    with self._alone():
+      if not (folder / last).exists() or (folder / last).read_bytes() != end:
+        parts = self._parts(name, end)
+        parts.mkdir(parents=True, exist_ok=True)
+        targets = {path: parts / path.removeprefix(f"{name}/") for path in self._find(name) if path != f"{name}/{last}"}
+        self._get({path: target for path, target in targets.items() if not target.exists()})
+        (parts / last).write_bytes(end)
+        shutil.rmtree(folder, ignore_errors=True)
+        parts.rename(folder)
+    return folder
+
+  @contextlib.contextmanager
+  def _alone(self) -> Iterator[None]:
+    """Processes of one machine share the local folder: one of them fetches, and the others find it there."""
+    with open(self.local / ".lock", "w") as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      yield
+
+  def _get(self, targets: Mapping[str, pathlib.Path]) -> None:
+    """Fetches files, each to its target; one that a kill leaves half has another name."""
+    halves = {path: target.with_name(f"{target.name}{_HALF}") for path, target in targets.items()}
+    for half in halves.values():
+      half.parent.mkdir(parents=True, exist_ok=True)
+    if halves:
+      self._fs.get([f"{self._base}/{path}" for path in halves], [str(half) for half in halves.values()])
+    for path, half in halves.items():
+      half.rename(targets[path])
+
+  def _put(self, paths: Sequence[str]) -> None:
+    """Sends files; of a database a copy, as a process may be writing to it."""
+    with self._scratch() as scratch:
+      sources = {path: self.local / path for path in paths}
+      for number, path in enumerate(paths):
+        if databases.is_one(path):
+          sources[path] = scratch / f"{number}"
+          databases.copy(self.local / path, sources[path])
+      if sources:
+        self._fs.put([str(source) for source in sources.values()], [f"{self._base}/{path}" for path in sources])
+
+  def _merge(self, path: str) -> None:
+    """Takes what a database in the bucket has into the one here."""
+    with self._scratch() as scratch:
+      self._get({path: scratch / "other"})
+      databases.merge(scratch / "other", self.local / path)
+
+  def _step_aside(self, path: str) -> None:
+    kept = self.local / ".replaced" / path
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    (self.local / path).replace(kept)
+    logging.warning("%s was changed here and in %s; the bucket's counts, what was here is %s",
+                    self.local / path, self._url, kept)  # fmt: skip
+
+  @contextlib.contextmanager
+  def _scratch(self) -> Iterator[pathlib.Path]:
+    """An empty folder: what a kill left there before would be taken for a log of the database."""
+    parts = self.local / ".parts"
+    parts.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parts) as made:
+      yield pathlib.Path(made)
+
+  def _parts(self, name: str, end: bytes) -> pathlib.Path:
+    """Where a folder gathers until it is whole; another one of the same name gathers elsewhere."""
+    return self.local / ".parts" / f"{name}-{_digest(end)}"
+
+  def _find(self, name: str) -> dict[str, str]:
+    """Files in the bucket under a folder, or the file of this name -> what changes with their content."""
+    found = self._fs.find(f"{self._base}/{name}", detail=True)
+    # A store may hold empty objects that stand for folders.
+    return {path.removeprefix(f"{self._base}/"): str([info["size"], *(info.get(tag) for tag in ("ETag", "etag"))])
+            for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}  # fmt: skip
+
+  # -- What has been sent ----------------------------------------------------------------------------------------------
+
+  def _sent(self) -> dict[str, dict[str, Any]]:
+    """File -> what it was like here and there when both were the same."""
+    path = self.local / _SENT
+    return json.loads(path.read_text()) if path.exists() else {}
+
+  def _here(self, name: str) -> dict[str, Stamp]:
+    """Files in the local folder, or the file of this name, as they are now."""
+    top = self.local / name
+    found = {str(path.relative_to(self.local)): path for path in (top, *top.rglob("*")) if path.is_file()}
+    return {name: _stamp(path) for name, path in found.items()
+            if not name.endswith(_HALF) and not databases.is_beside(name)}  # fmt: skip
+
+  def _note(self, same: Mapping[str, dict[str, Any]], *, gone: Iterable[str] = ()) -> None:
+    noted = {path: how for path, how in (self._sent() | dict(same)).items() if path not in set(gone)}
+    files.write_atomically(self.local / _SENT, json.dumps(noted))
+
+
+def _is_sent(sent: Mapping[str, dict[str, Any]], path: str, stamp: Stamp) -> bool:
+  """Whether a local file is as it was sent or received."""
+  return stamp is not None and sent.get(path, {}).get("here") == stamp
+
+
+def _stamp(path: pathlib.Path) -> Stamp:
+  if databases.is_one(path.name) and not databases.settle(path):
+    return None
+  state = path.stat()
+  return [state.st_size, state.st_mtime_ns]
+
+
+def _digest(data: bytes) -> str:
+  return hashlib.sha256(data).hexdigest()[:16]

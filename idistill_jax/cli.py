@@ -62,7 +62,8 @@ _ESTIMATE = flags.DEFINE_bool(
   "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."
 )
 _COORDINATOR = flags.DEFINE_string(
-  "coordinator", None, "host:port of process 0 of several, or `auto` on TPU pods, Slurm, Open MPI, Kubernetes.")
+  "coordinator", None, "host:port of process 0 of several, or `auto` on TPU pods (Google Cloud, GKE), Slurm, Open MPI; "
+  "on other Kubernetes where the package `kubernetes` is installed.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the job has; beside --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; beside --coordinator.")
 _PATIENCE = flags.DEFINE_float(

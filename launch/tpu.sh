@@ -13,8 +13,16 @@ cd "$(dirname "$0")/.."
 source launch/what.sh
 : "${TPU:?TPU names the machine}" "${ZONE:?ZONE says where it is}"
 
+# Nothing where there is no such machine; an error, in gcloud's words, where it cannot tell.
 state() {
-  gcloud compute tpus queued-resources describe "$TPU" --zone="$ZONE" --format="value(state.state)" 2>/dev/null || true
+  local said
+  if said="$(gcloud compute tpus queued-resources describe "$TPU" --zone="$ZONE" --format="value(state.state)" 2>&1)"; then
+    # gcloud says other things beside.
+    grep -Ex '[A-Z_]+' <<<"$said" || true
+  elif [[ "$said" != *NOT_FOUND* ]]; then
+    printf '%s\n' "$said" >&2
+    return 1
+  fi
 }
 
 create() {
@@ -27,9 +35,13 @@ create() {
       act gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" --zone="$ZONE" \
         --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "$@" ;;
   esac
-  until "$dry_run" || [[ "$(state)" == ACTIVE ]]; do
-    case "$(state)" in SUSPENDED | FAILED) echo "launch/tpu.sh: $TPU was not given" >&2; return 1 ;; esac
-    sleep "${POLL_SECONDS:-30}"
+  until "$dry_run" || [[ "$state" == ACTIVE ]]; do
+    state="$(state)"
+    case "$state" in
+      ACTIVE) ;;
+      SUSPENDED | FAILED) echo "launch/tpu.sh: $TPU was not given" >&2; return 1 ;;
+      *) sleep "${POLL_SECONDS:-30}" ;;
+    esac
   done
 }
 

@@ -14,9 +14,31 @@ source launch/what.sh
 : "${JOB:?JOB names the workload}" "${CLUSTER:?CLUSTER says where it runs}"
 
 run() {
+# listed STATUS: whether xpk has the job among those.
+listed() {
+  local found
+  if ! found="$(xpk workload list --cluster="$CLUSTER" --filter-by-job="$JOB" --filter-by-status="$1")"; then
+    printf '%s\n' "$found" >&2
+    exit 1
+  fi
+  grep -Eq "^$JOB( |\$)" <<<"$found"
+}
+
+# xpk makes no job of a name that it has, for half a day after its end.
+free_name() {
+  if listed FINISHED; then
+    delete
+    while listed EVERYTHING; do sleep "${POLL_SECONDS:-5}"; done
+  elif listed EVERYTHING; then
+    echo "launch/gke.sh: $JOB is there already, and is not over; launch/gke.sh logs shows it, delete ends it" >&2
+    exit 0
+  fi
+}
+
   module "$@" >/dev/null
   : "${TYPE:?TYPE is for example v5litepod-16}" "${IMAGE:?IMAGE says where the container goes}"
-  act docker build --file=launch/Dockerfile --build-arg=EXTRAS="retrieval report tpu gcs" --tag="$IMAGE" .
+  "$dry_run" || free_name
+  act docker build --file=launch/Dockerfile --build-arg=EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}" --tag="$IMAGE" .
   act docker push "$IMAGE"
   act xpk workload create --workload="$JOB" --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
     --docker-image="$IMAGE" --max-restarts="${RESTARTS:-100}" --termination-grace-period-seconds=120 \

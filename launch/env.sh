@@ -3,7 +3,7 @@
 #
 # Makes .venv in the repository's root from constraints.txt where it is missing or its pins changed, with the extras
 # asked for (see pyproject.toml) beside those it has, and puts it first on PATH.  Does nothing, fast, when nothing
-# changed.  PYTHON names the interpreter to make .venv with; without it, the first fitting one on PATH.
+# changed.  PYTHON names the interpreter to make .venv with; without it, the first fitting one on PATH, or uv's.
 
 if (return 0 2>/dev/null); then
   # Sourced, maybe by a shell that someone types into: the work is a process of its own, which leaves no option and no
@@ -30,6 +30,11 @@ env_find_python() {
       return
     fi
   done
+  # A project's own .venv is none to make it with.
+  if [[ -z "${PYTHON:-}" ]] && command -v uv >/dev/null && uv python install 3.11 >&2; then
+    uv python find --system 3.11
+    return
+  fi
   echo "launch/env.sh: no Python 3.11 or newer among: ${candidates[*]}; name one in front, PYTHON=/path/to/python3.12" >&2
   return 1
 }

@@ -9,4 +9,5 @@ module "$@" >/dev/null
 image="${IMAGE:-idistill_jax}"
 read -ra run_flags <<<"${RUN_FLAGS:-}"
 act docker build --file=launch/Dockerfile --build-arg=EXTRAS="${EXTRAS:-retrieval report}" --tag="$image" .
+for key in $(keys); do run_flags+=(--env="$key"); done
 become docker run --rm --volume="$PWD/runs:/idistill_jax/runs" ${run_flags[@]+"${run_flags[@]}"} "$image" "$@"

@@ -5,15 +5,15 @@
 #   launch/gke.sh logs
 #   launch/gke.sh delete
 #
-# JOB: its name.  CLUSTER, TYPE, SLICES: where.  IMAGE: where its container goes, as REGION-docker.pkg.dev/PROJECT/REPO/NAME.
-# xpk restarts a job whose exit code is 127 or more: 143 is, which says that it was asked to end.
+# JOB: its name.  CLUSTER, TYPE, SLICES: where.  EXTRAS: what to install beside.  IMAGE: where its container goes, as REGION-docker.pkg.dev/PROJECT/REPO/NAME.
+# xpk restarts a job whose exit code is 127 or more: 143 is, which says that it was asked to end.  75, for another
+# process that was lost, it is told.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/what.sh
 source launch/what.sh
 : "${JOB:?JOB names the workload}" "${CLUSTER:?CLUSTER says where it runs}"
 
-run() {
 # listed STATUS: whether xpk has the job among those.
 listed() {
   local found
@@ -35,13 +35,21 @@ free_name() {
   fi
 }
 
+run() {
   module "$@" >/dev/null
   : "${TYPE:?TYPE is for example v5litepod-16}" "${IMAGE:?IMAGE says where the container goes}"
   "$dry_run" || free_name
   act docker build --file=launch/Dockerfile --build-arg=EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}" --tag="$IMAGE" .
   act docker push "$IMAGE"
+  local env=()
+  if [[ -n "$(keys)" ]]; then
+    # Names alone: xpk takes the values from its own environment.
+    "$dry_run" || keys >.idistill_jax.names
+    env=(--env-file=.idistill_jax.names)
+  fi
   act xpk workload create --workload="$JOB" --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices="${SLICES:-1}" \
-    --docker-image="$IMAGE" --max-restarts="${RESTARTS:-100}" --termination-grace-period-seconds=120 \
+    --docker-image="$IMAGE" --max-restarts="${RESTARTS:-100}" --restart-on-exit-codes=75 \
+    --termination-grace-period-seconds=120 ${env[@]+"${env[@]}"} \
     --command="exec launch/local.sh $(quoted "$@") --coordinator=auto"
 }
 

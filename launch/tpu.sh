@@ -6,7 +6,7 @@
 #   launch/tpu.sh logs  # of worker 0, or of WORKER
 #   launch/tpu.sh delete
 #
-# TPU: its name.  ZONE, TYPE, RUNTIME: where, and what.  After a preemption the same create and run go on.
+# TPU: its name.  ZONE, TYPE, RUNTIME: where, and what.  EXTRAS: what to install beside.  After a preemption the same create and run go on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/what.sh
@@ -52,10 +52,23 @@ run() {
   tree="$(git stash create)"
   act git archive --output=.idistill_jax.tgz "${tree:-HEAD}"
   act gcloud compute tpus tpu-vm scp .idistill_jax.tgz "$TPU:" --zone="$ZONE" --worker=all
+  send_keys
   # The lock is held as long as it runs: asked for twice, it runs once.  nohup: it outlives this connection.
   act gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="mkdir -p idistill_jax && \
-cd idistill_jax && tar xzf ../.idistill_jax.tgz && { nohup flock --nonblock run.lock \
+cd idistill_jax && tar xzf ../.idistill_jax.tgz && { ${EXTRAS:+EXTRAS=$(quoted "$EXTRAS") }nohup flock --nonblock run.lock \
 launch/tpu_worker.sh $(quoted "$@") </dev/null >>run.log 2>&1 & }"
+}
+
+# As a file that nobody else can read: a command line would show them, here and there.
+send_keys() {
+  local key file=.idistill_jax.keys
+  [[ -n "$(keys)" ]] || return 0
+  if ! "$dry_run"; then
+    trap 'rm -f .idistill_jax.keys' EXIT
+    rm -f "$file"
+    (umask 077 && for key in $(keys); do printf 'export %s=%q\n' "$key" "${!key}"; done >"$file")
+  fi
+  act gcloud compute tpus tpu-vm scp "$file" "$TPU:" --zone="$ZONE" --worker=all
 }
 
 logs() {

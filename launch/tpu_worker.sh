@@ -12,5 +12,11 @@ if [[ -z "${PYTHON:-}" ]] && ! command -v python3.11 >/dev/null; then
   done
   "${apt_get[@]}" install -qy python3.11-venv
 fi
-export EXTRAS="retrieval report tpu gcs" JAX_PLATFORMS=tpu,cpu
+# launch/tpu.sh sends them anew with each run.
+if [[ -e ../.idistill_jax.keys ]]; then
+  # shellcheck source=/dev/null
+  source ../.idistill_jax.keys
+  rm ../.idistill_jax.keys
+fi
+export EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}" JAX_PLATFORMS=tpu,cpu
 exec launch/local.sh "$@" --coordinator=auto

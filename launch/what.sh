@@ -32,6 +32,14 @@ quoted() {
   printf '%s' "${words% }"
 }
 
+# Names of the keys that are set here, one a line: places take them by name, as a value would show in process lists.
+keys() {
+  local key
+  for key in GEMINI_API_KEY GOOGLE_API_KEY OPENAI_API_KEY HF_TOKEN; do
+    [[ -z "${!key:-}" ]] || echo "$key"
+  done
+}
+
 # module STAGE: the Python module that it is.
 module() {
   local stage="${1:?usage: $0 [--dry_run] STAGE --config=... --workdir=...}"

@@ -2,27 +2,43 @@
 
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WHAT = ("--config=configs/quickstart.py:tiny", "--workdir=gs://bucket/a run", "--config.labels.model=it's; $HOME")
 # Where several processes are one job, they find each other.
 PEERS = "--coordinator=auto"
 TOOLS = ("docker", "flock", "gcloud", "git", "kubectl", "python", "sbatch", "scontrol", "sky", "srun", "xpk")
-# Notes what it is given, answers questions from a file of answers, and ends with the code that is asked for.
+# Notes what it is given, answers questions from files of answers, and ends with the code that is asked for.  An answer
+# that begins with ! is an error.  A job is listed by its state; deleted, it is gone.
 STUB = r"""#!/usr/bin/env bash
 case "$*" in
-  *describe*) head -n 1 states; [[ "$(wc -l <states)" == 1 ]] || sed -i 1d states; exit ;;
+  *describe*)
+    said="$(head -n 1 states)"
+    [[ "$(wc -l <states)" == 1 ]] || sed -i 1d states
+    [[ "$said" != !* ]] || { echo "ERROR: $said" >&2; exit 1; }
+    echo "$said"; exit ;;
+  *"workload list"*)
+    said="$(cat jobs)"
+    [[ "$said" != !* ]] || { echo "$said"; exit 1; }
+    echo "Jobset Name   Status"
+    case "$*" in *FINISHED*) [[ "$said" != FINISHED* ]] ;; *) [[ -z "$said" ]] ;; esac || echo "my-job   $said"
+    exit ;;
+  *"workload delete"*) : >jobs ;;
   "stash create") exit ;;
 esac
 { printf '%s\0' "${0##*/}" "$@"; echo; } >>calls
 [[ "${FAILS:-}" != "${0##*/}" ]] || exit "$CODE"
 """
 ENV = r"""{ printf '%s\0' source launch/env.sh "$@"; echo; } >>calls"""
+KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 MACHINES = {
   "TPU": "my-tpu", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite", "POLL_SECONDS": "0",
   "JOB": "my-job", "CLUSTER": "my-cluster", "IMAGE": "region-docker.pkg.dev/p/r/idistill_jax",
@@ -38,6 +54,7 @@ class Place:
     (root / "idistill_jax").symlink_to(ROOT / "idistill_jax")
     (root / "launch" / "env.sh").write_text(ENV)
     (root / "states").write_text("ACTIVE\n")
+    (root / "jobs").write_text("")
     (root / "bin").mkdir()
     for tool in TOOLS:
       (root / "bin" / tool).write_text(STUB)
@@ -46,8 +63,9 @@ class Place:
   def start(self, *words: str, **environment: str) -> subprocess.CompletedProcess:
     (self.root / "calls").unlink(missing_ok=True)
     path = f"{self.root / 'bin'}:{os.environ['PATH']}"
+    mine = {name: value for name, value in os.environ.items() if name not in (*KEYS, "EXTRAS")}
     return subprocess.run([f"launch/{words[0]}", *words[1:]], cwd=self.root, text=True, capture_output=True, timeout=60,
-                          env={**os.environ, **MACHINES, "PATH": path, **environment})  # fmt: skip
+                          env={**mine, **MACHINES, "PATH": path, **environment})  # fmt: skip
 
   def calls(self) -> list[list[str]]:
     path = self.root / "calls"
@@ -116,18 +134,144 @@ def test_a_place_that_is_not_named_is_asked_for(place: Place) -> None:
     assert done.returncode != 0 and name in done.stderr and not place.calls()
 
 
-@pytest.mark.parametrize(("code", "again"), [(143, True), (1, False), (0, False)])
-def test_slurm_takes_back_a_job_that_was_asked_to_end(place: Place, code: int, again: bool) -> None:
+# Another process was lost; an abort of what is beneath, as for the same reason; a kill; asked to end.
+AGAIN = (75, 134, 137, 143)
+
+
+@pytest.mark.parametrize(("code", "again"), [*((code, True) for code in AGAIN), (1, False), (0, False)])
+def test_slurm_takes_back_a_job_that_did_not_fail_by_itself(place: Place, code: int, again: bool) -> None:
   slurm = {"SLURM_SUBMIT_DIR": str(place.root), "SLURM_JOB_ID": "7"}
   done = place.start("slurm_job.sh", "pipeline", *WHAT, FAILS="srun", CODE=str(code), **slurm)
   assert done.returncode == code
-  run = ["srun", "--kill-on-bad-exit=1", "launch/gpu.sh", "pipeline", *WHAT, PEERS]
-  assert place.calls() == [run, ["scontrol", "requeue", "7"]] if again else [run]
+  run, requeue = place.calls()[0], ["scontrol", "requeue", "7"]
+  # An error of one process would turn into the kill of another, and be tried again.
+  assert "--kill-on-bad-exit=0" in run
+  assert run[run.index("launch/gpu.sh"):] == ["launch/gpu.sh", "pipeline", *WHAT, PEERS]
+  assert place.calls()[1:] == ([requeue] if again else [])
+  # Whatever it dies of, not without end.
+  place.start("slurm_job.sh", "pipeline", *WHAT, FAILS="srun", CODE=str(code), SLURM_RESTART_COUNT="100", **slurm)
+  assert len(place.calls()) == 1
 
 
 def test_a_code_reaches_whoever_started_it(place: Place) -> None:
   assert place.start("local.sh", "pipeline", *WHAT, FAILS="python", CODE="143").returncode == 143
-  assert "143" in (ROOT / "launch" / "sky.yaml").read_text()
+  assert sky()["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
+  # xpk has 127 and more by itself.
+  assert place.start("gke.sh", "run", "pipeline", *WHAT).returncode == 0
+  assert "--restart-on-exit-codes=75" in place.calls()[-1]
+
+
+def sky() -> dict:
+  return yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
+
+
+def test_a_gke_job_that_is_over_gives_its_name_back(place: Place) -> None:
+  verbs = lambda: [call[2] for call in place.calls() if call[0] == "xpk"]
+  for over in ("FINISHED", "FINISHED FAILED"):
+    (place.root / "jobs").write_text(over)
+    assert place.start("gke.sh", "run", "pipeline", *WHAT).returncode == 0
+    assert verbs() == ["delete", "create"]
+  # One that runs or waits is left alone; nothing is built for it either.
+  for state in ("RUNNING", "QUEUED"):
+    (place.root / "jobs").write_text(state)
+    done = place.start("gke.sh", "run", "pipeline", *WHAT)
+    assert done.returncode == 0 and "my-job is there already" in done.stderr and not place.calls()
+  (place.root / "jobs").write_text("!login expired")
+  done = place.start("gke.sh", "run", "pipeline", *WHAT)
+  assert done.returncode == 1 and "login expired" in done.stderr and not place.calls()
+
+
+@pytest.mark.parametrize("where", [where for where in RUNS if where != "gpu"])
+def test_further_extras_reach_the_job(place: Place, where: str) -> None:
+  done = place.start(*RUNS[where], "labels", *WHAT, "--dry_run", EXTRAS="llm")
+  assert done.returncode == 0 and re.search(r"\bllm\b", done.stdout), done.stdout
+  without = place.start(*RUNS[where], "labels", *WHAT, "--dry_run").stdout
+  assert not re.search(r"\bllm\b", without)
+
+
+def far_side(place: Place, script: str, *words: str, **environment: str) -> list[list[str]]:
+  assert place.start(script, *words, **environment).returncode == 0
+  return place.calls()
+
+
+def test_further_extras_are_installed_on_the_far_side(place: Place) -> None:
+  calls = far_side(place, "tpu_worker.sh", "labels", *WHAT, EXTRAS="llm", PYTHON=sys.executable)
+  assert ["source", "launch/env.sh", "retrieval", "report", "tpu", "gcs", "llm"] in calls
+  for part, wanted in (("setup", "retrieval report cuda13 gcs s3 llm"), ("run", "retrieval report cuda13 gcs s3 llm")):
+    (place.root / "launch" / "part.sh").write_text(f"#!/usr/bin/env bash\n{sky()[part]}\n")
+    (place.root / "launch" / "part.sh").chmod(0o755)
+    calls = far_side(place, "part.sh", EXTRAS="gcs s3 llm", WHAT="labels --x=1")
+    assert ["source", "launch/env.sh", *wanted.split()] in calls
+  assert calls[-1] == ["python", "-m", "idistill_jax.stages.labels", "--x=1"]
+
+
+SECRET = "sk-0123 'secret'"
+
+
+@pytest.mark.parametrize("where", ["docker", "sky", "tpu", "gke"])
+def test_keys_reach_the_job_and_no_command_line(place: Place, where: str) -> None:
+  named = {"OPENAI_API_KEY": SECRET, "HF_TOKEN": ""}
+  printed = place.start(*RUNS[where], "labels", *WHAT, "--dry_run", **named)
+  assert SECRET not in printed.stdout and "0123" not in printed.stdout
+  done = place.start(*RUNS[where], "labels", *WHAT, **named)
+  assert done.returncode == 0, done.stderr
+  calls = place.calls()
+  assert calls == [shlex.split(line) for line in printed.stdout.splitlines()]
+  assert "0123" not in str(calls) and "HF_TOKEN" not in str(calls)
+  how = {"docker": "--env=OPENAI_API_KEY", "sky": "--secret=OPENAI_API_KEY", "tpu": ".idistill_jax.keys",
+         "gke": "--env-file=.idistill_jax.names"}
+  assert any(how[where] in call for call in calls)
+  # What lies here afterwards: nothing, or names.
+  left = [path.read_text() for path in place.root.glob(".idistill_jax.*")]
+  assert left == (["OPENAI_API_KEY\n"] if where == "gke" else [])
+
+
+def test_the_far_side_of_a_tpu_reads_the_keys_once(place: Place) -> None:
+  (place.root / "bin" / "gcloud").write_text("""#!/usr/bin/env bash
+[[ "$*" != *.idistill_jax.keys* ]] || { stat -c %a .idistill_jax.keys; cat .idistill_jax.keys; } >>sent
+""")
+  assert place.start("tpu.sh", "run", "labels", *WHAT, OPENAI_API_KEY=SECRET).returncode == 0
+  mode, line = (place.root / "sent").read_text().splitlines()
+  assert mode == "600"
+  inner = place.root / "home" / "idistill_jax"
+  inner.parent.mkdir()
+  place.root.joinpath("launch").rename(place.root / "kept")
+  inner.mkdir()
+  place.root.joinpath("kept").rename(inner / "launch")
+  (inner.parent / ".idistill_jax.keys").write_text(line + "\n")
+  (inner / "launch" / "local.sh").write_text("#!/usr/bin/env bash\necho \"$OPENAI_API_KEY\"\n")
+  done = subprocess.run([inner / "launch" / "tpu_worker.sh", "labels"], text=True, capture_output=True, timeout=60,
+                        env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
+  assert done.stdout == f"{SECRET}\n" and not (inner.parent / ".idistill_jax.keys").exists()
+
+
+def test_a_new_machine_that_updates_itself_is_waited_for(place: Place) -> None:
+  shutil.copy(place.root / "bin" / "xpk", place.root / "bin" / "sudo")
+  for tool in ("bash", "dirname", "env"):
+    (place.root / "bin" / tool).symlink_to(shutil.which(tool))
+  calls = far_side(place, "tpu_worker.sh", "labels", *WHAT, PATH=f"{place.root / 'bin'}", PYTHON="")
+  assert ["sudo", "apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-qy", "python3.11-venv"] in calls
+
+
+def test_a_python_that_is_too_old_is_no_obstacle(place: Place) -> None:
+  """SkyPilot's machines come with 3.10: uv brings another."""
+  old, bin_ = "#!/usr/bin/env bash\n[[ \"$*\" != *version_info* ]] || exit 1\n", place.root / "bin"
+  for name in ("python3", "python3.11", "python3.12", "python3.13"):
+    (bin_ / name).write_text(f"{old}{{ printf '%s\\0' {name} \"$@\"; echo; }} >>calls\n")
+    (bin_ / name).chmod(0o755)
+  (bin_ / "uv").write_text("#!/usr/bin/env bash\n[[ $2 != find ]] || echo /uv/python3.11\n")
+  (bin_ / "uv").chmod(0o755)
+  find = subprocess.run(
+    ["bash", "-c", "source <(sed -n '/^env_find_python/,/^}/p' \"$1\") && env_find_python", "-",
+     ROOT / "launch" / "env.sh"], text=True, capture_output=True, timeout=60,
+    env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHON": ""}, cwd=place.root)
+  assert find.stdout == "/uv/python3.11\n", find.stderr
+  (bin_ / "uv").rename(bin_ / "no-uv")
+  (place.root / "launch" / "part.sh").write_text(f"#!/usr/bin/env bash\n{sky()['setup']}\n")
+  (place.root / "launch" / "part.sh").chmod(0o755)
+  if shutil.which("uv") is None:
+    calls = far_side(place, "part.sh", EXTRAS="gcs s3", WHAT="")
+    assert ["python3", "-m", "pip", "install", "--quiet", "uv"] in calls
 
 
 def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
@@ -137,19 +281,23 @@ def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
   # One that is there is left alone, and one that is refused is an error.
   (place.root / "states").write_text("ACTIVE\n")
   assert place.start("tpu.sh", "create").returncode == 0 and not place.calls()
-  (place.root / "states").write_text("\nFAILED\n")
+  (place.root / "states").write_text("! NOT_FOUND: Resource\nFAILED\n")
   done = place.start("tpu.sh", "create")
   assert done.returncode == 1 and "was not given" in done.stderr
+  # Where nothing can be told, waiting would never end.
+  (place.root / "states").write_text("\n! your login has expired\n")
+  done = place.start("tpu.sh", "create")
+  assert done.returncode == 1 and "your login has expired" in done.stderr
 
 
 def test_the_far_side_of_a_tpu_starts_it_once(place: Place, tmp_path: pathlib.Path) -> None:
   """What the workers' shells are given, given to a shell here: its stage runs behind a lock, detached."""
-  assert place.start("tpu.sh", "run", "pipeline", *WHAT).returncode == 0
+  assert place.start("tpu.sh", "run", "pipeline", *WHAT, EXTRAS="llm hf").returncode == 0
   (command,) = [word.removeprefix("--command=") for word in place.calls()[-1] if word.startswith("--command=")]
   home, sent = tmp_path / "home", tmp_path / "sent" / "launch"
   home.mkdir()
   sent.mkdir(parents=True)
-  (sent / "tpu_worker.sh").write_text("#!/usr/bin/env bash\nprintf '%s\\n' started \"$@\"; sleep 2\n")
+  (sent / "tpu_worker.sh").write_text("#!/usr/bin/env bash\nprintf '%s\\n' started \"$EXTRAS\" \"$@\"; sleep 2\n")
   (sent / "tpu_worker.sh").chmod(0o755)
   subprocess.run(["tar", "czf", str(home / ".idistill_jax.tgz"), "launch"], cwd=sent.parent, check=True)
   for _ in range(2):
@@ -158,7 +306,7 @@ def test_the_far_side_of_a_tpu_starts_it_once(place: Place, tmp_path: pathlib.Pa
   # The lock is free again when the first has ended.
   subprocess.run(["flock", str(log.with_name("run.lock")), "true"], check=True, timeout=60)
   lines = [line for line in log.read_text().splitlines() if "nohup" not in line]
-  assert lines == ["started", "pipeline", *WHAT]
+  assert lines == ["started", "llm hf", "pipeline", *WHAT]
 
 
 def test_scripts_are_clean() -> None:

@@ -24,7 +24,7 @@ TERMINATED, ProcessError = peers.TERMINATED, peers.ProcessError
 class Launch:
   """How a process finds the others.
 
-  coordinator: host:port of process 0, or AUTO on TPU pods, Slurm, Open MPI and Kubernetes, which tell all of it.
+  coordinator: host:port of process 0, or AUTO on TPU pods and GKE, Slurm and Open MPI, which tell all of it.
   count, index: how many processes there are, and which one this is.
   patience: seconds without a sign of life, of work, or at one step, after which another process counts as lost.
   """
@@ -147,7 +147,7 @@ def _connect(launch: Launch) -> peers.Peers:
   found = launch.coordinator == AUTO
   if not found and None in (launch.count, launch.index):
     raise ValueError(f"--coordinator={launch.coordinator} needs --processes and --process beside it; "
-                     f"--coordinator={AUTO} finds all three on TPU pods, Slurm, Open MPI and Kubernetes")
+                     f"--coordinator={AUTO} finds all three on TPU pods and GKE, Slurm and Open MPI")
   # SIGTERM is ours: a stage that does not train ends at once, a training agrees on a step first.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(

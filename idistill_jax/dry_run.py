@@ -3,7 +3,8 @@
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
 
 Sizes come from the collection stage where it has run, else from what is published of the collection, within the
-config's limits; what follows from a size that is not known is not said.  Nothing is opened but manifests.
+config's limits; what follows from a size that is not known is not said.  Nothing is opened but manifests, and weights
+that are on this machine, to see whether they can be read.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from idistill_jax import artifacts, cli, config
+from idistill_jax.hf import weights
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
 
 # (passages, training queries, test queries) as published: DPR's Wikipedia with TensorFlow Datasets' questions
@@ -85,16 +87,24 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
 
 def outside(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
-  weights = cfg.encoder.weights
+  encoder = _weights(cfg.encoder)
   read: dict[str, list[str | None]] = {
-    "queries": [_file(cfg.collection.path), f"weights {weights}", _llm(cfg.labels)],
+    "queries": [_file(cfg.collection.path), encoder, _llm(cfg.labels)],
     "collection": [_source(cfg.collection), _file(cfg.collection.rankings)],
-    "candidates": [f"weights {weights}", _file(cfg.candidates.run)],
+    "candidates": [encoder, _file(cfg.candidates.run)],
     "labels": [] if cfg.collection.rankings else [_llm(cfg.labels)],
     "evaluate": [_file(cfg.evaluate.runs)],
     "answer": [] if cfg.answer.systems == "none" else [_llm(session.of_reader(cfg))],
   }
   return [one for one in read.get(stage, ()) if one]
+
+
+def _weights(cfg: config.Encoder) -> str:
+  try:
+    weights.check(cfg.weights)
+  except (OSError, ValueError) as e:
+    return f"weights {cfg.weights} (NOT USABLE: {e})"
+  return f"weights {cfg.weights}"
 
 
 def _source(cfg: config.Collection) -> str:

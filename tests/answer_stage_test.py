@@ -15,6 +15,7 @@ from idistill_jax.retrieval import runs
 from idistill_jax.stages import answer as stage
 
 PASSAGES = {"p1": "Paris is the capital of France.", "p2": "Rome is old.", "p3": "Oslo is cold.", "p4": "Bern."}
+TITLES = {"p2": "Rome"}
 QUESTIONS = {"q1": ("capital of France?", ("Paris",)), "q2": ("cold city?", ("Oslo",)), "q3": ("which?", ("Bern",))}
 # q3 gets the same passages from both.
 RUNS = {
@@ -27,7 +28,7 @@ def workdir(root: pathlib.Path) -> artifacts.Workdir:
   found = artifacts.Workdir(root)
 
   def collection(job: artifacts.Job) -> None:
-    passages = [records.Passage(id=one, title="Paris, Oslo, Bern", text=text) for one, text in PASSAGES.items()]
+    passages = [records.Passage(id=one, title=TITLES.get(one, ""), text=text) for one, text in PASSAGES.items()]
     queries = [records.Query(id=one, text=text, split="test") for one, (text, _) in QUESTIONS.items()]
     queries.append(records.Query(id="q4", text="nobody knows", split="test"))
     example.write_records(job.out, tables.PASSAGES, passages)
@@ -82,6 +83,15 @@ def test_recorded_answers_are_scored_before_and_after(tmp_path):
   said = [json.loads(line) for line in (done.folder("answer") / "answers.jsonl").read_text().splitlines()]
   assert [one["said"] for one in said if one["query_id"] == "q1"] == ["Rome", "Paris"]
   assert manifest["counts"]["questions"] == 3 and not manifest["drops"]
+
+
+def test_what_stands_in_context_is_what_the_reader_was_shown():
+  """Title and text, and no more of them than the prompt holds."""
+  passages = tables.Passages([records.Passage(id="p1", title="Oslo", text="It is cold there, and far from Bern.")])
+  measure = lambda right, most: stage.score(
+    ["initial"], [stage.Reply(query_id="q", system="initial", passage_ids=("p1",), said="x")], {"q": [right]},
+    passages, most)["initial"]["answer in context"]["q"]
+  assert measure("Oslo", 5) == 1.0 and measure("Bern", 30) == 1.0 and measure("Bern", 5) == 0.0
 
 
 def test_one_answered_question_has_means_and_no_tests(tmp_path):

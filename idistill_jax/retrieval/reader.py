@@ -31,9 +31,13 @@ def render(question: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to answer {question!r} from")
-  cut = (prompt.cut(quoting.quote(text), passage_tokens) for text in passages)
-  numbered = "\n".join(f"[{number}] {text}" for number, text in enumerate(cut, start=1))
+  numbered = "\n".join(f"[{number}] {shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
   return TEMPLATE.substitute(question=quoting.quote(question), passages=numbered)
+
+
+def shown(passage: str, passage_tokens: int) -> str:
+  """A passage as the prompt holds it."""
+  return prompt.cut(quoting.quote(passage), passage_tokens)
 
 
 def said(response: str) -> str:

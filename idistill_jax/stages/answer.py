@@ -53,7 +53,7 @@ def run(job: artifacts.Job) -> None:
   replies = complete(job, systems, said)
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
-  measured = score(systems, replies, accepted, passages)
+  measured = score(systems, replies, accepted, passages, job.cfg.answer.passage_tokens)
   summary.write_per_query(job.out / PER_QUERY, measured)
   if job.cfg.evaluate.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
@@ -170,10 +170,15 @@ def score(
   replies: Sequence[Reply],
   accepted: Mapping[str, Sequence[str]],
   passages: tables.Passages,
+  passage_tokens: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """system -> "EM", "F1", "answer in context" -> query id -> value."""
+  """system -> "EM", "F1", "answer in context" -> query id -> value.
+
+  In context is what the reader was shown: title and text, cut as in the prompt, and not the whole text alone, as
+  answer@k has it.
+  """
   known = {reply.query_id: accepted[reply.query_id] for reply in replies}
-  in_context = answers.InContext(known, lambda one: passages.by_id(one).text)
+  in_context = answers.InContext(known, lambda one: reader.shown(passages.by_id(one).full_text, passage_tokens))
   measured: dict[str, dict[str, dict[str, float]]] = {
     system: {"EM": {}, "F1": {}, "answer in context": {}} for system in systems
   }

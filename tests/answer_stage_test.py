@@ -94,6 +94,19 @@ def test_what_stands_in_context_is_what_the_reader_was_shown():
   assert measure("Oslo", 5) == 1.0 and measure("Bern", 30) == 1.0 and measure("Bern", 5) == 0.0
 
 
+def test_a_question_that_evaluate_left_out_says_so_and_takes_no_place(tmp_path, monkeypatch):
+  kept = {system: {one: order for one, order in orders.items() if one != "q1"} for system, orders in RUNS.items()}
+  said = recorded(tmp_path / "said.jsonl", SAID)
+  monkeypatch.setitem(RUNS, "initial", kept["initial"])
+  monkeypatch.setitem(RUNS, "distilled", kept["distilled"])
+  cfg = configured(said)
+  cfg.answer.questions = 2
+  manifest = workdir(tmp_path / "w").execute(stage.STAGE, cfg)
+  assert manifest["counts"]["questions"] == 2
+  assert {reason: one["examples"] for reason, one in manifest["drops"].items()} == {
+    "question that evaluate left out": ["q1"]}
+
+
 def test_one_answered_question_has_means_and_no_tests(tmp_path):
   said = {key: text for key, text in SAID.items() if key[0] == "q3"}
   done = workdir(tmp_path / "w")

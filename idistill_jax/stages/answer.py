@@ -48,8 +48,9 @@ def run(job: artifacts.Job) -> None:
     return
   passages = tables.load_passages(job.inputs["collection"])
   accepted = tables.load_answers(job.inputs["collection"])
-  questions = questions_with(accepted, job)
-  said, bill = ask(job, asked(job, systems, questions, passages))
+  found = found_by(job, systems)
+  questions = questions_with(accepted, found, job)
+  said, bill = ask(job, asked(job, found, questions, passages))
   replies = complete(job, systems, said)
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
@@ -67,13 +68,27 @@ def run(job: artifacts.Job) -> None:
   job.count(questions=answered, **bill, **{f"{system} F1": metrics["systems"][system]["F1"] for system in systems})
 
 
-def questions_with(accepted: Mapping[str, Sequence[str]], job: artifacts.Job) -> list[records.Query]:
-  """The questions that are asked; raises ValueError for none."""
+def found_by(job: artifacts.Job, systems: Sequence[str]) -> dict[str, runs.Run]:
+  """system -> its run, as evaluate wrote it."""
+  return {system: runs.read_trec(job.inputs["evaluate"] / "runs" / f"{system}.trec") for system in systems}
+
+
+def questions_with(
+  accepted: Mapping[str, Sequence[str]], found: Mapping[str, runs.Run], job: artifacts.Job
+) -> list[records.Query]:
+  """The questions that are asked; those that evaluate did not measure are dropped; raises ValueError for none."""
+  # The retrievers find something for every query that was searched for.
+  measured = {query_id for run_of in found.values() for query_id in run_of}
   queries = tables.load_queries(job.inputs["collection"]).of_split(job.cfg.evaluate.split)
-  questions = [query for query in queries if query.id in accepted][: job.cfg.answer.questions]
+  for query in queries:
+    if query.id in accepted and query.id not in measured:
+      job.drop("question that evaluate left out", query.id)
+  questions = [query for query in queries if query.id in accepted and query.id in measured]
   if not questions:
-    raise ValueError(f"no question of the split {job.cfg.evaluate.split!r} has answers: set answer.systems to none")
-  return questions
+    raise ValueError(
+      f"no question of the split {job.cfg.evaluate.split!r} that was measured has answers: set answer.systems to none"
+    )
+  return questions[: job.cfg.answer.questions]
 
 
 def print_estimate(runner: cli.Runner) -> None:
@@ -83,20 +98,20 @@ def print_estimate(runner: cli.Runner) -> None:
     print("nobody is asked: answer.systems is none")
     return
   job = runner.job(STAGE)
-  questions = questions_with(tables.load_answers(job.inputs["collection"]), job)
-  requests = asked(job, systems, questions, tables.load_passages(job.inputs["collection"]))
+  found = found_by(job, systems)
+  questions = questions_with(tables.load_answers(job.inputs["collection"]), found, job)
+  requests = asked(job, found, questions, tables.load_passages(job.inputs["collection"]))
   once, cfg = list(dict.fromkeys(request for _, request in requests)), session.of_reader(job.cfg)
   said = estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_questions(once, cfg, knows))
   print(f"{len(systems)} systems, {said}")
 
 
 def asked(
-  job: artifacts.Job, systems: Sequence[str], questions: Sequence[records.Query], passages: tables.Passages
+  job: artifacts.Job, found: Mapping[str, runs.Run], questions: Sequence[records.Query], passages: tables.Passages
 ) -> list[tuple[str, protocol.Request]]:
   """(system, request) for every question and system; one that found nothing is dropped by name."""
-  cfg, found = job.cfg.answer, []
-  for system in systems:
-    run_of = runs.read_trec(job.inputs["evaluate"] / "runs" / f"{system}.trec")
+  cfg, requests = job.cfg.answer, []
+  for system, run_of in found.items():
     for question in questions:
       ids = tuple(runs.ranked(run_of.get(question.id, {}))[: cfg.passages])
       if not ids:
@@ -104,8 +119,8 @@ def asked(
         continue
       texts = [passages.by_id(one).full_text for one in ids]
       text = reader.render(question.text, texts, cfg.passage_tokens)
-      found.append((system, protocol.Request(question.id, ids, text)))
-  return found
+      requests.append((system, protocol.Request(question.id, ids, text)))
+  return requests
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

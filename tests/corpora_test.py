@@ -465,11 +465,13 @@ def test_recorded_rankings_become_labels():
     ("rank.jsonl", '{"qid": 1, "ranking": [12, "p1"]}'),
     ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
     ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
+    ("rank.trec.gz", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
   ],
 )  # fmt: skip
 def test_rankings_of_rankllm_and_trec_become_labels(tmp_path, name, text):
   """RankLLM's order is that of its list, TREC's that of its scores; ids may be numbers."""
-  (tmp_path / name).write_text(text + "\n")
+  content = f"{text}\n".encode()
+  (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
   cfg = folder_with(
     tmp_path / "beir", corpus='{"_id": "p1", "text": "a"}\n{"_id": "12", "text": "b"}\n',
     queries='{"_id": "1", "text": "which one"}\n',

@@ -84,6 +84,7 @@ def test_answers_are_looked_for_in_texts_alone_where_there_are_some():
   ("name", "said"),
   [("my run.trec", r"my run.trec: rename the file.* 'my run' is empty or holds white space"),
    ("bm25.run", r"bm25.run: another system is called 'bm25' already"),
+   ("distilled.trec.gz", r"distilled.trec.gz: another system is called 'distilled' already"),
    ("good.run", r"good.run:1: expected `query Q0")],
 )
 def test_a_run_file_is_refused_before_anything_is_searched(tmp_path, name, said):

@@ -1,5 +1,7 @@
 """Runs survive their file, are ordered as trec_eval orders them, and a broken line is named."""
 
+import gzip
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,7 +50,6 @@ GOOD = "q Q0 a 1 2.0 t\n"
   ("second", "message"),
   [
     ("q Q0 b 2 1.0\n", r"r:2: expected .* found 5 fields"),
-    ("\n", r"r:2: expected .* found 0 fields"),
     ("q Q0 b 2 one t\n", r"r:2: the score 'one' is no number"),
     ("q Q0 b 2 nan t\n", r"r:2: the score 'nan' is not finite"),
     ("q Q0 b 2 -inf t\n", r"r:2: the score '-inf' is not finite"),
@@ -59,6 +60,23 @@ def test_a_broken_line_is_named(second, message, tmp_path):
   (tmp_path / "r").write_text(GOOD + second)
   with pytest.raises(runs.RunError, match=message):
     runs.read_trec(tmp_path / "r")
+
+
+def test_a_byte_order_mark_blank_lines_and_gzip_are_read(tmp_path):
+  text = "\ufeff" + GOOD + "\r\n\n  \nq Q0 b 2 1.0 t\n\n"
+  (tmp_path / "r.txt").write_text(text)
+  packed = gzip.compress(text.encode())
+  (tmp_path / "r.run.gz").write_bytes(packed)
+  assert runs.read_trec(tmp_path / "r.txt") == runs.read_trec(tmp_path / "r.run.gz") == {"q": {"a": 2.0, "b": 1.0}}
+  names = {"r.txt": "r", "my.r.run.gz": "my.r", "r.csv": None, "r.gz": None}
+  assert {name: runs.system_of(tmp_path / name) for name in names} == names
+  for damaged in (packed[:-9], b"no gzip"):
+    (tmp_path / "r.run.gz").write_bytes(damaged)
+    with pytest.raises(runs.RunError, match=r"r\.run\.gz:\d: cannot be read further: .*; fetch it again"):
+      runs.read_trec(tmp_path / "r.run.gz")
+  (tmp_path / "r.txt").write_bytes(GOOD.encode() + b"q Q0 \xff 2 1.0 t\n")
+  with pytest.raises(runs.RunError, match=r"r\.txt:2: not UTF-8"):
+    runs.read_trec(tmp_path / "r.txt")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ higher first, and equal ones by passage id, the greater first.  Two scores that 
 a tie.
 """
 
+import gzip
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from idistill_jax.retrieval import hits as hits_lib
 Run = dict[str, dict[str, float]]
 # The constant of reciprocal rank fusion that its authors found to hold everywhere.
 RRF_K = 60
+# What run files end in, with or without .gz behind it.
+ENDINGS = (".trec", ".run", ".txt")
 
 
 class RunError(ValueError):
@@ -86,29 +90,51 @@ def write_trec(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, floa
   path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
+def system_of(path: str | os.PathLike[str]) -> str | None:
+  """The name of a file of a run without its endings, None for a file of another kind."""
+  name = pathlib.PurePath(pathlib.PurePath(path).name.removesuffix(".gz"))
+  return name.stem if name.suffix in ENDINGS else None
+
+
 def read_trec(path: str | os.PathLike[str]) -> Run:
-  """Reads a TREC run; the rank column is not used, as in trec_eval.  Raises RunError naming file and line."""
+  """Reads a TREC run, gzipped or not, without blank lines; the rank column is not used, as in trec_eval.
+
+  Raises RunError naming file and line.
+  """
   run: Run = {}
-  with open(path, encoding="utf-8", newline="\n") as file:
-    for number, line in enumerate(file, start=1):
-      fields = line.split()
-      where = f"{path}:{number}"
-      if len(fields) != 6:
-        raise RunError(
-          f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line!r}"
-        )
-      query_id, _, passage_id, _, text, _ = fields
-      try:
-        score = float(text)
-      except ValueError:
-        raise RunError(f"{where}: the score {text!r} is no number") from None
-      if not math.isfinite(score):
-        raise RunError(f"{where}: the score {text!r} is not finite")
-      results = run.setdefault(query_id, {})
-      if passage_id in results:
-        raise RunError(f"{where}: query {query_id} lists passage {passage_id} a second time")
-      results[passage_id] = score
+  for number, line in _lines(pathlib.Path(path)):
+    fields = line.split()
+    where = f"{path}:{number}"
+    if len(fields) != 6:
+      raise RunError(
+        f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line!r}"
+      )
+    query_id, _, passage_id, _, text, _ = fields
+    try:
+      score = float(text)
+    except ValueError:
+      raise RunError(f"{where}: the score {text!r} is no number") from None
+    if not math.isfinite(score):
+      raise RunError(f"{where}: the score {text!r} is not finite")
+    results = run.setdefault(query_id, {})
+    if passage_id in results:
+      raise RunError(f"{where}: query {query_id} lists passage {passage_id} a second time")
+    results[passage_id] = score
   return run
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """(number, line) of those that are not blank; raises RunError for bytes that are no text, or no gzip."""
+  number = 0
+  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+    try:
+      for number, line in enumerate(file, start=1):
+        if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+          yield number, text
+    except UnicodeDecodeError as e:
+      raise RunError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
+    except (EOFError, OSError, zlib.error) as e:
+      raise RunError(f"{path}:{number + 1}: cannot be read further: {e}; fetch it again") from e
 
 
 def check_scores(query_id: str, results: Mapping[str, float]) -> None:

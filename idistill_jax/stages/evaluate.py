@@ -183,7 +183,7 @@ def others(
 
 def read_runs(cfg: config.Config) -> dict[str, runs.Run]:
   """Systems that come as run files, by their files' names.  Raises RunError for what cannot be read."""
-  return {path.stem: runs.read_trec(path) for path in run_files(cfg)}
+  return {str(runs.system_of(path)): runs.read_trec(path) for path in run_files(cfg)}
 
 
 def run_files(cfg: config.Config) -> list[pathlib.Path]:
@@ -191,15 +191,18 @@ def run_files(cfg: config.Config) -> list[pathlib.Path]:
   system can have."""
   if cfg.evaluate.runs is None:
     return []
-  found = sorted(path for path in pathlib.Path(cfg.evaluate.runs).glob("*") if path.suffix in (".trec", ".run", ".txt"))
+  found = sorted(path for path in pathlib.Path(cfg.evaluate.runs).glob("*") if runs.system_of(path) is not None)
   if not found:
-    raise FileNotFoundError(f"{cfg.evaluate.runs}: evaluate.runs names no folder with *.trec, *.run or *.txt files")
+    raise FileNotFoundError(
+      f"{cfg.evaluate.runs}: evaluate.runs names no folder with files *{', *'.join(runs.ENDINGS)}, gzipped (.gz) or not"
+    )
   taken = set(OURS)
   for path in found:
-    runs.check_word(path.stem, f"{path}: rename the file, after which the system is called:")
-    if path.stem in taken:
-      raise runs.RunError(f"{path}: another system is called {path.stem!r} already; rename the file")
-    taken.add(path.stem)
+    name = str(runs.system_of(path))
+    runs.check_word(name, f"{path}: rename the file, after which the system is called:")
+    if name in taken:
+      raise runs.RunError(f"{path}: another system is called {name!r} already; rename the file")
+    taken.add(name)
   return found
 
 

@@ -1,13 +1,12 @@
 """LLM rankings made elsewhere -> ranked lists: labels that nobody has to pay for again.
 
-A TREC run (`.trec`, `.txt`), or JSONL.  A line of that names the query (`qid` or `query_id`) and holds either
-`ranking`, passage ids best first, or `candidates`, ids in the order shown, with the LLM's raw `response`, which is
-parsed as a live answer would be, as the quickstart's are; or it is one of RankLLM's results: `query` with its `qid`,
-and `candidates`, best first, with their `docid`.
+A TREC run (`.trec`, `.run`, `.txt`), or JSONL; either may end in `.gz`.  A line of that names the query (`qid` or
+`query_id`) and holds either `ranking`, passage ids best first, or `candidates`, ids in the order shown, with the LLM's
+raw `response`, which is parsed as a live answer would be, as the quickstart's are; or it is one of RankLLM's results:
+`query` with its `qid`, and `candidates`, best first, with their `docid`.
 """
 
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,8 +15,6 @@ from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.llm import parse
 from idistill_jax.retrieval import runs
-
-TREC_ENDINGS = (".trec", ".txt")
 
 
 def add(found: collection.Collection, cfg: config.Collection) -> collection.Collection:
@@ -47,7 +44,7 @@ def read(
   path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
 ) -> Iterator[records.RankedList]:
   """Rankings in file order; another model's are passed over, refused answers go to `drops`."""
-  of_run = pathlib.Path(path).suffix in TREC_ENDINGS
+  of_run = runs.system_of(path) is not None
   for where, found in _of_run(path, model) if of_run else _of_jsonl(path, model, drops):
     if len(set(found.passage_ids)) != len(found.passage_ids) or len(found.passage_ids) < 2:
       drops.append(collection.Drop("LLM ranking that names a passage twice or fewer than two", where))

@@ -264,6 +264,23 @@ def test_what_is_empty_or_points_nowhere_is_counted(tmp_path):
   ]
 
 
+def test_half_a_character_is_replaced_and_counted(tmp_path):
+  """Tweets that were cut within an emoji end so; a whole pair of surrogates is one character."""
+  corpus = ('{"_id": "p1", "text": "bad \\ud83d emoji"}', '{"_id": "p2", "title": "\\uDE00", "text": "x"}',
+            '{"_id": "p3", "text": "good \\ud83d\\ude00"}')  # fmt: skip
+  query = '{"_id": "q1", "text": "\\ud83d?", "metadata": {"answers": ["a\\ud83d"]}}\n'
+  found = beir.load(folder_with(tmp_path / "x", corpus="\n".join(corpus), queries=query))
+  assert [p.full_text for p in found.passages] == ["bad \ufffd emoji", "\ufffd. x", "good \U0001f600"]
+  assert found.queries[0].text == "\ufffd?" and found.answers == {"q1": ("a\ufffd",)}
+  assert [(drop.reason.partition(",")[0], drop.what) for drop in found.drops] == [
+    ("passage with half a character", "p1"), ("passage with half a character", "p2"),
+    ("query with half a character", "q1"), ("answer with half a character", "q1"),
+  ]  # fmt: skip
+  cfg = folder_with(tmp_path / "y", corpus='{"_id": "p\\ud83d", "text": "x"}\n')
+  with pytest.raises(collection.CollectionError, match=r"corpus.jsonl:1: the id 'p.ud83d' .*half a character"):
+    beir.load(cfg)
+
+
 def test_missing_and_ambiguous_files_are_named(tmp_path):
   with pytest.raises(config.ConfigError, match=r"collection.path must name a folder"):
     beir.load(config.Collection(source="beir"))

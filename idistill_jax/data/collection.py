@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from idistill_jax import records
-from idistill_jax.data import deal, stream, tables
+from idistill_jax.data import characters, deal, stream, tables
 
 T = TypeVar("T")
 # So many passages beyond a limit are named; of more, the number is told.
 _NAMED = 1000
+_HALF = "with half a character, as a cut emoji leaves: U+FFFD takes its place"
 
 
 class CollectionError(ValueError):
@@ -67,10 +68,10 @@ def assemble(
 ) -> Collection:
   """A collection in which every id that is named exists, and every judgement lies in its query's split.
 
-  Left out and named: passages and queries without text; judgements, lists and pairs that name an unknown
-  query or passage; queries outside train that lose every relevant passage by that.  Raises CollectionError
-  where no passage or no query is left, or where two judgements of a pair contradict each other.  Ids must
-  be unique already.
+  Left out and named: passages and queries without text, and halves of characters; judgements, lists and pairs that
+  name an unknown query or passage; queries outside train that lose every relevant passage by that.  Raises
+  CollectionError where no passage or no query is left, or where two judgements of a pair contradict each other.  Ids
+  must be unique already.
   """
   dropped, lists, pairs = list(drops), tuple(lists), pairs or {}
   named = tables.mentioned((*judgements.values(), pairs), lists)
@@ -85,16 +86,9 @@ def assemble(
       if own != "train" and _relevant(judged) and not _relevant(qrels[own].get(query_id, {})):
         dropped.append(Drop(f"query of {own} without a relevant passage left", query_id))
         del splits[query_id]
-  whole = Collection(
-    title=title,
-    passages=stream.only(passages, stream.has_text),
-    queries=kept_queries,
-    qrels=qrels,
-    lists=lists,
-    pairs=pairs,
-    answers=answers or {},
-    drops=tuple(dropped),
-  )
+  kept_answers = {query_id: _whole_answers(query_id, found, dropped) for query_id, found in (answers or {}).items()}
+  whole = Collection(title=title, passages=stream.usable(passages), queries=kept_queries, qrels=qrels, lists=lists,
+                     pairs=pairs, answers=kept_answers, drops=tuple(dropped))
   return _not_empty(_restrict(whole, splits, known))
 
 
@@ -102,8 +96,7 @@ def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
   """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
   dropped: list[Drop] = []
   collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
-  return Collection(title=title, passages=stream.only(passages, stream.has_text), queries=(), qrels={},
-                    drops=tuple(dropped))
+  return Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
 
 
 def with_queries(
@@ -123,13 +116,8 @@ def with_queries(
   )
 
 
-def _by_split(
-  title: str,
-  judgements: Mapping[str, tables.Qrels],
-  splits: Mapping[str, str],
-  known: set[str],
-  dropped: list[Drop],
-) -> dict[str, tables.Qrels]:
+def _by_split(title: str, judgements: Mapping[str, tables.Qrels], splits: Mapping[str, str], known: set[str],
+              dropped: list[Drop]) -> dict[str, tables.Qrels]:
   """Judgements of known queries and passages, regrouped by the split of their query."""
   qrels: dict[str, tables.Qrels] = {split: {} for split in splits.values()}
   for source, judged_queries in judgements.items():
@@ -156,10 +144,20 @@ def _by_split(
 
 def _with_text(items: Iterable[T], kind: str, text: Callable[[T], str], dropped: list[Drop]) -> Iterator[T]:
   for item in items:
-    if text(item).strip():
+    name: str = item.id  # type: ignore[attr-defined]
+    if not text(item).strip():
+      dropped.append(Drop(f"{kind} without text", name))
+    elif characters.is_whole(text(item)):
       yield item
     else:
-      dropped.append(Drop(f"{kind} without text", item.id))  # type: ignore[attr-defined]
+      dropped.append(Drop(f"{kind} {_HALF}", name))
+      yield characters.whole(item)
+
+
+def _whole_answers(query_id: str, found: tuple[str, ...], dropped: list[Drop]) -> tuple[str, ...]:
+  if not all(map(characters.is_whole, found)):
+    dropped.append(Drop(f"answer {_HALF}", query_id))
+  return tuple(map(characters.repaired, found))
 
 
 def _relevant(judged: Mapping[str, int]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from idistill_jax import records
+from idistill_jax.data import characters
 
 
 class Stream:
@@ -25,5 +26,13 @@ def only(passages: Passages, keep: Callable[[records.Passage], bool]) -> Passage
   return tuple(filter(keep, passages))
 
 
-def has_text(passage: records.Passage) -> bool:
-  return bool(passage.full_text.strip())
+def each(passages: Passages, change: Callable[[records.Passage], records.Passage]) -> Passages:
+  """What `change` makes of each: of a stream a stream."""
+  if isinstance(passages, Stream):
+    return Stream(lambda: map(change, passages))
+  return tuple(map(change, passages))
+
+
+def usable(passages: Passages) -> Passages:
+  """Those with a text, their texts whole."""
+  return each(only(passages, lambda passage: bool(passage.full_text.strip())), characters.whole)

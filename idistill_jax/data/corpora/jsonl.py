@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from idistill_jax.data import collection
+from idistill_jax.data import characters, collection
 
 # So many repeated ids are shown; of more, the number is told.
 _EXAMPLES = 5
@@ -65,6 +65,8 @@ def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Ro
         f"{row.where}: the id {row_id!r} is empty or has white space in it, which run files and judgement "
         "files cannot hold"
       )
+    if not characters.is_whole(row_id):
+      raise collection.CollectionError(f"{row.where}: the id {row_id!r} ends within half a character; write it whole")
     hashes.append(hash(row_id))
     yield row, row_id
   values, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)

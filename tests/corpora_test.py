@@ -203,7 +203,9 @@ def test_a_stated_split_goes_before_judgements(tmp_path):
     ),
     ({"corpus": '{"_id": "p1", "text": "x"}\n["p2"]\n'}, r"corpus.jsonl:2: expected a JSON object"),
     ({"corpus": '{"id": "p1", "text": "x"}\n'}, r"corpus.jsonl:1: no '_id'; the line has 'id', 'text'"),
-    ({"corpus": '{"_id": 1, "text": "x"}\n'}, r"corpus.jsonl:1: '_id' must be a string, found 1"),
+    ({"corpus": '{"_id": 1.5, "text": "x"}\n'}, r"corpus.jsonl:1: _id must be text, found 1.5"),
+    ({"corpus": '{"_id": null, "text": "x"}\n'}, r"corpus.jsonl:1: '_id' must be a string, found None"),
+    ({"corpus": '{"_id": 1, "text": "x"}\n{"_id": "1", "text": "y"}\n'}, r"corpus.jsonl:2: the id '1' stands in"),
     ({"corpus": '{"_id": "a b", "text": "x"}\n'}, r"corpus.jsonl:1: the id 'a b' .* white space"),
     ({"corpus": '{"_id": "", "text": "x"}\n'}, r"corpus.jsonl:1: the id '' is empty"),
     ({"corpus": '{"_id": "p1"}\n{"_id": "p2"}\n'}, r"corpus.jsonl:1: no text: none of text among '_id'"),
@@ -262,6 +264,15 @@ def test_what_is_empty_or_points_nowhere_is_counted(tmp_path):
     ("judgement of an unknown passage", "q1 p9"),
     ("judgement of an unknown query", "q9 p1"),
   ]
+
+
+def test_numbers_are_ids_as_well(tmp_path):
+  found = beir.load(folder_with(
+    tmp_path / "x", corpus='{"_id": 1, "text": "x"}\n', qrels_test="7\t1\t1\n",
+    queries='{"_id": 7, "text": "which", "metadata": {"answers": ["x"]}}\n',
+  ))  # fmt: skip
+  assert [p.id for p in found.passages] == ["1"] and found.qrels == {"test": {"7": {"1": 1}}}
+  assert found.answers == {"7": ("x",)}
 
 
 def test_half_a_character_is_replaced_and_counted(tmp_path):
@@ -422,7 +433,7 @@ def test_a_blank_split_is_none_and_one_split_has_one_file(tmp_path):
     ("corpus_tsv", "id\ttext\n1\ta\tb\n", r"corpus.tsv:2: expected 2 fields \(id, text\), found 3"),
     ("corpus_tsv", "id\ttext\n1\ta\n1\tb\n", r"corpus.tsv:3: the id '1' stands in .*corpus.tsv:2 already"),
     ("corpus_tsv", "id\ttitle\n1\ta\n", r"corpus.tsv:2: no text: none of text, contents"),
-    ("qrels__test_tsv", "q1 0 1\n", "test.tsv:1: expected the header"),
+    ("qrels__test_tsv", "q1 0 1\n", "test.tsv:1: expected a header"),
   ],
 )
 def test_bad_tsv_names_file_and_line(tmp_path, name, text, error):

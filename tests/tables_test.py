@@ -66,14 +66,28 @@ def test_a_split_without_judgements_names_those_that_have_some(tmp_path):
     tables.load_qrels(tmp_path, "test")
 
 
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "query_id\tcorpus_id\tscore\r\n",
+                                    "\ufeffQuery-ID\tCorpus-ID\tScore\n"])  # fmt: skip
+def test_judgements_in_other_hands(tmp_path, header):
+  """pandas writes grades as 1.0, others leave the header out or write it with underscores."""
+  path = tmp_path / "qrels.tsv"
+  path.write_text(f"{header}q1\tp1\t1.0\n\nq1\tp2\t0\nq2\tp1\t-2.00\n")
+  assert tables.read_qrels(path) == {"q1": {"p1": 1, "p2": 0}, "q2": {"p1": -2}}
+  path.write_text("q1 0 p1 1.0\n")
+  assert tables.read_trec_qrels(path) == {"q1": {"p1": 1}}
+
+
 HEADER = "query-id\tcorpus-id\tscore\n"
 
 
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ("", r"qrels.tsv:1: expected the header .*, found ''"),
-    ("q1\tp1\t1\n", r"qrels.tsv:1: expected the header .*, found 'q1"),
+    ("", r"qrels.tsv:1: expected a header .*, found ''"),
+    ("q1 p1 1\n", r"qrels.tsv:1: expected a header .*, found 'q1"),
+    ("corpus-id\tquery-id\tscore\n", r"qrels.tsv:1: expected a header .*, found 'corpus-id"),
+    ("q1\tp1\tyes\n", r"qrels.tsv:1: expected a header .*, found 'q1"),
+    ("q1\tp1\t1\nquery-id\tcorpus-id\tscore\n", r"qrels.tsv:2: expected"),
     (HEADER + "q1\tp1\t1\nq1 p2 1\n", r"qrels.tsv:3: expected .*, found 'q1 p2 1"),
     (HEADER + "q1\tp1\t0.5\n", r"qrels.tsv:2: expected .* integer score"),
     (HEADER + "q1\t\t1\n", r"qrels.tsv:2: expected"),

@@ -6,6 +6,7 @@ The row of a passage or query is its place in the collection, which is also its 
 
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -135,29 +136,30 @@ def load_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
   """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line, or a blank one.
 
-  Raises ValueError naming file and line for a line of another form, a score that is no integer, and a pair
-  judged twice with different scores.
+  The header may be missing where the first line is a judgement, and may have other cases and underscores; a score may
+  be written 1.0.  Raises ValueError naming file and line for a line of another form, a score that is no integer, and a
+  pair judged twice with different scores.
   """
   found: Qrels = {}
+  number = 0
   with open(path, encoding="utf-8-sig", newline="") as file:
-    header = file.readline()
-    if header.rstrip("\r\n").split("\t") != QRELS_HEADER:
-      raise ValueError(f"{path}:1: expected the header {chr(9).join(QRELS_HEADER)!r}, found {header!r}")
-    for number, line in enumerate(file, start=2):
-      if not line.strip():
-        continue
+    for number, line in enumerate(file, start=1):
       fields = line.rstrip("\r\n").split("\t")
-      if len(fields) != 3 or not fields[0] or not fields[1] or not _is_integer(fields[2]):
-        raise ValueError(
-          f"{path}:{number}: expected query id, passage id and integer score with tabs between, "
-          f"found {line!r}"
-        )
-      query_id, passage_id, score = fields[0], fields[1], int(fields[2])
+      score = _grade(fields[2]) if len(fields) == 3 and fields[0] and fields[1] else None
+      if not line.strip() or (number == 1 and [one.lower().replace("_", "-") for one in fields] == QRELS_HEADER):
+        continue
+      if score is None:
+        form = "query id, passage id and integer score with tabs between"
+        form = f"a header {chr(9).join(QRELS_HEADER)!r} or {form}" if number == 1 else form
+        raise ValueError(f"{path}:{number}: expected {form}, found {line!r}")
+      query_id, passage_id = fields[:2]
       earlier = found.setdefault(query_id, {}).setdefault(passage_id, score)
       if earlier != score:
         raise ValueError(
           f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above"
         )
+  if not number:
+    raise ValueError(f"{path}:1: expected a header {chr(9).join(QRELS_HEADER)!r} or a judgement, found ''")
   return found
 
 
@@ -169,16 +171,18 @@ def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
       if not line.strip():
         continue
       fields = line.split()
-      if len(fields) != 4 or not _is_integer(fields[3]):
+      grade = _grade(fields[3]) if len(fields) == 4 else None
+      if grade is None:
         raise ValueError(f"{path}:{number}: expected `query 0 passage grade`, found {line!r}")
-      earlier = found.setdefault(fields[0], {}).setdefault(fields[2], int(fields[3]))
-      if earlier != int(fields[3]):
-        raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {fields[3]} here and {earlier} above")
+      earlier = found.setdefault(fields[0], {}).setdefault(fields[2], grade)
+      if earlier != grade:
+        raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {grade} here and {earlier} above")
   return found
 
 
-def _is_integer(text: str) -> bool:
-  return text.removeprefix("-").isdecimal()
+def _grade(text: str) -> int | None:
+  """An integer, as in 2 or 2.0; None for anything else."""
+  return int(text.partition(".")[0]) if re.fullmatch(r"-?\d+(\.0*)?", text.strip()) else None
 
 
 def write_qrels(path: str | os.PathLike[str], qrels: Mapping[str, Mapping[str, int]]) -> None:

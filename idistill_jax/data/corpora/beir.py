@@ -83,7 +83,7 @@ def read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
     metadata = row.values.get("metadata")
     # SciFact and others keep things of other kinds there; a list of strings under this very key is meant for us.
     if isinstance(metadata, dict) and "answers" in metadata:
-      found[jsonl.text(row, "_id")] = files.accepted(row.where, metadata["answers"])
+      found[jsonl.own_id(row)] = files.accepted(row.where, metadata["answers"])
   return {query_id: answers for query_id, answers in found.items() if answers}
 
 

@@ -49,7 +49,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
 
 def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
   """Rows with their `_id`, checked as `with_ids` does."""
-  return with_ids(lambda: ((row, text(row, "_id")) for row in read(path)))
+  return with_ids(lambda: ((row, own_id(row)) for row in read(path)))
 
 
 def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Row, str]]:
@@ -146,6 +146,12 @@ def text(row: Row, key: str) -> str:
   if not isinstance(value, str):
     raise collection.CollectionError(f"{row.where}: {key!r} must be a string, found {value!r}")
   return value
+
+
+def own_id(row: Row) -> str:
+  """Its `_id`, a number written out; raises CollectionError for one that is absent or of another kind."""
+  found = words(row, ("_id",))
+  return text(row, "_id") if found is None else found
 
 
 def texts(row: Row, key: str) -> tuple[str, ...]:

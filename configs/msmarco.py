@@ -3,9 +3,12 @@
     python -m idistill_jax.pipeline --config=configs/msmarco.py --workdir=runs/msmarco
     python -m idistill_jax.pipeline --config=configs/msmarco.py:dl20 --workdir=runs/dl20
 
-Rankings of training queries as JSONL (`qid` and `ranking`, or `candidates` and `response`, as RankGPT and RankLLM
-record them) lie in `data/msmarco_rankings.jsonl`; corpus and queries come from ir_datasets (`source launch/env.sh
-retrieval report hf datasets`).
+Rankings of training queries lie in `data/msmarco_rankings.jsonl`: a line with `qid` and `ranking` each, or `qid`,
+`candidates` and the LLM's raw `response`, or RankLLM's results as it writes them (of those its .json and .trec files
+do as well, by --config.collection.rankings).  What RankGPT published of its training is a list of such responses
+(marco-train-10k-gpt3.5.json) in the order of another file (marco-train-10k.jsonl, a query's text and the passages
+shown): the two have to be joined into such lines first.  Corpus and queries come from ir_datasets (`source
+launch/env.sh retrieval report hf datasets`).
 Variants: `dl20` needs no download: the passages of TREC 2020 with recorded rankings, half of the queries to train on,
 from the folder `trec-dl` where the environment variable IDISTILL_DATA points, else `data/trec-dl`.
 """

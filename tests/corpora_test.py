@@ -491,6 +491,8 @@ def test_recorded_rankings_become_labels():
     ("rank.jsonl", json.dumps({"query": {"qid": 1, "text": "which one"}, "candidates": [
       {"docid": 12, "score": 1.0, "doc": {"contents": "x"}}, {"docid": "p1", "score": 9.0, "doc": {}}]})),
     ("rank.jsonl", '{"qid": 1, "ranking": [12, "p1"]}'),
+    ("rank.json.gz", json.dumps([{"query": {"qid": 1, "text": "which one"}, "candidates": [
+      {"docid": 12, "score": 1.0, "doc": {}}, {"docid": "p1", "score": 9.0, "doc": {}}]}], indent=2)),
     ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
     ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
     ("rank.trec.gz", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
@@ -518,6 +520,21 @@ def test_a_ranking_without_ids_names_its_line(tmp_path, line):
   (tmp_path / "rank.jsonl").write_text(json.dumps(line))
   with pytest.raises(collection.CollectionError, match=r"rank.jsonl:1: .*(list of passage ids|text or a number)"):
     list(rankings.read(tmp_path / "rank.jsonl", None, []))
+
+
+@pytest.mark.parametrize(
+  ("text", "said"),
+  [
+    ('["[2] > [1]"]', r"rank.json: entry 1: .*RankGPT.* `qid`, `candidates` and `response`"),
+    ('[{"qid": 1, "ranking": ["a", "b"]}, {"qid": 1}]', r"rank.json: entry 2: "),
+    ('{"qid": 1}', "rank.json: expected a JSON array"),
+    ("[", "rank.json: not JSON"),
+  ],
+)
+def test_an_array_of_another_kind_is_named(tmp_path, text, said):
+  (tmp_path / "rank.json").write_text(text)
+  with pytest.raises(collection.CollectionError, match=said):
+    list(rankings.read(tmp_path / "rank.json", None, []))
 
 
 def test_unusable_rankings_are_named(tmp_path):

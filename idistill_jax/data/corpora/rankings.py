@@ -1,12 +1,16 @@
 """LLM rankings made elsewhere -> ranked lists: labels that nobody has to pay for again.
 
-A TREC run (`.trec`, `.run`, `.txt`), or JSONL; either may end in `.gz`.  A line of that names the query (`qid` or
-`query_id`) and holds either `ranking`, passage ids best first, or `candidates`, ids in the order shown, with the LLM's
-raw `response`, which is parsed as a live answer would be, as the quickstart's are; or it is one of RankLLM's results:
-`query` with its `qid`, and `candidates`, best first, with their `docid`.
+A TREC run (`.trec`, `.run`, `.txt`), JSONL, or one JSON array (`.json`); each may end in `.gz`.  A line, or entry,
+names the query (`qid` or `query_id`) and holds either `ranking`, passage ids best first, or `candidates`, ids in the
+order shown, with the LLM's raw `response`, which is parsed as a live answer would be, as the quickstart's are; or it is
+one of RankLLM's results: `query` with its `qid`, and `candidates`, best first, with their `docid`.
 """
 
+import gzip
+import json
 import os
+import pathlib
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +49,7 @@ def read(
 ) -> Iterator[records.RankedList]:
   """Rankings in file order; another model's are passed over, refused answers go to `drops`."""
   of_run = runs.system_of(path) is not None
-  for where, found in _of_run(path, model) if of_run else _of_jsonl(path, model, drops):
+  for where, found in _of_run(path, model) if of_run else _of_json(path, model, drops):
     if len(set(found.passage_ids)) != len(found.passage_ids) or len(found.passage_ids) < 2:
       drops.append(collection.Drop("LLM ranking that names a passage twice or fewer than two", where))
     else:
@@ -60,10 +64,31 @@ def _of_run(path: str | os.PathLike[str], model: str | None) -> Iterator[tuple[s
     yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
 
 
-def _of_jsonl(
+def _rows(path: pathlib.Path) -> Iterator[jsonl.Row]:
+  """Lines of a file, or entries of its array; raises CollectionError."""
+  if pathlib.PurePath(path.name.removesuffix(".gz")).suffix != ".json":
+    yield from jsonl.read(path)
+    return
+  try:
+    data = path.read_bytes()
+    entries = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as e:
+    raise collection.CollectionError(f"{path}: not JSON: {e}; JSON lines belong into a file that ends in .jsonl") from e
+  if not isinstance(entries, list):
+    raise collection.CollectionError(f"{path}: expected a JSON array, found {type(entries).__name__}")
+  for number, entry in enumerate(entries, start=1):
+    if not isinstance(entry, dict):
+      raise collection.CollectionError(
+        f"{path}: entry {number}: expected an object, found {entry!r:.80}; RankGPT's permutations are such an array, "
+        "whose queries and passages lie in another file: join them into lines of `qid`, `candidates` and `response`"
+      )
+    yield jsonl.Row(f"{path}: entry {number}", entry)
+
+
+def _of_json(
   path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
 ) -> Iterator[tuple[str, records.RankedList]]:
-  for row in jsonl.read(path):
+  for row in _rows(pathlib.Path(path)):
     if model is not None and row.values.get("model") != model:
       continue
     query = row.values.get("query")

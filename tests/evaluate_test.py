@@ -57,13 +57,24 @@ def test_another_systems_run_is_measured_as_it_is(tmp_path):
     "query without answers, which answer@k leaves out": ["q1"],
   }
   assert found["dropped_queries"] == 1
-  assert "distilled vs initial" in found["tests"] and "answer@1" not in found["tests"]["distilled vs initial"]
+  assert set(found["tests"]) == {"distilled vs initial", "bing vs initial", "distilled vs bing"}
+  assert "answer@1" not in found["tests"]["distilled vs initial"]
 
 
 def test_a_run_of_other_queries_is_refused(tmp_path):
   theirs = {"bing": runs.from_order({"Q0": ["p1"], "Q1": ["p2"]})}
   with pytest.raises(runs.RunError, match=r"bing has no results for any of the 2 measured queries, such as 'q0'.*'Q0'"):
     written(prepared(tmp_path), theirs, QRELS)
+
+
+def test_both_retrievers_are_fused_with_bm25():
+  """What distilling changes in a hybrid is seen beside the hybrid that there was before."""
+  one = lambda *order: {"q": runs.from_order({"q": order})["q"]}
+  single = {"initial": one("a", "b"), "bm25": one("b", "c"), "distilled": one("c", "a")}
+  found = stage.fused(single, depth=2)
+  assert {name: runs.ranked(run["q"])[0] for name, run in found.items()} == {"hybrid": "c", "initial+bm25": "b"}
+  assert ("hybrid", "initial+bm25") in stage.TESTS
+  assert {*single, *found, "direct", "ranker"} <= set(stage.OURS)
 
 
 def test_one_query_has_means_and_no_tests(tmp_path):

@@ -40,15 +40,18 @@ TESTS = (
   ("distilled", "bm25"),
   ("ranker", "distilled"),
   ("hybrid", "distilled"),
+  ("hybrid", "initial+bm25"),
   ("distilled+ranker", "distilled"),
   ("hybrid+ranker", "hybrid"),
 )
+# What reciprocal rank fusion makes of several systems; the second shows how much of the first is there undistilled.
+FUSED = {"hybrid": ("distilled", "bm25"), "initial+bm25": ("initial", "bm25")}
 # Which systems' first places the ranker reorders, and what comes out is called.
 RERANKED = {
   "initial": {"initial": "ranker"},
   "all": {"initial": "ranker", "distilled": "distilled+ranker", "hybrid": "hybrid+ranker"},
 }
-OURS = ("initial", "bm25", "direct", "distilled", "hybrid", *RERANKED["all"].values())
+OURS = ("initial", "bm25", "direct", "distilled", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
@@ -79,7 +82,7 @@ def run(job: artifacts.Job) -> None:
     "direct": runs.from_hits(ids, passages.ids, direct),
     "distilled": runs.from_hits(ids, passages.ids, distilled),
   }
-  systems["hybrid"] = runs.fused([systems["distilled"], systems["bm25"]], cfg.depth)
+  systems |= fused(systems, cfg.depth)
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job.pieces)
   start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
@@ -90,6 +93,10 @@ def run(job: artifacts.Job) -> None:
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
                                accepted=accepted, distilled_QxE=distilled_QxE))
+
+
+def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:
+  return {name: runs.fused([systems[one] for one in parts], depth) for name, parts in FUSED.items()}
 
 
 def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
@@ -108,7 +115,8 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
   summary.write_per_query(job.out / PER_QUERY, measured)
   if cfg.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
-  tests = [pair for pair in TESTS if set(pair) <= systems.keys()] + [(name, "initial") for name in theirs]
+  pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
+  tests = [pair for pair in pairs if set(pair) <= systems.keys()]
   seen = leaked(job, queries, table, qrels or {})
   metrics = {
     "split": cfg.split,

@@ -9,7 +9,8 @@ Each stage reads folders of earlier ones and writes its own; finished stages are
 
 from absl import flags
 
-from idistill_jax import artifacts, cli, dry_run, processes
+from idistill_jax import artifacts, cli, config, dry_run, processes
+from idistill_jax.data import tables
 from idistill_jax.hf import weights
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
@@ -58,7 +59,30 @@ def run(runner: cli.Runner) -> None:
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.run(stage)
+    if stage is collection.STAGE:
+      processes.once(lambda: check(runner), "a look at the collection")
   processes.once(lambda: terminal.print_summary(runner.workdir))
+
+
+def check(runner: cli.Runner) -> None:
+  """Raises ConfigError where the collection has nothing to train on, or nothing to measure by.
+
+  Why not in the stage: which split is measured is no part of its key, as it changes nothing of what it writes.
+  """
+  split, counts = runner.cfg.evaluate.split, (runner.workdir.manifest("collection") or {})["counts"]
+  where = f"{runner.workdir.stated}/collection"
+  if not counts["queries"].get("train"):
+    raise config.ConfigError(f"{where}: {collection.NO_TRAINING_QUERIES}")
+  judged = counts["judgements"].get(split)
+  if not judged:
+    answers = tables.load_answers(runner.workdir.folder("collection"))
+    judged = any(one.id in answers for one in tables.load_queries(runner.workdir.folder("collection")).of_split(split))
+  if not judged:
+    there = ", ".join(one for one in counts["judgements"] if one != "train") or "none"
+    raise config.ConfigError(
+      f"{where}: no query of the split {split!r} has judgements or answers, so nothing could be measured; it has "
+      f"judgements for: {there}; name one with --config.evaluate.split, or add qrels/{split}.tsv to what is read"
+    )
 
 
 def estimate(runner: cli.Runner) -> None:

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from idistill_jax import artifacts, config
+from idistill_jax import artifacts, cli, config, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
@@ -89,6 +89,57 @@ def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
   assert tables.load_lists(folder) is None
   with pytest.raises(FileNotFoundError, match="some for: none"):
     tables.load_qrels(folder, "test")
+
+
+QRELS = "query-id\tcorpus-id\tscore\n"
+
+
+def judged(root: pathlib.Path, tiny_weights: str, answers: str = "", **qrels: str) -> cli.Runner:
+  """A pipeline over a folder of two passages, two queries and these judgements; the stage has not run."""
+  (root / "data" / "qrels").mkdir(parents=True)
+  (root / "data" / "corpus.jsonl").write_text('{"_id": "p", "text": "x"}\n{"_id": "p2", "text": "y"}\n')
+  (root / "data" / "queries.jsonl").write_text(
+    f'{{"_id": "q3", "text": "y", "metadata": {{"split": "train"{answers}}}}}\n{{"_id": "q2", "text": "z"}}\n')
+  for split, lines in qrels.items():
+    (root / "data" / "qrels" / f"{split}.tsv").write_text(QRELS + lines)
+  cfg = config.Config(name="test", collection=config.Collection(source="beir", path=str(root / "data")))
+  cfg.encoder.weights = tiny_weights
+  return cli.Runner(cfg, artifacts.Workdir(root / "w"), ())
+
+
+@pytest.mark.parametrize("qrels", [{"dev": "q2\tp\t1\n"}, {"dev": "q2\tp\t1\n", "test": ""}])
+def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path, tiny_weights, qrels):
+  runner = judged(tmp_path, tiny_weights, **qrels)
+  with pytest.raises(config.ConfigError, match=r"no query of the split 'test' has judgements or answers.*for: dev; .*"
+                                               r"--config\.evaluate\.split"):
+    pipeline.run(runner)
+  assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
+  runner.cfg.evaluate.split = "dev"
+  pipeline.check(runner)
+
+
+def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights, answers=', "answers": ["x"]')
+  runner.run(stage.STAGE)
+  for split in ("test", "train"):
+    runner.cfg.evaluate.split = split
+    if split == "test":
+      with pytest.raises(config.ConfigError, match="no query of the split 'test'"):
+        pipeline.check(runner)
+    else:
+      pipeline.check(runner)
+
+
+def test_a_collection_that_only_tests_says_how_to_train(tmp_path, tiny_weights, caplog):
+  runner = judged(tmp_path, tiny_weights, test="q3\tp\t1\nq2\tp2\t1\n")
+  queries = tmp_path / "data" / "queries.jsonl"
+  queries.write_text(queries.read_text().replace("train", "test"))
+  with pytest.raises(config.ConfigError, match=r"no training queries.*--config\.collection\.train_fraction=0\.5"):
+    pipeline.run(runner)
+  assert "collection.train_fraction" in caplog.text, "the stage by itself says it too"
+  runner.cfg.collection.train_fraction = 0.5
+  runner.run(stage.STAGE)
+  pipeline.check(runner)
 
 
 def test_a_changed_input_makes_the_stage_stale(tmp_path):

@@ -13,11 +13,17 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from absl import logging
+
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import collection, corpora, example, tables
 from idistill_jax.data.corpora import jsonl, rankings
 
 STATISTICS = "collection.json"
+NO_TRAINING_QUERIES = (
+  "no training queries, so no list that an LLM could order; --config.collection.train_fraction=0.5 trains on half of "
+  "the others, which are then not measured"
+)
 _RECORDS_PER_SHARD = 50_000
 
 
@@ -46,6 +52,9 @@ def run(job: artifacts.Job) -> None:
     tables.write_qrels(job.out / "sources.tsv", kept.pairs)
   (job.out / STATISTICS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(**facts)
+  if not facts["queries"].get("train"):
+    # No error here: for benchmarks of first stages there is nothing to train.
+    logging.warning("%s: %s", facts["title"], NO_TRAINING_QUERIES)
   for drop in kept.drops:
     job.drop(drop.reason, drop.what)
 

@@ -74,7 +74,8 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
   kept = list(usable(job, lists, queries, passages))[: cfg.lists]
   if not kept:
-    raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}")
+    without = "" if queries.of_split("train") else "; no query is for training: set collection.train_fraction"
+    raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}{without}")
   # One text for all lists that a passage is in.
   text = functools.cache(lambda passage_id: passages.by_id(passage_id).full_text)
   return [

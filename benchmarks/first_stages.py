@@ -9,7 +9,7 @@ import numpy as np
 
 from idistill_jax import artifacts, cli
 from idistill_jax.data import similarity, tables
-from idistill_jax.retrieval import bm25, exact, runs, summary
+from idistill_jax.retrieval import bm25, exact, itself, runs, summary
 from idistill_jax.stages import candidates, collection, evaluate
 
 MEASURES = ("MRR@10", "nDCG@10", "recall@100", "answer@1", "answer@5", "answer@20")
@@ -28,11 +28,16 @@ def measure(runner: cli.Runner) -> None:
 
   embedded = similarity.load(folders["candidates"])
   queries_QxE = embedded.queries_QxE[np.array([table.row(one) for one in ids])]
+  own = itself.of(queries, passages, qrels or {})
+  depth = cfg.depth + bool(own)
   found = {
-    "BM25": bm25.Bm25(passages.texts, passages.ids).search([query.text for query in queries], cfg.depth),
-    "dense": exact.Exact(embedded.passages_PxE, passages.ids).search(queries_QxE, cfg.depth),
+    "BM25": bm25.Bm25(passages.texts, passages.ids).search([query.text for query in queries], depth),
+    "dense": exact.Exact(embedded.passages_PxE, passages.ids).search(queries_QxE, depth),
   }
-  systems = {name: runs.from_hits(ids, passages.ids, hits) for name, hits in found.items()}
+  systems = {
+    name: evaluate.without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth)
+    for name, hits in found.items()
+  }
   systems["hybrid"] = runs.fused([systems["dense"], systems["BM25"]], cfg.depth)
   measured = evaluate.measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
   said = summary.summarise(measured, [], cfg.resamples)

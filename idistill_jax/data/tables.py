@@ -133,6 +133,12 @@ def load_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
   return read_qrels(path)
 
 
+def load_some_qrels(folder: str | os.PathLike[str], split: str) -> Qrels:
+  """The same where there are some, else {}."""
+  path = pathlib.Path(folder) / "qrels" / f"{split}.tsv"
+  return read_qrels(path) if path.exists() else {}
+
+
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
   """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line, or a blank one.
 

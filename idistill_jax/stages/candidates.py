@@ -9,7 +9,7 @@ from idistill_jax import artifacts, cli, config, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import weights
-from idistill_jax.retrieval import exact, runs
+from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference
 
 
@@ -23,13 +23,15 @@ def run(job: artifacts.Job) -> None:
   processes.once(lambda: similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE)))
 
   train = queries.of_split("train")
+  own = itself.of(train, passages, tables.load_some_qrels(job.inputs["collection"], "train"))
   if job.cfg.candidates.run is None:
     rows = [queries.row(query.id) for query in train]
     index = exact.Exact(passages_PxE, passages.ids, mesh=sharding.make_mesh(job.cfg.mesh))
-    hits = index.search(queries_QxE[rows], job.cfg.candidates.depth)
+    hits = index.search(queries_QxE[rows], job.cfg.candidates.depth + bool(own))
     found = runs.from_hits([query.id for query in train], passages.ids, hits)
   else:
     found = from_run(job, runs.read_trec(job.cfg.candidates.run), passages)
+  found = itself.without(found, own, None, lambda query_id: job.drop("candidate that is its query", query_id))
   lists = [
     records.CandidateList(query_id=query.id, passage_ids=tuple(order),
                           scores=tuple(found[query.id][one] for one in order))

@@ -8,7 +8,7 @@ per_query.csv.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from absl import logging
@@ -21,6 +21,7 @@ from idistill_jax.retrieval import (
   bm25,
   exact,
   index,
+  itself,
   leakage,
   measures,
   rerank,
@@ -66,21 +67,21 @@ def run(job: artifacts.Job) -> None:
   queries = measurable(job, table, qrels if qrels is not None else accepted)
   ids, texts = [query.id for query in queries], [query.text for query in queries]
 
+  own = itself.of(queries, passages, qrels or {})
+  depth = cfg.depth + bool(own)
   rows, mesh = np.array([table.row(query_id) for query_id in ids]), sharding.make_mesh(job.cfg.mesh)
   initial, direct = (
-    exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], cfg.depth)
+    exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
-  by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, cfg.depth)
+  by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
   distilled_QxE = retriever.encode_queries(texts)
-  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, cfg.depth)
+  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
 
+  searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}
   systems = {
-    "initial": runs.from_hits(ids, passages.ids, initial),
-    "bm25": runs.from_hits(ids, passages.ids, by_terms),
-    "direct": runs.from_hits(ids, passages.ids, direct),
-    "distilled": runs.from_hits(ids, passages.ids, distilled),
+    name: without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth) for name, hits in searched.items()
   }
   systems |= fused(systems, cfg.depth)
 
@@ -91,8 +92,14 @@ def run(job: artifacts.Job) -> None:
     found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
     reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
+  theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
                                accepted=accepted, distilled_QxE=distilled_QxE))
+
+
+def without(job: artifacts.Job, name: str, found: runs.Run, own: Set[str], depth: int | None) -> runs.Run:
+  """A run without passages that are their query, which are dropped by name."""
+  return itself.without(found, own, depth, lambda query_id: job.drop(f"passage of {name} that is its query", query_id))
 
 
 def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from idistill_jax import artifacts, cli, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.retrieval import exact
+from idistill_jax.retrieval import exact, itself
 from idistill_jax.train import inference
 
 # (query id, passage ids)
@@ -81,9 +81,12 @@ def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
   train = queries.of_split("train")
   embedded = similarity.load(job.inputs["train_direct"])
   index = exact.Exact(embedded.passages_PxE, passages.ids, mesh=sharding.make_mesh(job.cfg.mesh))
-  hits = index.search(embedded.queries_QxE[[queries.row(query.id) for query in train]], job.cfg.scores.depth)
+  own = itself.of(train, passages, tables.load_some_qrels(job.inputs["collection"], "train"))
+  depth = job.cfg.scores.depth
+  hits = index.search(embedded.queries_QxE[[queries.row(query.id) for query in train]], depth + bool(own))
   for query, rows in zip(train, hits.rows, strict=True):
-    yield query.id, tuple(passages.ids[row] for row in rows)
+    found = (passages.ids[row] for row in rows)
+    yield query.id, tuple(one for one in found if one != query.id or one not in own)[:depth]
 
 
 # config.Scores.candidates -> each training query with the passages to score.

@@ -6,6 +6,7 @@ order shown, with the LLM's raw `response`, which is parsed as a live answer wou
 one of RankLLM's results: `query` with its `qid`, and `candidates`, best first, with their `docid`.
 """
 
+import dataclasses
 import gzip
 import json
 import os
@@ -34,7 +35,7 @@ def add(found: collection.Collection, cfg: config.Collection) -> collection.Coll
     if one.query_id in rankings:
       drops.append(collection.Drop("second LLM ranking of a query", one.query_id))
     else:
-      rankings[one.query_id] = one
+      rankings[one.query_id] = _without_itself(one, found, drops)
   whole = collection.with_rankings(found, tuple(rankings.values()), drops)
   if not whole.rankings:
     raise collection.CollectionError(
@@ -42,6 +43,21 @@ def add(found: collection.Collection, cfg: config.Collection) -> collection.Coll
       + (f" by {cfg.rankings_model!r}" if cfg.rankings_model else "")
     )
   return whole
+
+
+def _without_itself(
+  ranking: records.RankedList, found: collection.Collection, drops: list[collection.Drop]
+) -> records.RankedList:
+  """The ranking without a passage that is its query (see `retrieval.itself`), which is named."""
+  own = ranking.query_id
+  if own not in ranking.passage_ids or any(qrels.get(own, {}).get(own, 0) > 0 for qrels in found.qrels.values()):
+    return ranking
+  drops.append(collection.Drop("passage of an LLM ranking that is its query", own))
+  places = [place for place, one in enumerate(ranking.passage_ids) if one != own]
+  return dataclasses.replace(
+    ranking, passage_ids=tuple(ranking.passage_ids[place] for place in places),
+    filled_places=tuple(new for new, place in enumerate(places) if place in ranking.filled_places),
+  )  # fmt: skip
 
 
 def read(

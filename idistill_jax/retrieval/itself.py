@@ -1,0 +1,36 @@
+"""Queries that are passages of the collection themselves, as ArguAna's arguments are: nobody is to find those.
+
+BEIR's evaluator leaves a passage out of the results of the query with its id, and so do candidates and measures here.
+Unlike there, one that is judged relevant for that query stays: then the ids are the same by chance, as where both
+queries and passages are numbered.
+"""
+
+from collections.abc import Callable, Container, Iterable, Mapping, Set
+
+from idistill_jax import records
+from idistill_jax.retrieval import runs
+
+
+def of(
+  queries: Iterable[records.Query], passages: Container[str], qrels: Mapping[str, Mapping[str, int]]
+) -> frozenset[str]:
+  """Ids of the queries whose own passage is to be left out."""
+  return frozenset(
+    query.id for query in queries if query.id in passages and qrels.get(query.id, {}).get(query.id, 0) <= 0
+  )
+
+
+def without(found: runs.Run, own: Set[str], depth: int | None, dropped: Callable[[str], None]) -> runs.Run:
+  """The run without own passages, and no deeper than `depth`; as it is where there are none.
+
+  own: as `of` says; who searches looks one place deeper for them.  dropped: is told every query that lost a passage.
+  """
+  if not own:
+    return found
+  kept: runs.Run = {}
+  for query_id, results in found.items():
+    if query_id in own and query_id in results:
+      dropped(query_id)
+      results = {one: score for one, score in results.items() if one != query_id}
+    kept[query_id] = {one: results[one] for one in runs.ranked(results)[:depth]}
+  return kept

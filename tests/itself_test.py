@@ -1,0 +1,107 @@
+"""A query that is a passage too is nobody's result: as candidates, for the ranker, when measured, in others' runs."""
+
+import types
+
+import numpy as np
+import pytest
+
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example, similarity, tables
+from idistill_jax.data.corpora import beir, rankings
+from idistill_jax.retrieval import index, itself, runs
+from idistill_jax.stages import candidates, evaluate, scores
+from idistill_jax.train import inference
+
+IDS = ["a", "b", "c", "d", "e"]
+PASSAGES = tables.Passages(records.Passage(id=one, title="", text=f"argument {one}") for one in IDS)
+# "c" is a passage by chance: it is what is right for the query "c".
+SPLITS = {"a": "train", "b": "train", "c": "test", "d": "test", "other": "test"}
+QUERIES = tables.Queries(records.Query(id=one, text=f"argument {one}", split=split) for one, split in SPLITS.items())
+QRELS = {"c": {"c": 1}, "d": {"e": 1, "d": 0}, "other": {"a": 1}}
+# Every text is its own vector, and next to that of the following letter.
+VECTORS = np.eye(5, dtype=np.float32) + 0.5 * np.eye(5, k=1, dtype=np.float32)
+
+
+def embedded(texts: list[str]) -> np.ndarray:
+  return np.stack([VECTORS[IDS.index(text[-1])] if text[-1] in IDS else np.ones(5, np.float32) for text in texts])
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch) -> artifacts.Job:
+  """Stages that read models find ones without weights."""
+  retriever = types.SimpleNamespace(encode_passages=embedded, encode_queries=embedded)
+  ranker = types.SimpleNamespace(score=lambda queries, passages, similarities: similarities)
+  monkeypatch.setattr(inference, "load_retriever", lambda *args: retriever)
+  monkeypatch.setattr(inference, "load_ranker", lambda *args: ranker)
+  cfg = config.Config(name="t", candidates=config.Candidates(depth=3), scores=config.Scores(depth=2),
+                      evaluate=config.Evaluate(resamples=50))
+  inputs = {name: tmp_path / name for name in evaluate.STAGE.reads}
+  for folder in (*inputs.values(), tmp_path / "out"):
+    folder.mkdir()
+  example.write_records(inputs["collection"], tables.PASSAGES, PASSAGES)
+  example.write_records(inputs["collection"], tables.QUERIES, QUERIES)
+  tables.write_qrels(inputs["collection"] / "qrels" / "test.tsv", QRELS)
+  for stage in ("candidates", "train_direct"):
+    similarity.save(inputs[stage], similarity.Similarities(embedded(QUERIES.texts), embedded(PASSAGES.texts)))
+  ranking = records.RankedList(query_id="a", passage_ids=("b", "c"), status="complete")
+  example.write_records(inputs["labels"], artifacts.RANKINGS, [ranking])
+  index.write(inputs["index"], embedded(PASSAGES.texts), PASSAGES.ids, cfg.index, np.zeros((0, 5), np.float32))
+  return artifacts.Job(cfg=cfg, out=tmp_path / "out", inputs=inputs, cache=tmp_path / "cache")
+
+
+def test_ids_that_coincide_by_chance_are_told_apart_by_judgements():
+  assert itself.of(QUERIES, PASSAGES, QRELS) == {"a", "b", "d"}
+  assert itself.of(QUERIES, tables.Passages([]), {}) == set()
+
+
+def test_a_run_without_them_is_as_deep_as_asked_for():
+  found, dropped = {"a": {"a": 9.0, "b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0, "z": 1.0}}, []
+  kept = {"a": {"b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0}}
+  assert itself.without(found, frozenset("a"), 2, dropped.append) == kept
+  assert dropped == ["a"] and itself.without(found, frozenset(), 1, dropped.append) is found
+
+
+def test_no_candidate_is_its_query(job, tmp_path):
+  candidates.run(job)
+  lists = list(example.read_records(job.out, artifacts.CANDIDATES, records.CandidateList))
+  assert [(one.query_id, len(one.passage_ids)) for one in lists] == [("a", 3), ("b", 3)]
+  assert all(one.query_id not in one.passage_ids for one in lists) and lists[0].passage_ids[0] == "b"
+  assert job.drops == {"candidate that is its query": ["a", "b"]}
+  runs.write_trec(tmp_path / "bing.trec", {"a": {"a": 2.0, "e": 1.0}}, "bing")
+  job.cfg.candidates.run = str(tmp_path / "bing.trec")
+  candidates.run(job)
+  lists = list(example.read_records(job.out, artifacts.CANDIDATES, records.CandidateList))
+  assert [one.passage_ids for one in lists] == [("e",)]
+
+
+def test_the_ranker_scores_no_query_against_itself(job):
+  found = dict(scores.CANDIDATES["direct"](job, {}, QUERIES, PASSAGES))
+  assert {query_id: len(ids) for query_id, ids in found.items()} == {"a": 2, "b": 2}
+  assert all(query_id not in ids for query_id, ids in found.items())
+
+
+def test_no_system_is_measured_by_it(job, tmp_path):
+  (tmp_path / "theirs").mkdir()
+  runs.write_trec(tmp_path / "theirs" / "bing.trec", runs.from_order({"d": ["d", "e"], "c": ["c"]}), "bing")
+  job.cfg.evaluate.runs = str(tmp_path / "theirs")
+  evaluate.run(job)
+  for path in (job.out / "runs").iterdir():
+    found = runs.read_trec(path)
+    assert "d" not in found["d"] and "c" in found["c"], path
+  assert job.drops["passage of bing that is its query"] == ["d"] == job.drops["passage of distilled that is its query"]
+
+
+def test_rankings_made_elsewhere_lose_it_too(tmp_path):
+  (tmp_path / "qrels").mkdir()
+  for name, items in (("corpus", PASSAGES), ("queries", QUERIES)):
+    rows = "".join(f'{{"_id": "{one.id}", "text": "{one.text}"}}\n' for one in items)
+    (tmp_path / f"{name}.jsonl").write_text(rows)
+  tables.write_qrels(tmp_path / "qrels" / "test.tsv", QRELS)
+  lines = ['{"qid": "a", "ranking": ["a", "c", "b"]}', '{"qid": "c", "ranking": ["c", "a"]}',
+           '{"qid": "b", "candidates": ["c", "b", "a"], "response": "[3] > [2]"}']  # fmt: skip
+  (tmp_path / "rankings.jsonl").write_text("\n".join(lines))
+  cfg = config.Collection(path=str(tmp_path), rankings=str(tmp_path / "rankings.jsonl"))
+  found = rankings.add(beir.load(cfg), cfg)
+  assert [(one.query_id, one.passage_ids, one.filled_places) for one in found.rankings] == [
+    ("a", ("c", "b"), ()), ("c", ("c", "a"), ()), ("b", ("a", "c"), (1,))]
+  assert [drop.what for drop in found.drops if drop.reason.endswith("LLM ranking that is its query")] == ["a", "b"]

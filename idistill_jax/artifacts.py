@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras, files, locks, processes
+from idistill_jax import extras, files, locks, processes, seconds
 from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
@@ -237,7 +237,7 @@ class Workdir:
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
               keep=lambda name: self._store.send(f"{out.name}/{name}".rstrip("/")), publish=self.write)
     started = time.time()
-    spent_before = _read_seconds(out)
+    spent_before = seconds.read(out)
     try:
       if stage.together:
         stage.run(job)
@@ -245,14 +245,29 @@ class Workdir:
       else:
         processes.once(lambda: stage.run(job), f"the stage {stage.name}")
     finally:
-      seconds = spent_before + time.time() - started
+      took = spent_before + time.time() - started
       if processes.is_first():
-        _write_seconds(out, seconds)
+        seconds.write(out, took)
         for name in (out.name, "cache"):
           self._store.send(name)
-    return processes.once(lambda: self._finish(stage, cfg, job, key, seconds), f"the commit of {stage.name}")
+    return processes.once(lambda: self._finish(stage, cfg, job, key, took), f"the commit of {stage.name}")
 
-  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, seconds: float) -> dict[str, Any]:
+  def helped(self, stage: Stage, cfg: config_lib.Config, out: pathlib.Path) -> Job | None:
+    """What a worker is given that helps another run with its pieces, has `out` for all else, and commits nothing.
+
+    None where the stage is not being made, or not at anything that is cut into pieces.
+    """
+    shared = self._store.path(f".{stage.name}-{self.key(stage, cfg)}")
+    if not (shared / PIECES).exists():
+      return None
+    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=shared)
+
+  def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
+    """Removes what a helper may have begun when the stage was committed already."""
+    if self.is_done(stage, cfg):
+      self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
+
+  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, took: float) -> dict[str, Any]:
     manifest = {
       "stage": stage.name,
       "key": key,
@@ -262,7 +277,7 @@ class Workdir:
       "drops": {
         reason: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for reason, what in job.drops.items()
       },
-      "seconds": round(seconds, 2),
+      "seconds": round(took, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
@@ -283,16 +298,3 @@ class Workdir:
     self._store.commit(out.name, stage, last=MANIFEST, leave=("seconds", CHECKPOINTS, PIECES))
     for reason, dropped in manifest["drops"].items():
       logging.warning("%s dropped %d: %s (for example %s)", stage, dropped["count"], reason, dropped["examples"][:3])
-
-
-def _read_seconds(out: pathlib.Path) -> float:
-  return float((out / "seconds").read_text() or 0) if (out / "seconds").exists() else 0.0
-
-
-def _write_seconds(out: pathlib.Path, seconds: float) -> None:
-  """A full disk costs the number: as an error it would hide why the stage ended, and keep its answers from a bucket."""
-  try:
-    if out.exists():
-      files.write_atomically(out / "seconds", str(seconds))
-  except OSError as e:
-    logging.warning("%s/seconds: not written (%s)", out, e)

@@ -21,7 +21,7 @@ PACKAGE = "idistill_jax"
 # Top to bottom: a module imports its own layer and those below.
 LAYERS = (
   ("status",),
-  ("pipeline", "serve", "compile_for"),
+  ("pipeline", "serve", "compile_for", "join"),
   ("upsert",),
   ("search",),
   ("stages",),
@@ -31,12 +31,12 @@ LAYERS = (
   ("cli",),
   ("artifacts",),
   ("processes", "store"),
-  ("validation", "peers", "bucket"),
+  ("validation", "peers", "bucket", "seconds"),
   ("config", "databases", "extras", "files", "locks"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("bucket", "databases", "llm"),
+  *("bucket", "databases", "seconds", "llm"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

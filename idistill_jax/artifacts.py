@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras, files, locks, processes, seconds
+from idistill_jax import extras, files, processes, seconds
 from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
@@ -220,7 +220,7 @@ class Workdir:
     return True
 
   def _alone(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
-    return locks.alone(self.root / f".{stage.name}.lock", f"{self.stated}/{stage.name}")
+    return self._store.alone(stage.name, f"{self.stated}/{stage.name}")
 
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     """Runs the stage and commits its folder; returns the manifest; raises BusyError where another run is at it."""

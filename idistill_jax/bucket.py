@@ -18,6 +18,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,12 +26,13 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from idistill_jax import databases, extras, files
+from idistill_jax import databases, extras, files, leases, locks
 
 # Scheme -> (package that speaks it, extra that installs the package).
 _BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SENT = ".sent.json"
 _HALF = ".half"
+_LOCKS = ".locks"
 # Size in bytes, and time of the last writing in ns; None: as nothing else.
 Stamp = list[int] | None
 
@@ -56,6 +58,19 @@ class Bucket:
     self.local = mirrors / _digest(url.encode()) / path.rpartition("/")[2]
     self.local.mkdir(parents=True, exist_ok=True)
 
+  @contextlib.contextmanager
+  def alone(self, name: str, what: str) -> Iterator[None]:
+    """A lock on this machine, and a lease in the bucket: that of a machine that is gone is void after a while."""
+    with locks.alone(self.local / f".{name}.lock", what), contextlib.closing(leases.Leases(self.path(_LOCKS))) as held:
+      until = time.monotonic() + 1.5 * leases.LEASE_SECONDS
+      while not held.take(name, None, held.names()):
+        if time.monotonic() > until:
+          raise locks.BusyError(
+            f"{what}: another run is at work there (machine and process: {held.holder()}); wait, or stop it first"
+          )
+        time.sleep(leases.LEASE_SECONDS / 20)
+      yield
+
   def path(self, name: str) -> epath.Path:
     return epath.Path(self._url) / name
 
@@ -69,9 +84,9 @@ class Bucket:
 
   def written(self, name: str) -> Mapping[str, float]:
     top = f"{self._base}/{name}"
-    return {path.removeprefix(top).lstrip("/"): time.timestamp()
+    return {path.removeprefix(top).lstrip("/"): when.timestamp()
             for path, info in self._fs.find(top, detail=True).items()
-            for tag in ("LastModified", "mtime") if (time := info.get(tag)) is not None}  # fmt: skip
+            for tag in ("LastModified", "mtime") if (when := info.get(tag)) is not None}  # fmt: skip
 
   # -- Folders ---------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ Stages read and write local files, as their libraries want them (SQLite, ScaNN, 
 read is fetched before and what they wrote is sent after, see `bucket`.  A folder is committed whole, here by a rename.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from etils import epath
 
-from idistill_jax import bucket
+from idistill_jax import bucket, locks
 
 # Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
 # asks once, at its first path.
@@ -23,6 +24,10 @@ class Store(Protocol):
   """Names are relative to the top.  local: the folder on this machine in which work is done."""
 
   local: pathlib.Path
+
+  def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps other runs from the name meanwhile; raises locks.BusyError, naming `what`, where one has it."""
+    ...
 
   def path(self, name: str) -> epath.Path:
     """For what reads and writes at the place itself."""
@@ -70,6 +75,9 @@ class Folder:
 
   def __init__(self, root: pathlib.Path):
     self.local = root
+
+  def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
+    return locks.alone(self.local / f".{name}.lock", what)
 
   def path(self, name: str) -> epath.Path:
     return epath.Path(self.local / name)

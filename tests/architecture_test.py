@@ -32,11 +32,11 @@ LAYERS = (
   ("artifacts",),
   ("processes", "store"),
   ("validation", "peers", "bucket", "seconds"),
-  ("config", "databases", "extras", "files", "locks"),
+  ("config", "databases", "extras", "files", "leases", "locks"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("bucket", "databases", "seconds", "llm"),
+  *("bucket", "databases", "leases", "seconds", "llm"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from idistill_jax import processes
-from idistill_jax.train import leases, pieces
+from idistill_jax import leases, processes
+from idistill_jax.train import pieces
 
 
 def test_of_many_workers_with_the_same_old_view_one_takes_a_piece(tmp_path, monkeypatch):

@@ -20,13 +20,13 @@ import pytest
 import tiny_world
 from jax.sharding import AxisType
 
-from idistill_jax import artifacts, cli, config, peers, processes, sharding
+from idistill_jax import artifacts, cli, config, leases, peers, processes, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
 from idistill_jax.retrieval import exact
 from idistill_jax.stages import evaluate
-from idistill_jax.train import inference, leases, loop, networks, pieces, preemption
+from idistill_jax.train import inference, loop, networks, pieces, preemption
 
 CONFIG = (
   "-m", "accelerated", "--config=configs/quickstart.py:tiny", "--config.encoder.training_dtype=float32",

@@ -5,9 +5,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import bucket as bucket_lib
 import databases_test
@@ -16,10 +18,10 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, processes, sharding, store
+from idistill_jax import artifacts, config, leases, locks, processes, sharding, store
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
-from idistill_jax.train import leases, loop, pieces, windows
+from idistill_jax.train import loop, pieces, windows
 
 
 @pytest.fixture(scope="module", params=bucket_lib.SERVERS)
@@ -73,6 +75,29 @@ def writes(text: str, name: str = "labels", **more) -> artifacts.Stage:
     job.publish("page.html", text)
 
   return artifacts.Stage(**{"name": name, "reads": (), "config": ("labels",), "run": run, **more})
+
+
+def test_two_machines_are_not_at_one_stage_and_a_lost_one_holds_back_for_a_while_alone(machines, cfg, monkeypatch):
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+  began = []
+
+  def meanwhile(job: artifacts.Job) -> None:
+    began.append(job.out)
+    if len(began) == 1:
+      with pytest.raises(locks.BusyError, match=rf"labels: .*process: {socket.gethostname()} {os.getpid()}"):
+        machines.workdir("b").execute(stage, cfg)
+
+  stage = artifacts.Stage(name="labels", reads=(), config=(), run=meanwhile)
+  machines.workdir("a").execute(stage, cfg)
+  assert len(began) == 1
+  # What a machine leaves that is gone with its lease: nobody writes it any more.
+  lost = leases.Leases(machines.workdir("c")._store.path(".locks"))
+  lost.worker, lost._said = "lost", lambda: b"elsewhere 7 lost 1"
+  monkeypatch.setattr(lost, "_keep_writing", lambda: None)
+  assert lost.take("labels", None, lost.names())
+  waited = time.monotonic()
+  machines.workdir("b").execute(stage, cfg)
+  assert len(began) == 2 and time.monotonic() - waited > leases.LEASE_SECONDS
 
 
 def test_what_one_machine_did_another_finds(machines, cfg):

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 from etils import epath
 
+from idistill_jax import leases as leases_lib
 from idistill_jax import processes
-from idistill_jax.train import leases as leases_lib
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16

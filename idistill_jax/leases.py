@@ -49,8 +49,11 @@ class Leases:
     except FileNotFoundError:
       return set()
 
-  def take(self, piece: str, made: str, names: Collection[str]) -> bool:
-    """Whether the piece is this worker's from now on.  made: the file it becomes; names: what lies in the folder."""
+  def take(self, piece: str, made: str | None, names: Collection[str]) -> bool:
+    """Whether the piece is this worker's from now on.
+
+    made: the file it becomes, None where it becomes none; names: what lies in the folder.
+    """
     numbers = [int(found[1]) for name in names if (found := re.fullmatch(rf"{re.escape(piece)}\.(\d+)\.lease", name))]
     if piece in self._held or (numbers and self._is_alive(f"{self._base}/{piece}.{max(numbers)}.lease")):
       return False
@@ -65,10 +68,15 @@ class Leases:
       self._writer = threading.Thread(target=self._keep_writing, daemon=True)
       self._writer.start()
     # Another may have finished it, and given it back, since the folder was looked at.
-    if self._fs.exists(f"{self._base}/{made}"):
+    if made is not None and self._fs.exists(f"{self._base}/{made}"):
       self.give_back(piece)
       return False
     return True
+
+  def holder(self) -> str:
+    """Machine and process of the lease that was last seen to be written by another; "" where none was."""
+    said, _ = max(self._seen.values(), key=lambda seen: seen[1], default=(b"", 0.0))
+    return " ".join(said.decode(errors="replace").split()[:2])
 
   def tell(self, piece: str, done: int) -> None:
     """How much of a piece that it holds this worker has done; the others read it when the lease is next written."""

@@ -5,6 +5,7 @@ itself or after all others have died, finds the finished pieces, whoever made th
 """
 
 import hashlib
+import io
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -12,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator
 import numpy as np
 from etils import epath
 
+from idistill_jax import bucket, processes
 from idistill_jax import leases as leases_lib
-from idistill_jax import processes
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
@@ -118,10 +119,13 @@ class Pieces:
     if self._folder is None:
       self._made[_file(piece)] = values
       return
-    working = self._folder / f".{_stem(piece)}.{self._leases.worker}.npy"
-    with working.open("wb") as out:
-      np.save(out, values)
-    working.replace(self._path(piece))
+    made, path = io.BytesIO(), self._path(piece)
+    np.save(made, values)
+    # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
+    working = path if bucket.is_one(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")
+    working.write_bytes(made.getbuffer())
+    if working != path:
+      working.replace(path)
     self._leases.give_back(_stem(piece))
 
   def whole(self) -> np.ndarray:

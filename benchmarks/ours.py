@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from benchmarks import clock, texts
 from idistill_jax import config, records, sharding
@@ -66,8 +67,8 @@ def train_step(kind: str, lists: texts.Lists, encoder: config.Encoder, *, lists_
                         row_tokens=encoder.row_tokens, row_multiple=passes * sharding.batch_shards(mesh)),
   )
   loop.train(loop.Training(name=f"{kind} step", network=network, start=lambda: network.initial(0), loss_fn=loss,
-                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder, checkpoint_every=10**9,
-                           profile=None))
+                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder,
+                           checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=10**9, profile=None))
   steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][SKIPPED_STEPS:]
   tokens = [pack.real_tokens(stream[step["step"] - 1].rows) for step in steps]
   seconds = sum(n / step["tokens_per_second"] for n, step in zip(tokens, steps, strict=True))

@@ -262,9 +262,17 @@ def test_a_step_that_is_compiled_anew_is_counted_and_said(tmp_path, tiny_weights
   assert "step 4 was compiled anew" in caplog.text
 
 
-def test_the_readout_has_share_of_peak_and_waits(tmp_path, tiny_weights):
+def test_the_readout_has_share_of_peak_and_waits_and_a_checkpoint_may_read_the_device(
+    tmp_path, tiny_weights, monkeypatch):
+  """A CPU hands over what it holds whatever the guard says; on other devices a save in its reach would be an error."""
+  guard, save = lambda: jax.config.jax_transfer_guard_device_to_host, checkpoint.Checkpoints.save
+  guarded, within = [], []
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", lambda *of: (within.append(guard()), save(*of))[1])
+  settle = loop.settle
+  monkeypatch.setattr(loop, "settle", lambda *of: (guarded.append(guard()), settle(*of))[1])
   training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
   loop.train(training)
+  assert set(within) == {"allow"} and set(guarded) == {"disallow"}
   shapes = {path: leaf.shape for path, leaf in flat(training.network.initial(0)).items()}
   kernels = sum(np.prod(shape) for path, shape in shapes.items() if "layers" in path and path.endswith("kernel"))
   assert utilization.flops_per_token(training.network) == 6 * kernels

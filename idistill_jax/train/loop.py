@@ -101,7 +101,7 @@ def train(training: Training) -> Any:
           # Whoever goes on from here finds the step's line written.
           settle(pending, readout, bar)
           pending = None
-          checkpoints.save(step + 1, state, data)
+          save(checkpoints, step + 1, state, data)
           readout.log.keep()
           if ending:
             leave(training, checkpoints, step + 1)
@@ -111,9 +111,15 @@ def train(training: Training) -> Any:
       # Of several processes, the first answer is to what was asked in the last step.
       if preempted() or preempted():
         # All is done but what comes after training: a restart finds the last step and takes none.
-        checkpoints.save(steps, state, data)
+        save(checkpoints, steps, state, data)
         leave(training, checkpoints, steps)
   return state.params
+
+
+def save(checkpoints: checkpoint.Checkpoints, step: int, state: step_lib.State, data: Any) -> None:
+  """Orbax takes what it writes from the devices; elsewhere in the loop that would be a wait that nobody asked for."""
+  with jax.transfer_guard("allow"):
+    checkpoints.save(step, state, data)
 
 
 def begun(training: Training) -> tuple[optax.GradientTransformation, step_lib.State]:

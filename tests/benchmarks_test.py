@@ -1,0 +1,29 @@
+"""Each of our own measurements runs and says what its line promises; what they measure is no test's business."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks import ours, run, texts
+from idistill_jax.hf import weights
+
+OPTIONS = {"dtype": "float32", "queries": 32, "passages_per_list": 2, "lists_per_batch": 4, "passes": 1, "max_tokens": 32,
+           "row_tokens": 64, "tokens_per_step": 256}  # fmt: skip
+
+
+@pytest.mark.parametrize("work", run.WORK)
+def test_every_measurement_of_ours_runs(work, tiny_weights, monkeypatch):
+  monkeypatch.setattr("idistill_jax.train.utilization.matrix_rate", lambda dtype: 1e12)
+  found = run.ours(work, {**OPTIONS, "weights": tiny_weights})
+  assert found["tokens_per_second"] > 0 and found["peak_memory_bytes"] > 0
+  if work in run.COMPARED:
+    share = run.share_of_peak(found, found)["percent_of_peak"]
+    assert share == pytest.approx(100 * found["tokens_per_second"] * found["flops_per_token"] / 1e12, abs=0.06)
+  if work.endswith("step"):
+    assert found["steps"] == 32 // 4 - ours.SKIPPED_STEPS and 0.5 < found["fill"] <= 1
+
+
+def test_every_text_is_as_long_as_it_is_said_to_be(tiny_weights):
+  lists = texts.draw(weights.resolve(tiny_weights), queries=16, width=2, max_tokens=32)
+  assert len(lists.passages) == len(lists.passage_lengths) == 32
+  assert dataclasses.replace(lists).dual_tokens == lists.query_lengths.sum() + lists.passage_lengths.sum()

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from idistill_jax import config, sharding
 from idistill_jax.models import attention
@@ -80,3 +81,20 @@ def test_rows_that_the_kernel_cannot_cut_are_read_plainly():
   q, k, v = map(drawn, range(3))
   kernel = attention.splash(sharding.make_mesh(config.Mesh()))
   np.testing.assert_array_equal(kernel(q, k, v, SEGMENTS), attention.attend(q, k, v, SEGMENTS))
+
+
+def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(monkeypatch):
+  """As far as it goes without a GPU: what jax asks of the device is answered for it."""
+  from jax._src.cudnn import fused_attention_stablehlo
+
+  monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+  devices = np.array(jax.devices()).reshape(2, 2, 2)
+  mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+  attend = attention.cudnn(mesh)
+  whole, segments = jax.ShapeDtypeStruct((8, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)
+  gradients = jax.grad(lambda q, k, v, segments: attend(q, k, v, segments).astype(jnp.float32).sum(), (0, 1, 2))
+  lowered = jax.jit(gradients).trace(whole, whole, whole, segments).lower(lowering_platforms=("cuda",)).as_text()
+  assert "__cudnn$fmhaScaleBiasSoftmax" in lowered and "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered
+  # A quarter of the rows and half of the heads on each device.
+  assert "tensor<2x2x128x64xbf16>" in lowered or "tensor<2x128x2x64xbf16>" in lowered

@@ -7,8 +7,10 @@ import pytest
 from benchmarks import ours, run, texts
 from idistill_jax.hf import weights
 
-OPTIONS = {"dtype": "float32", "queries": 32, "passages_per_list": 2, "lists_per_batch": 4, "passes": 1, "max_tokens": 32,
-           "row_tokens": 64, "tokens_per_step": 256}  # fmt: skip
+OPTIONS = {
+  "dtype": "float32", "queries": 32, "passages_per_list": 2, "lists_per_batch": 4, "passes": 1, "max_tokens": 32,
+  "row_tokens": 64, "tokens_per_step": 256,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("work", run.WORK)

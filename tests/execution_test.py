@@ -24,10 +24,11 @@ class Device:
   """As much of a device as the choice looks at."""
 
   platform: str
+  compute_capability: str | None
 
 
-def chosen(dtype: str, platform: str, remat: str = "none") -> execution.Execution:
-  mesh = types.SimpleNamespace(devices=np.array([[[Device(platform)]]], object))
+def chosen(dtype: str, platform: str, remat: str = "none", capability: str | None = "9.0") -> execution.Execution:
+  mesh = types.SimpleNamespace(devices=np.array([[[Device(platform, capability)]]], object))
   return execution.choose(dtype, mesh, remat)
 
 
@@ -62,7 +63,10 @@ def test_less_memory_needs_a_loop_over_layers():
 
 def test_each_platform_has_its_attention():
   assert chosen("bfloat16", "cpu").attend is attention.attend
-  assert chosen("bfloat16", "gpu").attend is attention.cudnn
+  assert chosen("bfloat16", "gpu").attend.__name__ == "attend_cudnn"
+  # Turing and Volta have no such kernel, AMD's GPUs say "gfx942".
+  for capability in ("7.5", "gfx942", None):
+    assert chosen("bfloat16", "gpu", capability=capability).attend is attention.attend
   # cuDNN takes 16-bit types only.
   assert chosen("float32", "gpu").attend is attention.attend
   assert "splash" in chosen("bfloat16", "tpu").attend.__qualname__

@@ -126,30 +126,39 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
   """
   if placement.rows > rows:
     raise DoesNotFitError(f"{len(texts)} texts need {placement.rows} rows, {rows} are given")
-  ids = np.arange(len(texts)) if text_ids is None else text_ids
+  ids = np.arange(len(texts)) if text_ids is None else np.asarray(text_ids)
   count = len(texts) if text_count is None else text_count
   shape = (rows, row_tokens)
   token_ids, positions, type_ids, segment_ids = (np.zeros(shape, np.int32) for _ in range(4))
   owners = np.full(shape, count, np.int32)
   starts = np.zeros(count, np.int32)
-  seen = np.zeros(rows, np.int32)
-  for i, text in enumerate(texts):
-    n = len(text)
-    if n == 0:
-      continue
-    r, c = placement.row[i], placement.column[i]
-    starts[ids[i]] = r * row_tokens + c
-    if own is not None and not own[r]:
-      continue
-    seen[r] += 1
-    token_ids[r, c:c + n] = text
-    positions[r, c:c + n] = np.arange(n)
-    segment_ids[r, c:c + n] = seen[r]
-    owners[r, c:c + n] = ids[i]
+  lengths = np.array([len(text) for text in texts], np.int64)
+  firsts = placement.row.astype(np.int64) * row_tokens + placement.column
+  there = np.flatnonzero(lengths)
+  starts[ids[there]] = firsts[there]
+  here = there if own is None else there[own[placement.row[there]]]
+  if here.size:
+    # All tokens of all texts at once: a loop over texts would keep an accelerator waiting.
+    each = lengths[here]
+    within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
+    cells = np.repeat(firsts[here], each) + within
+    token_ids.flat[cells] = np.concatenate([texts[int(i)] for i in here])
+    positions.flat[cells] = within
+    segment_ids.flat[cells] = np.repeat(_counted(placement.row[here]), each)
+    owners.flat[cells] = np.repeat(ids[here], each)
     if types is not None:
-      type_ids[r, c:c + n] = types[i]
+      type_ids.flat[cells] = np.concatenate([types[int(i)] for i in here])
   return Rows(token_ids=token_ids, positions=positions, type_ids=type_ids, segment_ids=segment_ids,
               text_ids=owners, starts=starts)
+
+
+def _counted(row: np.ndarray) -> np.ndarray:
+  """1, 2, 3... for the texts of each row, in the order given."""
+  order = np.argsort(row, kind="stable")
+  sorted_row = row[order]
+  counted = np.empty(len(row), np.int64)
+  counted[order] = np.arange(len(row)) - np.searchsorted(sorted_row, sorted_row, side="left") + 1
+  return counted
 
 
 def real_tokens(rows: Rows) -> int:

@@ -91,14 +91,27 @@ def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
                     segments_RxL: jax.Array) -> jax.Array:
     if q_RxLxHxK.shape[1] % SPLASH_BLOCK:
       return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
-    # XLA cannot cut a kernel over the mesh by itself: each device attends within its own rows and heads.
-    rows, heads = PartitionSpec(sharding.BATCH), sharding.RULES["heads"]
-    by_head = PartitionSpec(sharding.BATCH, None, heads, None)
-    local = jax.shard_map(functools.partial(_splash, interpret=interpret), mesh=mesh, check_vma=False,
-                          in_specs=(by_head, by_head, by_head, rows), out_specs=by_head)
-    return local(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+    return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
+      q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
 
   return attend_splash
+
+
+def cudnn(mesh: jax.sharding.Mesh) -> Attend:
+  """cuDNN's fused attention, texts kept apart by a mask; for 16-bit types, which alone it takes."""
+
+  def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
+                   segments_RxL: jax.Array) -> jax.Array:
+    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+
+  return attend_cudnn
+
+
+def _on_each_device(kernel: Attend, mesh: jax.sharding.Mesh) -> Attend:
+  """XLA cannot cut a kernel over the mesh by itself: each device attends within its own rows and heads."""
+  rows, by_head = PartitionSpec(sharding.BATCH), PartitionSpec(sharding.BATCH, None, sharding.RULES["heads"], None)
+  return jax.shard_map(kernel, mesh=mesh, check_vma=False, in_specs=(by_head, by_head, by_head, rows),
+                       out_specs=by_head)
 
 
 def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array, *,
@@ -114,8 +127,7 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
   return _heads_first(jax.vmap(kernel)(q, k, v, segment_ids=segments)).astype(q_RxLxHxK.dtype)
 
 
-def cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array) -> jax.Array:
-  """cuDNN's fused attention, texts kept apart by a mask; for 16-bit types, which alone it takes."""
+def _cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array) -> jax.Array:
   together_RxLxL = segments_RxL[:, :, None] == segments_RxL[:, None, :]
   return jax.nn.dot_product_attention(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, mask=together_RxLxL[:, None],
                                       implementation="cudnn")

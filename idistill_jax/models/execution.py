@@ -71,6 +71,12 @@ def cpu_multiplies_bfloat16() -> bool:
   return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", told) is not None
 
 
+def has_fused_attention(device: Any) -> bool:
+  """Whether cuDNN attends in bfloat16 there: on NVIDIA's GPUs from Ampere on; AMD's tell no number, or a word."""
+  capability = re.match(r"(\d+)\.\d+$", str(getattr(device, "compute_capability", "")))
+  return capability is not None and int(capability[1]) >= 8
+
+
 def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution:
   """For products of `compute_dtype` on the devices of `mesh`."""
   products = jnp.dtype(compute_dtype)
@@ -85,8 +91,8 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
       return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat)
     case "tpu":
       attend = attention.splash(mesh)
-    case "gpu" | "cuda" if products == jnp.bfloat16:
-      attend = attention.cudnn
+    case "gpu" | "cuda" if products == jnp.bfloat16 and has_fused_attention(mesh.devices.flat[0]):
+      attend = attention.cudnn(mesh)
     case _:
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.

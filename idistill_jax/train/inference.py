@@ -22,6 +22,9 @@ from idistill_jax.train import pieces as pieces_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6
+# Of a collection, so many times as many as texts of their mean length would fill a row: what is pooled is fetched,
+# places that no text takes too.
+ROOM_FOR_SHORTER = 1.5
 MODEL = "model"
 
 T = TypeVar("T")
@@ -150,10 +153,11 @@ class Forward:
     execution = self.network.execution
     row_lengths = pack.row_lengths(lengths, self._row_tokens, execution.row_block,
                                    execution.attention_doubles * self.network.width)
+    shapes = [self._shape(row, lengths[apart]) for row, apart in pack.by_row_length(lengths, row_lengths)]
     dispatched = (
       (piece, indices, slots, self._apply(self.params, self._place(rows)))
       for piece in pieces
-      for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, row_lengths, text)
+      for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, shapes, text)
     )
     for piece, indices, slots, values in _one_late(dispatched):
       yield piece, indices, np.asarray(values)[slots]
@@ -162,21 +166,23 @@ class Forward:
     return sharding.put(rows, sharding.packed(rows, self._mesh))
 
   def _steps(
-    self, window: np.ndarray, lengths: np.ndarray, row_lengths: tuple[int, ...],
+    self, window: np.ndarray, lengths: np.ndarray, shapes: Sequence["StepShape"],
     text: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
   ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
     """(text indices, their output slots, packed rows) of each step over the texts of a window."""
-    for row_tokens, apart in pack.by_row_length(lengths[window], row_lengths):
-      shape = self._shape(row_tokens)
-      placement = pack.place(lengths[window[apart]], row_tokens, shape.texts_per_row)
+    row_lengths = tuple(shape.row_tokens for shape in shapes)
+    for shape, (_, apart) in zip(shapes, pack.by_row_length(lengths[window], row_lengths), strict=True):
+      placement = pack.place(lengths[window[apart]], shape.row_tokens, shape.texts_per_row)
       for first in range(0, placement.rows, shape.rows):
         here = np.flatnonzero((placement.row >= first) & (placement.row < first + shape.rows))
         yield _step(window[apart[here]], placement.row[here] - first, placement.column[here], shape, text)
 
-  def _shape(self, row_tokens: int) -> "StepShape":
+  def _shape(self, row_tokens: int, lengths: np.ndarray) -> "StepShape":
+    """For texts of the given lengths; of few texts, all have the same, so that no other question compiles another."""
     shards = sharding.batch_shards(self._mesh)
     rows = -(-max(1, self._step_tokens // row_tokens) // shards) * shards
-    return StepShape(rows=rows, row_tokens=row_tokens, texts_per_row=max(1, row_tokens // SHORTEST_TEXT))
+    shortest = SHORTEST_TEXT if len(lengths) < pack.SAMPLE else max(SHORTEST_TEXT, lengths.mean() / ROOM_FOR_SHORTER)
+    return StepShape(rows=rows, row_tokens=row_tokens, texts_per_row=max(1, int(row_tokens / shortest)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,10 @@ class Chip:
 
 # By `device_kind`.
 CHIPS = {
+  "TPU v4": Chip(flops=275e12, bandwidth=1228e9, memory=32 * 2**30),
   "TPU v5 lite": Chip(flops=197e12, bandwidth=819e9, memory=16 * 2**30),
   "TPU v5": Chip(flops=459e12, bandwidth=2765e9, memory=95 * 2**30),
+  "TPU v6 lite": Chip(flops=918e12, bandwidth=1640e9, memory=32 * 2**30),
 }
 
 
@@ -48,7 +50,8 @@ CHIPS = {
 class Program:
   """One compiled step, for one chip of the slice.
 
-  flops and bytes_moved are the compiler's count, without what happens inside kernels.  kernels: how many there are.
+  tokens: of the whole slice.  flops and bytes_moved are the compiler's count, in one pass over the batch and without
+  what happens inside kernels.  kernels: how many there are in the text of the program, a loop's once.
   """
 
   name: str
@@ -99,11 +102,11 @@ def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
   dual = {"direct step": cfg.direct, "retriever step": cfg.retriever}
   encoding = retriever.on(mesh, encoder.inference_dtype)
   return [
-    _training("ranker step", cfg.ranker, ranker, objectives.ranker(cfg.ranker, ranker), mesh,
+    _training("ranker step", cfg.ranker, ranker, objectives.ranker, mesh,
               texts=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list,
               tokens=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list * pair, row_tokens=encoder.list_row),
     *(
-      _training(name, one, retriever, objectives.retriever(one, retriever), mesh,
+      _training(name, one, retriever, objectives.retriever, mesh,
                 texts=one.lists_per_batch * (1 + one.passages_per_list),
                 tokens=one.lists_per_batch * (one.passages_per_list * encoder.list_cut + encoder.query_tokens),
                 row_tokens=encoder.list_row)
@@ -113,9 +116,10 @@ def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
   ]
 
 
-def _training(name: str, cfg: config_lib.Ranker | config_lib.Distillation, network: networks.Network,
-              loss_fn: step_lib.LossFn, mesh: jax.sharding.Mesh, *, texts: int, tokens: int,
-              row_tokens: int) -> Program:
+def _training(name: str, cfg: Any, network: networks.Network,
+              objective: Callable[[Any, networks.Network], step_lib.LossFn], mesh: jax.sharding.Mesh, *, texts: int,
+              tokens: int, row_tokens: int) -> Program:
+  """cfg: config.Ranker or config.Distillation, of which the objective makes a loss."""
   params = jax.tree.map(_abstract, network.abstract, network.shardings(mesh))
   tx = optim.adamw(cfg.optim, 1000, table_lib.decay_mask(network.table, network.abstract))
   everywhere = sharding.replicated(mesh)
@@ -130,7 +134,9 @@ def _training(name: str, cfg: config_lib.Ranker | config_lib.Distillation, netwo
     rows=rows, values=of(jnp.float32), where=of(jnp.bool_), known=of(jnp.bool_), passage_rows=of(jnp.int32),
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
-  return _compiled(name, step_lib.make_step(loss_fn, tx, state), (state, batch), rows)
+  step, counted = (step_lib.make_step(objective(of_loss, one), tx, state)
+                   for of_loss, one in ((cfg, network), (dataclasses.replace(cfg, passes=1), _unrolled(network))))
+  return _compiled(name, step, counted, (state, batch), rows)
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -138,7 +144,12 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  return _compiled("encode", jax.jit(network.apply), (params, rows), rows)
+  return _compiled("encode", jax.jit(network.apply), jax.jit(_unrolled(network).apply), (params, rows), rows)
+
+
+def _unrolled(network: networks.Network) -> networks.Network:
+  """Compiled to be counted: of a loop XLA counts what one turn costs."""
+  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=True))
 
 
 def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sharding.Mesh) -> pack.Rows:
@@ -154,9 +165,10 @@ def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _compiled(name: str, step: Callable[..., Any], arguments: tuple[Any, ...], rows: pack.Rows) -> Program:
-  compiled = step.lower(*arguments).compile()  # type: ignore[attr-defined]  # a jitted function
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+def _compiled(name: str, step: Any, counted: Any, arguments: tuple[Any, ...], rows: pack.Rows) -> Program:
+  """step, counted: jitted; the one that would run, and the same without loops."""
+  compiled = step.lower(*arguments).compile()
+  memory, cost = compiled.memory_analysis(), counted.lower(*arguments).compile().cost_analysis()
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, flops=cost.get("flops", 0.0),

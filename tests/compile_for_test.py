@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from idistill_jax import compile_for, config
+from idistill_jax import compile_for, config, sharding
 from idistill_jax.retrieval import exact
+from idistill_jax.train import networks, utilization
 
 COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/quickstart.py")
 
@@ -31,6 +32,18 @@ def test_the_quickstart_compiles_for_a_slice(topology, mesh):
   assert len(lines) == 4
   # The last column counts kernels: forward and two backward ones in a step, one in encoding.
   assert all(int(line[-1]) >= 1 for line in lines.values()), done.stdout
+
+
+def test_every_layer_is_counted(tiny_weights):
+  """On a CPU, whose compiler counts as a TPU's does."""
+  encoder = config.Encoder(weights=tiny_weights, query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=512)
+  cfg = config.Config(name="counted", encoder=encoder, ranker=config.Ranker(passes=2, lists_per_batch=8))
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  of_step = utilization.flops_per_token(networks.retriever(encoder))
+  for one in compile_for.programs(cfg, mesh):
+    least = one.tokens * of_step * (1 / 3 if one.name == "encode" else 1)
+    # Attention, the loss and AdamW come on top.
+    assert least < one.flops < 3 * least, one.name
 
 
 @pytest.mark.parametrize("recall, approximates", [(1.0, False), (0.95, True)])

@@ -101,7 +101,7 @@ def outside(stage: str, cfg: config.Config) -> list[str]:
 
 def _weights(cfg: config.Encoder) -> str:
   try:
-    weights.check(cfg.weights)
+    weights.check(cfg)
   except (OSError, ValueError) as e:
     return f"weights {cfg.weights} (NOT USABLE: {e})"
   return f"weights {cfg.weights}"

@@ -7,6 +7,8 @@
 Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
 """
 
+import dataclasses
+
 from absl import flags
 
 from idistill_jax import artifacts, cli, config, dry_run, processes
@@ -55,13 +57,17 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
-  processes.once(lambda: weights.check(str(weights.resolve(runner.cfg.encoder.weights))), "the weights")
+  processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.run(stage)
     if stage is collection.STAGE:
       processes.once(lambda: check(runner), "a look at the collection")
   processes.once(lambda: terminal.print_summary(runner.workdir))
+
+
+def _check_weights(cfg: config.Encoder) -> None:
+  weights.check(dataclasses.replace(cfg, weights=str(weights.resolve(cfg.weights))))
 
 
 def check(runner: cli.Runner) -> None:

@@ -3,13 +3,14 @@
 import builtins
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from idistill_jax import config
+from idistill_jax import config, validation
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
 from idistill_jax.models import bert, dual_encoder
@@ -147,21 +148,21 @@ def test_weights_that_are_not_there(stated, said):
 
 
 def test_what_cannot_be_read_is_found_by_a_look(folder):
-  weights.check(str(folder))
-  weights.check("owner/name")
+  weights.check(encoder(folder))
+  weights.check(config.Encoder(weights="owner/name"))
   whole = (folder / "model.safetensors").read_bytes()
   (folder / "model.safetensors").write_bytes(whole[:-100])
   with pytest.raises(table_lib.WeightsError, match=r"model\.safetensors: cannot be read: .*; fetch it again"):
-    weights.check(str(folder))
+    weights.check(encoder(folder))
   (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
   with pytest.raises(table_lib.WeightsError, match=r"pytorch_model\.bin: not in the zip form"):
-    weights.check(str(folder))
+    weights.check(encoder(folder))
   (folder / "pytorch_model.bin").unlink()
   with pytest.raises(table_lib.WeightsError, match="no model"):
-    weights.check(str(folder))
+    weights.check(encoder(folder))
   (folder / "tokenizer.json").unlink()
   with pytest.raises(tokenize.TokenizerError, match="tokenizer"):
-    weights.check(str(folder))
+    weights.check(encoder(folder))
 
 
 def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch):
@@ -182,3 +183,26 @@ def test_a_changed_checkpoint_changes_the_fingerprint(folder):
   assert weights.fingerprint(str(folder)) == before
   change(folder, pad_token_id=1)
   assert weights.fingerprint(str(folder)) != before
+
+
+@pytest.mark.parametrize("lengths, said", [
+  ({"query_tokens": 513, "list_row_tokens": 768}, "encoder.query_tokens is 513"),
+  ({"passage_tokens": 513, "row_tokens": 513, "list_passage_tokens": 64}, "encoder.passage_tokens is 513"),
+  ({"list_passage_tokens": 513, "pair_passage_tokens": 64, "row_tokens": 513}, "encoder.list_passage_tokens is 513"),
+  ({"pair_passage_tokens": 450}, "encoder.query_tokens + encoder.pair_passage_tokens - 1 (a pair) is 513"),
+  ({"passage_tokens": 512, "row_tokens": 512}, "encoder.query_tokens + encoder.passage_tokens - 1 (a pair) is 575"),
+])
+def test_texts_longer_than_the_checkpoint_has_positions_are_refused(folder, lengths, said):
+  cfg = config.Encoder(weights=str(folder), **lengths)
+  validation.validate(config.Config(name="x", encoder=cfg))
+  for read in (weights.check, networks.retriever, lambda cfg: networks.ranker(cfg, "mean")):
+    with pytest.raises(config.ConfigError, match=re.escape(f"{said}, and {folder / 'config.json'} has max_position_")):
+      read(cfg)
+  weights.check(config.Encoder(weights=str(folder), passage_tokens=449, row_tokens=512))
+
+
+def test_token_ids_that_the_checkpoint_has_no_embedding_of_are_refused(folder):
+  change(folder, vocab_size=30521)
+  for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
+    with pytest.raises(tokenize.TokenizerError, match="gives token ids up to 30521, and .* has vocab_size 30521"):
+      read(encoder(folder))

@@ -40,6 +40,11 @@ class Tokenizer:
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self._tokenizer.no_padding()
 
+  @property
+  def ids(self) -> int:
+    """One more than the largest id that it gives."""
+    return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
   def table(self, texts: Sequence[str], max_tokens: int) -> TokenTable:
     """Token ids of each text cut at `max_tokens`, special tokens included."""
     self._tokenizer.enable_truncation(max_tokens)

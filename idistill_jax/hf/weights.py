@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
 from idistill_jax.hf import torch_file
 from idistill_jax.models import bert, cross_encoder
@@ -35,16 +36,16 @@ def resolve(weights: str) -> pathlib.Path:
   return _local(weights) or _from_hub(weights)
 
 
-def check(weights: str) -> None:
-  """Raises what reading the weights would raise, as far as a look at their folder tells.
+def check(cfg: config_lib.Encoder) -> None:
+  """Raises what reading the weights would raise, as far as a look at their folder tells, and where texts are too long.
 
   A name on the Hub is taken to be good until it is resolved.
   """
-  folder = _local(weights)
+  folder = _local(cfg.weights)
   if folder is None:
     return
-  bert.read_config(folder)
-  tokenize.Tokenizer(folder)
+  read_sizes(folder, cfg)
+  read_tokenizer(folder)
   for path in _files(folder):
     if path.suffix == ".safetensors":
       try:
@@ -54,6 +55,40 @@ def check(weights: str) -> None:
         raise table_lib.WeightsError(f"{path}: cannot be read: {e}; fetch it again") from e
     else:
       torch_file.check(path)
+
+
+def read_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig:
+  """The checkpoint's sizes; raises ConfigError where a text of `cfg` has more tokens than the checkpoint positions.
+
+  What lies past the end of a table is read as NaN, of its whole row.
+  """
+  sizes = bert.read_config(folder)
+  list_field = "passage_tokens" if cfg.list_passage_tokens is None else "list_passage_tokens"
+  pair_field = list_field if cfg.pair_passage_tokens is None else "pair_passage_tokens"
+  lengths = {
+    "encoder.query_tokens": cfg.query_tokens,
+    "encoder.passage_tokens": cfg.passage_tokens,
+    f"encoder.{list_field}": cfg.list_cut,
+    f"encoder.query_tokens + encoder.{pair_field} - 1 (a pair)": cfg.query_tokens + cfg.pair_cut - 1,
+  }
+  for fields, length in lengths.items():
+    if length > sizes.max_position_embeddings:
+      raise config_lib.ConfigError(
+        f"{fields} is {length}, and {folder / 'config.json'} has max_position_embeddings "
+        f"{sizes.max_position_embeddings}: lower it, or take other weights"
+      )
+  return sizes
+
+
+def read_tokenizer(folder: pathlib.Path) -> tokenize.Tokenizer:
+  """Raises tokenize.TokenizerError where it gives ids that the checkpoint has no embedding of."""
+  tokenizer, rows = tokenize.Tokenizer(folder), bert.read_config(folder).vocab_size
+  if tokenizer.ids > rows:
+    raise tokenize.TokenizerError(
+      f"{folder / 'tokenizer.json'} gives token ids up to {tokenizer.ids - 1}, and {folder / 'config.json'} has "
+      f"vocab_size {rows}: save both from the same model"
+    )
+  return tokenizer
 
 
 def _local(weights: str) -> pathlib.Path | None:

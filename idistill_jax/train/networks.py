@@ -11,7 +11,7 @@ from flax import nnx
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import bert, cross_encoder, dual_encoder
+from idistill_jax.models import cross_encoder, dual_encoder
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
@@ -53,7 +53,7 @@ class Network:
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
-    return tokenize.Tokenizer(self.source)
+    return weights.read_tokenizer(self.source)
 
   def initial(self, seed: int) -> Any:
     """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""
@@ -74,7 +74,7 @@ class Network:
 def retriever(cfg: config_lib.Encoder) -> Network:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
   source = weights.resolve(cfg.weights)
-  sizes, embedding = bert.read_config(source), dual_encoder.read_embedding_config(source)
+  sizes, embedding = weights.read_sizes(source, cfg), dual_encoder.read_embedding_config(source)
   return _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
 
@@ -82,7 +82,7 @@ def retriever(cfg: config_lib.Encoder) -> Network:
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
   source = weights.resolve(cfg.weights)
-  sizes = bert.read_config(source)
+  sizes = weights.read_sizes(source, cfg)
   chosen = cross_encoder.HEADS[head]
   return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)

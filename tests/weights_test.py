@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import rows_of
 import safetensors.numpy
 
 from idistill_jax import config, validation
@@ -205,4 +206,20 @@ def test_token_ids_that_the_checkpoint_has_no_embedding_of_are_refused(folder):
   change(folder, vocab_size=30521)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
     with pytest.raises(tokenize.TokenizerError, match="gives token ids up to 30521, and .* has vocab_size 30521"):
+      read(encoder(folder))
+
+
+def one_type(tensors: dict) -> None:
+  key = "bert.embeddings.token_type_embeddings.weight"
+  tensors[key] = np.ascontiguousarray(tensors[key][:1])
+
+
+def test_a_checkpoint_with_one_token_type_embeds_texts_and_is_refused_as_a_ranker(folder):
+  change(folder, type_vocab_size=1)
+  rewrite(folder, one_type)
+  network = networks.retriever(encoder(folder))
+  text = np.asarray([101, 2000, 102], np.int32)
+  assert np.isfinite(network.apply(network.initial(0), rows_of.one_a_row([text], None, 8))).all()
+  for read in (weights.check, lambda cfg: networks.ranker(cfg, "mean")):
+    with pytest.raises(bert.UnsupportedModelError, match="type_vocab_size is 1; a ranker needs 2"):
       read(encoder(folder))

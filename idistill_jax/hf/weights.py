@@ -44,7 +44,7 @@ def check(cfg: config_lib.Encoder) -> None:
   folder = _local(cfg.weights)
   if folder is None:
     return
-  read_sizes(folder, cfg)
+  read_pair_sizes(folder, cfg)
   read_tokenizer(folder)
   for path in _files(folder):
     if path.suffix == ".safetensors":
@@ -77,6 +77,17 @@ def read_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig
         f"{fields} is {length}, and {folder / 'config.json'} has max_position_embeddings "
         f"{sizes.max_position_embeddings}: lower it, or take other weights"
       )
+  return sizes
+
+
+def read_pair_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig:
+  """As `read_sizes`, for a ranker: raises UnsupportedModelError where the second half of a pair has no token type."""
+  sizes = read_sizes(folder, cfg)
+  if sizes.type_vocab_size < 2:
+    raise bert.UnsupportedModelError(
+      f"{folder / 'config.json'}: type_vocab_size is {sizes.type_vocab_size}; a ranker needs 2, for query and passage: "
+      "take other weights"
+    )
   return sizes
 
 

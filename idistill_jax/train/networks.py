@@ -82,7 +82,7 @@ def retriever(cfg: config_lib.Encoder) -> Network:
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
   source = weights.resolve(cfg.weights)
-  sizes = weights.read_sizes(source, cfg)
+  sizes = weights.read_pair_sizes(source, cfg)
   chosen = cross_encoder.HEADS[head]
   return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)

@@ -223,3 +223,27 @@ def test_a_checkpoint_with_one_token_type_embeds_texts_and_is_refused_as_a_ranke
   for read in (weights.check, lambda cfg: networks.ranker(cfg, "mean")):
     with pytest.raises(bert.UnsupportedModelError, match="type_vocab_size is 1; a ranker needs 2"):
       read(encoder(folder))
+
+
+def template(*tokens: str) -> dict:
+  """A post-processor that makes these of a text, which is "$A"."""
+  pieces = [{"Sequence": {"id": "A", "type_id": 0}} if token == "$A" else {"SpecialToken": {"id": token, "type_id": 0}}
+            for token in tokens]
+  ids = {"[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+  special = {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()}
+  return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+
+
+@pytest.mark.parametrize("post_processor, said", [
+  (None, "makes ['a'] of 'a'"),
+  (template("$A", "[SEP]"), "makes ['a', '[SEP]'] of 'a'"),
+  (template("$A", "[CLS]", "[SEP]"), "makes ['a', '[CLS]', '[SEP]'] of 'a'"),
+])
+def test_a_tokenizer_that_does_not_frame_texts_is_refused(folder, post_processor, said):
+  """A pair leaves out the passage's first token, which is a word where nothing stands before it."""
+  change(folder, "tokenizer.json", post_processor=template("[CLS]", "$A", "[MASK]"))
+  weights.check(encoder(folder))
+  change(folder, "tokenizer.json", post_processor=post_processor)
+  for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
+    with pytest.raises(tokenize.TokenizerError, match=re.escape(said)):
+      read(encoder(folder))

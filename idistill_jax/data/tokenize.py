@@ -39,6 +39,13 @@ class Tokenizer:
       raise TokenizerError(f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self._tokenizer.no_padding()
+    framed = self._tokenizer.encode("a")
+    # Whatever the two are called; `pair` leaves out the passage's first.
+    if framed.special_tokens_mask != [1, *[0] * (len(framed.ids) - 2), 1]:
+      raise TokenizerError(
+        f"{path}: its post_processor makes {framed.tokens} of 'a'; a text must stand between two special tokens, as in "
+        "[CLS] a [SEP]: save the tokenizer with them (AutoTokenizer.save_pretrained)"
+      )
 
   @property
   def ids(self) -> int:

@@ -205,7 +205,7 @@ def test_texts_longer_than_the_checkpoint_has_positions_are_refused(folder, leng
 def test_token_ids_that_the_checkpoint_has_no_embedding_of_are_refused(folder):
   change(folder, vocab_size=30521)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
-    with pytest.raises(tokenize.TokenizerError, match="gives token ids up to 30521, and .* has vocab_size 30521"):
+    with pytest.raises(tokenize.TokenizerError, match=r"gives token ids up to 30521, and .* has vocab_size 30521"):
       read(encoder(folder))
 
 

@@ -1,29 +1,82 @@
-"""What a config must obey beyond being one: types of its values, and fields that must agree."""
+"""What a config must obey beyond being one: types and ranges of its values, and fields that must agree."""
 
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
-from idistill_jax.config import Config, ConfigError
+from idistill_jax.config import Config, ConfigError, Distillation, Ranker
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Range:
+  """Numbers that a field may be, and the words for them; NaN is in none."""
+
+  holds: Callable[[float], bool]
+  words: str
+
+
+AT_LEAST_0 = Range(lambda value: value >= 0, "0 or more")
+AT_LEAST_1 = Range(lambda value: value >= 1, "1 or more")
+AT_LEAST_2 = Range(lambda value: value >= 2, "2 or more")
+A_TEXT = Range(lambda value: value >= 3, "3 or more: two tokens only frame a text")
+ABOVE_0 = Range(lambda value: 0 < value < float("inf"), "more than 0")
+SHARE = Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")
+SHARE_ABOVE_0 = Range(lambda value: 0 < value <= 1, "above 0, and 1 at most")
+SHARE_BELOW_1 = Range(lambda value: 0 <= value < 1, "from 0 to below 1")
+PART = Range(lambda value: 0 < value < 1, "between 0 and 1")
+
+_OPTIM = {
+  "peak_lr": ABOVE_0, "warmup_fraction": SHARE, "weight_decay": AT_LEAST_0, "b1": SHARE_BELOW_1, "b2": SHARE_BELOW_1,
+  "clip_norm": ABOVE_0,
+}
+_TRAINING = {
+  "passages_per_list": AT_LEAST_1, "always_best": AT_LEAST_0, "lists_per_batch": AT_LEAST_1, "passes": AT_LEAST_1,
+  "epochs": AT_LEAST_1, "checkpoint_every": AT_LEAST_1,
+}
+_DISTILLATION = _TRAINING | {"trainings": AT_LEAST_1, "order_temperature": ABOVE_0, "student_temperature": ABOVE_0}
+# Section -> its numbers, every one of them; None is in range where a field may be None.
+RANGES: dict[str, dict[str, Range]] = {
+  "": {"seed": AT_LEAST_0},
+  "mesh": dict.fromkeys(("data", "fsdp", "tensor"), AT_LEAST_1),
+  "collection": {"train_fraction": PART} | dict.fromkeys(("max_passages", "max_queries_per_split"), AT_LEAST_1),
+  "queries": {"near_duplicate": SHARE_ABOVE_0, "held_out": SHARE_BELOW_1} | dict.fromkeys(
+    ("passages", "passage_tokens", "clusters", "round_trip_depth"), AT_LEAST_1),
+  "encoder": dict.fromkeys(("row_tokens", "list_row_tokens", "tokens_per_step"), AT_LEAST_1) | dict.fromkeys(
+    ("query_tokens", "passage_tokens", "list_passage_tokens", "pair_passage_tokens"), A_TEXT),
+  "candidates": {"depth": AT_LEAST_1},
+  "labels": {
+    # One passage has no order.
+    **dict.fromkeys(("list_size", "window"), AT_LEAST_2),
+    **dict.fromkeys(("lists", "passage_tokens", "stride", "orders", "max_output_tokens", "concurrency", "attempts"),
+                    AT_LEAST_1),
+    **dict.fromkeys(("timeout_seconds", "requests_per_minute", "tokens_per_minute"), ABOVE_0),
+    **dict.fromkeys(("refused_retries", "dollars_per_million_input_tokens", "dollars_per_million_output_tokens",
+                     "max_dollars", "max_tokens", "batch_poll_seconds"), AT_LEAST_0),
+  },
+  "direct": _DISTILLATION, "direct.optim": _OPTIM,
+  # With one passage of a list there is nothing that a ranker's loss could compare.
+  "ranker": _TRAINING | {"top_places": AT_LEAST_1, "similarity_weight": AT_LEAST_0, "passages_per_list": AT_LEAST_2},
+  "ranker.optim": _OPTIM,
+  "scores": {"depth": AT_LEAST_1, "unlabelled_queries": AT_LEAST_0},
+  # At a reach of 0 nothing was learned.
+  "retriever": _DISTILLATION | {"teacher_temperature": ABOVE_0, "direct_share": SHARE, "reach": ABOVE_0},
+  "retriever.optim": _OPTIM,
+  "index": {"recall_target": SHARE_ABOVE_0} | dict.fromkeys(
+    ("tuned_depth", "tuning_queries", "dimensions", "scann_shard_passages"), AT_LEAST_1),
+  "evaluate": dict.fromkeys(("depth", "relevant_from", "rerank_depth", "resamples"), AT_LEAST_1),
+  "answer": dict.fromkeys(("passages", "passage_tokens", "questions"), AT_LEAST_1) | dict.fromkeys(
+    ("dollars_per_million_input_tokens", "dollars_per_million_output_tokens"), AT_LEAST_0),
+}
 
 
 def validate(cfg: Config) -> None:
-  """Raises ConfigError where a value is not of its field's type, and where fields contradict each other."""
+  """Raises ConfigError where a value is not of its field's type or range, and where fields contradict each other."""
   _check_types("", cfg)
+  _check_ranges("", cfg)
   rules = (
-    (min(cfg.queries.passages or 1, cfg.queries.passage_tokens, cfg.queries.clusters, cfg.queries.round_trip_depth or 1)
-     >= 1, "queries.passages, passage_tokens, clusters and round_trip_depth must be 1 or more"),
-    (0 <= cfg.queries.held_out < 1, "queries.held_out must be a share from 0 to below 1"),
-    (cfg.labels.list_size >= 2, "labels.list_size must be 2 or more: one passage has no order"),
-    (min(cfg.labels.lists, cfg.labels.passage_tokens, cfg.labels.concurrency, cfg.labels.attempts, cfg.labels.orders)
-     >= 1, "labels.lists, passage_tokens, concurrency, attempts and orders must be 1 or more"),
-    (cfg.labels.refused_retries >= 0, "labels.refused_retries must be 0 or more"),
-    (cfg.labels.window >= 2 and 1 <= cfg.labels.stride <= cfg.labels.window,
-     "labels.window must be 2 or more, and labels.stride from 1 to labels.window: else passages go unseen"),
-    (cfg.labels.timeout_seconds > 0, "labels.timeout_seconds must be more than 0"),
-    (all(limit is None or limit > 0 for limit in (cfg.labels.requests_per_minute, cfg.labels.tokens_per_minute)),
-     "labels.requests_per_minute and tokens_per_minute must be more than 0, or none"),
+    (cfg.labels.stride <= cfg.labels.window, "labels.stride must be labels.window at most: else passages go unseen"),
     (cfg.labels.max_dollars is None or None not in (
       cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens),
      "labels.max_dollars needs labels.dollars_per_million_input_tokens and dollars_per_million_output_tokens"),
@@ -35,33 +88,35 @@ def validate(cfg: Config) -> None:
      "dollars_per_million_output_tokens"),
     (not cfg.labels.weigh_by_agreement or cfg.labels.orders >= 2,
      "labels.weigh_by_agreement needs labels.orders of 2 or more: one order agrees with itself"),
-    (min(cfg.direct.passes, cfg.ranker.passes, cfg.retriever.passes) >= 1,
-     "direct.passes, ranker.passes and retriever.passes must be 1 or more"),
-    (min(cfg.direct.trainings, cfg.retriever.trainings) >= 1,
-     "direct.trainings and retriever.trainings must be 1 or more"),
-    (cfg.ranker.passages_per_list >= cfg.ranker.always_best,
-     "ranker.passages_per_list must hold ranker.always_best passages"),
-    (cfg.retriever.direct_share is None or 0 <= cfg.retriever.direct_share <= 1,
-     "retriever.direct_share must lie between 0 and 1"),
-    (cfg.retriever.reach > 0, "retriever.reach must be above 0: at 0 nothing was learned"),
-    (cfg.direct.passages_per_list >= cfg.direct.always_best,
-     "direct.passages_per_list must hold direct.always_best passages"),
-    (cfg.retriever.passages_per_list >= cfg.retriever.always_best,
-     "retriever.passages_per_list must hold retriever.always_best passages"),
+    *(rule for name, section in (("direct", cfg.direct), ("ranker", cfg.ranker), ("retriever", cfg.retriever))
+      for rule in _of_training(name, section)),
     (cfg.encoder.passage_tokens <= cfg.encoder.row_tokens, "encoder.row_tokens must hold encoder.passage_tokens"),
     (max(cfg.encoder.list_cut, cfg.encoder.query_tokens + cfg.encoder.pair_cut - 1) <= cfg.encoder.list_row,
      "encoder.list_row_tokens must hold a passage of a list, and a pair of query and passage"),
-    (cfg.collection.train_fraction is None or 0 < cfg.collection.train_fraction < 1,
-     "collection.train_fraction must lie between 0 and 1"),
-    (cfg.answer.questions is None or cfg.answer.questions >= 1, "answer.questions must be 1 or more, or none"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
-    (min(cfg.answer.passages, cfg.answer.passage_tokens) >= 1, "answer.passages and passage_tokens must be 1 or more"),
-    (cfg.index.scann_shard_passages >= 1, "index.scann_shard_passages must be 1 or more"),
-    (0 < cfg.index.recall_target <= 1, "index.recall_target must lie in (0, 1]"),
   )
   for holds, message in rules:
     if not holds:
       raise ConfigError(message)
+
+
+def _of_training(name: str, cfg: Distillation | Ranker) -> tuple[tuple[bool, str], ...]:
+  return (
+    (cfg.always_best <= cfg.passages_per_list,
+     f"{name}.always_best is {cfg.always_best}; it must be {name}.passages_per_list at most, {cfg.passages_per_list}"),
+    (cfg.passages_per_list >= 2 or cfg.loss not in ("kl_list", "margin_mse"),
+     f"{name}.passages_per_list is 1; {name}.loss={cfg.loss} compares the passages of a list, so it must be 2 or more"),
+  )
+
+
+def _check_ranges(prefix: str, section: Any) -> None:
+  for name, allowed in RANGES.get(prefix.removesuffix("."), {}).items():
+    value = getattr(section, name)
+    if value is not None and not allowed.holds(value):
+      raise ConfigError(f"{prefix}{name} is {value!r}; it must be {allowed.words}")
+  for field in dataclasses.fields(section):
+    if dataclasses.is_dataclass(value := getattr(section, field.name)):
+      _check_ranges(f"{prefix}{field.name}.", value)
 
 
 def _check_types(prefix: str, section: Any) -> None:

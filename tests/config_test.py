@@ -231,3 +231,78 @@ def test_choices_are_the_functions_that_exist() -> None:
   assert choices(config_lib.Retriever, "teacher") == set(train_retriever.TEACHERS)
   assert choices(config_lib.Labels, "provider") == set(providers.PROVIDERS)
   assert choices(config_lib.Collection, "source") == set(corpora.SOURCES)
+
+
+# -- Ranges --------------------------------------------------------------------------------------------------------
+
+NAN = float("nan")
+TRAININGS = ("direct", "ranker", "retriever")
+# Values just outside of what means something.
+MEANINGLESS = (
+  *(("seed", -1), ("mesh.data", 0), ("mesh.fsdp", 0), ("mesh.tensor", 0), ("candidates.depth", 0), ("scores.depth", 0)),
+  *((f"encoder.{name}_tokens", 2) for name in ("query", "passage", "list_passage", "pair_passage")),
+  *(("encoder.tokens_per_step", 0), ("encoder.row_tokens", 0), ("encoder.list_row_tokens", 0)),
+  *((f"{section}.{name}", 0) for section in TRAININGS
+    for name in ("epochs", "passes", "lists_per_batch", "checkpoint_every", "passages_per_list")),
+  *((f"{section}.always_best", value) for section in TRAININGS for value in (-1, 9)),
+  *((f"{section}.optim.{name}", value) for section in TRAININGS for name, value in (
+    ("peak_lr", 0.0), ("peak_lr", NAN), ("peak_lr", float("inf")), ("warmup_fraction", -0.1), ("warmup_fraction", 1.1),
+    ("clip_norm", 0.0), ("weight_decay", -0.1), ("b1", 1.0), ("b2", 1.0))),
+  *((f"{section}.{name}_temperature", value) for section in ("direct", "retriever") for name in ("order", "student")
+    for value in (0.0, -1.0, NAN)),
+  *(("retriever.teacher_temperature", 0.0), ("retriever.teacher_temperature", -0.5), ("retriever.trainings", 0)),
+  *(("ranker.top_places", 0), ("ranker.passages_per_list", 1), ("ranker.similarity_weight", -1.0)),
+  *(("index.tuned_depth", 0), ("index.dimensions", 0), ("index.recall_target", 0.0), ("index.recall_target", 1.01)),
+  *((f"evaluate.{name}", 0) for name in ("depth", "rerank_depth", "resamples", "relevant_from")),
+  *(("collection.max_passages", 0), ("collection.train_fraction", 1.0), ("queries.held_out", 1.0)),
+  *(("queries.passages", 0), ("labels.max_tokens", -1), ("answer.questions", 0), ("scores.unlabelled_queries", -1)),
+)  # fmt: skip
+
+
+def put(cfg: config_lib.Config, path: str, value: object) -> None:
+  *sections, field = path.split(".")
+  setattr(functools.reduce(getattr, sections, cfg), field, value)
+
+
+@pytest.mark.parametrize("path, value", MEANINGLESS)
+def test_numbers_that_mean_nothing_are_refused_with_their_path(path: str, value: float) -> None:
+  cfg = config_lib.Config(name="x")
+  for section in TRAININGS:
+    getattr(cfg, section).always_best = 0
+  validation.validate(cfg)
+  put(cfg, path, value)
+  with pytest.raises(config_lib.ConfigError, match=rf"{path}\b.*{value}"):
+    validation.validate(cfg)
+
+
+def test_every_number_of_a_config_has_its_range() -> None:
+  numbers = {path for path, hint in leaves(config_lib.Config)
+             if {int, float} & {hint, *typing.get_args(hint)}}
+  ranged = {f"{section}.{name}".lstrip(".") for section, fields in validation.RANGES.items() for name in fields}
+  assert ranged == numbers
+
+
+SMALLEST = (
+  ("warmup of nothing, then of all", {"ranker.optim.warmup_fraction": 0, "direct.optim.warmup_fraction": 1.0}),
+  ("no place for sure", {"ranker.always_best": 0, "direct.always_best": 0}),
+  ("one of each", {"evaluate.resamples": 1, "encoder.tokens_per_step": 1, "mesh.data": 1, "candidates.depth": 1}),
+  ("one passage beside those of others", {"retriever.passages_per_list": 1, "retriever.always_best": 1}),
+  ("texts of a token", {"encoder.query_tokens": 3, "encoder.list_passage_tokens": 3}),
+)
+
+
+@pytest.mark.parametrize("changes", [changes for _, changes in SMALLEST], ids=[name for name, _ in SMALLEST])
+def test_the_smallest_numbers_that_mean_something_are_taken(changes: dict[str, float]) -> None:
+  cfg = config_lib.Config(name="x")
+  for path, value in changes.items():
+    put(cfg, path, value)
+  validation.validate(cfg)
+
+
+@pytest.mark.parametrize("loss", ["kl_list", "margin_mse"])
+def test_a_loss_that_compares_the_passages_of_a_list_needs_two(loss: str) -> None:
+  cfg = config_lib.Config(name="x", direct=config_lib.Distillation(loss=loss, passages_per_list=1, always_best=1))
+  with pytest.raises(config_lib.ConfigError, match=rf"direct\.passages_per_list is 1; direct\.loss={loss}"):
+    validation.validate(cfg)
+  cfg.direct.passages_per_list = 2
+  validation.validate(cfg)

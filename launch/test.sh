@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/env.sh
 source launch/env.sh retrieval report llm gemini-legacy hf tfds datasets serve gcs s3 tensorboard test
-ruff check .
-mypy
+# As modules: the programs in .venv/bin name a Python by its path, which is another clone's where .venv is an old copy.
+python -m ruff check .
+python -m mypy
 # Two workers for two cores; a file's tests stay together, so that its compiled programs are compiled once.
 exec python -m pytest -n 2 --dist loadfile "$@"

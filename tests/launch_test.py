@@ -390,6 +390,22 @@ def test_an_install_that_is_killed_begins_from_nothing_with_the_same_extras(clon
   assert not clone.start("report", "llm")[1]
 
 
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_an_environment_in_another_place_is_made_anew(clone: Clone, how: str) -> None:
+  """Its programs begin with the path of its Python: of none, or of the other clone's."""
+  clone.keep()
+  first, clone.root = clone.root, clone.place / "it's another"
+  (shutil.move if how == "moved" else lambda *a: shutil.copytree(*a, symlinks=True))(first, clone.root)
+  done, asked = clone.start()
+  assert done.returncode == 0 and f"was made in {first}" in done.stderr
+  assert asked[0] == ".[report,llm]" and not (clone.root / ".venv" / "kept").exists()
+  assert not clone.start()[1]
+  # By another name it is the same place.
+  (clone.place / "link").symlink_to(clone.root)
+  kept, clone.root = clone.keep(), clone.place / "link"
+  assert clone.start()[0].returncode == 0 and kept.exists()
+
+
 def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
   (place.root / "states").write_text("SUSPENDED\nACTIVE\n")
   assert place.start("tpu.sh", "create", "--spot").returncode == 0

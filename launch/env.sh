@@ -97,6 +97,9 @@ env_broken() {
   # Its programs begin with the path of its Python.  A link that leads here is the same place.
   if [[ -n "$made_in" && ! "$made_in" -ef . ]]; then
     echo "it was made in $made_in"
+  elif ! .venv/bin/python -I -c 'import pip' 2>/dev/null; then
+    # A shell would go on to the system's Python, and say nothing.
+    echo "its Python, $(readlink .venv/bin/python), does not run, or without its packages"
   fi
 }
 

@@ -406,6 +406,21 @@ def test_an_environment_in_another_place_is_made_anew(clone: Clone, how: str) ->
   assert clone.start()[0].returncode == 0 and kept.exists()
 
 
+@pytest.mark.parametrize("now", [None, "#!/bin/sh\nexit 1\n"], ids=["gone", "without its packages"])
+def test_an_environment_whose_python_is_gone_is_made_anew(clone: Clone, now: str | None) -> None:
+  """Upgraded away, it leaves a link to nothing; or the link leads to the next version, which looks elsewhere."""
+  kept = clone.keep()
+  (clone.place / "bin" / "python3.12").unlink()
+  if now:
+    clone.tool("python3.12", now)
+  (clone.place / "python3.is").write_text("3.11")
+  done, asked = clone.start()
+  assert done.returncode == 0 and "python3.12, does not run, or without its packages" in done.stderr
+  assert asked[0] == ".[report,llm]" and not kept.exists()
+  done, asked = clone.start()
+  assert done.returncode == 0 and not asked and not done.stderr
+
+
 def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
   (place.root / "states").write_text("SUSPENDED\nACTIVE\n")
   assert place.start("tpu.sh", "create", "--spot").returncode == 0

@@ -3,7 +3,8 @@
 #
 # Makes .venv in the repository's root from constraints.txt where it is missing or its pins changed, with the extras
 # asked for (see pyproject.toml) beside those it has, and puts it first on PATH.  Does nothing, fast, when nothing
-# changed.  PYTHON names the interpreter to make .venv with; without it, the first fitting one on PATH, or uv's.
+# changed.  PYTHON names the interpreter to make .venv with; without it, the newest on PATH that all pins have wheels
+# for, or uv's.
 
 if (return 0 2>/dev/null); then
   # Sourced, maybe by a shell that someone types into: the work is a process of its own, which leaves no option and no
@@ -21,21 +22,34 @@ fi
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-env_find_python() {
-  local candidate candidates=(python3 python3.13 python3.12 python3.11)
-  [[ -z "${PYTHON:-}" ]] || candidates=("$PYTHON")
-  for candidate in "${candidates[@]}"; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+# env_first_python TEST NAME...: the first NAME there is that makes environments (Debian's want python3-venv) and passes.
+env_first_python() {
+  local test="$1" candidate
+  for candidate in "${@:2}"; do
+    if "$candidate" -c "import ensurepip, sys; sys.exit(not ($test))" 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  # A project's own .venv is none to make it with.
-  if [[ -z "${PYTHON:-}" ]] && command -v uv >/dev/null && uv python install 3.11 >&2; then
-    uv python find --system 3.11
-    return
+  return 1
+}
+
+env_find_python() {
+  local names=(python3.13 python3.12 python3.11 python3)
+  if [[ -n "${PYTHON:-}" ]]; then
+    names=("$PYTHON")
+    env_first_python "sys.version_info >= (3, 11)" "$PYTHON" && return
+  else
+    # Not simply python3: it may be newer than the wheels of some pins, beside one that is not.
+    env_first_python "(3, 11) <= sys.version_info < (3, 14)" "${names[@]}" && return
+    # A project's own .venv is none to make it with.
+    if command -v uv >/dev/null && uv python install 3.11 >&2; then
+      uv python find --system 3.11
+      return
+    fi
+    env_first_python "sys.version_info >= (3, 14)" python3 && return
   fi
-  echo "launch/env.sh: no Python 3.11 or newer among: ${candidates[*]}; name one in front, PYTHON=/path/to/python3.12" >&2
+  echo "launch/env.sh: no Python 3.11 or newer, with venv, among: ${names[*]}; name one, PYTHON=/path/to/python3.12" >&2
   return 1
 }
 
@@ -45,13 +59,22 @@ env_pins() {
 }
 
 env_make_venv() {
-  local python
+  local python own
+  # The shell that sourced this has .venv in front, which is no Python to make it anew with.
+  if [[ "${VIRTUAL_ENV:-}" -ef .venv ]]; then
+    own="$VIRTUAL_ENV/bin:"
+    PATH="${PATH//"$own"/}"
+  fi
   python="$(env_find_python)"
   if [[ -e .venv && ! -e .venv/.made-by-launch ]]; then
     echo "launch/env.sh: $PWD/.venv was not made by this script; move it away, then run this again" >&2
     return 1
   fi
   echo "launch/env.sh: making .venv with $("$python" --version)" >&2
+  if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 14))'; then
+    echo "launch/env.sh: the extras tfds and test have no TensorFlow for it, and retrieval no ScaNN (exact search" \
+      "needs none); with these, PYTHON=/path/to/python3.13 and rm -r .venv" >&2
+  fi
   # Emptied, not removed: the mark of being ours, and the extras, outlive a kill in the middle.
   mkdir -p .venv
   pwd >.venv/.made-by-launch

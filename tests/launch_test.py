@@ -263,7 +263,7 @@ def test_a_python_that_is_too_old_is_no_obstacle(place: Place) -> None:
   (bin_ / "uv").write_text("#!/usr/bin/env bash\n[[ $2 != find ]] || echo /uv/python3.11\n")
   (bin_ / "uv").chmod(0o755)
   find = subprocess.run(
-    ["bash", "-c", "source <(sed -n '/^env_find_python/,/^}/p' \"$1\") && env_find_python", "-",
+    ["bash", "-c", "source <(sed -n '/^env_fi[a-z]*_python/,/^}/p' \"$1\") && env_find_python", "-",
      ROOT / "launch" / "env.sh"], text=True, capture_output=True, timeout=60,
     env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHON": ""}, cwd=place.root)
   assert find.stdout == "/uv/python3.11\n", find.stderr
@@ -281,7 +281,8 @@ PYTHON = r"""#!/usr/bin/env bash
 version="${0##*/python}"
 [[ "$0" != *.venv/bin/python ]] || version="$(cat "${0%/bin/python}/version")"
 case "$*" in
-  -m\ venv*) mkdir -p "$3/bin"; ln -s "PLACE/bin/python$version" "$3/bin/python"; echo "$version" >"$3/version" ;;
+  -m\ venv*) mkdir -p "$3/bin"; echo "$version" >"$3/version"
+    for name in python "python$version"; do ln -s "PLACE/bin/python$version" "$3/bin/$name"; done ;;
   -m\ pip*) echo "${*: -1}" >>PLACE/calls; source PLACE/pip ;;
   --version) echo "Python $version" ;;
   *) [[ "$version" != 3 ]] || version="$(cat PLACE/python3.is)"
@@ -419,6 +420,49 @@ def test_an_environment_whose_python_is_gone_is_made_anew(clone: Clone, now: str
   assert asked[0] == ".[report,llm]" and not kept.exists()
   done, asked = clone.start()
   assert done.returncode == 0 and not asked and not done.stderr
+
+
+@pytest.mark.parametrize(("pythons", "python3", "taken"), [
+  (("3.11", "3.12", "3.13", "3.14"), "3.14", "3.13"),
+  (("3.11", "3.12"), "3.14", "3.12"),
+  (("3.11",), "3.12", "3.11"),
+  ((), "3.12", "3"),
+  ((), "3.14", "3"),
+])
+def test_the_newest_python_that_all_pins_have_wheels_for_is_taken(
+  tmp_path: pathlib.Path, pythons: tuple[str, ...], python3: str, taken: str
+) -> None:
+  clone = Clone(tmp_path, pythons, python3)
+  done, _ = clone.start()
+  assert done.returncode == 0 and clone.made_with() == taken, done.stderr
+  # TensorFlow 2.20 has none for 3.14.
+  assert ("extras tfds and test" in done.stderr) == (taken == "3" and python3 == "3.14")
+
+
+def test_a_python_that_is_named_is_taken(tmp_path: pathlib.Path) -> None:
+  clone = Clone(tmp_path, ("3.11", "3.13", "3.14"))
+  done, _ = clone.start(PYTHON="python3.14")
+  assert done.returncode == 0 and clone.made_with() == "3.14" and "extras tfds and test" in done.stderr
+  # Another later leaves what is there alone; one that does not fit is refused, and takes nothing away.
+  assert not clone.start(PYTHON="python3.11")[1]
+  kept = clone.keep()
+  (clone.root / ".venv" / ".installed").unlink()
+  done, asked = clone.start(PYTHON="python3")
+  assert done.returncode == 1 and "no Python 3.11 or newer" in done.stderr and not asked and kept.exists()
+
+
+def test_a_new_environment_is_not_made_with_the_one_that_goes(tmp_path: pathlib.Path) -> None:
+  """A shell that sourced env.sh has .venv in front, also where it is to be made anew with another Python."""
+  clone = Clone(tmp_path, ("3.11", "3.13"))
+  assert clone.start()[0].returncode == 0 and clone.made_with() == "3.13"
+  (clone.place / "bin" / "python3.13").rename(clone.place / "hidden")
+  here = clone.root / ".venv"
+  (here / "bin" / "python3.13").unlink()
+  (here / "bin" / "python3.13").symlink_to(clone.place / "hidden")
+  (here / ".installed").unlink()
+  path = f"{here / 'bin'}:{clone.place / 'bin'}:/usr/bin:/bin"
+  done, _ = clone.start(VIRTUAL_ENV=str(here), PATH=path)
+  assert done.returncode == 0 and clone.made_with() == "3.11", done.stderr
 
 
 def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:

@@ -22,32 +22,71 @@ ELSEWHERE = (
   *([f"launch/{where}.sh"] for where in ("local", "gpu", "docker", "slurm", "sky")),
   *([f"launch/{where}.sh", "run"] for where in ("tpu", "gke")),
 )
-# Loads everything once, then parses each command in a child of its own, as absl's flags are global; a line each comes
-# out: what is wrong, or nothing.
+# Loads the package once, then parses each command in a child of its own, as absl's flags are global, and a benchmark
+# may call one as another module does; a line each comes out: what is wrong, or nothing.
 PARSE = """
-import importlib, json, os, sys
+import argparse, importlib, json, os, sys
 from absl import flags
 
+class Parsed(Exception):
+  pass
+
+def refuse(parser, message):
+  raise ValueError(message)
+
+def parse_and_do_no_more(parser, argv=None, parse=argparse.ArgumentParser.parse_args):
+  parser.allow_abbrev = False
+  parse(parser, argv)
+  raise Parsed
+
+def with_argparse(loaded, argv):
+  argparse.ArgumentParser.error = refuse
+  argparse.ArgumentParser.parse_args = parse_and_do_no_more
+  try:
+    loaded.main(argv)
+  except Parsed:
+    pass
+
+def with_pip(argv):
+  from pip._internal import commands
+  from pip._internal.cli import parser
+  parser.ConfigOptionParser.error = refuse
+  commands.create_command(argv[0]).parse_args(argv[1:])
+
+def with_absl(module, argv):
+  # A benchmark, which comes in now: what the package's modules have defined is not there when it runs.
+  for name in list(flags.FLAGS) if module not in sys.modules else ():
+    if flags.FLAGS.find_module_defining_flag(name).startswith("idistill_jax.") and name not in shared:
+      delattr(flags.FLAGS, name)
+  importlib.import_module(module)
+  sys.argv = [module, *argv]
+  rest = flags.FLAGS(sys.argv)[1:]
+  if flags.FLAGS["config"].value is not None:
+    validation.validate(flags.FLAGS["config"].value)
+  named = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
+  theirs = {"idistill_jax.cli", module}
+  foreign = [name for name in named
+             if not name.startswith("config.") and flags.FLAGS.find_module_defining_flag(name) not in theirs]
+  assert not foreign, f"no flag {foreign}"
+  takes_words = {"idistill_jax.search", "idistill_jax.llm.cache", "idistill_jax.report.__main__"}
+  assert bool(rest) == (module in takes_words), f"unexpected {rest}"
+
 commands = json.load(sys.stdin)
-for module in {module for module, _ in commands}:
+for module in {module for module, _ in commands if module.startswith("idistill_jax")}:
   importlib.import_module(module)
 validation = importlib.import_module("idistill_jax.validation")
+shared = {flag.name for flag in flags.FLAGS.flags_by_module_dict()["idistill_jax.cli"]}
 for module, argv in commands:
   child = os.fork()
   if not child:
-    sys.argv = [module, *argv]
     wrong = ""
     try:
-      rest = flags.FLAGS(sys.argv)[1:]
-      if flags.FLAGS["config"].value is not None:
-        validation.validate(flags.FLAGS["config"].value)
-      named = [word.lstrip("-").partition("=")[0] for word in argv if word.startswith("-")]
-      theirs = {"idistill_jax.cli", module}
-      foreign = [name for name in named
-                 if not name.startswith("config.") and flags.FLAGS.find_module_defining_flag(name) not in theirs]
-      assert not foreign, f"no flag {foreign}"
-      takes_words = {"idistill_jax.search", "idistill_jax.llm.cache", "idistill_jax.report.__main__"}
-      assert bool(rest) == (module in takes_words), f"unexpected {rest}"
+      if module == "pip":
+        with_pip(argv)
+      elif module in ("benchmarks.labelling", "venv"):
+        with_argparse(importlib.import_module(module), argv)
+      else:
+        with_absl(module, argv)
     except BaseException as e:
       wrong = f"{type(e).__name__}: {e}".replace("\\n", " ")
     print(wrong, flush=True)
@@ -83,7 +122,7 @@ def code_blocks(markdown: str) -> str:
 
 
 def docstrings() -> list[tuple[str, str]]:
-  paths = [*(ROOT / "idistill_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]
+  paths = [path for folder in ("idistill_jax", "configs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
   return [(str(path.relative_to(ROOT)), ast.get_docstring(ast.parse(path.read_text())) or "") for path in sorted(paths)]
 
 
@@ -107,7 +146,7 @@ def as_module(command: Command) -> tuple[str, list[str]] | None:
   words = list(command.words)
   if words[0].startswith("python"):
     module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
-    return (module, words[3:]) if module.startswith("idistill_jax") or module == "benchmarks.run" else None
+    return module, words[3:]
   if words[:1] in ELSEWHERE or words[:2] in ELSEWHERE:
     stage, *flags = [word for word in words[1:] if word not in ("run", "--dry_run")] or [""]
     module = "idistill_jax.pipeline" if stage == "pipeline" else f"idistill_jax.stages.{stage}"
@@ -136,6 +175,13 @@ STALE = (
   ("tinny", ("idistill_jax.pipeline", ["--config=configs/quickstart.py:tinny"])),
   ("top", ("idistill_jax.pipeline", ["--top=3"])),
   ("stray", ("idistill_jax.pipeline", ["stray"])),
+  ("rank_lmm", ("benchmarks.labelling", ["--rank_lmm=x"])),
+  ("many", ("benchmarks.labelling", ["--calls=many"])),
+  ("passage", ("benchmarks.search", ["--passage=1000"])),
+  ("peer_steps", ("benchmarks.search", ["--peer_steps=1"])),
+  ("tinny", ("benchmarks.first_stages", ["--config=configs/scifact.py:tinny"])),
+  ("--constrained", ("pip", ["install", "--constrained=constraints.txt", "einops"])),
+  ("--without-pips", ("venv", ["--without-pips", "there"])),
 )
 
 

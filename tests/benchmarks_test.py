@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import ours, run, texts
 from idistill_jax.hf import weights
+from idistill_jax.train import utilization
 
 OPTIONS = {
   "dtype": "float32", "queries": 32, "passages_per_list": 2, "lists_per_batch": 4, "passes": 1, "max_tokens": 32,
@@ -15,7 +16,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("work", run.WORK)
 def test_every_measurement_of_ours_runs(work, tiny_weights, monkeypatch):
-  monkeypatch.setattr("idistill_jax.train.utilization.matrix_rate", lambda dtype: 1e12)
+  monkeypatch.setattr(utilization, "matrix_rate", lambda dtype: 1e12)
   found = run.ours(work, {**OPTIONS, "weights": tiny_weights})
   assert found["tokens_per_second"] > 0 and found["peak_memory_bytes"] > 0
   if work in run.COMPARED:
@@ -29,3 +30,9 @@ def test_every_text_is_as_long_as_it_is_said_to_be(tiny_weights):
   lists = texts.draw(weights.resolve(tiny_weights), queries=16, width=2, max_tokens=32)
   assert len(lists.passages) == len(lists.passage_lengths) == 32
   assert dataclasses.replace(lists).dual_tokens == lists.query_lengths.sum() + lists.passage_lengths.sum()
+
+
+def test_only_devices_of_a_kind_are_compared():
+  of = lambda device, rate: {"device": device, "tokens_per_second": rate}
+  assert run.ratio(of("NVIDIA H100", 30.0), of("NVIDIA H100 80GB HBM3", 20.0)) == {"ratio_to_the_best_peer": 1.5}
+  assert run.ratio(of("cpu", 30.0), of("NVIDIA H100 80GB HBM3", 20.0)).keys() == {"not_compared"}

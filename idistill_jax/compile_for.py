@@ -6,6 +6,7 @@ Needs the package libtpu (extra `tpu-compile`) and no TPU.  Rows are counted as 
 """
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -134,9 +135,13 @@ def _training(name: str, cfg: Any, network: networks.Network,
     rows=rows, values=of(jnp.float32), where=of(jnp.bool_), known=of(jnp.bool_), passage_rows=of(jnp.int32),
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
-  step, counted = (step_lib.make_step(objective(of_loss, one), tx, state)
-                   for of_loss, one in ((cfg, network), (dataclasses.replace(cfg, passes=1), _unrolled(network))))
-  return _compiled(name, step, counted, (state, batch), rows)
+
+  def compiled(cfg: Any, network: networks.Network) -> Any:
+    step: Any = step_lib.make_step(objective(cfg, network), tx, state)
+    return step.lower(state, batch).compile()
+
+  in_one_pass = dataclasses.replace(cfg, passes=1)
+  return _program(name, compiled(cfg, network), rows, _cost(functools.partial(compiled, in_one_pass), network))
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -144,12 +149,23 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  return _compiled("encode", jax.jit(network.apply), jax.jit(_unrolled(network).apply), (params, rows), rows)
+  compiled = lambda one: jax.jit(one.apply).lower(params, rows).compile()
+  return _program("encode", compiled(network), rows, _cost(compiled, network))
 
 
-def _unrolled(network: networks.Network) -> networks.Network:
-  """Compiled to be counted: of a loop XLA counts what one turn costs."""
-  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=True))
+def _cost(compiled: Callable[[networks.Network], Any], network: networks.Network) -> dict[str, float]:
+  """FLOPs and bytes over all layers.  Of a loop XLA counts one turn: turns of one layer and of two tell what one costs.
+
+  Why not unrolled layers: the TPU's compiler takes minutes over them.
+  """
+  layers = network.table.layers
+  turns = [dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=count))
+           for count in (1, 2)]
+  one, two = (compiled(turn).cost_analysis() for turn in turns)
+  # Of an odd number, the last layer stands by itself beside the turns of two.
+  counted = 2 + layers % 2 if layers > 1 else 1
+  of_layer = lambda what: (two[what] - one[what]) / max(counted - 1, 1)
+  return {what: one[what] + (layers - 1) * of_layer(what) for what in ("flops", "bytes accessed")}
 
 
 def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sharding.Mesh) -> pack.Rows:
@@ -165,14 +181,12 @@ def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _compiled(name: str, step: Any, counted: Any, arguments: tuple[Any, ...], rows: pack.Rows) -> Program:
-  """step, counted: jitted; the one that would run, and the same without loops."""
-  compiled = step.lower(*arguments).compile()
-  memory, cost = compiled.memory_analysis(), counted.lower(*arguments).compile().cost_analysis()
+def _program(name: str, compiled: Any, rows: pack.Rows, cost: dict[str, float]) -> Program:
+  memory = compiled.memory_analysis()
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes, flops=cost.get("flops", 0.0),
-    bytes_moved=cost.get("bytes accessed", 0.0), kernels=compiled.as_text().count("tpu_custom_call"),
+    temporary_bytes=memory.temp_size_in_bytes, flops=cost["flops"], bytes_moved=cost["bytes accessed"],
+    kernels=compiled.as_text().count("tpu_custom_call"),
   )
 
 

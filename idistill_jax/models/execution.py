@@ -21,8 +21,8 @@ from idistill_jax.models import attention
 class Execution:
   """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
 
-  unroll_layers: compile every layer for itself rather than one loop over them.  remat: what a gradient computes anew,
-  a key of REMAT.
+  unroll_layers: compile every layer for itself rather than one loop over them; a number: so many in each turn of it.
+  remat: what a gradient computes anew, a key of REMAT.
   row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
   attention costs as much as all else.
   """
@@ -30,7 +30,7 @@ class Execution:
   products: Any
   states: Any
   attend: attention.Attend
-  unroll_layers: bool
+  unroll_layers: bool | int
   remat: str
   row_block: int
   attention_doubles: float

@@ -18,7 +18,7 @@ COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/q
 
 def run(*flags: str) -> subprocess.CompletedProcess:
   environment = os.environ | {"COLUMNS": "160", "XLA_FLAGS": ""}
-  return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=300)
+  return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v5p:2x2x2", ())])

@@ -156,7 +156,7 @@ class Workdir:
       return None
     last = max(found, key=lambda name: max(found[name].values(), default=0.0))
     metrics = self.read(f"{last}/{METRICS}")
-    return Begun(written=found[last], seconds=float(self.read(f"{last}/seconds") or 0),
+    return Begun(written=found[last], seconds=float(self.read(f"{last}/{seconds.FILE}") or 0),
                  metrics=(metrics or "").splitlines())
 
   @property
@@ -293,8 +293,8 @@ class Workdir:
     return mine
 
   def _commit(self, stage: str, out: pathlib.Path, manifest: dict[str, Any]) -> None:
-    (out / "seconds").unlink(missing_ok=True)
+    (out / seconds.FILE).unlink(missing_ok=True)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    self._store.commit(out.name, stage, last=MANIFEST, leave=("seconds", CHECKPOINTS, PIECES))
+    self._store.commit(out.name, stage, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
     for reason, dropped in manifest["drops"].items():
       logging.warning("%s dropped %d: %s (for example %s)", stage, dropped["count"], reason, dropped["examples"][:3])

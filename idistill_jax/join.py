@@ -30,9 +30,7 @@ def watch(home: artifacts.Workdir) -> None:
   """Joins every stage of JOINED that is being made, until all are done."""
   while left := _left(home):
     cfg = cli.load_config(home.stated)
-    with tempfile.TemporaryDirectory() as made:
-      under_way = [stage for stage in left if _has_inputs(home, stage)
-                   and home.helped(stage, cfg, pathlib.Path(made)) is not None]  # fmt: skip
+    under_way = [stage for stage in left if home.helped(stage, cfg, home.root) is not None]
     if under_way:
       _help(home, under_way[0])
     time.sleep(_POLL_SECONDS)
@@ -53,10 +51,6 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
 def _left(home: artifacts.Workdir) -> list[artifacts.Stage]:
   cfg = cli.load_config(home.stated)
   return [stage for stage in JOINED.values() if not home.is_done(stage, cfg)]
-
-
-def _has_inputs(home: artifacts.Workdir, stage: artifacts.Stage) -> bool:
-  return all(home.manifest(name) is not None for name in stage.inputs(cli.load_config(home.stated)))
 
 
 def _help(home: artifacts.Workdir, stage: artifacts.Stage) -> None:

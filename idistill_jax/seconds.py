@@ -6,12 +6,12 @@ from absl import logging
 
 from idistill_jax import files
 
-_FILE = "seconds"
+FILE = "seconds"
 
 
 def read(folder: pathlib.Path) -> float:
   """0 where no attempt has ended there."""
-  path = folder / _FILE
+  path = folder / FILE
   return float(path.read_text() or 0) if path.exists() else 0.0
 
 
@@ -19,6 +19,6 @@ def write(folder: pathlib.Path, seconds: float) -> None:
   """A full disk costs the number: as an error it would hide why the stage ended, and keep its answers from a bucket."""
   try:
     if folder.exists():
-      files.write_atomically(folder / _FILE, str(seconds))
+      files.write_atomically(folder / FILE, str(seconds))
   except OSError as e:
-    logging.warning("%s/%s: not written (%s)", folder, _FILE, e)
+    logging.warning("%s/%s: not written (%s)", folder, FILE, e)

@@ -144,7 +144,8 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
     cells = np.repeat(firsts[here], each) + within
     token_ids.flat[cells] = np.concatenate([texts[int(i)] for i in here])
     positions.flat[cells] = within
-    segment_ids.flat[cells] = np.repeat(_counted(placement.row[here]), each)
+    row = placement.row[here]
+    segment_ids.flat[cells] = np.repeat(counted(row, np.argsort(row, kind="stable")) + 1, each)
     owners.flat[cells] = np.repeat(ids[here], each)
     if types is not None:
       type_ids.flat[cells] = np.concatenate([types[int(i)] for i in here])
@@ -152,13 +153,12 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
               text_ids=owners, starts=starts)
 
 
-def _counted(row: np.ndarray) -> np.ndarray:
-  """1, 2, 3... for the texts of each row, in the order given."""
-  order = np.argsort(row, kind="stable")
+def counted(row: np.ndarray, order: np.ndarray) -> np.ndarray:
+  """0, 1, 2... for the texts of each row; `order` sorts the texts by row, and within a row as they are counted."""
   sorted_row = row[order]
-  counted = np.empty(len(row), np.int64)
-  counted[order] = np.arange(len(row)) - np.searchsorted(sorted_row, sorted_row, side="left") + 1
-  return counted
+  found = np.empty(len(row), np.int64)
+  found[order] = np.arange(len(row)) - np.searchsorted(sorted_row, sorted_row, side="left")
+  return found
 
 
 def real_tokens(rows: Rows) -> int:

@@ -196,7 +196,7 @@ class StepShape:
 
 def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, shape: StepShape,
           text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
-  slots = _slots(row, column) + row * shape.texts_per_row
+  slots = pack.counted(row, np.lexsort((column, row))) + row * shape.texts_per_row
   pairs = [text(int(i)) for i in indices]
   types = [t for _, t in pairs if t is not None]
   rows = pack.fill([ids for ids, _ in pairs], types or None, pack.Placement(row, column, shape.rows), rows=shape.rows,
@@ -212,12 +212,3 @@ def _one_late(items: Iterator[T]) -> Iterator[T]:
     if len(held) > 1:
       yield held.pop(0)
   yield from held
-
-
-def _slots(row: np.ndarray, column: np.ndarray) -> np.ndarray:
-  """0, 1, 2... within each row, by column."""
-  order = np.lexsort((column, row))
-  first_of_row = np.searchsorted(row[order], row[order], side="left")
-  slots = np.empty(len(row), np.int64)
-  slots[order] = np.arange(len(row)) - first_of_row
-  return slots

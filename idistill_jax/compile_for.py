@@ -136,12 +136,13 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  def compiled(cfg: Any, network: networks.Network) -> Any:
-    step: Any = step_lib.make_step(objective(cfg, network), tx, state)
+  @functools.cache
+  def compiled(passes: int, turn: int) -> Any:
+    loss_fn = objective(dataclasses.replace(cfg, passes=passes), _in_turns(network, turn))
+    step: Any = step_lib.make_step(loss_fn, tx, state)
     return step.lower(state, batch).compile()
 
-  in_one_pass = dataclasses.replace(cfg, passes=1)
-  return _program(name, compiled(cfg, network), rows, _cost(functools.partial(compiled, in_one_pass), network))
+  return _program(name, compiled(cfg.passes, 1), rows, _cost(functools.partial(compiled, 1), network.table.layers))
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -149,19 +150,21 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  compiled = lambda one: jax.jit(one.apply).lower(params, rows).compile()
-  return _program("encode", compiled(network), rows, _cost(compiled, network))
+  compiled = functools.cache(lambda turn: jax.jit(_in_turns(network, turn).apply).lower(params, rows).compile())
+  return _program("encode", compiled(1), rows, _cost(compiled, network.table.layers))
 
 
-def _cost(compiled: Callable[[networks.Network], Any], network: networks.Network) -> dict[str, float]:
+def _in_turns(network: networks.Network, layers: int) -> networks.Network:
+  """Of so many layers each in the loop over them; of one, what a TPU runs."""
+  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=layers))
+
+
+def _cost(compiled: Callable[[int], Any], layers: int) -> dict[str, float]:
   """FLOPs and bytes over all layers.  Of a loop XLA counts one turn: turns of one layer and of two tell what one costs.
 
-  Why not unrolled layers: the TPU's compiler takes minutes over them.
+  compiled: layers of a turn -> the program.  Why not unrolled layers: the TPU's compiler takes minutes over them.
   """
-  layers = network.table.layers
-  turns = [dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=count))
-           for count in (1, 2)]
-  one, two = (compiled(turn).cost_analysis() for turn in turns)
+  one, two = (compiled(turn).cost_analysis() for turn in (1, 2))
   # Of an odd number, the last layer stands by itself beside the turns of two.
   counted = 2 + layers % 2 if layers > 1 else 1
   of_layer = lambda what: (two[what] - one[what]) / max(counted - 1, 1)

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, records, search
+from idistill_jax import artifacts, cli, files, records, search
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.data.corpora import files, jsonl
+from idistill_jax.data.corpora import files as corpus_files
+from idistill_jax.data.corpora import jsonl
 from idistill_jax.retrieval import index
 from idistill_jax.train import inference
 
@@ -41,7 +42,7 @@ def upsert(
   old.inputs(search.STAGE, cfg)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
-  read = list(files.read_passages(pathlib.Path(path)))
+  read = list(corpus_files.read_passages(pathlib.Path(path)))
   new = [passage for passage in read if passage.full_text.strip()]
   if not new:
     raise ValueError(f"{path}: no passage with a text")
@@ -68,15 +69,8 @@ def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
   may be written over."""
   for name in search.STAGE.reads:
     shutil.copytree(
-      old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else _link
+      old.folder(name), part.folder(name), copy_function=shutil.copy2 if name == "index" else files.link
     )
-
-
-def _link(source: str, target: str) -> None:
-  try:
-    os.link(source, target)
-  except OSError:  # another file system, or one without hard links
-    shutil.copy2(source, target)
 
 
 def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int]:

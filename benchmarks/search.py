@@ -10,6 +10,7 @@ extra `bench`.
 
 import concurrent.futures
 import importlib.metadata
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -107,7 +108,7 @@ def faiss_pq_ways(vectors_PxE: np.ndarray) -> Ways:
 
 
 def _faiss_ways(vectors_PxE: np.ndarray, factory: str, *, reorder: int | None) -> Ways:
-  import faiss
+  import faiss  # an extra: the other systems need none of it
 
   settings = ann.settings_for(len(vectors_PxE))
   width = vectors_PxE.shape[1]
@@ -150,10 +151,19 @@ def measure(folder: pathlib.Path, system: str, arguments: Sequence[str]) -> list
     if system == "exact":
       np.save(folder / TRUTH, found.rows)
     truth = hits.Hits(rows=np.load(folder / TRUTH), scores=found.scores, found=found.found)
-    lines.append({"system": system, **way, "recall": round(tuning.recall(truth, found), 4),
+    lines.append({"system": system, "device": _device(system), **way, "recall": round(tuning.recall(truth, found), 4),
                   "queries_per_second": speed, "cpu_seconds_per_query": cpu, **built})
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   return [line | {"peak_memory_bytes": peak} for line in lines]
+
+
+def _device(system: str) -> str:
+  """Only exact search knows another than the CPU."""
+  if system != "exact":
+    return "cpu"
+  import jax  # which the others need not start
+
+  return str(jax.devices()[0].device_kind)
 
 
 def plot(lines: list[dict[str, Any]], path: str, title: str) -> None:
@@ -185,6 +195,8 @@ def versions() -> dict[str, str]:
 
 def main(argv: Sequence[str]) -> None:
   options = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__")}
+  if any(one.startswith("faiss") for one in _SYSTEMS.value) and importlib.util.find_spec("faiss") is None:
+    raise app.UsageError("FAISS is not installed: source launch/env.sh retrieval bench, or name the --system that is")
   lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": versions(), "cpus": len(os.sched_getaffinity(0)),
                                   "options": options}]
   print(json.dumps(lines[0]), flush=True)

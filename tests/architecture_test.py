@@ -50,7 +50,6 @@ IMPORTED_AS = {
   "absl-py": "absl", "orbax-checkpoint": "orbax", "protobuf": "google.protobuf", "google-crc32c": "google_crc32c",
   "pystemmer": "Stemmer", "pytrec-eval-terrier": "pytrec_eval", "ir-measures": "ir_measures",
   "ir-datasets": "ir_datasets", "google-genai": "google.genai", "google-generativeai": "google.generativeai",
-  "tensorboardx": "tensorboardX",
 }  # fmt: skip
 
 

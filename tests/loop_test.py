@@ -326,7 +326,6 @@ def test_metrics_are_curves_and_windows_as_well(trained):
   assert (window["process"], window["step"], window["steps"]) == (0, 8, 8)
   np.testing.assert_allclose(window["loss"], np.mean([row["loss"] for row in metrics(folder)]), rtol=1e-6)
   events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-  pytest.importorskip("tensorboardX")
   read = events.EventAccumulator(str(folder / curves.FOLDER))
   read.Reload()
   drawn = [(event.step, event.value) for event in read.Scalars("loss")]

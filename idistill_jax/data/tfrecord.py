@@ -59,6 +59,12 @@ def masked_crc(data: bytes) -> int:
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def framed(payload: bytes) -> bytes:
+  """A payload as a record."""
+  length = struct.pack("<Q", len(payload))
+  return length + _FOOTER.pack(masked_crc(length)) + payload + _FOOTER.pack(masked_crc(payload))
+
+
 def shard_name(name: str, shard: int, shards: int) -> str:
   return f"{name}-{shard:05d}-of-{shards:05d}.tfrecord"
 
@@ -119,10 +125,7 @@ def _runs(payloads: Iterable[bytes], shards: int, count: int | None) -> Iterator
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
   with open(path, "wb") as out:
     for payload in payloads:
-      length = struct.pack("<Q", len(payload))
-      out.write(length + _FOOTER.pack(masked_crc(length)))
-      out.write(payload)
-      out.write(_FOOTER.pack(masked_crc(payload)))
+      out.write(framed(payload))
     out.flush()
     os.fsync(out.fileno())
 

@@ -21,7 +21,7 @@ from rich import console as rich_console
 
 from idistill_jax import cli, sharding
 from idistill_jax import config as config_lib
-from idistill_jax.data import batches, pack
+from idistill_jax.data import batches, pack, tokenize
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, objectives, optim
 from idistill_jax.train import step as step_lib
@@ -99,7 +99,7 @@ def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
   encoder = cfg.encoder
   ranker = networks.ranker(encoder, cfg.ranker.head).on(mesh, encoder.training_dtype)
   retriever = networks.retriever(encoder).on(mesh, encoder.training_dtype)
-  pair = encoder.query_tokens + encoder.pair_cut - 1
+  pair = tokenize.pair_lengths(encoder.query_tokens, encoder.pair_cut, ranker.tokenizer.between)
   dual = {"direct step": cfg.direct, "retriever step": cfg.retriever}
   encoding = retriever.on(mesh, encoder.inference_dtype)
   return [
@@ -176,7 +176,7 @@ def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sha
   # An abstract array stands in for one wherever only shapes are read.
   cells: Any = jax.ShapeDtypeStruct((count, row_tokens), jnp.int32)
   starts: Any = jax.ShapeDtypeStruct((texts,), jnp.int32)
-  empty = pack.Rows(token_ids=cells, positions=cells, type_ids=cells, segment_ids=cells, text_ids=cells, starts=starts)
+  empty = pack.Rows(token_ids=cells, positions=cells, halves=cells, segment_ids=cells, text_ids=cells, starts=starts)
   return jax.tree.map(_abstract, empty, sharding.packed(empty, mesh))
 
 

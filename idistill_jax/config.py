@@ -177,7 +177,7 @@ class Ranker:
   """Cross-encoder training on the LLM's order."""
 
   # "pair_cosine" starts near the level of embedding weights, and its export carries code; "mean" starts from nothing,
-  # beside an added similarity, and CrossEncoder reads it as it is; "classifier" is that of BERT's sequence classifiers.
+  # beside an added similarity, and CrossEncoder reads it as it is; "classifier" is that of sequence classifiers.
   head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
   # Places of the LLM's order whose likelihood counts; None is the whole list.

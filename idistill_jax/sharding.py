@@ -32,6 +32,7 @@ RULES: dict[str, str | None] = {
   "mlp": "tensor",
   "position": None,
   "type": None,
+  "bucket": None,
   "label": None,
 }
 

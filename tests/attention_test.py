@@ -33,6 +33,34 @@ def test_value_and_gradients_equal_those_of_jax():
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
+  bias = jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
+  operands, cotangent = [*(drawn(seed) for seed in range(3)), bias], drawn(3)
+
+  def plainly(q, k, v, bias):
+    together = SEGMENTS[:, :, None] == SEGMENTS[:, None, :]
+    return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=jnp.asarray(together)[:, None])
+
+  with jax.default_matmul_precision("float32"):
+    ours, pull = jax.vjp(lambda q, k, v, bias: attention.attend(q, k, v, SEGMENTS, bias), *operands)
+    theirs, their_pull = jax.vjp(plainly, *operands)
+  np.testing.assert_allclose(ours, theirs, atol=2e-6)
+  for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+  assert float(jnp.abs(ours - attention.attend(*operands[:3], SEGMENTS)).max()) > 0.1
+
+
+def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_once(caplog):
+  caplog.set_level("INFO", logger="absl")
+  mesh, bias = sharding.make_mesh(config.Mesh()), jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
+  attention._say_plain.cache_clear()
+  for kernel in (attention.splash(mesh), attention.cudnn(mesh)) * 2:
+    np.testing.assert_array_equal(kernel(*map(drawn, range(3)), SEGMENTS, bias),
+                                  attention.attend(*map(drawn, range(3)), SEGMENTS, bias))
+  said = [one.getMessage().partition(" takes no bias")[0] for one in caplog.records]
+  assert said == ["splash attention", "cuDNN's attention"]
+
+
 def test_another_text_of_the_row_changes_nothing():
   q, k, v = map(drawn, range(3))
   out = attention.attend(q, k, v, SEGMENTS)

@@ -71,7 +71,7 @@ def single_rows(network: networks.Network, texts: list[str]):
 def pair_rows(network: networks.Network):
   queries = network.tokenizer.table(QUERIES, CUT.query_tokens)
   passages = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
-  pairs = [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  pairs = [tokenize.pair(queries[i], passages[i], passages.between) for i in range(len(QUERIES))]
   return rows_of.packed([ids for ids, _ in pairs], [types for _, types in pairs], ROW)
 
 
@@ -79,7 +79,7 @@ def torch_batch(network: networks.Network) -> dict:
   """The pairs padded, from our own token ids, so that only the model is compared."""
   queries = network.tokenizer.table(QUERIES, CUT.query_tokens)
   passages = network.tokenizer.table(PASSAGES, CUT.passage_tokens)
-  pairs = [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  pairs = [tokenize.pair(queries[i], passages[i], passages.between) for i in range(len(QUERIES))]
   names = ("input_ids", "token_type_ids", "attention_mask")
   batch = {name: torch.zeros((len(pairs), ROW), dtype=torch.long) for name in names}
   for i, (ids, types) in enumerate(pairs):

@@ -25,7 +25,7 @@ def network(tiny_weights):
 def scores(network):
   """The network's scores of the pairs, as a function of its parameters."""
   queries, passages = (network.tokenizer.table(texts, LENGTH) for texts in (QUERIES, PASSAGES))
-  pairs = [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  pairs = [tokenize.pair(queries[i], passages[i], passages.between) for i in range(len(QUERIES))]
   rows = rows_of.packed([ids for ids, _ in pairs], [types for _, types in pairs], 64)
   return lambda params: np.asarray(jax.jit(network.apply)(params, rows))
 

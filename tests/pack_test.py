@@ -105,7 +105,7 @@ def test_a_pair_is_what_the_tokenizer_makes_of_it(tiny_weights):
 
   folder = weights.resolve(tiny_weights)
   table = tokenize.Tokenizer(folder).table(["merge two lists", "Merge multiple sorted inputs."], 16)
-  ids, types = tokenize.pair(table[0], table[1])
+  ids, types = tokenize.pair(table[0], table[1], table.between)
   reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   reference.no_padding()
   expected = reference.encode("merge two lists", "Merge multiple sorted inputs.")

@@ -39,7 +39,7 @@ def network(tiny_weights):
 @pytest.fixture
 def pairs(network):
   queries, passages = (network.tokenizer.table(texts, 32) for texts in (QUERIES, PASSAGES))
-  return [tokenize.pair(queries[i], passages[i]) for i in range(len(QUERIES))]
+  return [tokenize.pair(queries[i], passages[i], passages.between) for i in range(len(QUERIES))]
 
 
 def test_score_is_the_cosine_of_the_means_of_the_halves(network, pairs):

@@ -113,10 +113,43 @@ def test_every_leaf_has_one_row_and_every_row_a_leaf(model, cfg):
     assert len(table.row(path).axes) == len(leaf.shape), path
 
 
-@pytest.mark.parametrize("cfg, count", [(BASE, 108_891_648), (LARGE, 334_092_288)], ids=["base", "large"])
-def test_sizes_of_the_published_models(cfg, count):
-  """Parameters of bert-base-uncased and bert-large-uncased without their pooler."""
+ROBERTA = dataclasses.replace(
+  BASE, model_type="roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, first_position=2,
+  types_tell_halves=False)
+DISTILBERT = dataclasses.replace(
+  BASE, model_type="distilbert", num_hidden_layers=6, type_vocab_size=0, types_tell_halves=False)
+MPNET = dataclasses.replace(
+  DISTILBERT, model_type="mpnet", vocab_size=30527, num_hidden_layers=12, max_position_embeddings=514, first_position=2,
+  relative_buckets=32)
+PUBLISHED = {
+  "bert-base-uncased": (BASE, 108_891_648), "bert-large-uncased": (LARGE, 334_092_288),
+  "roberta-base": (ROBERTA, 124_055_040), "distilbert-base-uncased": (DISTILBERT, 66_362_880),
+  "xlm-roberta-base": (dataclasses.replace(ROBERTA, model_type="xlm-roberta", vocab_size=250002), 277_453_056),
+  "camembert-base": (dataclasses.replace(ROBERTA, model_type="camembert", vocab_size=32005), 110_031_360),
+  "mpnet-base": (MPNET, 108_895_872),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_of_the_published_models(name):
+  """Parameters of these checkpoints without their pooler."""
+  cfg, count = PUBLISHED[name]
   assert sum(leaf.size for leaf in jax.tree.leaves(abstract_of("retriever", cfg))) == count
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_parameter_of_every_family_goes_out_under_one_name_and_comes_back(name, model):
+  cfg = dataclasses.replace(PUBLISHED[name][0], vocab_size=11, hidden_size=8, num_attention_heads=2,
+                            intermediate_size=10, num_hidden_layers=2)
+  table, abstract = MODELS[model][1](cfg), abstract_of(model, cfg)
+  assert sorted(row.path for row in table.rows) == sorted(table_lib.flatten(abstract))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract)
+  tensors = table_lib.to_hf(table, params)
+  assert sum(tensor.size for tensor in tensors.values()) == sum(leaf.size for leaf in jax.tree.leaves(abstract))
+  back = table_lib.unflatten(table_lib.from_hf(table, tensors, abstract))
+  jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_everything_that_does_not_fit_is_listed_at_once():

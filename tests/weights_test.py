@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import rows_of
 import safetensors.numpy
+from flax import nnx
 
 from idistill_jax import config, validation
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import bert, dual_encoder
+from idistill_jax.models import dual_encoder, families
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
@@ -48,6 +49,9 @@ def encoder(folder: pathlib.Path) -> config.Encoder:
   ("bert.embeddings.LayerNorm.gamma", "embeddings.LayerNorm.weight"),
   ("bert.encoder.layer.0.output.LayerNorm.beta", "encoder.layer.0.output.LayerNorm.bias"),
   ("encoder.layer.0.output.dense.bias", "encoder.layer.0.output.dense.bias"),
+  ("roberta.encoder.layer.0.output.dense.bias", "encoder.layer.0.output.dense.bias"),
+  ("distilbert.transformer.layer.0.sa_layer_norm.weight", "transformer.layer.0.sa_layer_norm.weight"),
+  ("mpnet.encoder.relative_attention_bias.weight", "encoder.relative_attention_bias.weight"),
   ("classifier.weight", "classifier.weight"),
 ])
 def test_old_and_prefixed_names_become_canonical(theirs, ours):
@@ -116,11 +120,23 @@ def test_no_config_json(folder):
     networks.retriever(encoder(folder))
 
 
-@pytest.mark.parametrize("key, value", [
-  ("model_type", "roberta"), ("hidden_act", "gelu_new"), ("position_embedding_type", "relative_key")])
-def test_unsupported_model(folder, key, value):
+@pytest.mark.parametrize("key, value, said", [
+  ("model_type", "albert", "model_type is 'albert'; the families that are read are bert, camembert, distilbert"),
+  ("hidden_act", "gelu_new", "hidden_act is 'gelu_new'; this encoder family needs 'gelu'"),
+  ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'; this encoder family needs"),
+])
+def test_unsupported_model(folder, key, value, said):
   change(folder, **{key: value})
-  with pytest.raises(bert.UnsupportedModelError, match=f"{key} is '{value}'; this encoder family needs"):
+  for read in (weights.check, networks.retriever):
+    with pytest.raises(families.UnsupportedModelError, match=f"config.json: {said}"):
+      read(encoder(folder))
+
+
+def test_a_config_without_a_size_is_refused_by_its_name(folder):
+  path = folder / "config.json"
+  raw = json.loads(path.read_text())
+  path.write_text(json.dumps({key: value for key, value in raw.items() if key != "type_vocab_size"}))
+  with pytest.raises(families.UnsupportedModelError, match=r"config\.json: lacks \['type_vocab_size'\]"):
     networks.retriever(encoder(folder))
 
 
@@ -128,12 +144,12 @@ def test_unsupported_modules_and_pooling(folder):
   kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
   modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
   (folder / "modules.json").write_text(json.dumps(modules))
-  with pytest.raises(bert.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
+  with pytest.raises(families.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
     dual_encoder.read_embedding_config(folder)
   (folder / "modules.json").write_text(json.dumps(modules[:2]))
   (folder / "1_Pooling").mkdir()
   (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-  with pytest.raises(bert.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
+  with pytest.raises(families.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
     dual_encoder.read_embedding_config(folder)
 
 
@@ -190,8 +206,8 @@ def test_a_changed_checkpoint_changes_the_fingerprint(folder):
   ({"query_tokens": 513, "list_row_tokens": 768}, "encoder.query_tokens is 513"),
   ({"passage_tokens": 513, "row_tokens": 513, "list_passage_tokens": 64}, "encoder.passage_tokens is 513"),
   ({"list_passage_tokens": 513, "pair_passage_tokens": 64, "row_tokens": 513}, "encoder.list_passage_tokens is 513"),
-  ({"pair_passage_tokens": 450}, "encoder.query_tokens + encoder.pair_passage_tokens - 1 (a pair) is 513"),
-  ({"passage_tokens": 512, "row_tokens": 512}, "encoder.query_tokens + encoder.passage_tokens - 1 (a pair) is 575"),
+  ({"pair_passage_tokens": 450}, "a pair of encoder.query_tokens and encoder.pair_passage_tokens is 513"),
+  ({"passage_tokens": 512, "row_tokens": 512}, "a pair of encoder.query_tokens and encoder.passage_tokens is 575"),
 ])
 def test_texts_longer_than_the_checkpoint_has_positions_are_refused(folder, lengths, said):
   cfg = config.Encoder(weights=str(folder), **lengths)
@@ -214,34 +230,49 @@ def one_type(tensors: dict) -> None:
   tensors[key] = np.ascontiguousarray(tensors[key][:1])
 
 
-def test_a_checkpoint_with_one_token_type_embeds_texts_and_is_refused_as_a_ranker(folder):
+def states_of_a_pair(folder: pathlib.Path) -> np.ndarray:
+  network = networks.ranker(encoder(folder), "pair_cosine")
+  ids, halves = tokenize.pair(np.asarray([101, 2000, 102]), np.asarray([101, 2001, 102]), tokenize.NOTHING)
+  rows = rows_of.one_a_row([ids], [halves], 8)
+  return np.asarray(nnx.merge(network.graph, network.initial(0)).encoder(rows, network.execution))[rows.segment_ids > 0]
+
+
+def test_where_a_checkpoint_or_its_tokenizer_knows_one_type_all_tokens_of_a_pair_have_it(folder):
+  with_types = states_of_a_pair(folder)
+  before = (folder / "tokenizer.json").read_text()
+  change(folder, "tokenizer.json", post_processor=template(*PAIR[:3], pair=PAIR))
+  of_tokenizer = states_of_a_pair(folder)
+  (folder / "tokenizer.json").write_text(before)
   change(folder, type_vocab_size=1)
   rewrite(folder, one_type)
-  network = networks.retriever(encoder(folder))
-  text = np.asarray([101, 2000, 102], np.int32)
-  assert np.isfinite(network.apply(network.initial(0), rows_of.one_a_row([text], None, 8))).all()
-  for read in (weights.check, lambda cfg: networks.ranker(cfg, "mean")):
-    with pytest.raises(bert.UnsupportedModelError, match="type_vocab_size is 1; a ranker needs 2"):
-      read(encoder(folder))
+  np.testing.assert_array_equal(states_of_a_pair(folder), of_tokenizer)
+  assert np.abs(with_types - of_tokenizer).max() > 1e-2
 
 
-def template(*tokens: str) -> dict:
-  """A post-processor that makes these of a text, which is "$A"."""
-  pieces = [{"Sequence": {"id": "A", "type_id": 0}} if token == "$A" else {"SpecialToken": {"id": token, "type_id": 0}}
-            for token in tokens]
+def template(*tokens: str, pair: tuple[str, ...]) -> dict:
+  """A post-processor that makes these of a text, which is "$A", and of a pair, all of type 0."""
+  made = lambda token: ({"Sequence": {"id": token[1:], "type_id": 0}} if token.startswith("$") else
+                        {"SpecialToken": {"id": token, "type_id": 0}})
   ids = {"[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
   special = {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()}
-  return {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+  return {"type": "TemplateProcessing", "single": [*map(made, tokens)], "pair": [*map(made, pair)],
+          "special_tokens": special}
+
+
+PAIR = ("[CLS]", "$A", "[SEP]", "$B", "[SEP]")
 
 
 @pytest.mark.parametrize("post_processor, said", [
   (None, "makes ['a'] of 'a'"),
-  (template("$A", "[SEP]"), "makes ['a', '[SEP]'] of 'a'"),
-  (template("$A", "[CLS]", "[SEP]"), "makes ['a', '[CLS]', '[SEP]'] of 'a'"),
+  (template("$A", "[SEP]", pair=PAIR), "makes ['a', '[SEP]'] of 'a'"),
+  (template("$A", "[CLS]", "[SEP]", pair=PAIR), "makes ['a', '[CLS]', '[SEP]'] of 'a'"),
+  (template("[CLS]", "$A", "[MASK]", pair=PAIR), "makes ['[CLS]', 'a', '[SEP]', 'a', '[SEP]'] of the pair 'a', 'a'"),
+  (template("[CLS]", "$A", "[SEP]", pair=("[CLS]", "$B", "[SEP]", "$A")), "makes ['[CLS]', 'a', '[SEP]', 'a'] of the"),
 ])
 def test_a_tokenizer_that_does_not_frame_texts_is_refused(folder, post_processor, said):
   """A pair leaves out the passage's first token, which is a word where nothing stands before it."""
-  change(folder, "tokenizer.json", post_processor=template("[CLS]", "$A", "[MASK]"))
+  odd = template("[CLS]", "$A", "[MASK]", pair=("[CLS]", "$A", "[MASK]", "[SEP]", "$B", "[MASK]"))
+  change(folder, "tokenizer.json", post_processor=odd)
   weights.check(encoder(folder))
   change(folder, "tokenizer.json", post_processor=post_processor)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):

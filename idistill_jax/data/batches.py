@@ -61,7 +61,9 @@ class Texts(Protocol):
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]: ...
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Token ids of the texts and, of pairs, which half each token is of."""
+    ...
 
 
 class Records(Protocol):
@@ -72,25 +74,27 @@ class Records(Protocol):
   def __getitem__(self, index: int, /) -> bytes: ...
 
 
-_ABSENT = np.zeros(0, np.int32)
+_ABSENT = tokenize.NOTHING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTexts:
-  """[CLS] query [SEP] passage [SEP] for each passage of each list."""
+  """Query and passage read together, for each passage of each list."""
 
   queries: tokenize.TokenTable
   passages: tokenize.TokenTable
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
-    return self.queries.lengths[query_row] + self.passages.lengths[passage_rows] - 1
+    return tokenize.pair_lengths(
+      self.queries.lengths[query_row], self.passages.lengths[passage_rows], self.passages.between)
 
   def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    texts, types = [_ABSENT] * (size * width), [_ABSENT] * (size * width)
+    texts, halves = [_ABSENT] * (size * width), [_ABSENT] * (size * width)
     for b, (query_row, passage_rows) in enumerate(lists):
       for n, passage_row in enumerate(passage_rows):
-        texts[b * width + n], types[b * width + n] = tokenize.pair(self.queries[query_row], self.passages[passage_row])
-    return texts, types
+        texts[b * width + n], halves[b * width + n] = tokenize.pair(
+          self.queries[query_row], self.passages[passage_row], self.passages.between)
+    return texts, halves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,10 +208,10 @@ class Batches:
     size, width = self._shape.lists, self._shape.passages
     whole = [self._lists[slot.record] for slot in self._steps[step]]
     lists = [self._sampled(one, slot) for one, slot in zip(whole, self._steps[step], strict=True)]
-    texts, types = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
+    texts, halves = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
     placement = pack.place(lengths, self.row_tokens)
-    rows = pack.fill(texts, types, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own)
+    rows = pack.fill(texts, halves, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)

@@ -17,14 +17,15 @@ import numpy as np
 class Rows:
   """Packed texts, as every encoder reads them.
 
-  token_ids, positions, type_ids, segment_ids: int32 [R, L]; segment 0 is padding, texts count from 1 in each row.
+  token_ids, positions, segment_ids: int32 [R, L]; segment 0 is padding, texts count from 1 in each row.
+  halves: int32 [R, L]; 1 for the passage of a pair, 0 for its query and for texts alone.
   text_ids: int32 [R, L]; the number of the text a token belongs to, T where it is padding.
   starts: int32 [T]; flat position (row * L + column) of each text's first token; 0 for an absent (empty) text.
   """
 
   token_ids: np.ndarray | jax.Array
   positions: np.ndarray | jax.Array
-  type_ids: np.ndarray | jax.Array
+  halves: np.ndarray | jax.Array
   segment_ids: np.ndarray | jax.Array
   text_ids: np.ndarray | jax.Array
   starts: np.ndarray | jax.Array
@@ -115,7 +116,7 @@ def by_row_length(lengths: np.ndarray, rows: tuple[int, ...]) -> list[tuple[int,
   return [(row, np.flatnonzero(which == i)) for i, row in enumerate(rows)]
 
 
-def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
+def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
          row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None,
          own: np.ndarray | None = None) -> Rows:
   """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.
@@ -129,7 +130,7 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
   ids = np.arange(len(texts)) if text_ids is None else np.asarray(text_ids)
   count = len(texts) if text_count is None else text_count
   shape = (rows, row_tokens)
-  token_ids, positions, type_ids, segment_ids = (np.zeros(shape, np.int32) for _ in range(4))
+  token_ids, positions, of_half, segment_ids = (np.zeros(shape, np.int32) for _ in range(4))
   owners = np.full(shape, count, np.int32)
   starts = np.zeros(count, np.int32)
   lengths = np.array([len(text) for text in texts], np.int64)
@@ -147,9 +148,9 @@ def fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placem
     row = placement.row[here]
     segment_ids.flat[cells] = np.repeat(counted(row, np.argsort(row, kind="stable")) + 1, each)
     owners.flat[cells] = np.repeat(ids[here], each)
-    if types is not None:
-      type_ids.flat[cells] = np.concatenate([types[int(i)] for i in here])
-  return Rows(token_ids=token_ids, positions=positions, type_ids=type_ids, segment_ids=segment_ids,
+    if halves is not None:
+      of_half.flat[cells] = np.concatenate([halves[int(i)] for i in here])
+  return Rows(token_ids=token_ids, positions=positions, halves=of_half, segment_ids=segment_ids,
               text_ids=owners, starts=starts)
 
 

@@ -3,21 +3,31 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import tokenizers
+
+Lengths = TypeVar("Lengths", int, np.ndarray)
 
 
 class TokenizerError(ValueError):
   """A model folder without a usable tokenizer.json."""
 
 
+NOTHING = np.zeros(0, np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
-  """Token ids of many texts, end to end; text i is `flat[offsets[i]:offsets[i + 1]]`, with its special tokens."""
+  """Token ids of many texts, end to end; text i is `flat[offsets[i]:offsets[i + 1]]`, with its special tokens.
+
+  between: what stands between the two texts of a pair beside their own special tokens; nothing for BERT.
+  """
 
   flat: np.ndarray
   offsets: np.ndarray
+  between: np.ndarray
 
   def __len__(self) -> int:
     return len(self.offsets) - 1
@@ -31,7 +41,10 @@ class TokenTable:
 
 
 class Tokenizer:
-  """A fast tokenizer read from `tokenizer.json`."""
+  """A fast tokenizer read from `tokenizer.json`.
+
+  between: as in TokenTable.  types_tell_halves: whether it gives a pair's query type 0, and all behind it type 1.
+  """
 
   def __init__(self, folder: pathlib.Path):
     path = folder / "tokenizer.json"
@@ -39,13 +52,21 @@ class Tokenizer:
       raise TokenizerError(f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self._tokenizer.no_padding()
-    framed = self._tokenizer.encode("a")
+    framed, both = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
     # Whatever the two are called; `pair` leaves out the passage's first.
     if framed.special_tokens_mask != [1, *[0] * (len(framed.ids) - 2), 1]:
       raise TokenizerError(
         f"{path}: its post_processor makes {framed.tokens} of 'a'; a text must stand between two special tokens, as in "
         "[CLS] a [SEP]: save the tokenizer with them (AutoTokenizer.save_pretrained)"
       )
+    alone = len(framed.ids)
+    self.between = np.asarray(both.ids[alone:len(both.ids) - alone + 1], np.int32)
+    if pair(np.asarray(framed.ids), np.asarray(framed.ids), self.between)[0].tolist() != both.ids:
+      raise TokenizerError(
+        f"{path}: its post_processor makes {both.tokens} of the pair 'a', 'a'; the second must follow the whole first, "
+        "as in [CLS] a [SEP] a [SEP]: save the tokenizer with both (AutoTokenizer.save_pretrained)"
+      )
+    self.types_tell_halves = both.type_ids == [0] * alone + [1] * (len(both.ids) - alone)
 
   @property
   def ids(self) -> int:
@@ -58,11 +79,19 @@ class Tokenizer:
     ids = [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch_fast(list(texts))]
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([len(i) for i in ids], out=offsets[1:])
-    return TokenTable(np.concatenate(ids) if ids else np.zeros(0, np.int32), offsets)
+    return TokenTable(np.concatenate(ids) if ids else NOTHING, offsets, self.between)
 
 
-def pair(query: np.ndarray, passage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """([CLS] query [SEP] passage [SEP], type ids 0 then 1), as BERT was taught sentence pairs."""
-  ids = np.concatenate([query, passage[1:]])
-  types = np.repeat(np.array([0, 1], np.int32), [len(query), len(passage) - 1])
-  return ids, types
+def pair(query: np.ndarray, passage: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(token ids, halves: 0 then 1) of a pair: [CLS] query [SEP] passage [SEP], as BERT was taught sentence pairs.
+
+  With RoBERTa's separator `between` the two, <s> query </s> </s> passage </s>: it is of the passage's half.
+  """
+  ids = np.concatenate([query, between, passage[1:]])
+  halves = np.repeat(np.array([0, 1], np.int32), [len(query), len(between) + len(passage) - 1])
+  return ids, halves
+
+
+def pair_lengths(queries: Lengths, passages: Lengths, between: np.ndarray) -> Lengths:
+  """Tokens of pairs whose texts have so many, special tokens included."""
+  return queries + len(between) + passages - 1

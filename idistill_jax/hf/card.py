@@ -15,7 +15,7 @@ from typing import Any, Literal
 from idistill_jax import config as config_lib
 from idistill_jax import records
 from idistill_jax.hf import export, weights
-from idistill_jax.models import bert, cross_encoder
+from idistill_jax.models import cross_encoder, families
 
 # System in metrics.json that each model is measured as.
 Kind = Literal["retriever", "ranker"]
@@ -89,7 +89,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     front_matter=_front_matter(kind, base, licence),
     title=facts.cfg.name,
     name=name,
-    width=bert.read_config(facts.source).hidden_size,
+    width=families.read_config(facts.source).hidden_size,
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
     learnt_from=_learnt_from(facts.cfg.retriever),
     query_tokens=encoder.query_tokens,
@@ -194,7 +194,8 @@ def _score(facts: Facts) -> str:
     similarity=term.format(
       weight=ranker.similarity_weight, start=_STARTS[ranker.start], folder=f"`{weights.SIMILARITY}/`"
     ) if added else "",
-    query_tokens=cut.query_tokens, pair_passage_tokens=cut.passage_tokens, pair_tokens=cut.pair_tokens,
+    query_tokens=cut.query_tokens, pair_passage_tokens=cut.passage_tokens,
+    pair_tokens=cut.pair_tokens(weights.read_model(facts.source)[1]),
     passage_cut=f" (at {encoder.passage_tokens} for the similarity)" if added else "",
   ).rstrip()
 

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
+import tokenizers
 
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import cross_encoder, dual_encoder, pooling
+from idistill_jax.models import bert, cross_encoder, dual_encoder, families, pooling
 from idistill_jax.models import table as table_lib
 
 # Facts about the machine and the file that the starting checkpoint was written with; ours differ.
@@ -27,11 +28,10 @@ _NOT_CARRIED = (
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _MODULES = "sentence_transformers"
+# What a sequence classifier's own tensors begin with, of whichever family.
+_HEADS = ("classifier.", "pre_classifier.")
 # Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
 _CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
-_SPECIAL_TOKENS = {
-  "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
-}  # fmt: skip
 
 
 class Exportable(Protocol):
@@ -51,10 +51,9 @@ class Cut:
   query_tokens: int
   passage_tokens: int
 
-  @property
-  def pair_tokens(self) -> int:
-    """[CLS] query [SEP] passage [SEP]: the passage's own [CLS] is left out."""
-    return self.query_tokens + self.passage_tokens - 1
+  def pair_tokens(self, tokenizer: tokenize.Tokenizer) -> int:
+    """Of the two read together."""
+    return tokenize.pair_lengths(self.query_tokens, self.passage_tokens, tokenizer.between)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +73,8 @@ class _Ranker:
 
   tensors: Mapping[str, np.ndarray]
   source: pathlib.Path
+  sizes: bert.BertConfig
+  tokenizer: tokenize.Tokenizer
   folder: pathlib.Path
   cut: Cut
   similarity: Similarity | None
@@ -86,11 +87,11 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   read further than in training.  Raises table.WeightsError where a parameter has no row.
   """
   embedding = dual_encoder.read_embedding_config(network.source)
+  sizes, _ = weights.read_model(network.source)
   tensors = table_lib.to_hf(network.table, params)
-  width = tensors["embeddings.word_embeddings.weight"].shape[1]
   folder.mkdir(parents=True, exist_ok=True)
   _write_encoder(tensors, network.source, folder)
-  _write_tokenizer(network.source, folder, cut.passage_tokens)
+  _write_tokenizer(network.source, sizes, folder, cut.passage_tokens)
   _write_json(folder / "sentence_bert_config.json", {"max_seq_length": cut.passage_tokens, "do_lower_case": False})
   _write_json(folder / "config_sentence_transformers.json", {
     "__version__": {}, "prompts": {}, "default_prompt_name": None,
@@ -98,7 +99,7 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   })
   kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
   _write_modules({path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()}, folder)
-  _write_pooling(folder / "1_Pooling", width, embedding.pooling)
+  _write_pooling(folder / "1_Pooling", sizes.hidden_size, embedding.pooling)
   if embedding.normalize:
     # The module has nothing to say, but neither git nor the Hub keeps an empty folder.
     _write_json(folder / "2_Normalize" / "config.json", {})
@@ -114,15 +115,16 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
   With the head "pair_cosine", CrossEncoder.predict gives the whole score, and texts of any length are cut as in
   training (see pair_score.py, which comes along).  With "classifier", a plain AutoModelForSequenceClassification, and
   with "mean" no code comes along: predict gives the score of the joint reading, the caller adds the similarity, and a
-  pair longer than `cut.pair_tokens` loses tokens of its longer text, while training cut query and passage each at its
+  pair longer than `cut.pair_tokens()` loses tokens of its longer text, while training cut query and passage each at its
   own length.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = table_lib.to_hf(network.table, params)
-  _RANKERS[head](
-    _Ranker(tensors=tensors, source=network.source, folder=folder, cut=cut, similarity=similarity)
-  )
-  _write_tokenizer(network.source, folder, cut.pair_tokens)
+  sizes, tokenizer = weights.read_model(network.source)
+  _RANKERS[head](_Ranker(
+    tensors=table_lib.to_hf(network.table, params), source=network.source, sizes=sizes, tokenizer=tokenizer,
+    folder=folder, cut=cut, similarity=similarity,
+  ))
+  _write_tokenizer(network.source, sizes, folder, cut.pair_tokens(tokenizer))
   facts = {"head": head, "similarity_weight": similarity and similarity.weight}
   _write_json(folder / weights.SIDECAR, facts | dataclasses.asdict(cut))
   (folder / "README.md").write_text(card, encoding="utf-8")
@@ -132,9 +134,10 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
 
 
 def _write_classifier(ranker: _Ranker) -> None:
-  _write_weights(ranker.folder, {_in_task_model(key): value for key, value in ranker.tensors.items()})
+  family = families.FAMILIES[ranker.sizes.model_type]
+  _write_weights(ranker.folder, {_in_task_model(key, family): value for key, value in ranker.tensors.items()})
   _write_json(ranker.folder / "config.json", _config(ranker.source) | _ONE_LABEL | {
-    "architectures": ["BertForSequenceClassification"],
+    "architectures": [f"{family.name}ForSequenceClassification"],
     "sentence_transformers": {"activation_fn": _IDENTITY},
   })
 
@@ -142,7 +145,7 @@ def _write_classifier(ranker: _Ranker) -> None:
 def _write_mean(ranker: _Ranker) -> None:
   folder, scale = ranker.folder, np.float32(cross_encoder.MeanLinear.SCALE)
   head = {part: ranker.tensors[f"classifier.{part}"] for part in ("weight", "bias")}
-  width = head["weight"].shape[1]
+  width = ranker.sizes.hidden_size
   encoder = {key: value for key, value in ranker.tensors.items() if not key.startswith("classifier.")}
   _write_encoder(encoder, ranker.source, folder)
   _write_pair_modules(folder, {"": f"{_MODULES}.base.modules.transformer.Transformer",
@@ -166,6 +169,7 @@ def _write_pair_cosine(ranker: _Ranker) -> None:
     "max_seq_length": 2 * longest,
     # The cuts are found by the attention mask, which rows without padding come without.
     "unpad_inputs": False,
+    "types_tell_halves": ranker.sizes.types_tell_halves, "between": len(ranker.tokenizer.between),
     "scale": cross_encoder.PairCosine.SCALE, **dataclasses.asdict(cut),
     "similarity": similarity and {"weight": similarity.weight, "passage_tokens": similarity.cut.passage_tokens},
   })
@@ -192,17 +196,18 @@ def _write_pair_modules(folder: pathlib.Path, kinds: Mapping[str, str], options:
 _RANKERS = {"classifier": _write_classifier, "mean": _write_mean, "pair_cosine": _write_pair_cosine}
 
 
-def _in_task_model(key: str) -> str:
-  """Canonical name -> the name in BertForSequenceClassification: everything but the head lies under "bert."."""
-  return key if key.startswith("classifier.") else f"bert.{key}"
+def _in_task_model(key: str, family: families.Family) -> str:
+  """Canonical name -> the name in a sequence classifier: everything but the head lies under "bert." or the like."""
+  return key if key.startswith(_HEADS) else family.prefix + key
 
 
 def _write_encoder(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path,
                    labels: Mapping[str, Any] | None = None) -> None:
-  # The pooler takes no part, but transformers expects one: it stays as the starting checkpoint had it.
+  # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
   untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
   _write_weights(folder, untouched | dict(tensors))
-  _write_json(folder / "config.json", _config(source) | {"architectures": ["BertModel"]} | dict(labels or {}))
+  name = families.FAMILIES[families.read_config(source).model_type].name
+  _write_json(folder / "config.json", _config(source) | {"architectures": [f"{name}Model"]} | dict(labels or {}))
 
 
 def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:
@@ -234,50 +239,33 @@ def _config(source: pathlib.Path) -> dict[str, Any]:
   return {key: value for key, value in raw.items() if key not in _NOT_CARRIED}
 
 
-def _write_tokenizer(source: pathlib.Path, folder: pathlib.Path, max_tokens: int) -> None:
-  """tokenizer.json without the padding and cutting that it may carry, and the files that older loaders ask for."""
-  path = source / "tokenizer.json"
-  if not path.exists():
-    raise tokenize.TokenizerError(f"{path} is missing; save it with AutoTokenizer.save_pretrained")
-  raw = json.loads(path.read_text(encoding="utf-8"))
-  options = _bert_tokenizer_options(raw, path)
+def _write_tokenizer(source: pathlib.Path, sizes: bert.BertConfig, folder: pathlib.Path, max_tokens: int) -> None:
+  """tokenizer.json without the padding and cutting that it may carry, and what transformers asks for beside it.
+
+  Why the generic class and not BertTokenizer or another: those make a tokenizer of their own from the vocabulary, with
+  whichever normaliser they know, and this one reads the file.
+  """
+  raw = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
   _write_json(folder / "tokenizer.json", raw | {"truncation": None, "padding": None})
-  special = _special_tokens(source)
+  special = _special_tokens(source, sizes)
   _write_json(folder / "special_tokens_map.json", special)
-  _write_json(folder / "tokenizer_config.json", special | options | {
-    # This class emits token type ids; the generic fast one does not.
-    "tokenizer_class": "BertTokenizer",
+  types = ["token_type_ids"] if sizes.types_tell_halves else []
+  _write_json(folder / "tokenizer_config.json", special | {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_input_names": ["input_ids", *types, "attention_mask"],
     "model_max_length": max_tokens,
     "clean_up_tokenization_spaces": True,
   })
-  vocabulary = raw["model"]["vocab"]
-  (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__)),
-                                    encoding="utf-8")
 
 
-def _bert_tokenizer_options(raw: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """BertTokenizer's own options, as tokenizer.json has them: it builds its normaliser from these.
-
-  Raises tokenize.TokenizerError for word pieces or a normaliser of another kind, which that class cannot express.
-  """
-  normalizer, pieces = raw["normalizer"] or {}, raw["model"].get("type", "WordPiece")
-  if (normalizer.get("type"), pieces) != ("BertNormalizer", "WordPiece"):
-    raise tokenize.TokenizerError(
-      f"{path}: normalizer {normalizer.get('type')!r} with model {pieces!r} is no BertTokenizer's "
-      "('BertNormalizer' with 'WordPiece'); such a checkpoint trains here but cannot be exported"
-    )
-  return {
-    "do_lower_case": normalizer["lowercase"],
-    "strip_accents": normalizer["strip_accents"],
-    "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
-  }
-
-
-def _special_tokens(source: pathlib.Path) -> dict[str, str]:
+def _special_tokens(source: pathlib.Path, sizes: bert.BertConfig) -> dict[str, str]:
+  """As tokenizer_config.json or else the family calls them, but for those that the tokenizer lacks."""
   path = source / "tokenizer_config.json"
   raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-  stated = {name: raw.get(name, default) for name, default in _SPECIAL_TOKENS.items()}
-  return {name: token["content"] if isinstance(token, dict) else token for name, token in stated.items()}
+  stated = {name: raw.get(name) or known for name, known in families.FAMILIES[sizes.model_type].special_tokens.items()}
+  called = {name: token["content"] if isinstance(token, dict) else token for name, token in stated.items()}
+  vocabulary = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+  return {name: token for name, token in called.items() if vocabulary.token_to_id(token) is not None}
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

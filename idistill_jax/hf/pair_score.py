@@ -20,25 +20,27 @@ RETRIEVER = "similarity"
 
 
 class PairScore(Transformer):
-  """features["scores"] float32 [pairs], of pairs tokenised as [CLS] query [SEP] passage [SEP], token types 0 and 1.
+  """features["scores"] float32 [pairs], of pairs tokenised as [CLS] query [SEP] passage [SEP].
 
   Each text is cut here, not by the tokenizer, which knows one length for a pair while training had one for each text.
   query_tokens, passage_tokens: where they are cut to be read together, [CLS] and [SEP] included.
+  between: how many more tokens the tokenizer puts behind the query's [SEP], as RoBERTa's; they are of the passage.
+  types_tell_halves: whether the encoder is told by token types which text a token is of.
   similarity: {"weight", "passage_tokens"}, the latter where the retriever cuts passages (queries as above); or None.
   """
 
   config_keys: ClassVar[list[str]] = [
-    *Transformer.config_keys, "max_seq_length", "scale", "query_tokens", "passage_tokens", "similarity",
+    *Transformer.config_keys, "max_seq_length", "scale", "query_tokens", "passage_tokens", "between",
+    "types_tell_halves", "similarity",
   ]
 
   def __init__(
-    self, model_name_or_path: str, *, scale: float, query_tokens: int, passage_tokens: int,
-    similarity: dict[str, Any] | None, **kwargs: Any,
+    self, model_name_or_path: str, *, scale: float, query_tokens: int, passage_tokens: int, between: int,
+    types_tell_halves: bool, similarity: dict[str, Any] | None, **kwargs: Any,
   ):
     super().__init__(model_name_or_path, **kwargs)
-    self.scale, self.query_tokens, self.passage_tokens, self.similarity = (
-      scale, query_tokens, passage_tokens, similarity
-    )
+    self.scale, self.query_tokens, self.passage_tokens = scale, query_tokens, passage_tokens
+    self.between, self.types_tell_halves, self.similarity = between, types_tell_halves, similarity
     self.retriever: SentenceTransformer | None = None
 
   @classmethod
@@ -63,44 +65,55 @@ class PairScore(Transformer):
     if self.retriever is not None:
       self.retriever.save(os.path.join(output_path, RETRIEVER), create_model_card=False)
 
+  def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    features = super().preprocess(inputs, *args, **kwargs)
+    # By the tokenizer's own account: not all give types, and a text may have a [SEP] of its own.
+    features["query_length"] = torch.tensor([
+      [2 + features.sequence_ids(pair).count(0)] for pair in range(len(features["input_ids"]))
+    ])
+    return features
+
   def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    ids, real, types = (features[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     # [pairs, 1]: tokens of [CLS] query [SEP], after which the passage begins, and of passage [SEP].
-    begin, rest = (((real == 1) & (types == half)).sum(1, keepdim=True) for half in (0, 1))
+    ids, begin = features["input_ids"], features["query_length"]
+    rest = features["attention_mask"].sum(1, keepdim=True) - begin
+    pad = self.tokenizer.pad_token_id
     # The query's own [SEP] goes where the query is cut, for both of its uses; a passage has two cuts (see _rows).
     query = begin.clamp(max=self.query_tokens)
     ids = ids.scatter(1, query - 1, ids.gather(1, begin - 1))
     none, first = torch.zeros_like(begin), torch.ones_like(begin)
 
-    together = _rows(ids, query, rest.clamp(max=self.passage_tokens - 1), begin)
+    together = _rows(ids, query, rest.clamp(max=self.passage_tokens - 1 + self.between), begin, pad)
     halves = torch.arange(together["input_ids"].shape[1], device=ids.device) >= query
-    together["token_type_ids"] = halves * together["attention_mask"]
+    if self.types_tell_halves:
+      together["token_type_ids"] = halves * together["attention_mask"]
     states = super().forward(dict(together), **kwargs)[self.module_output_name]
     means = (_mean(states, together["attention_mask"] * (halves == half)) for half in (False, True))
     scores = self.scale * torch.nn.functional.cosine_similarity(*means, dim=-1)
 
     if self.retriever is not None and self.similarity is not None:
-      passage = rest.clamp(max=self.similarity["passage_tokens"] - 1)
-      alone = _rows(ids, query, none, begin), _rows(ids, first, passage, begin)
+      passage = (rest - self.between).clamp(max=self.similarity["passage_tokens"] - 1)
+      alone = _rows(ids, query, none, begin, pad), _rows(ids, first, passage, begin + self.between, pad)
       query_E, passage_E = (self.retriever(text)["sentence_embedding"].float() for text in alone)
       scores = scores + self.similarity["weight"] * (query_E * passage_E).sum(-1)
     features["scores"] = scores
     return features
 
 
-def _rows(ids: torch.Tensor, head: torch.Tensor, tail: torch.Tensor, begin: torch.Tensor) -> dict[str, torch.Tensor]:
+def _rows(ids: torch.Tensor, head: torch.Tensor, tail: torch.Tensor, begin: torch.Tensor,
+          pad: int) -> dict[str, torch.Tensor]:
   """Features of rows [pairs, longest]: the first `head` tokens of ids [pairs, L], then `tail` tokens from `begin` on.
 
-  head, tail, begin: [pairs, 1].  The last token is [SEP], as where a tokenizer had cut.
+  head, tail, begin: [pairs, 1].  The last token is [SEP], as where a tokenizer had cut.  pad: what fills the rows.
   """
   length = head + tail
   place = torch.arange(int(length.max()), device=ids.device)[None, :]
   source = torch.where(place < head, place, place - head + begin)
   real = (place < length).long()
   cut = ids.gather(1, source.clamp(max=ids.shape[1] - 1))
-  # Wherever the query was cut, the place before the passage still holds its [SEP].
+  # Wherever the query was cut, the place before the passage still holds a [SEP].
   cut = torch.where(place == length - 1, ids.gather(1, begin - 1), cut)
-  return {"input_ids": cut * real, "attention_mask": real, "token_type_ids": torch.zeros_like(real)}
+  return {"input_ids": torch.where(real == 1, cut, pad), "attention_mask": real}
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

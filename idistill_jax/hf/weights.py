@@ -1,5 +1,6 @@
 """Model folders in Hugging Face layout -> tensors under the names that the parameter tables use."""
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -13,7 +14,7 @@ import safetensors.numpy
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
 from idistill_jax.hf import torch_file
-from idistill_jax.models import bert, cross_encoder
+from idistill_jax.models import bert, cross_encoder, families
 from idistill_jax.models import table as table_lib
 
 # Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
@@ -44,8 +45,7 @@ def check(cfg: config_lib.Encoder) -> None:
   folder = _local(cfg.weights)
   if folder is None:
     return
-  read_pair_sizes(folder, cfg)
-  read_tokenizer(folder)
+  read_sizes(folder, cfg)
   for path in _files(folder):
     if path.suffix == ".safetensors":
       try:
@@ -58,48 +58,50 @@ def check(cfg: config_lib.Encoder) -> None:
 
 
 def read_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig:
-  """The checkpoint's sizes; raises ConfigError where a text of `cfg` has more tokens than the checkpoint positions.
+  """The checkpoint's sizes.
 
+  Raises ConfigError where a text of `cfg` has more tokens than the checkpoint positions, or a pair more than a row.
   What lies past the end of a table is read as NaN, of its whole row.
   """
-  sizes = bert.read_config(folder)
+  sizes, tokenizer = read_model(folder)
   list_field = "passage_tokens" if cfg.list_passage_tokens is None else "list_passage_tokens"
   pair_field = list_field if cfg.pair_passage_tokens is None else "pair_passage_tokens"
+  of_pair = f"a pair of encoder.query_tokens and encoder.{pair_field}"
+  pair = tokenize.pair_lengths(cfg.query_tokens, cfg.pair_cut, tokenizer.between)
   lengths = {
     "encoder.query_tokens": cfg.query_tokens,
     "encoder.passage_tokens": cfg.passage_tokens,
     f"encoder.{list_field}": cfg.list_cut,
-    f"encoder.query_tokens + encoder.{pair_field} - 1 (a pair)": cfg.query_tokens + cfg.pair_cut - 1,
+    of_pair: pair,
   }
   for fields, length in lengths.items():
-    if length > sizes.max_position_embeddings:
+    if length > sizes.max_tokens:
+      kept = f", {sizes.first_position} of them for no text" if sizes.first_position else ""
       raise config_lib.ConfigError(
         f"{fields} is {length}, and {folder / 'config.json'} has max_position_embeddings "
-        f"{sizes.max_position_embeddings}: lower it, or take other weights"
+        f"{sizes.max_position_embeddings}{kept}: lower it, or take other weights"
       )
-  return sizes
-
-
-def read_pair_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig:
-  """As `read_sizes`, for a ranker: raises UnsupportedModelError where the second half of a pair has no token type."""
-  sizes = read_sizes(folder, cfg)
-  if sizes.type_vocab_size < 2:
-    raise bert.UnsupportedModelError(
-      f"{folder / 'config.json'}: type_vocab_size is {sizes.type_vocab_size}; a ranker needs 2, for query and passage: "
-      "take other weights"
+  if pair > cfg.list_row:
+    raise config_lib.ConfigError(
+      f"{of_pair} is {pair} tokens with what {folder / 'tokenizer.json'} puts between the two, and a row has "
+      f"{cfg.list_row}: set encoder.list_row_tokens to {pair} or more"
     )
   return sizes
 
 
-def read_tokenizer(folder: pathlib.Path) -> tokenize.Tokenizer:
-  """Raises tokenize.TokenizerError where it gives ids that the checkpoint has no embedding of."""
-  tokenizer, rows = tokenize.Tokenizer(folder), bert.read_config(folder).vocab_size
-  if tokenizer.ids > rows:
+def read_model(folder: pathlib.Path) -> tuple[bert.BertConfig, tokenize.Tokenizer]:
+  """Sizes and tokenizer; the halves of a pair have types where both know of them.
+
+  Raises tokenize.TokenizerError where the tokenizer gives ids that the checkpoint has no embedding of.
+  """
+  sizes, tokenizer = families.read_config(folder), tokenize.Tokenizer(folder)
+  if tokenizer.ids > sizes.vocab_size:
     raise tokenize.TokenizerError(
       f"{folder / 'tokenizer.json'} gives token ids up to {tokenizer.ids - 1}, and {folder / 'config.json'} has "
-      f"vocab_size {rows}: save both from the same model"
+      f"vocab_size {sizes.vocab_size}: save both from the same model"
     )
-  return tokenizer
+  told = sizes.types_tell_halves and tokenizer.types_tell_halves
+  return dataclasses.replace(sizes, types_tell_halves=told), tokenizer
 
 
 def _local(weights: str) -> pathlib.Path | None:
@@ -145,9 +147,9 @@ def _in_site_packages(weights: str) -> pathlib.Path:
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of the first of READERS that is there (or of its shards), float32, under canonical BERT names.
+  """All tensors of the first of READERS that is there (or of its shards), float32, under the family's canonical names.
 
-  Old checkpoints call LayerNorm's parameters gamma and beta, task models put the encoder under "bert.".
+  Old checkpoints call LayerNorm's parameters gamma and beta, task models put the encoder under "bert." or the like.
   An exported ranker's head comes with them.  Raises table.WeightsError where no such file is there, or none that can
   be read.
   """
@@ -182,8 +184,9 @@ def _dense_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def canonical(key: str) -> str:
+  prefix = next((one for one in families.PREFIXES if key.startswith(one)), "")
   return (
-    key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    key.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
   )
 
 

@@ -1,12 +1,12 @@
-"""The BERT family: packed token rows -> token states.  (Devlin et al. 2019, arXiv 1810.04805; post-norm, erf GELU.)
+"""BERT's encoder: packed token rows -> token states.  (Devlin et al. 2019, arXiv 1810.04805; post-norm, erf GELU.)
+
+RoBERTa, DistilBERT and MPNet are this encoder too, but for what BertConfig tells apart; `families` has their names.
 
 Many texts share a row: attention stays within equal segment ids, positions restart in every text, segment 0 is
 padding.  One text a row is the special case of one segment.
 """
 
 import dataclasses
-import json
-import pathlib
 from typing import Any
 
 import jax
@@ -14,13 +14,19 @@ from flax import nnx
 
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import layers
-from idistill_jax.models import table as table_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BertConfig:
-  """Sizes, under the names that Hugging Face's config.json gives them."""
+  """Sizes, under the names that Hugging Face's config.json gives BERT's, and what else a family differs in from BERT.
 
+  model_type: a key of families.FAMILIES.  type_vocab_size: 0 where there are no token types.
+  first_position: a text's first token has this row of the table of positions.
+  types_tell_halves: the passage of a pair has type 1; else all tokens have type 0.
+  relative_buckets: of distances between tokens, each of which adds to the logits of attention; None adds nothing.
+  """
+
+  model_type: str = "bert"
   vocab_size: int
   hidden_size: int
   num_hidden_layers: int
@@ -29,93 +35,50 @@ class BertConfig:
   max_position_embeddings: int
   type_vocab_size: int
   layer_norm_eps: float
+  first_position: int = 0
+  types_tell_halves: bool = True
+  relative_buckets: int | None = None
 
   @property
   def head_dim(self) -> int:
     return self.hidden_size // self.num_attention_heads
 
-
-class UnsupportedModelError(ValueError):
-  """A checkpoint of another family, or with a feature that this encoder lacks."""
-
-
-def read_config(folder: pathlib.Path) -> BertConfig:
-  """BertConfig from a folder's config.json; raises UnsupportedModelError for what this encoder cannot express."""
-  path = folder / "config.json"
-  if not path.exists():
-    raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
-  raw = json.loads(path.read_text())
-  required = {
-    "model_type": "bert",
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-  }
-  for key, value in required.items():
-    if raw.get(key, value) != value:
-      raise UnsupportedModelError(f"{path}: {key} is {raw[key]!r}; this encoder family needs {value!r}")
-  fields = [f.name for f in dataclasses.fields(BertConfig)]
-  missing = [name for name in fields if name not in raw]
-  if missing:
-    raise UnsupportedModelError(f"{path}: lacks {missing}")
-  return BertConfig(**{name: raw[name] for name in fields})
+  @property
+  def max_tokens(self) -> int:
+    """Tokens of a text that have a position."""
+    return self.max_position_embeddings - self.first_position
 
 
-_LAYER = "encoder.layer.{i}."
-_HEADS_IN = ("layer", "embed", "heads", "head_dim")
+_HEADS_IN, _HEADS = ("layer", "embed", "heads", "head_dim"), ("layer", "heads", "head_dim")
 _BIAS = ("layer", "embed_out")
 
-#  our path                  logical axes                 HF key                                      HF layout -> ours
-ROWS = (
-  table_lib.Row("word/embedding", ("vocab", "embed"), "embeddings.word_embeddings.weight", "v d -> v d"),
-  table_lib.Row("position/embedding", ("position", "embed"), "embeddings.position_embeddings.weight", "p d -> p d"),
-  table_lib.Row("type/embedding", ("type", "embed"), "embeddings.token_type_embeddings.weight", "t d -> t d"),
-  table_lib.Row("norm/scale", ("embed_out",), "embeddings.LayerNorm.weight", "d -> d"),
-  table_lib.Row("norm/bias", ("embed_out",), "embeddings.LayerNorm.bias", "d -> d"),
-  table_lib.Row("layers/query/kernel", _HEADS_IN, _LAYER + "attention.self.query.weight", "(h k) d -> d h k"),
-  table_lib.Row(
-    "layers/query/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.query.bias", "(h k) -> h k"
-  ),
-  table_lib.Row("layers/key/kernel", _HEADS_IN, _LAYER + "attention.self.key.weight", "(h k) d -> d h k"),
-  table_lib.Row("layers/key/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.key.bias", "(h k) -> h k"),
-  table_lib.Row("layers/value/kernel", _HEADS_IN, _LAYER + "attention.self.value.weight", "(h k) d -> d h k"),
-  table_lib.Row(
-    "layers/value/bias", ("layer", "heads", "head_dim"), _LAYER + "attention.self.value.bias", "(h k) -> h k"
-  ),
-  table_lib.Row(
-    "layers/out/kernel",
-    ("layer", "heads", "head_dim", "embed"),
-    _LAYER + "attention.output.dense.weight",
-    "d (h k) -> h k d",
-  ),
-  table_lib.Row("layers/out/bias", _BIAS, _LAYER + "attention.output.dense.bias", "d -> d"),
-  table_lib.Row("layers/attention_norm/scale", _BIAS, _LAYER + "attention.output.LayerNorm.weight", "d -> d"),
-  table_lib.Row("layers/attention_norm/bias", _BIAS, _LAYER + "attention.output.LayerNorm.bias", "d -> d"),
-  table_lib.Row("layers/up/kernel", ("layer", "embed", "mlp"), _LAYER + "intermediate.dense.weight", "f d -> d f"),
-  table_lib.Row("layers/up/bias", ("layer", "mlp"), _LAYER + "intermediate.dense.bias", "f -> f"),
-  table_lib.Row("layers/down/kernel", ("layer", "mlp", "embed"), _LAYER + "output.dense.weight", "d f -> f d"),
-  table_lib.Row("layers/down/bias", _BIAS, _LAYER + "output.dense.bias", "d -> d"),
-  table_lib.Row("layers/mlp_norm/scale", _BIAS, _LAYER + "output.LayerNorm.weight", "d -> d"),
-  table_lib.Row("layers/mlp_norm/bias", _BIAS, _LAYER + "output.LayerNorm.bias", "d -> d"),
+# Our path, its logical axes, and the layout of HF's tensor -> ours (see table.Row).
+Parameter = tuple[str, tuple[str, ...], str]
+# A family has the modules that it has a name for.
+PARAMETERS: tuple[Parameter, ...] = (
+  ("word/embedding", ("vocab", "embed"), "v d -> v d"),
+  ("position/embedding", ("position", "embed"), "p d -> p d"),
+  ("type/embedding", ("type", "embed"), "t d -> t d"),
+  ("norm/scale", ("embed_out",), "d -> d"),
+  ("norm/bias", ("embed_out",), "d -> d"),
+  ("relative/embedding", ("bucket", "heads"), "b h -> b h"),
+  ("layers/query/kernel", _HEADS_IN, "(h k) d -> d h k"),
+  ("layers/query/bias", _HEADS, "(h k) -> h k"),
+  ("layers/key/kernel", _HEADS_IN, "(h k) d -> d h k"),
+  ("layers/key/bias", _HEADS, "(h k) -> h k"),
+  ("layers/value/kernel", _HEADS_IN, "(h k) d -> d h k"),
+  ("layers/value/bias", _HEADS, "(h k) -> h k"),
+  ("layers/out/kernel", ("layer", "heads", "head_dim", "embed"), "d (h k) -> h k d"),
+  ("layers/out/bias", _BIAS, "d -> d"),
+  ("layers/attention_norm/scale", _BIAS, "d -> d"),
+  ("layers/attention_norm/bias", _BIAS, "d -> d"),
+  ("layers/up/kernel", ("layer", "embed", "mlp"), "f d -> d f"),
+  ("layers/up/bias", ("layer", "mlp"), "f -> f"),
+  ("layers/down/kernel", ("layer", "mlp", "embed"), "d f -> f d"),
+  ("layers/down/bias", _BIAS, "d -> d"),
+  ("layers/mlp_norm/scale", _BIAS, "d -> d"),
+  ("layers/mlp_norm/bias", _BIAS, "d -> d"),
 )
-
-# HF keys that belong to the family but not to an encoder: other tasks' heads, and a buffer of constants.
-IGNORED = ("embeddings.position_ids", "cls.*")
-
-
-def rows(prefix: str = "") -> tuple[table_lib.Row, ...]:
-  """The family's rows, for an encoder that lives at `prefix` of a larger model (in our path only)."""
-  return tuple(dataclasses.replace(row, path=prefix + row.path) for row in ROWS)
-
-
-def table_of(cfg: BertConfig, extra_rows: tuple[table_lib.Row, ...], ignored: tuple[str, ...],
-             prefix: str) -> table_lib.Table:
-  """The table of a model that wraps this encoder at `prefix` and adds parameters of its own."""
-  return table_lib.Table(
-    rows=rows(prefix) + extra_rows,
-    layers=cfg.num_hidden_layers,
-    sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim},
-    ignored=IGNORED + ignored,
-  )
 
 
 class Layer(nnx.Module):
@@ -132,10 +95,12 @@ class Layer(nnx.Module):
     self.down = layers.Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
     self.mlp_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
 
-  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, execution: execution_lib.Execution) -> jax.Array:
+  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, bias_HxLxL: jax.Array | None,
+               execution: execution_lib.Execution) -> jax.Array:
     products = execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
-    x_RxLxD = self.attention_norm(x_RxLxD + self.out(execution.attend(q, k, v, segments_RxL), products))
+    mixed_RxLxHxK = execution.attend(q, k, v, segments_RxL, bias_HxLxL)
+    x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed_RxLxHxK, products))
     hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
 
@@ -144,10 +109,14 @@ class Bert(nnx.Module):
   """Embeddings and a stack of layers whose parameters carry a leading "layer" axis."""
 
   def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+    self.cfg = cfg
     self.word = layers.Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
     self.position = layers.Embedding(cfg.max_position_embeddings, cfg.hidden_size, rngs=rngs)
-    self.type = layers.Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
+    if cfg.type_vocab_size:
+      self.type = layers.Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
     self.norm = layers.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+    if cfg.relative_buckets is not None:
+      self.relative = layers.RelativeBias(cfg.relative_buckets, cfg.num_attention_heads, rngs=rngs)
     # mypy: `...` is a filter too, which nnx's annotation of StateAxes leaves out.
     keys = nnx.split_rngs(splits=cfg.num_hidden_layers)(
       nnx.vmap(lambda rngs: Layer(cfg, rngs=rngs), in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)  # type: ignore[arg-type]
@@ -156,12 +125,19 @@ class Bert(nnx.Module):
 
   def __call__(self, tokens: Any, execution: execution_lib.Execution) -> jax.Array:
     """Token states [R, L, D] of packed rows (see `data.pack.Rows`)."""
-    x_RxLxD = self.word(tokens.token_ids) + self.position(tokens.positions) + self.type(tokens.type_ids)
+    cfg = self.cfg
+    x_RxLxD = self.word(tokens.token_ids) + self.position(tokens.positions + cfg.first_position)
+    if cfg.types_tell_halves:
+      x_RxLxD = x_RxLxD + self.type(tokens.halves)
+    elif cfg.type_vocab_size:
+      x_RxLxD = x_RxLxD + layers.lift(self.type.embedding[0], x_RxLxD)
     x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
+    # Of the columns of a row alone: within a text they are as far apart as its positions.
+    bias_HxLxL = None if cfg.relative_buckets is None else self.relative(x_RxLxD.shape[1])
     graph, stacked = nnx.split(self.layers)
 
     def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
-      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, execution), None
+      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, bias_HxLxL, execution), None
 
     layer_kept = execution_lib.rematerialised(layer, execution.remat)
     return jax.lax.scan(layer_kept, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]

@@ -2,18 +2,19 @@
 
 Two heads.  `PairCosine` compares what the joint reading made of the two halves; it adds no parameter, and weights that
 were trained as an embedding start near the retriever's level there, so a thousand lists suffice.  `CrossEncoder` has
-BertForSequenceClassification's head (first token, dense, tanh, one linear unit): the one for starting weights that
-read pairs already, and it exports as a plain CrossEncoder.
+the head of the family's sequence classifiers (for BERT first token, dense, tanh, one linear unit): the one for starting
+weights that read pairs already, and it exports as a plain CrossEncoder.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, layers, pooling
+from idistill_jax.models import bert, families, layers, pooling
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
@@ -26,10 +27,11 @@ class CrossEncoder(nnx.Module):
     self.encoder = bert.Bert(cfg, rngs=rngs)
     self.pooler = layers.Dense("td,de->te", (width, width), (width,), rngs=rngs)
     self.classifier = layers.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
+    self.activation = families.FAMILIES[cfg.model_type].activation
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     first_TxD = pooling.first(self.encoder(rows, execution), rows)
-    return self.classifier(jnp.tanh(self.pooler(first_TxD)))[:, 0]
+    return self.classifier(self.activation(self.pooler(first_TxD)))[:, 0]
 
 
 class MeanLinear(nnx.Module):
@@ -63,37 +65,39 @@ class PairCosine(nnx.Module):
     return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 
-LINEAR_ROWS = (
-  table_lib.Row("classifier/kernel", ("embed", "label"), "classifier.weight", "l d -> d l"),
-  table_lib.Row("classifier/bias", ("label",), "classifier.bias", "l -> l"),
-)
-POOLER_ROWS = (
-  table_lib.Row("pooler/kernel", ("embed", "embed_out"), "pooler.dense.weight", "o d -> d o"),
-  table_lib.Row("pooler/bias", ("embed_out",), "pooler.dense.bias", "o -> o"),
+#  our path             logical axes             layout
+PARAMETERS = (
+  ("pooler/kernel", ("embed", "embed_out"), "o d -> d o"),
+  ("pooler/bias", ("embed_out",), "o -> o"),
+  ("classifier/kernel", ("embed", "label"), "l d -> d l"),
+  ("classifier/bias", ("label",), "l -> l"),
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-  """A ranker's module, the rows that it adds to the encoder's, and which of a checkpoint's tensors are none of its."""
+  """A ranker's module, and what a family calls the modules that it adds to the encoder: ours -> HF's."""
 
   module: type[CrossEncoder] | type[MeanLinear] | type[PairCosine]
-  rows: tuple[table_lib.Row, ...]
-  ignored: tuple[str, ...]
+  tensors: Callable[[families.Family], Mapping[str, str]]
+
+  def rows(self, family: families.Family) -> tuple[table_lib.Row, ...]:
+    return families.rows_of(PARAMETERS, self.tensors(family))
 
   @property
   def fresh(self) -> tuple[str, ...]:
     """What an embedding checkpoint lacks and training makes."""
-    return tuple(row.path for row in self.rows)
+    return tuple(row.path for row in self.rows(families.BERT))
 
 
 # config.Ranker.head -> Head.
 HEADS = {
-  "classifier": Head(module=CrossEncoder, rows=POOLER_ROWS + LINEAR_ROWS, ignored=()),
-  "mean": Head(module=MeanLinear, rows=LINEAR_ROWS, ignored=("pooler.*",)),
-  "pair_cosine": Head(module=PairCosine, rows=(), ignored=("pooler.*", "classifier.*")),
+  "classifier": Head(module=CrossEncoder, tensors=lambda family: family.classifier),
+  # The name is ours: no family's classifier reads a mean.
+  "mean": Head(module=MeanLinear, tensors=lambda family: {"classifier": "classifier"}),
+  "pair_cosine": Head(module=PairCosine, tensors=lambda family: {}),
 }
 
 
 def table(cfg: bert.BertConfig, head: str) -> table_lib.Table:
-  return bert.table_of(cfg, HEADS[head].rows, ignored=HEADS[head].ignored, prefix="encoder/")
+  return families.table_of(cfg, HEADS[head].rows(families.FAMILIES[cfg.model_type]), prefix="encoder/")

@@ -11,7 +11,7 @@ from absl import logging
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, pooling
+from idistill_jax.models import bert, families, pooling
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
@@ -34,9 +34,9 @@ def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
   kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
   unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
   if unknown:
-    raise bert.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
+    raise families.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
   if "Pooling" not in kinds:
-    raise bert.UnsupportedModelError(f"{modules_path}: has no Pooling module")
+    raise families.UnsupportedModelError(f"{modules_path}: has no Pooling module")
   path = folder / kinds["Pooling"] / "config.json"
   return EmbeddingConfig(pooling=_pooling(json.loads(path.read_text()), path), normalize="Normalize" in kinds)
 
@@ -64,7 +64,7 @@ def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
       return "mean"
     case ["cls_token"] | ["cls"]:
       return "cls"
-  raise bert.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
+  raise families.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
 
 
 class DualEncoder(nnx.Module):
@@ -80,4 +80,4 @@ class DualEncoder(nnx.Module):
 
 
 def table(cfg: bert.BertConfig) -> table_lib.Table:
-  return bert.table_of(cfg, (), ignored=("pooler.*", "classifier.*"), prefix="encoder/")
+  return families.table_of(cfg, (), prefix="encoder/")

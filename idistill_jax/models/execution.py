@@ -19,7 +19,7 @@ from idistill_jax.models import attention
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Execution:
-  """products, states: see above.  attend: (q, k, v [R, L, H, K], segments [R, L]) -> [R, L, H, K].
+  """products, states: see above.  attend: see models/attention.py.
 
   unroll_layers: compile every layer for itself rather than one loop over them; a number: so many in each turn of it.
   remat: what a gradient computes anew, a key of REMAT.

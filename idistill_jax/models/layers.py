@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import ad_checkpoint
 
@@ -56,3 +57,31 @@ class Embedding(nnx.Module):
 
   def __call__(self, ids: jax.Array) -> jax.Array:
     return jnp.take(self.embedding[...], ids, axis=0)
+
+
+class RelativeBias(nnx.Module):
+  """What the distance of two tokens adds to each head's logits.  (Raffel et al. 2020, arXiv 1910.10683, 2.1.)"""
+
+  # Distances from this one on share the last bucket of their side.
+  FARTHEST = 128
+
+  def __init__(self, buckets: int, heads: int, *, rngs: nnx.Rngs):
+    self.buckets = buckets
+    self.embedding = nnx.Param(_normal((buckets, heads), rngs))
+
+  def __call__(self, length: int) -> jax.Array:
+    """[H, L, L], from token (second axis) to token (third)."""
+    columns = np.arange(length)
+    of_distance = self.bucket(columns[None, :] - columns[:, None])
+    return jnp.moveaxis(jnp.take(self.embedding[...], of_distance, axis=0), -1, 0)
+
+  def bucket(self, distances: np.ndarray) -> np.ndarray:
+    """Half of the buckets are for tokens before, half for those behind; near ones have one of their own, and those
+    farther off share them by the logarithm of their distance."""
+    side = self.buckets // 2
+    alone = side // 2
+    far = np.maximum(np.abs(distances), 1).astype(np.float32)
+    # In float32 like those who trained with it: a power of two lies on the border of two buckets.
+    shared = alone + (np.log(far / alone) / np.float32(np.log(self.FARTHEST / alone)) * (side - alone)).astype(int)
+    near = np.abs(distances) < alone
+    return np.where(distances > 0, side, 0) + np.where(near, np.abs(distances), np.minimum(shared, side - 1))

@@ -17,9 +17,9 @@ def mean(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
 
 
 def halves(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
-  """Means of each pair's query half and passage half, told apart by type id, [T, 2, D], in float32."""
+  """Means of each pair's query half and passage half, [T, 2, D], in float32."""
   texts = rows.starts.shape[0]
-  means_2TxD = _mean_by(states_RxLxD, 2 * rows.text_ids + rows.type_ids, 2 * texts)
+  means_2TxD = _mean_by(states_RxLxD, 2 * rows.text_ids + rows.halves, 2 * texts)
   return means_2TxD.reshape(texts, 2, -1)
 
 

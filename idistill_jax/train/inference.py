@@ -70,9 +70,10 @@ class Ranker:
   def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,
                  passage_of: np.ndarray, similarities: np.ndarray) -> np.ndarray:
     """As `score`, over token tables and the rows of each pair."""
-    lengths = queries.lengths[query_of] + passages.lengths[passage_of] - 1
+    between = passages.between
+    lengths = tokenize.pair_lengths(queries.lengths[query_of], passages.lengths[passage_of], between)
     learned = self.forward("score pairs", lengths,
-                           lambda i: tokenize.pair(queries[query_of[i]], passages[passage_of[i]]))
+                           lambda i: tokenize.pair(queries[query_of[i]], passages[passage_of[i]], between))
     if self.similarity_weight is None:
       return learned
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
@@ -130,7 +131,7 @@ class Forward:
   def __call__(
     self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> np.ndarray:
-    """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, type ids) of each."""
+    """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each."""
     work = pieces_lib.Pieces(self._pieces, f"{next(self._calls)} {name}", lengths)
     with contextlib.closing(work), progress.bar(name, total=len(lengths), done=len(lengths) - work.left()) as bar:
       for claimed in work.rounds():
@@ -198,8 +199,8 @@ def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, shape: StepS
           text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
   slots = pack.counted(row, np.lexsort((column, row))) + row * shape.texts_per_row
   pairs = [text(int(i)) for i in indices]
-  types = [t for _, t in pairs if t is not None]
-  rows = pack.fill([ids for ids, _ in pairs], types or None, pack.Placement(row, column, shape.rows), rows=shape.rows,
+  halves = [half for _, half in pairs if half is not None]
+  rows = pack.fill([ids for ids, _ in pairs], halves or None, pack.Placement(row, column, shape.rows), rows=shape.rows,
                    row_tokens=shape.row_tokens, text_ids=slots, text_count=shape.rows * shape.texts_per_row)
   return indices, slots, rows
 

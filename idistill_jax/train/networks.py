@@ -53,7 +53,7 @@ class Network:
 
   @property
   def tokenizer(self) -> tokenize.Tokenizer:
-    return weights.read_tokenizer(self.source)
+    return weights.read_model(self.source)[1]
 
   def initial(self, seed: int) -> Any:
     """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""
@@ -82,7 +82,7 @@ def retriever(cfg: config_lib.Encoder) -> Network:
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
   source = weights.resolve(cfg.weights)
-  sizes = weights.read_pair_sizes(source, cfg)
+  sizes = weights.read_sizes(source, cfg)
   chosen = cross_encoder.HEADS[head]
   return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)

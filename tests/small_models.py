@@ -1,0 +1,97 @@
+"""Small models of the families that are read, as transformers saves them: drawn weights, a tokenizer of a few words."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+TEXTS = [
+  "how do I merge two sorted files?", "heapq.merge Merge multiple sorted inputs into a single sorted output.",
+  "os.wait Wait for completion of a child process, and return a tuple containing its pid and exit status.",
+  "naïve Café", "str.casefold Return a casefolded copy of the string.", "wait for a child process", "the and of to in",
+]
+LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 80
+ANGLED = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def _trained(model: Any, pre_tokenizer: Any, trainer: Any) -> dict[str, Any]:
+  made = tokenizers.Tokenizer(model)
+  made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizer
+  made.train_from_iterator(TEXTS, trainer)
+  return json.loads(made.to_str())["model"]
+
+
+def _byte_pairs(name: str) -> Any:
+  import transformers
+
+  alphabet = pre_tokenizers.ByteLevel.alphabet()
+  learnt = _trained(models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), trainers.BpeTrainer(
+    vocab_size=330, special_tokens=[*ANGLED, "<mask>"], initial_alphabet=alphabet, show_progress=False))
+  return getattr(transformers, name)(vocab=learnt["vocab"], merges=[tuple(one) for one in learnt["merges"]])
+
+
+def _unigrams(name: str) -> Any:
+  import transformers
+
+  learnt = _trained(models.Unigram(), pre_tokenizers.Metaspace(), trainers.UnigramTrainer(
+    vocab_size=120, special_tokens=ANGLED, unk_token="<unk>", show_progress=False))
+  return getattr(transformers, name)(vocab=[*map(tuple, learnt["vocab"]), ("<mask>", 0.0)])
+
+
+def _word_pieces(name: str, special: list[str]) -> Any:
+  import transformers
+
+  learnt = _trained(models.WordPiece(unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), trainers.WordPieceTrainer(
+    vocab_size=150, special_tokens=special, show_progress=False))
+  return getattr(transformers, name)(vocab=learnt["vocab"])
+
+
+BRACKETED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_BERT_SIZES = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 64}
+_DISTIL_SIZES = {"n_layers": LAYERS, "dim": WIDTH, "n_heads": HEADS, "hidden_dim": 64}
+_ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+  """model_type and sizes of config.json, and a tokenizer of transformers' own class for it."""
+
+  model_type: str
+  sizes: dict[str, Any]
+  tokenizer: Callable[[], Any]
+
+
+SMALL = {
+  "bert": Small("bert", _BERT_SIZES, lambda: _word_pieces("BertTokenizer", BRACKETED)),
+  "bert with one type": Small(
+    "bert", _BERT_SIZES | {"type_vocab_size": 1}, lambda: _word_pieces("BertTokenizer", BRACKETED)),
+  "roberta": Small("roberta", _ROBERTA, lambda: _byte_pairs("RobertaTokenizer")),
+  "xlm-roberta": Small("xlm-roberta", _ROBERTA, lambda: _unigrams("XLMRobertaTokenizer")),
+  "camembert": Small("camembert", _ROBERTA | {"type_vocab_size": 2}, lambda: _unigrams("CamembertTokenizer")),
+  "distilbert": Small("distilbert", _DISTIL_SIZES, lambda: _word_pieces("DistilBertTokenizer", BRACKETED)),
+  "mpnet": Small("mpnet", _BERT_SIZES, lambda: _word_pieces("MPNetTokenizer", [*ANGLED, "[UNK]", "<mask>"])),
+}
+
+
+def write(name: str, folder: pathlib.Path) -> pathlib.Path:
+  """As it is pretrained: with a head for masked words, and the encoder's tensors under the family's prefix."""
+  import torch
+  import transformers
+
+  small, tokenizer = SMALL[name], SMALL[name].tokenizer()
+  cfg = transformers.AutoConfig.for_model(
+    small.model_type, vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **small.sizes)
+  with torch.random.fork_rng():
+    torch.manual_seed(0)
+    model = transformers.AutoModelForMaskedLM.from_config(cfg)
+    with torch.no_grad():
+      for parameter in model.parameters():
+        # Biases, norms and the row of padding too: what starts at zero would be missed by nobody.
+        parameter.add_(0.1 * torch.randn_like(parameter))
+  model.save_pretrained(folder)
+  tokenizer.save_pretrained(folder)
+  return folder

@@ -176,9 +176,16 @@ def test_tokens_are_those_of_transformers(world):
       assert both[i] == tokenize.pair(table[i], table[i + 1], table.between)[0].tolist()
 
 
-@pytest.mark.parametrize("head", ["mean", "pair_cosine"])
-def test_cross_encoder_gives_our_scores(distinct, head):
-  world, retriever = distinct, distinct.retriever
+def test_cross_encoder_gives_our_whole_scores(distinct):
+  cross_encoder_agrees(distinct, "pair_cosine")
+
+
+def test_cross_encoder_gives_the_scores_of_a_head_without_code(tmp_path):
+  cross_encoder_agrees(made("roberta", tmp_path), "mean")
+
+
+def cross_encoder_agrees(world: World, head: str) -> None:
+  retriever = world.retriever
   one = inference.load_ranker(
     config.Config(name="x", encoder=world.cfg, ranker=config.Ranker(head=head, similarity_weight=WEIGHT)), None)
   network, params, folder = one.forward.network, moved(one.forward.params, 3), world.out / head

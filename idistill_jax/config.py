@@ -73,6 +73,10 @@ class Encoder:
   """
 
   weights: str = "sentence-transformers/all-MiniLM-L6-v2"
+  # What the retriever reads before each text, as in "query: "; it counts among the text's tokens.  None: what the
+  # weights' config_sentence_transformers.json says; "": nothing.
+  query_prompt: str | None = None
+  passage_prompt: str | None = None
   query_tokens: int = 64
   passage_tokens: int = 256
   row_tokens: int = 256

@@ -9,11 +9,11 @@ Each stage reads folders of earlier ones and writes its own; finished stages are
 
 import dataclasses
 
-from absl import flags
+from absl import flags, logging
 
 from idistill_jax import artifacts, cli, config, dry_run, processes
 from idistill_jax.data import tables
-from idistill_jax.hf import weights
+from idistill_jax.hf import prompts, weights
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -67,7 +67,10 @@ def run(runner: cli.Runner) -> None:
 
 
 def _check_weights(cfg: config.Encoder) -> None:
-  weights.check(dataclasses.replace(cfg, weights=str(weights.resolve(cfg.weights))))
+  folder = weights.resolve(cfg.weights)
+  weights.check(dataclasses.replace(cfg, weights=str(folder)))
+  if (found := prompts.read(folder, cfg)).any:
+    logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
 
 
 def check(runner: cli.Runner) -> None:

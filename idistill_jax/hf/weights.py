@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
-from idistill_jax.hf import torch_file
+from idistill_jax.hf import prompts, torch_file
 from idistill_jax.models import bert, cross_encoder, families
 from idistill_jax.models import table as table_lib
 
@@ -46,6 +46,7 @@ def check(cfg: config_lib.Encoder) -> None:
   if folder is None:
     return
   read_sizes(folder, cfg)
+  prompts.read(folder, cfg)
   for path in _files(folder):
     if path.suffix == ".safetensors":
       try:

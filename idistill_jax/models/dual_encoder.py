@@ -1,13 +1,11 @@
 """The retriever: one encoder for queries and passages, a text -> one vector."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
 
 import jax
-from absl import logging
 from flax import nnx
 
 from idistill_jax.data import pack
@@ -18,15 +16,18 @@ from idistill_jax.models import table as table_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingConfig:
-  """How states become an embedding, as the checkpoint's sentence-transformers files say."""
+  """How states become an embedding, as the checkpoint's sentence-transformers files say.
+
+  include_prompt: whether the tokens of a prompt before the text are pooled with its own.
+  """
 
   pooling: pooling.Pooling
   normalize: bool
+  include_prompt: bool = True
 
 
 def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
   """From modules.json and the pooling module's config.json; a plain encoder without them is mean-pooled, normalised."""
-  _warn_of_prompts(folder)
   modules_path = folder / "modules.json"
   if not modules_path.exists():
     return EmbeddingConfig(pooling="mean", normalize=True)
@@ -38,19 +39,10 @@ def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
   if "Pooling" not in kinds:
     raise families.UnsupportedModelError(f"{modules_path}: has no Pooling module")
   path = folder / kinds["Pooling"] / "config.json"
-  return EmbeddingConfig(pooling=_pooling(json.loads(path.read_text()), path), normalize="Normalize" in kinds)
-
-
-@functools.cache
-def _warn_of_prompts(folder: pathlib.Path) -> None:
-  """Said once a folder: texts are read without what sentence-transformers would put before them."""
-  path = folder / "config_sentence_transformers.json"
-  raw = json.loads(path.read_text()) if path.exists() else {}
-  prompts, default = raw.get("prompts") or {}, raw.get("default_prompt_name")
-  if any(prompts.values()) or default is not None:
-    logging.warning(
-      "%s: its prompts %s (default_prompt_name %r) are not put before texts here, so the initial retriever is weaker "
-      "than published; training starts from there", path, prompts, default)
+  raw = json.loads(path.read_text())
+  return EmbeddingConfig(
+    pooling=_pooling(raw, path), normalize="Normalize" in kinds, include_prompt=raw.get("include_prompt", True)
+  )
 
 
 def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:

@@ -34,10 +34,10 @@ def run(job: artifacts.Job) -> None:
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
-  tokenizer = ranker.forward.network.tokenizer
+  network = ranker.forward.network
   scores = ranker.score_rows(
-    tokenizer.table(queries.texts, job.cfg.encoder.query_tokens),
-    tokenizer.table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of,
+    network.query_table(queries.texts, job.cfg.encoder.query_tokens),
+    network.passage_table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of,
     similarities.of_pairs(query_of, passage_of),
   )
 

@@ -39,14 +39,13 @@ class Retriever:
 
   def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
     """Embeddings float32 [Q, E]."""
-    return self._encode("queries", texts, self.cfg.query_tokens)
+    return self._encode("queries", self.forward.network.query_table(texts, self.cfg.query_tokens))
 
   def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
     """Embeddings float32 [P, E]."""
-    return self._encode("passages", texts, self.cfg.passage_tokens)
+    return self._encode("passages", self.forward.network.passage_table(texts, self.cfg.passage_tokens))
 
-  def _encode(self, name: str, texts: Sequence[str], max_tokens: int) -> np.ndarray:
-    table = self.forward.network.tokenizer.table(texts, max_tokens)
+  def _encode(self, name: str, table: tokenize.TokenTable) -> np.ndarray:
     return self.forward(f"encode {name}", table.lengths, lambda i: (table[i], None))
 
 
@@ -62,9 +61,9 @@ class Ranker:
     """Scores float32 [pairs] of queries[i] with passages[i], whose initial similarity is similarities[i]."""
     distinct_queries, query_of = np.unique(np.asarray(queries, object), return_inverse=True)
     distinct_passages, passage_of = np.unique(np.asarray(passages, object), return_inverse=True)
-    tokenizer = self.forward.network.tokenizer
-    query_table = tokenizer.table(distinct_queries.tolist(), self.cfg.query_tokens)
-    passage_table = tokenizer.table(distinct_passages.tolist(), self.cfg.pair_cut)
+    network = self.forward.network
+    query_table = network.query_table(distinct_queries.tolist(), self.cfg.query_tokens)
+    passage_table = network.passage_table(distinct_passages.tolist(), self.cfg.pair_cut)
     return self.score_rows(query_table, passage_table, query_of, passage_of, similarities)
 
   def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,

@@ -53,11 +53,10 @@ def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, sim
   """From a job's collection and the stage that made the similarities; passages are cut at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
-  tokenizer, cfg = network.tokenizer, job.cfg.encoder
   return Inputs(
     passages=passages, queries=queries,
-    passage_tokens=tokenizer.table(passages.texts, passage_tokens),
-    query_tokens=tokenizer.table(queries.texts, cfg.query_tokens),
+    passage_tokens=network.passage_table(passages.texts, passage_tokens),
+    query_tokens=network.query_table(queries.texts, job.cfg.encoder.query_tokens),
     similarity=similarity.load(job.inputs[similarities]),
   )
 

@@ -1,8 +1,9 @@
 """Model folders in HF layout -> networks: the graph, its parameters, its table and its tokenizer."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
+from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.hf import weights
 from idistill_jax.models import cross_encoder, dual_encoder
 from idistill_jax.models import execution as execution_lib
@@ -20,7 +22,8 @@ from idistill_jax.models import table as table_lib
 class Network:
   """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
 
-  abstract: params tree of shapes.  source: the folder that the starting weights come from.
+  abstract: params tree of shapes.  source: the folder that the starting weights come from.  prompts: what stands
+  before each text that it reads.
   """
 
   graph: nnx.GraphDef
@@ -30,6 +33,7 @@ class Network:
   fresh: tuple[str, ...]
   build: Callable[[int], nnx.Module]
   execution: execution_lib.Execution
+  prompts: prompts_lib.Prompts = prompts_lib.NONE
 
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
     return nnx.merge(self.graph, params)(rows, self.execution)
@@ -51,9 +55,17 @@ class Network:
     leaves = table_lib.flatten(self.abstract)
     return next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("word/embedding"))
 
-  @property
+  @functools.cached_property
   def tokenizer(self) -> tokenize.Tokenizer:
     return weights.read_model(self.source)[1]
+
+  def query_table(self, texts: Sequence[str], max_tokens: int) -> tokenize.TokenTable:
+    """Token ids of queries, prompt included."""
+    return self.tokenizer.table([self.prompts.query + text for text in texts], max_tokens)
+
+  def passage_table(self, texts: Sequence[str], max_tokens: int) -> tokenize.TokenTable:
+    """Token ids of passages, prompt included."""
+    return self.tokenizer.table([self.prompts.passage + text for text in texts], max_tokens)
 
   def initial(self, seed: int) -> Any:
     """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""
@@ -75,8 +87,9 @@ def retriever(cfg: config_lib.Encoder) -> Network:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
   source = weights.resolve(cfg.weights)
   sizes, embedding = weights.read_sizes(source, cfg), dual_encoder.read_embedding_config(source)
-  return _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  made = _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
+  return dataclasses.replace(made, prompts=prompts_lib.read(source, cfg))
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:

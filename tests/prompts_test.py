@@ -87,6 +87,7 @@ def test_the_retriever_is_trained_behind_them_and_the_ranker_reads_none(folder, 
     np.testing.assert_array_equal(data.query_tokens.flat, expected.flat)
     expected = table([prompt.replace("query", "passage") + text for text in PASSAGES], 32)
     np.testing.assert_array_equal(data.passage_tokens.flat, expected.flat)
+    assert job.counts["passages of lists cut"]["longest"] == expected.cut.longest > 32
 
 
 @pytest.mark.parametrize("fields, said", [

@@ -120,6 +120,12 @@ def test_retrievers_search_their_own_embeddings(workdir, cfg, answers):
   assert all(0 < answer.milliseconds < 60_000 for answer in answers.values())
 
 
+def test_stages_count_what_they_cut(workdir):
+  for stage in ("candidates", "index"):
+    cut = workdir.manifest(stage)["counts"]["passages cut"]
+    assert (cut["at"], cut["texts"], cut["of"]) == (32, 0, len(PASSAGES)) and 10 < cut["longest"] <= 32
+
+
 def test_ranker_reorders_only_the_initial_head(workdir, cfg, answers):
   initial = order(answers["initial"])
   head = [next(passage for passage in PASSAGES if passage.id == one) for one in initial[:4]]

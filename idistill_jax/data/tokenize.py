@@ -18,6 +18,19 @@ class TokenizerError(ValueError):
 NOTHING = np.zeros(0, np.int32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+  """How many of so many texts lost their end at `at` tokens, and how long the longest was before."""
+
+  at: int
+  texts: int
+  of: int
+  longest: int
+
+  def __str__(self) -> str:
+    return f"{self.texts:,} of {self.of:,} cut at {self.at:,} tokens (longest {self.longest:,})"
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
   """Token ids of many texts, end to end; text i is `flat[offsets[i]:offsets[i + 1]]`, with its special tokens.
@@ -28,6 +41,7 @@ class TokenTable:
   flat: np.ndarray
   offsets: np.ndarray
   between: np.ndarray
+  cut: Cut
 
   def __len__(self) -> int:
     return len(self.offsets) - 1
@@ -52,6 +66,8 @@ class Tokenizer:
       raise TokenizerError(f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
     self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     self._tokenizer.no_padding()
+    # What is cut is counted, so texts are tokenised whole and cut here.
+    self._tokenizer.no_truncation()
     framed, both = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
     # Whatever the two are called; `pair` leaves out the passage's first.
     if framed.special_tokens_mask != [1, *[0] * (len(framed.ids) - 2), 1]:
@@ -75,11 +91,18 @@ class Tokenizer:
 
   def table(self, texts: Sequence[str], max_tokens: int) -> TokenTable:
     """Token ids of each text cut at `max_tokens`, special tokens included."""
-    self._tokenizer.enable_truncation(max_tokens)
-    ids = [np.asarray(e.ids, np.int32) for e in self._tokenizer.encode_batch_fast(list(texts))]
+    ids, too_long, longest = [], 0, 0
+    for encoded in self._tokenizer.encode_batch_fast(list(texts)):
+      whole = np.asarray(encoded.ids, np.int32)
+      longest = max(longest, len(whole))
+      if len(whole) > max_tokens:
+        too_long += 1
+        whole = np.append(whole[:max_tokens - 1], whole[-1])
+      ids.append(whole)
     offsets = np.zeros(len(ids) + 1, np.int64)
     np.cumsum([len(i) for i in ids], out=offsets[1:])
-    return TokenTable(np.concatenate(ids) if ids else NOTHING, offsets, self.between)
+    cut = Cut(at=max_tokens, texts=too_long, of=len(ids), longest=longest)
+    return TokenTable(np.concatenate(ids) if ids else NOTHING, offsets, self.between, cut)
 
 
 def pair(query: np.ndarray, passage: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from idistill_jax.retrieval import (
   runs,
   summary,
 )
-from idistill_jax.train import inference
+from idistill_jax.train import inference, truncation
 
 METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
 # The first system is tested against the second, where both are measured.
@@ -75,7 +75,7 @@ def run(job: artifacts.Job) -> None:
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
-  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces)
+  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces, truncation.telling(job))
   distilled_QxE = retriever.encode_queries(texts)
   distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
 

@@ -12,7 +12,7 @@ import numpy as np
 from idistill_jax import artifacts, cli, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact, itself
-from idistill_jax.train import inference
+from idistill_jax.train import inference, truncation
 
 # (query id, passage ids)
 Candidates = tuple[str, tuple[str, ...]]
@@ -34,11 +34,13 @@ def run(job: artifacts.Job) -> None:
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
-  network = ranker.forward.network
+  query_table = ranker.forward.network.query_table(queries.texts, job.cfg.encoder.query_tokens)
+  passage_table = ranker.forward.network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
+  tell = truncation.telling(job)
+  tell("queries", query_table.cut)
+  tell("passages of lists", passage_table.cut)
   scores = ranker.score_rows(
-    network.query_table(queries.texts, job.cfg.encoder.query_tokens),
-    network.passage_table(passages.texts, job.cfg.encoder.pair_cut), query_of, passage_of,
-    similarities.of_pairs(query_of, passage_of),
+    query_table, passage_table, query_of, passage_of, similarities.of_pairs(query_of, passage_of)
   )
 
   ends = np.cumsum([len(ids) for _, ids in lists])

@@ -17,7 +17,7 @@ from etils import epath
 from idistill_jax import config as config_lib
 from idistill_jax import progress, sharding
 from idistill_jax.data import pack, tokenize
-from idistill_jax.train import checkpoint, networks
+from idistill_jax.train import checkpoint, networks, truncation
 from idistill_jax.train import pieces as pieces_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
@@ -32,10 +32,11 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Retriever:
-  """A dual encoder with its parameters on the mesh."""
+  """A dual encoder with its parameters on the mesh; `tell` is told how the texts were cut that it embeds."""
 
   cfg: config_lib.Encoder
   forward: "Forward"
+  tell: truncation.Tell | None = None
 
   def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
     """Embeddings float32 [Q, E]."""
@@ -46,6 +47,8 @@ class Retriever:
     return self._encode("passages", self.forward.network.passage_table(texts, self.cfg.passage_tokens))
 
   def _encode(self, name: str, table: tokenize.TokenTable) -> np.ndarray:
+    if self.tell is not None:
+      self.tell(name, table.cut)
     return self.forward(f"encode {name}", table.lengths, lambda i: (table[i], None))
 
 
@@ -79,10 +82,10 @@ class Ranker:
 
 
 def load_retriever(cfg: config_lib.Config, folder: epath.PathLike | None,
-                   pieces: epath.PathLike | None = None) -> Retriever:
+                   pieces: epath.PathLike | None = None, tell: truncation.Tell | None = None) -> Retriever:
   """The retriever trained in a stage's folder, or the initial one where `folder` is None; `pieces` as in Forward."""
   network = networks.retriever(cfg.encoder)
-  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, pieces))
+  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, pieces), tell)
 
 
 def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None, pieces: epath.PathLike | None = None) -> Ranker:

@@ -7,7 +7,7 @@ import numpy as np
 
 from idistill_jax import artifacts, records
 from idistill_jax.data import batches, example, similarity, tables, tokenize
-from idistill_jax.train import networks
+from idistill_jax.train import networks, truncation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,14 @@ def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, sim
   """From a job's collection and the stage that made the similarities; passages are cut at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
+  passage_table = network.passage_table(passages.texts, passage_tokens)
+  query_table = network.query_table(queries.texts, job.cfg.encoder.query_tokens)
+  tell = truncation.telling(job)
+  tell("queries", query_table.cut)
+  tell("passages of lists", passage_table.cut)
   return Inputs(
     passages=passages, queries=queries,
-    passage_tokens=network.passage_table(passages.texts, passage_tokens),
-    query_tokens=network.query_table(queries.texts, job.cfg.encoder.query_tokens),
+    passage_tokens=passage_table, query_tokens=query_table,
     similarity=similarity.load(job.inputs[similarities]),
   )
 

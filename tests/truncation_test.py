@@ -1,0 +1,64 @@
+"""Texts that lose their end: cut as their tokenizer itself would, counted without reading them twice, and told."""
+
+import logging
+
+import numpy as np
+import pytest
+import tokenizers
+
+from idistill_jax import artifacts, config
+from idistill_jax.data import tokenize
+from idistill_jax.hf import weights
+from idistill_jax.report import claims
+from idistill_jax.train import inference, truncation
+
+WORDS = "merge sort naïve 北京 don't #include [MASK] unbelievably".split()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+  rng = np.random.default_rng(0)
+  return ["", *(" ".join(rng.choice(WORDS, rng.integers(1, 30))) for _ in range(200))]
+
+
+@pytest.mark.parametrize("at", [3, 12, 13, 999])
+def test_texts_are_cut_as_the_tokenizer_cuts_them(tiny_weights, texts, at):
+  folder = weights.resolve(tiny_weights)
+  theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  theirs.no_padding()
+  theirs.no_truncation()
+  lengths = [len(theirs.encode(text).ids) for text in texts]
+  theirs.enable_truncation(at)
+  table = tokenize.Tokenizer(folder).table(texts, at)
+  assert [table[i].tolist() for i in range(len(texts))] == [theirs.encode(text).ids for text in texts]
+  assert table.cut == tokenize.Cut(at=at, texts=sum(n > at for n in lengths), of=201, longest=max(lengths))
+  assert (table.cut.texts > 0) == (at < 999) and table.cut.texts < 201
+
+
+def test_of_no_texts_none_is_cut(tiny_weights):
+  table = tokenize.Tokenizer(weights.resolve(tiny_weights)).table([], 8)
+  assert len(table) == 0 and table.cut == tokenize.Cut(at=8, texts=0, of=0, longest=0)
+
+
+def test_a_stage_tells_it_once(tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  job = artifacts.Job(cfg=config.Config(name="t"), out=tmp_path, cache=tmp_path, inputs={})
+  tell = truncation.telling(job)
+  for _ in range(2):
+    tell("passages", tokenize.Cut(at=96, texts=1557, of=3743, longest=812))
+  # Nothing to tell aloud, but how much room was left is worth a number.
+  tell("queries", tokenize.Cut(at=64, texts=0, of=1397, longest=31))
+  assert caplog.messages == ["passages: 1,557 of 3,743 cut at 96 tokens (longest 812)"]
+  assert job.counts["queries cut"] == {"at": 64, "texts": 0, "of": 1397, "longest": 31}
+  shown = claims.plain({name: found for name, found in job.counts.items() if "passages" in name})
+  assert shown == "passages cut at 96, texts 1,557, of 3,743, longest 812"
+
+
+def test_a_retriever_tells_what_it_embeds(tiny_weights):
+  encoder = config.Encoder(weights=tiny_weights, query_tokens=6, passage_tokens=8, row_tokens=16, tokens_per_step=64)
+  told = {}
+  retriever = inference.load_retriever(config.Config(name="t", encoder=encoder), None, None, told.__setitem__)
+  retriever.encode_queries(["merge two sorted lists of files", "merge"])
+  retriever.encode_passages(["merge two sorted lists of files", "merge"])
+  assert told == {"queries": tokenize.Cut(at=6, texts=1, of=2, longest=8),
+                  "passages": tokenize.Cut(at=8, texts=0, of=2, longest=8)}

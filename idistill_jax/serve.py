@@ -2,15 +2,16 @@
 
     python -m idistill_jax.serve --workdir=runs/quickstart --port=8008
 
-`GET /` is the page; `GET /api/search?q=<question>&k=5` answers with each system's passages and milliseconds.  Questions
-are cut off by length, by rate and by how long they wait, and answered one after the other: the models share one device.
+`GET /` is the page, `GET /?q=<question>` the page with what is found, so that a question can be kept and sent as a link
+and needs no script; `GET /api/search?q=<question>&k=5` answers in JSON with each system's passages and milliseconds.
+Questions are cut off by length, by rate and by how long they wait, and answered one after the other: the models share
+one device.
 """
 
 import asyncio
 import collections
 import concurrent.futures
 import contextlib
-import importlib.resources
 import math
 import os
 import sys
@@ -38,17 +39,17 @@ LONGEST_WAIT = 60.0
 # Seconds between two looks at whether a waiting client is still there.
 LOOK = 0.25
 MINUTE = 60.0
-# Passages a system that the page asks for (search.js).
+# Passages a system where a question does not say how many.
 SHOWN = 5
 HEADERS = {
-  "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-  "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+  "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; "
+  "form-action 'self'; frame-ancestors 'none'",
   "X-Content-Type-Options": "nosniff",
   "Referrer-Policy": "no-referrer",
   "Cache-Control": "no-store",
 }
-ASSETS = {"/": ("search.html", "text/html"), "/search.css": ("search.css", "text/css"),
-          "/search.js": ("search.js", "text/javascript")}  # fmt: skip
+TEMPLATES = "idistill_jax.report"
+PAGE, STYLE = "search.html.j2", "search.css"
 
 
 class Searching(Protocol):
@@ -142,27 +143,39 @@ def application(searcher: Searching, per_minute: int) -> Any:
   """The Starlette application.  Raises ServeUnavailableError naming the extra to install."""
   starlette = _starlette()
   rate, queue = Rate(per_minute), Queue(searcher)
+  # Questions and passages may be hostile: all of them pass the template's escaping.
+  environment = starlette.Environment(loader=starlette.PackageLoader(TEMPLATES), autoescape=True)
+  template, (style, *_) = environment.get_template(PAGE), environment.loader.get_source(environment, STYLE)
 
-  async def ask(request: Any) -> Any:
+  async def answer(request: Any) -> tuple[dict[str, Any], int, dict[str, str]]:
+    """What is found, or an "error"; the HTTP status; the headers."""
     try:
       rate.admit()
-      found = await queue.search(*_asked(request.query_params), request.is_disconnected)
+      return await queue.search(*_asked(request.query_params), request.is_disconnected), 200, HEADERS
     except Refused as e:
-      return starlette.JSONResponse({"error": str(e)}, status_code=e.status, headers=HEADERS | e.headers)
+      return {"error": str(e)}, e.status, HEADERS | e.headers
     except ValueError as e:
-      return starlette.JSONResponse({"error": str(e)}, status_code=400, headers=HEADERS)
-    return starlette.JSONResponse(found, headers=HEADERS)
+      return {"error": str(e)}, 400, HEADERS
 
-  # Async like `ask`, so in the server's own thread: no page waits for a free one.
-  async def asset(request: Any) -> Any:
-    name, kind = ASSETS[request.url.path]
-    text = (importlib.resources.files("idistill_jax") / "report" / "templates" / name).read_text(encoding="utf-8")
-    return starlette.Response(text, media_type=kind, headers=HEADERS)
+  async def api(request: Any) -> Any:
+    found, status, headers = await answer(request)
+    return starlette.JSONResponse(found, status_code=status, headers=headers)
 
-  routes = [starlette.Route(path, asset) for path in ASSETS]
+  async def page(request: Any) -> Any:
+    question = request.query_params.get("q", "").strip()
+    found, status, headers = await answer(request) if question else ({}, 200, HEADERS)
+    shown = template.render(question=question, longest=LONGEST_QUESTION, error=found.get("error"),
+                            systems=found.get("systems"))
+    return starlette.Response(shown, status_code=status, media_type="text/html", headers=headers)
+
+  # Async like the others, so in the server's own thread: no page waits for a free one.
+  async def css(request: Any) -> Any:
+    return starlette.Response(style, media_type="text/css", headers=HEADERS)
+
   # Another site's page may reach this port under a name of its own (DNS rebinding): only ours are answered.
   hosts = starlette.Middleware(starlette.TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-  return starlette.Starlette(routes=[*routes, starlette.Route("/api/search", ask)], middleware=[hosts])
+  routes = [starlette.Route(path, end) for path, end in (("/", page), ("/search.css", css), ("/api/search", api))]
+  return starlette.Starlette(routes=routes, middleware=[hosts])
 
 
 def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
@@ -177,14 +190,16 @@ def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _starlette() -> Any:
-  """The names that are used, in one place."""
+  """The names that are used of the extra's packages, in one place."""
   with extras.needed("serving", "serve", ServeUnavailableError):
+    import jinja2
     import uvicorn  # noqa: F401  (better to say so before models are loaded)
     from starlette import applications, middleware, responses, routing
     from starlette.middleware import trustedhost
   return types.SimpleNamespace(
     Starlette=applications.Starlette, Middleware=middleware.Middleware, Response=responses.Response,
     JSONResponse=responses.JSONResponse, Route=routing.Route, TrustedHostMiddleware=trustedhost.TrustedHostMiddleware,
+    Environment=jinja2.Environment, PackageLoader=jinja2.PackageLoader,
   )  # fmt: skip
 
 

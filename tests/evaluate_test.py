@@ -23,12 +23,14 @@ def prepared(root: pathlib.Path) -> artifacts.Job:
   """Labels of nothing, and an index of random vectors."""
   vectors_PxE = np.random.default_rng(0).standard_normal((len(PASSAGES), 8)).astype(np.float32)
   cfg = config.Config(name="t", evaluate=config.Evaluate(resamples=50))
-  for folder in ("out", "labels", "index"):
+  for folder in ("out", "labels", "train_retriever", "index"):
     (root / folder).mkdir()
   ranking = records.RankedList(query_id="other", passage_ids=("p5", "p6"), status="complete")
   example.write_records(root / "labels", artifacts.RANKINGS, [ranking])
+  taught = records.ScoredList(query_id="another", passage_ids=("p7", "p2"), scores=(2.0, 1.0))
+  example.write_records(root / "train_retriever", artifacts.TEACHER, [taught])
   index.write(root / "index", vectors_PxE, PASSAGES.ids, cfg.index, vectors_PxE[:0])
-  inputs = {name: root / name for name in ("labels", "index")}
+  inputs = {name: root / name for name in ("labels", "train_retriever", "index")}
   return artifacts.Job(cfg=cfg, out=root / "out", inputs=inputs, cache=root / "cache")
 
 
@@ -75,6 +77,12 @@ def test_both_retrievers_are_fused_with_bm25():
   assert {name: runs.ranked(run["q"])[0] for name, run in found.items()} == {"hybrid": "c", "initial+bm25": "b"}
   assert ("hybrid", "initial+bm25") in stage.TESTS
   assert {*single, *found, "direct", "ranker"} <= set(stage.OURS)
+
+
+def test_lists_of_the_llm_and_of_the_retrievers_teacher_are_looked_through(tmp_path):
+  found = written(prepared(tmp_path), {}, {"q0": {"p6": 1, "p7": 1}, "q1": {"p2": 1, "p8": 1}})["leakage"]
+  assert (found["right_passages"], found["right_passages_in_training_lists"]) == (4, 3)
+  assert found["right_passages_first_in_training_lists"] == 1 and found["passage_examples"] == ["p7", "p2", "p6"]
 
 
 def test_one_query_has_means_and_no_tests(tmp_path):

@@ -45,6 +45,7 @@ def job(tmp_path, monkeypatch) -> artifacts.Job:
     similarity.save(inputs[stage], similarity.Similarities(embedded(QUERIES.texts), embedded(PASSAGES.texts)))
   ranking = records.RankedList(query_id="a", passage_ids=("b", "c"), status="complete")
   example.write_records(inputs["labels"], artifacts.RANKINGS, [ranking])
+  example.write_records(inputs["train_retriever"], artifacts.TEACHER, ())
   index.write(inputs["index"], embedded(PASSAGES.texts), PASSAGES.ids, cfg.index, np.zeros((0, 5), np.float32))
   return artifacts.Job(cfg=cfg, out=tmp_path / "out", inputs=inputs, cache=tmp_path / "cache")
 

@@ -63,12 +63,20 @@ def test_a_slip_a_stop_word_and_an_accent_make_no_other_question_and_symbols_do(
   assert [one[:2] for one in found.duplicates] == ([("test0", "train1")] if same else [])
 
 
+def ranked(query_id: str, *passage_ids: str) -> records.RankedList:
+  return records.RankedList(query_id=query_id, passage_ids=passage_ids, status="complete")
+
+
+def scored(query_id: str, *passage_ids: str) -> records.ScoredList:
+  return records.ScoredList(query_id=query_id, passage_ids=passage_ids, scores=(0.0,) * len(passage_ids))
+
+
 def test_without_judgements_nothing_is_said_of_passages():
-  ranking = records.RankedList(query_id="train0", passage_ids=("p", "o"), status="complete")
-  unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranking], 1)
-  assert unknown.as_json()["test_passages_ranked_first_in_training"] is None and not unknown.warnings
-  known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranking], 1)
-  assert known.as_json()["test_passages_ranked_first_in_training"] == 1
+  numbers = ("right_passages", "right_passages_in_training_lists", "right_passages_first_in_training_lists")
+  unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranked("train0", "p", "o")], 1)
+  assert [unknown.as_json()[one] for one in numbers] == [None] * 3 and unknown.note is None
+  known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranked("train0", "p", "o")], 1)
+  assert [known.as_json()[one] for one in numbers] == [1, 1, 1]
 
 
 def test_more_queries_than_a_block_and_none_at_all():
@@ -78,18 +86,27 @@ def test_more_queries_than_a_block_and_none_at_all():
   assert not leakage.check([], TRAIN, {}, [], 1).warnings and not leakage.check(many, [], {}, [], 1).warnings
 
 
-def test_test_passages_that_the_llm_ranked_first_in_training():
-  ranking = records.RankedList(query_id="train0", passage_ids=("p1", "p2"), status="complete")
-  found = leakage.check(queries("test", "a"), TRAIN, {"test0": {"p1": 1, "p2": 1, "p3": 0}}, [ranking], 1)
-  assert found.passages == ("p1",)
-  assert len(found.warnings) == 1 and found.warnings[0].startswith("1 passages that are right for a test query")
-  assert found.as_json()["test_passages_ranked_first_in_training"] == 1
+def test_right_passages_in_training_lists_are_counted_wherever_they_stand_and_not_shouted():
+  lists = [ranked("train0", "x", "p2", "p3"), scored("train1", "p4", "y"), scored("train2", "y", "p4", "p1")]
+  qrels = {"test0": {"p1": 1, "p2": 1, "p3": 0}, "test1": {"p4": 1, "p5": 1, "p2": 1}}
+  found = leakage.check(queries("test", "a", "b"), TRAIN, qrels, lists, 1)
+  # Once each, what stood first in some list before the others; p5 is in no list, p3 not right.
+  assert (found.right, found.listed, found.first) == (4, ("p4", "p1", "p2"), 1)
+  assert found.as_json()["passage_examples"] == ["p4", "p1", "p2"]
+  assert found.note.startswith("3 of 4 passages that are right for a test query stand in a list that training learned")
+  assert "1 of them in first place (for example p4)" in found.note and not found.warnings
+
+
+def test_a_test_query_with_a_list_of_its_own_is_shouted():
+  for one in (ranked("test1", "x"), scored("test1", "x")):
+    found = leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x"), one], 1)
+    assert found.trained_on == ("test1",) and found.as_json()["test_queries_trained_on"] == 1
+    assert "1 of 2 test queries have a list among those that training learned from" in found.warnings[0]
+  assert not leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x")], 1).trained_on
 
 
 def test_a_passage_below_the_grade_that_counts_is_not_right():
-  rankings = [
-    records.RankedList(query_id=f"train{i}", passage_ids=(f"p{i}", "x"), status="complete") for i in range(3)
-  ]
+  lists = [ranked(f"train{i}", f"p{i}", "x") for i in range(3)]
   qrels = {"test0": {"p0": 1, "p1": 2, "p2": 3}}
-  assert leakage.check(queries("test", "a"), TRAIN, qrels, rankings, 2).passages == ("p1", "p2")
-  assert leakage.check(queries("test", "a"), TRAIN, qrels, rankings, 1).passages == ("p0", "p1", "p2")
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 2).listed == ("p1", "p2")
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 1).listed == ("p0", "p1", "p2")

@@ -533,20 +533,25 @@ def test_leakage_is_said_before_anything_else(report, text):
     leakage={"near_duplicate_queries": 2, "test_queries": 60, "examples": [["q1", "<b>t1", 1.0], ["q2", "t2", 0.9]]},
   )
   shown = page.render(dataclasses.replace(report, evaluation=leaky))
-  said = "Leakage: 2 of 60 test queries have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
+  said = "Leakage: of 60 test queries 2 have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
   assert said in shown and shown.index(said) < shown.index("<h1>")
   assert "Leakage" not in text
 
 
 def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text, tmp_path):
-  said = "1,234 passages that are right for test queries"
-  known = {"test_passages_ranked_first_in_training": 1234}
+  said = "Of 2,000 passages that are right for a test query, 1,234 stand in a list that training learned from, 45 of"
+  known = {"right_passages": 2000, "right_passages_in_training_lists": 1234,
+           "right_passages_first_in_training_lists": 45, "test_queries": 60}  # fmt: skip
   shown = dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=known))
   assert said in page.render(shown) and said not in text
   shutil.copytree(workdir.root, tmp_path / "w")
   path = tmp_path / "w" / "evaluate" / "metrics.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
   assert said in printed(tmp_path / "w", width=300) and said not in printed(workdir, width=300)
+  # Nothing of it is shouted; a test query that was trained on is.
+  assert claims.leak(known) is None
+  assert "1 have a list that training learned from (q7)" in claims.leak(
+    known | {"test_queries_trained_on": 1, "trained_on_examples": ["q7"]})
 
 
 def test_readers_tests_show_what_is_corrected(text):

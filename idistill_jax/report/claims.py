@@ -56,24 +56,30 @@ def _taught_by_lists(settings: Mapping[str, str]) -> bool:
 
 def leak(found: Mapping[str, Any]) -> str | None:
   """What must be said before anything else: training saw queries of the test.  None where it saw none."""
-  number = int(found.get("near_duplicate_queries") or 0)
-  if not number:
+  said = []
+  if number := int(found.get("test_queries_trained_on") or 0):
+    examples = ", ".join(found.get("trained_on_examples", ()))
+    said.append(f"{count(number)} have a list that training learned from ({examples})")
+  if number := int(found.get("near_duplicate_queries") or 0):
+    examples = ", ".join(f"{test} ~ {train}" for test, train, _ in found.get("examples", ()))
+    said.append(f"{count(number)} have a near-duplicate among the training queries ({examples})")
+  if not said:
     return None
-  examples = ", ".join(f"{test} ~ {train}" for test, train, _ in found.get("examples", ()))
-  return (
-    f"Leakage: {count(number)} of {count(int(found['test_queries']))} test queries have a near-duplicate among the "
-    f"training queries ({examples}). What is measured on them is no evidence."
+  return f"Leakage: of {count(int(found['test_queries']))} test queries " + ", and ".join(said) + (
+    ". What is measured on them is no evidence."
   )
 
 
 def seen(found: Mapping[str, Any]) -> str | None:
-  """How many passages of the test training knew: expected in one corpus, and to be said.  None where there are none."""
-  number = int(found.get("test_passages_ranked_first_in_training") or 0)
-  if not number:
+  """How many passages of the test training saw: normal in one corpus, and to be said.  None where it is not known."""
+  if found.get("right_passages") is None:
     return None
+  right, listed, first = (
+    int(found[f"right_passages{where}"]) for where in ("", "_in_training_lists", "_first_in_training_lists")
+  )
   return (
-    f"{count(number)} passages that are right for test queries were ranked first by the LLM for a training query, as "
-    "happens where both search one corpus: the models have seen them."
+    f"Of {count(right)} passages that are right for a test query, {count(listed)} stand in a list that training "
+    f"learned from, {count(first)} of them in first place, as is normal where both search one corpus."
   )
 
 

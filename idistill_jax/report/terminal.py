@@ -31,7 +31,7 @@ def print_summary(
   if (leak := claims.leak(evaluation.leakage)) is not None:
     console.print(Text(leak, style="bold white on red"))
   if (seen := claims.seen(evaluation.leakage)) is not None:
-    console.print(Text(seen, style="yellow"))
+    console.print(Text(seen, style="dim"))
   claim = claims.claim(evaluation, gather.labels(workdir), gather.settings(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))

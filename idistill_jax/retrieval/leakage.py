@@ -1,4 +1,7 @@
-"""Did training see the test?  Queries of both splits that say the same, and test passages that training knew.
+"""Did training see the test?  Queries of both splits that say the same, and test passages in training's lists.
+
+The first is leakage, and said aloud.  The second is a number: where both splits search one corpus, passages that are
+right for a test query are found by training queries as well.
 
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
 is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
@@ -37,28 +40,43 @@ Content = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Leakage:
-  """duplicates: (test query id, training query id, overlap).
+  """duplicates: (test query id, training query id, overlap).  trained_on: test queries with a list of their own among
+  training's.
 
-  passages: judged right for a test query, and ranked first by the LLM for a training one; None without judgements.
+  right: passages that are judged right for a test query; None without judgements.  listed: those in a list that
+  training learned from, the ones that stand first in some before the others.  first: how many these are.
   """
 
   duplicates: tuple[tuple[str, str, float], ...]
-  passages: tuple[str, ...] | None
+  trained_on: tuple[str, ...]
   test_queries: int
+  right: int | None
+  listed: tuple[str, ...]
+  first: int
 
   def as_json(self) -> dict[str, object]:
+    known = self.right is not None
     return {
       "test_queries": self.test_queries,
+      "test_queries_trained_on": len(self.trained_on),
+      "trained_on_examples": list(self.trained_on[:EXAMPLES]),
       "near_duplicate_queries": len(self.duplicates),
       "examples": [list(one) for one in self.duplicates[:EXAMPLES]],
-      "test_passages_ranked_first_in_training": None if self.passages is None else len(self.passages),
-      "passage_examples": list((self.passages or ())[:EXAMPLES]),
+      "right_passages": self.right,
+      "right_passages_in_training_lists": len(self.listed) if known else None,
+      "right_passages_first_in_training_lists": self.first if known else None,
+      "passage_examples": list(self.listed[:EXAMPLES]),
     }
 
   @property
   def warnings(self) -> tuple[str, ...]:
-    """What to say aloud: queries of the test were trained on, or what is right for them was; empty if neither was."""
+    """What to say aloud: queries of the test were trained on; empty if none was."""
     said = []
+    if self.trained_on:
+      said.append(
+        f"LEAKAGE: {len(self.trained_on)} of {self.test_queries} test queries have a list among those that training "
+        f"learned from (for example {self.trained_on[0]}): what is measured on them is no evidence"
+      )
     if self.duplicates:
       test, train, overlap = self.duplicates[0]
       said.append(
@@ -66,29 +84,44 @@ class Leakage:
         f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
         "them is no evidence"
       )
-    if self.passages:
-      said.append(
-        f"{len(self.passages)} passages that are right for a test query were ranked first by the LLM for a training "
-        f"query (for example {self.passages[0]}), as happens where both search one corpus: the models have seen them"
-      )
     return tuple(said)
+
+  @property
+  def note(self) -> str | None:
+    """What training saw of right passages; None without judgements."""
+    if self.right is None:
+      return None
+    example = f" (for example {self.listed[0]})" if self.listed else ""
+    return (
+      f"{len(self.listed)} of {self.right} passages that are right for a test query stand in a list that training "
+      f"learned from, {self.first} of them in first place{example}, as is normal where both search one corpus"
+    )
 
 
 def check(
   test: Sequence[records.Query],
   train: Sequence[records.Query],
   qrels: Mapping[str, Mapping[str, int]],
-  rankings: Iterable[records.RankedList],
+  lists: Iterable[records.RankedList | records.ScoredList],
   relevant_from: int,
 ) -> Leakage:
-  """Compares every test query with every training query, and judgements with the LLM's first places.
+  """Compares every test query with every training query, and judgements with the lists that training learned from.
 
-  relevant_from: the lowest grade that counts as right.
+  lists: passages best first.  relevant_from: the lowest grade that counts as right.
   """
   right = {one for judged in qrels.values() for one, grade in judged.items() if grade >= relevant_from}
-  first = {ranking.passage_ids[0] for ranking in rankings}
-  passages = tuple(sorted(right & first)) if qrels else None
-  return Leakage(duplicates=tuple(_duplicates(test, train)), passages=passages, test_queries=len(test))
+  asked = {query.id for query in test}
+  trained_on: set[str] = set()
+  listed: set[str] = set()
+  first: set[str] = set()
+  for one in lists:
+    trained_on |= asked & {one.query_id}
+    listed |= right.intersection(one.passage_ids)
+    first |= right.intersection(one.passage_ids[:1])
+  return Leakage(
+    duplicates=tuple(_duplicates(test, train)), trained_on=tuple(sorted(trained_on)), test_queries=len(test),
+    right=len(right) if qrels else None, listed=(*sorted(first), *sorted(listed - first)), first=len(first),
+  )
 
 
 def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -> list[tuple[str, str, float]]:

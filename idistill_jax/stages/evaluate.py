@@ -6,9 +6,10 @@ collection, candidates, labels, train_direct, train_ranker, train_retriever, ind
 per_query.csv.
 """
 
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 from absl import logging
@@ -247,11 +248,16 @@ def measure(
 def leaked(
   job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels
 ) -> leakage.Leakage:
-  """What training saw of the test, said aloud."""
-  rankings = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
-  found = leakage.check(queries, table.of_split("train"), qrels, rankings, job.cfg.evaluate.relevant_from)
+  """What training saw of the test: queries are said aloud, passages are counted."""
+  lists: Iterable[records.RankedList | records.ScoredList] = itertools.chain(
+    example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
+    example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
+  )
+  found = leakage.check(queries, table.of_split("train"), qrels, lists, job.cfg.evaluate.relevant_from)
   for said in found.warnings:
     logging.warning(said)
+  if found.note is not None:
+    logging.info(found.note)
   return found
 
 

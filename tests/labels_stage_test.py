@@ -130,14 +130,16 @@ def test_rankings_say_which_model_answered(tmp_path, key, asked, recorded_as):
       assert statuses(workdir)["answered_by"] == {"m": 2}
 
 
-def test_a_second_recorded_run_is_answered_by_the_cache(recorded):
+def test_a_second_recorded_run_is_answered_by_the_cache_and_neither_is_paid_for(recorded, monkeypatch):
   workdir, cfg, manifest, _ = recorded
   assert workdir.is_done(stage.STAGE, cfg)
   before = rankings(workdir)
   shutil.rmtree(workdir.folder("labels"))
+  asked = []
+  monkeypatch.setattr(replay.Replay, "ask", lambda self, request: asked.append(request))
   again = workdir.execute(stage.STAGE, cfg)
-  assert (manifest["counts"]["paid"], again["counts"]["paid"]) == (1000, 0)
-  assert rankings(workdir) == before
+  assert (manifest["counts"]["paid"], again["counts"]["paid"]) == (0, 0)
+  assert rankings(workdir) == before and not asked
 
 
 def test_only_the_first_lists_are_used(recorded):

@@ -27,7 +27,7 @@ PROMPT_TOKENS = 300
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-  """An answer, and whether it was paid for just now or lay in the cache."""
+  """An answer, and whether it was paid for just now: it lay neither in the cache nor in a recording."""
 
   answer: protocol.Answer
   paid: bool
@@ -94,15 +94,15 @@ class Asker:
       self._warn_of_another_model(answer)
       return Asked(answer, paid=False)
     if not self.provider.remote:
-      # Recordings answer equal prompts about different passages differently.
-      return Asked(await self._paid(key, request), paid=True)
+      # Recordings cost nothing, and answer equal prompts about different passages differently.
+      return Asked(await self._anew(key, request), paid=False)
     task, first = self._under_way.get(key), key not in self._under_way
     if task is None:
-      task = self._under_way[key] = asyncio.create_task(self._paid(key, request))
+      task = self._under_way[key] = asyncio.create_task(self._anew(key, request))
       task.add_done_callback(lambda _: self._under_way.pop(key))
     return Asked(await asyncio.shield(task), paid=first)
 
-  async def _paid(self, key: str, request: protocol.Request) -> protocol.Answer:
+  async def _anew(self, key: str, request: protocol.Request) -> protocol.Answer:
     if self.stopped is not None:
       raise self.stopped
     try:

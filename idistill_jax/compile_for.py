@@ -19,7 +19,7 @@ from absl import flags
 from rich import box, table
 from rich import console as rich_console
 
-from idistill_jax import cli, sharding
+from idistill_jax import cli, extras, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches, pack, tokenize
 from idistill_jax.models import table as table_lib
@@ -83,7 +83,7 @@ def mesh_of(topology: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
   try:
     import libtpu
   except ModuleNotFoundError as e:
-    raise NoTpuCompilerError("compiling for a TPU needs its compiler: pip install 'idistill_jax[tpu-compile]'") from e
+    raise NoTpuCompilerError(f"compiling for a TPU needs its compiler: {extras.install('tpu-compile')}") from e
   # Asking the cloud's metadata server which TPU this is would only wait for nobody.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())

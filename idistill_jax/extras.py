@@ -11,7 +11,15 @@ def needed(what: str, extra: str, error: type[ImportError] = ModuleNotFoundError
   try:
     yield
   except ModuleNotFoundError as e:
-    raise error(f"{what} needs {e.name}: pip install 'idistill-jax[{extra}]'", name=e.name) from e
+    raise error(f"{what} needs {e.name}: {install(extra)}", name=e.name) from e
+
+
+def install(extra: str) -> str:
+  """What installs an extra from a clone: the package is on no index."""
+  return (
+    f"in the clone, run `source launch/env.sh {extra}` (in an environment of your own: "
+    f"python -m pip install -c constraints.txt -e '.[{extra}]')"
+  )
 
 
 def versions() -> dict[str, str]:

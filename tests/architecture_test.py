@@ -218,6 +218,19 @@ def test_dependencies_are_what_is_imported() -> None:
   assert not undeclared, f"pyproject.toml lacks {sorted(undeclared)}"
 
 
+def test_messages_name_extras_that_are_there_and_what_installs_them_from_a_clone() -> None:
+  """The package is on no index, so that its name and an extra in brackets would install nothing."""
+  there = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  place, named = {"install": 0, "needed": 1, "sdk": 1}, set()
+  for module in modules().values():
+    assert not re.search(r"idistill[_-]jax\[", module.path.read_text()), module.name
+    for node in ast.walk(module.tree):
+      called = getattr(node.func, "attr", None) if isinstance(node, ast.Call) else None
+      if called in place and len(node.args) > place[called] and isinstance(node.args[place[called]], ast.Constant):
+        named.add(node.args[place[called]].value)
+  assert {"hf", "llm", "report", "retrieval", "serve"} <= named <= set(there)
+
+
 # -- Size and names ------------------------------------------------------------------------------------------------
 
 

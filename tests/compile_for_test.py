@@ -23,7 +23,7 @@ def run(*flags: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v5p:2x2x2", ())])
 def test_the_quickstart_compiles_for_a_slice(topology, mesh):
-  pytest.importorskip("libtpu", reason="needs the TPU's compiler: pip install 'idistill_jax[tpu-compile]'")
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
   done = run(f"--topology={topology}", *mesh)
   assert done.returncode == 0, done.stderr[-2000:]
   assert "DOES NOT FIT" not in done.stdout
@@ -49,7 +49,7 @@ def test_every_layer_is_counted(tiny_weights):
 @pytest.mark.parametrize("recall, approximates", [(1.0, False), (0.95, True)])
 def test_search_over_a_slice_sorts_only_what_it_must(recall, approximates):
   """PartialReduce is the operation that finds the best of parts of a row as it is computed."""
-  pytest.importorskip("libtpu", reason="needs the TPU's compiler: pip install 'idistill_jax[tpu-compile]'")
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
   mesh = compile_for.mesh_of("v5e:4x4", config.Mesh())
   of = lambda dtype, *shape, over=(): jax.ShapeDtypeStruct(
     shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*over)))
@@ -64,4 +64,4 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
   (tmp_path / "libtpu.py").write_text("raise ModuleNotFoundError('libtpu')")
   environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "XLA_FLAGS": ""}
   done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120)
-  assert done.returncode == 1 and "idistill_jax[tpu-compile]" in done.stderr and "Traceback" not in done.stderr
+  assert done.returncode == 1 and "launch/env.sh tpu-compile" in done.stderr and "Traceback" not in done.stderr

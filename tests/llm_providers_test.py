@@ -268,7 +268,7 @@ def test_what_can_be_no_key_is_refused_and_not_shown(name, key, monkeypatch):
 
 
 def test_a_missing_sdk_names_its_extra():
-  with pytest.raises(protocol.Stop, match=r"pip install 'idistill_jax\[llm\]'"):
+  with pytest.raises(protocol.Stop, match=r"source launch/env\.sh llm`"):
     protocol.sdk("no_such_sdk", "llm")
 
 

@@ -486,7 +486,7 @@ except page.ReportUnavailableError as e:
   assert done.returncode == 0, done.stderr
   assert (
     "MRR@10" in done.stdout
-    and "SAID the report needs jinja2: pip install 'idistill-jax[report]'" in done.stdout
+    and "SAID the report needs jinja2: in the clone, run `source launch/env.sh report`" in done.stdout
   )
 
 

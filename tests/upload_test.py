@@ -135,5 +135,5 @@ def test_no_extra(monkeypatch):
     return real(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, "__import__", without)
-  with pytest.raises(upload.UploadError, match=r"pip install 'idistill_jax\[hf\]'"):
+  with pytest.raises(upload.UploadError, match=r"source launch/env\.sh hf`"):
     upload.client()

@@ -191,7 +191,7 @@ def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch):
     return real(name, *args, **kwargs)
 
   monkeypatch.setattr(builtins, "__import__", without)
-  with pytest.raises(FileNotFoundError, match=r"pip install 'idistill_jax\[hf\]'"):
+  with pytest.raises(FileNotFoundError, match=r"source launch/env\.sh hf`"):
     weights.resolve("owner/name")
 
 

@@ -7,6 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+from idistill_jax import extras
+
 TOKEN, ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"
 
 
@@ -22,7 +24,7 @@ def client() -> Any:
   try:
     import huggingface_hub  # an extra: export itself needs none of it
   except ModuleNotFoundError as e:
-    raise UploadError("uploading needs huggingface_hub: pip install 'idistill_jax[hf]'") from e
+    raise UploadError(f"uploading needs huggingface_hub: {extras.install('hf')}") from e
   token = os.environ.get(TOKEN)
   if not token:
     raise UploadError(f"uploading needs a token that may write, in the environment variable {TOKEN} "

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from idistill_jax import config as config_lib
+from idistill_jax import extras
 from idistill_jax.data import tokenize
 from idistill_jax.hf import prompts, torch_file
 from idistill_jax.models import bert, cross_encoder, families
@@ -122,7 +123,7 @@ def _from_hub(weights: str) -> pathlib.Path:
     import huggingface_hub  # an extra: local weights need none of it
   except ModuleNotFoundError as e:
     raise FileNotFoundError(
-      f"encoder.weights={weights!r} is no folder; to fetch it from the Hugging Face Hub: pip install 'idistill_jax[hf]'"
+      f"encoder.weights={weights!r} is no folder; to fetch it from the Hugging Face Hub, {extras.install('hf')}"
     ) from e
   # README.md states the licence, which the model cards of what is trained from it carry on.
   wanted = ["*.json", "*.txt", "*.safetensors", "README.md"]

@@ -21,6 +21,8 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
+from idistill_jax import extras
+
 FinishReason = Literal["stop", "length", "blocked", "other"]
 
 # Loggers of the SDKs that write a line for each request, URL included.
@@ -180,7 +182,7 @@ def sdk(module: str, extra: str) -> types.ModuleType:
     found = importlib.import_module(module)
   except ImportError as e:
     raise Stop(
-      f"{module} cannot be imported ({e}); it comes with: pip install 'idistill_jax[{extra}]'"
+      f"{module} cannot be imported ({e}); it comes with the extra {extra}: {extras.install(extra)}"
     ) from e
   for name in _CHATTY:
     logging.getLogger(name).setLevel(logging.WARNING)

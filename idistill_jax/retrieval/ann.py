@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from idistill_jax import extras
 from idistill_jax.retrieval import hits as hits_lib
 
 # ScaNN learns 16 centres for each pair of dimensions and refuses fewer points than centres.
@@ -224,7 +225,7 @@ def _scann() -> ModuleType:
     import scann
   except ModuleNotFoundError as e:
     raise ScannUnavailableError(
-      "ScaNN is not installed: pip install 'idistill-jax[retrieval]', or use --config.index.kind=exact"
+      f"ScaNN is not installed: {extras.install('retrieval')}; or use --config.index.kind=exact"
     ) from e
   finally:
     if before is None:

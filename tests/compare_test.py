@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import browser
 import pytest
 import report_workdir
 
@@ -157,6 +158,29 @@ def test_page_states_the_headline_and_escapes(runs, tmp_path):
   assert f"<h1>{html.escape(compare.headline(compared))}</h1>" in text
   assert "<img" not in text and "&lt;img" in text
   assert text.count("<tr>") == 5 and "<svg" in text and "<script" not in text
+
+
+def test_the_page_fits_screens_in_light_and_dark(runs, tmp_path):
+  # A name without a space is as long as a folder's may be.
+  names = ("<img src=x onerror=window.evil=1>", "retriever_" + "x" * 100)
+  others = [workdir(tmp_path / name, lists, 2.0) for name, lists in zip(names, (5, 6), strict=True)]
+  fewer = workdir(tmp_path / "fewer", 100, 5.0, queries=30)
+  compared = compare.gather_runs([one.root for one in (*runs, *others, fewer)], resamples=100)
+  (tmp_path / "page.html").write_text(page.render_comparison(compared), encoding="utf-8")
+  with browser.page() as tab:
+    for width, height, dark in ((1280, 900, False), (1280, 900, True), (320, 844, False), (320, 844, True)):
+      tab.look(width=width, height=height, dark=dark)
+      # Told apart from the page before it, which looks the same.
+      look = f"?{width}-{dark}"
+      tab.open(f"{(tmp_path / 'page.html').as_uri()}{look}",
+               f"document.readyState === 'complete' && location.search === '{look}'")
+      # The table alone scrolls sideways, and a run's name, which stays in sight, leaves room for what is scrolled.
+      assert tab.run("document.documentElement.scrollWidth") <= width
+      assert tab.run("document.querySelector('tbody th').getBoundingClientRect().width") < 0.55 * width
+      assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
+    assert tab.run("document.querySelectorAll('tbody tr').length") == 6
+    assert tab.run("document.querySelectorAll('img, script').length") == 0
+    assert not tab.run("window.evil") and not tab.errors
 
 
 def test_the_command(runs, tmp_path):

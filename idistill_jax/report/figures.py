@@ -135,7 +135,7 @@ def recall_and_latency(ann: Mapping[str, Any]) -> str:
 def runs_compared(values: Mapping[str, tuple[float, tuple[float, float] | None]], title: str) -> str:
   """One value with its interval for each run."""
   dots = [_Dot(name, mean, interval, DISTILLED) for name, (mean, interval) in values.items()]
-  return _dots(dots, title=title, longest=22, width=WIDE)
+  return _dots(dots, title=title, longest=16, width=NARROW)
 
 
 class _Dot(NamedTuple):

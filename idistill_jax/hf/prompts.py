@@ -12,7 +12,7 @@ import pathlib
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
-from idistill_jax.models import bert, dual_encoder
+from idistill_jax.models import dual_encoder, families
 
 FILE = "config_sentence_transformers.json"
 # The names under which sentence-transformers looks for them, in its order (encode_query, encode_document).
@@ -37,8 +37,8 @@ NONE = Prompts()
 def read(folder: pathlib.Path, cfg: config_lib.Encoder) -> Prompts:
   """Those of `cfg`, and where it has None, the checkpoint's own.
 
-  Raises ConfigError where a prompt leaves no room for a text, bert.UnsupportedModelError where the checkpoint's pooling
-  leaves prompts out.
+  Raises ConfigError where a prompt leaves no room for a text, families.UnsupportedModelError where the checkpoint's
+  pooling leaves prompts out.
   """
   own = _of_checkpoint(folder)
   found = Prompts(
@@ -47,7 +47,7 @@ def read(folder: pathlib.Path, cfg: config_lib.Encoder) -> Prompts:
   )
   if found.any:
     if not dual_encoder.read_embedding_config(folder).include_prompt:
-      raise bert.UnsupportedModelError(
+      raise families.UnsupportedModelError(
         f"{folder}: its pooling has include_prompt false, which leaves a prompt's tokens out of the embedding, and is "
         "not supported; take other weights, or set encoder.query_prompt and encoder.passage_prompt to ''"
       )
@@ -62,7 +62,9 @@ def _of_checkpoint(folder: pathlib.Path) -> Prompts:
   raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
   prompts, default = raw.get("prompts") or {}, raw.get("default_prompt_name")
   if default is not None and default not in prompts:
-    raise bert.UnsupportedModelError(f"{path}: default_prompt_name is {default!r}, and prompts has {sorted(prompts)}")
+    raise families.UnsupportedModelError(
+      f"{path}: default_prompt_name is {default!r}, and prompts has {sorted(prompts)}"
+    )
   if default is not None and not set(prompts) & {*_QUERY, *_PASSAGE}:
     return Prompts(query=prompts[default] or "", passage=prompts[default] or "")
   first = lambda names: next((prompts[name] for name in names if name in prompts), None) or ""

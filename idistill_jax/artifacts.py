@@ -21,6 +21,7 @@ from typing import Any
 from absl import logging
 from etils import epath
 
+from idistill_jax import begun as begun_lib
 from idistill_jax import config as config_lib
 from idistill_jax import extras, files, processes, seconds
 from idistill_jax import store as store_lib
@@ -31,8 +32,7 @@ CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "tea
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
-# One JSON object a training step.
-METRICS = "metrics.jsonl"
+METRICS = begun_lib.METRICS
 # Training states, of no use once a stage is done.
 CHECKPOINTS = "checkpoints"
 # Finished pieces of unfinished work, likewise.
@@ -108,18 +108,6 @@ class Job:
     self.drops[reason].append(what)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
-  """written: what lies in its folder, and when that was last written, in seconds since the epoch.
-
-  metrics: lines of METRICS so far.  seconds: that its ended attempts took.
-  """
-
-  written: Mapping[str, float]
-  seconds: float
-  metrics: list[str]
-
-
 class Workdir:
   """The folder of one experiment."""
 
@@ -145,19 +133,11 @@ class Workdir:
     files.write_atomically(self.root / name, text)
     self._store.send(name)
 
-  def begun(self, stage: str) -> Begun | None:
+  def begun(self, stage: str) -> begun_lib.Begun | None:
     """How far a stage is that is being made; None where it is not."""
     manifest = self.manifest(stage)
     # The manifest's key: it is committed, and whoever did it was killed before he swept up.
-    over = {_ASIDE, _TAKEN, manifest and manifest["key"]}
-    found = {name: self._store.written(name) for name in self._store.folders(f".{stage}-")
-             if name.removeprefix(f".{stage}-") not in over}  # fmt: skip
-    if not found:
-      return None
-    last = max(found, key=lambda name: max(found[name].values(), default=0.0))
-    metrics = self.read(f"{last}/{METRICS}")
-    return Begun(written=found[last], seconds=float(self.read(f"{last}/{seconds.FILE}") or 0),
-                 metrics=(metrics or "").splitlines())
+    return begun_lib.look(self._store, stage, over={_ASIDE, _TAKEN, manifest["key"] if manifest else ""})
 
   @property
   def cache(self) -> pathlib.Path:

@@ -16,6 +16,7 @@ from rich import box, table
 from rich import console as rich_console
 
 from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax import begun as begun_lib
 from idistill_jax.llm import budget, cache, session
 from idistill_jax.report import claims
 from idistill_jax.train import pieces
@@ -63,7 +64,7 @@ def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
   return f"{count:,} answers so far" + (f", ${dollars:.2f}" if dollars is not None else "") if count else ""
 
 
-def _progress(begun: artifacts.Begun) -> list[str]:
+def _progress(begun: begun_lib.Begun) -> list[str]:
   """The last step of a training, the finished pieces of other work, and when anything was last written."""
   ago = datetime.timedelta(seconds=round(time.time() - max(begun.written.values(), default=0.0)))
   said = [f"{name} {done} of {count} pieces" for name, (done, count) in pieces.finished(begun.written).items()]

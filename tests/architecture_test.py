@@ -30,13 +30,14 @@ LAYERS = (
   ("sharding", "losses", "records", "progress", "recipes"),
   ("cli",),
   ("artifacts",),
+  ("begun",),
   ("processes", "store"),
   ("validation", "peers", "bucket", "seconds"),
   ("config", "databases", "extras", "files", "leases", "locks"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("bucket", "databases", "leases", "seconds", "llm"),
+  *("begun", "bucket", "databases", "leases", "seconds", "llm"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -1,0 +1,33 @@
+"""How far a stage is that is being made, by what lies in its working folder."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+from idistill_jax import seconds
+from idistill_jax import store as store_lib
+
+# One JSON object a training step.
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+  """written: what lies in its folder, and when that was last written, in seconds since the epoch.
+
+  metrics: lines of METRICS so far.  seconds: that its ended attempts took.
+  """
+
+  written: Mapping[str, float]
+  seconds: float
+  metrics: list[str]
+
+
+def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | None:
+  """The work that was last written to, None where there is none; `over`: in place of a key, what is no work."""
+  found = {name: store.written(name) for name in store.folders(f".{stage}-")
+           if name.removeprefix(f".{stage}-") not in over}  # fmt: skip
+  if not found:
+    return None
+  last = max(found, key=lambda name: max(found[name].values(), default=0.0))
+  text = lambda name: (store.read(f"{last}/{name}") or b"").decode()
+  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), metrics=text(METRICS).splitlines())

@@ -156,10 +156,32 @@ def test_slurm_takes_back_a_job_that_did_not_fail_by_itself(place: Place, code: 
 
 def test_a_code_reaches_whoever_started_it(place: Place) -> None:
   assert place.start("local.sh", "pipeline", *WHAT, FAILS="python", CODE="143").returncode == 143
-  assert sky()["resources"]["job_recovery"]["recover_on_exit_codes"] == list(AGAIN)
+  assert sky()["resources"]["job_recovery"] == {"recover_on_exit_codes": [143]}
   # xpk has 127 and more by itself.
   assert place.start("gke.sh", "run", "pipeline", *WHAT).returncode == 0
   assert "--restart-on-exit-codes=75" in place.calls()[-1]
+
+
+@pytest.mark.parametrize("code", [*AGAIN, 1, 0])
+def test_on_skypilot_a_job_that_was_lost_starts_again_a_few_times(place: Place, code: int) -> None:
+  write_part(place, "run")
+  done = place.start("part.sh", WHAT="pipeline --x=1", EXTRAS="s3", FAILS="python", CODE=str(code), RESTARTS="2")
+  assert done.returncode == code
+  started = [call for call in place.calls() if call[0] == "python"]
+  # After the last it has failed: SkyPilot would go on without end.
+  assert len(started) == (3 if code in (75, 134, 137) else 1)
+
+
+def test_how_often_reaches_skypilot(place: Place) -> None:
+  place.start("sky.sh", "pipeline", *WHAT, RESTARTS="7")
+  assert "--env=RESTARTS=7" in place.calls()[-1]
+  assert sky()["envs"]["RESTARTS"] == "100"
+
+
+def write_part(place: Place, part: str) -> None:
+  """What SkyPilot would run, as launch/part.sh."""
+  (place.root / "launch" / "part.sh").write_text(f"#!/usr/bin/env bash\n{sky()[part]}\n")
+  (place.root / "launch" / "part.sh").chmod(0o755)
 
 
 def sky() -> dict:
@@ -199,8 +221,7 @@ def test_further_extras_are_installed_on_the_far_side(place: Place) -> None:
   calls = far_side(place, "tpu_worker.sh", "labels", *WHAT, EXTRAS="llm", PYTHON=sys.executable)
   assert ["source", "launch/env.sh", "retrieval", "report", "tpu", "gcs", "llm"] in calls
   for part, wanted in (("setup", "retrieval report cuda13 gcs s3 llm"), ("run", "retrieval report cuda13 gcs s3 llm")):
-    (place.root / "launch" / "part.sh").write_text(f"#!/usr/bin/env bash\n{sky()[part]}\n")
-    (place.root / "launch" / "part.sh").chmod(0o755)
+    write_part(place, part)
     calls = far_side(place, "part.sh", EXTRAS="gcs s3 llm", WHAT="labels --x=1")
     assert ["source", "launch/env.sh", *wanted.split()] in calls
   assert calls[-1] == ["python", "-m", "idistill_jax.stages.labels", "--x=1"]
@@ -268,8 +289,7 @@ def test_a_python_that_is_too_old_is_no_obstacle(place: Place) -> None:
     env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHON": ""}, cwd=place.root)
   assert find.stdout == "/uv/python3.11\n", find.stderr
   (bin_ / "uv").rename(bin_ / "no-uv")
-  (place.root / "launch" / "part.sh").write_text(f"#!/usr/bin/env bash\n{sky()['setup']}\n")
-  (place.root / "launch" / "part.sh").chmod(0o755)
+  write_part(place, "setup")
   if shutil.which("uv") is None:
     calls = far_side(place, "part.sh", EXTRAS="gcs s3", WHAT="")
     assert ["python3", "-m", "pip", "install", "--quiet", "uv"] in calls

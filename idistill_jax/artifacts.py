@@ -203,7 +203,10 @@ class Workdir:
     return self._store.alone(stage.name, f"{self.stated}/{stage.name}")
 
   def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
-    """Runs the stage and commits its folder; returns the manifest; raises BusyError where another run is at it."""
+    """Runs the stage and commits its folder; returns the manifest.
+
+    Raises locks.BusyError where another run is at it, leases.LostError where one has taken it over from this one.
+    """
     inputs = self.inputs(stage, cfg)
     with contextlib.ExitStack() as held:
       processes.once(lambda: held.enter_context(self._alone(stage)), f"the lock of {stage.name}")
@@ -215,7 +218,7 @@ class Workdir:
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
-              keep=lambda name: self._store.send(f"{out.name}/{name}".rstrip("/")), publish=self.write)
+              keep=lambda name: self._keep(f"{out.name}/{name}".rstrip("/")), publish=self.write)
     started = time.time()
     spent_before = seconds.read(out)
     try:
@@ -228,9 +231,15 @@ class Workdir:
       took = spent_before + time.time() - started
       if processes.is_first():
         seconds.write(out, took)
-        for name in (out.name, "cache"):
-          self._store.send(name)
+        # Answers are paid for, whoever has the stage by now.
+        self._store.send("cache")
+        self._keep(out.name)
     return processes.once(lambda: self._finish(stage, cfg, job, key, took), f"the commit of {stage.name}")
+
+  def _keep(self, name: str) -> None:
+    """Sends what lies in a working folder, unless another run has taken it over; raises leases.LostError."""
+    self._store.still_alone()
+    self._store.send(name)
 
   def helped(self, stage: Stage, cfg: config_lib.Config, out: pathlib.Path) -> Job | None:
     """What a worker is given that helps another run with its pieces, has `out` for all else, and commits nothing.

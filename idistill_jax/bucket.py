@@ -4,6 +4,11 @@ What stages read is fetched before, what they wrote is sent after; gcsfs and s3f
 bucket cannot rename a folder: one is committed by its last file, of which the old one is deleted first and the new one
 sent last.
 
+A run that was paused, or cut off, for longer than a lease lasts finds out (`still_alone`) before it sends a working
+folder, a checkpoint or a commit, and ends.  It looks and then writes: stopped between the two, again for so long, it
+may still mix files of a commit with those of the run that took over, made from the same inputs by the same config.  The
+last file is created, never replaced, so that one of the two commits.
+
 `.sent.json` says what each file was like here and there when both were the same, so that a machine knows who changed
 it since: what changed here alone is sent, what changed there alone is fetched.  Where both did, databases are put
 together, and of other files the bucket's counts.
@@ -57,6 +62,7 @@ class Bucket:
     mirrors = pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"
     self.local = mirrors / _digest(url.encode()) / path.rpartition("/")[2]
     self.local.mkdir(parents=True, exist_ok=True)
+    self._held: tuple[leases.Leases, str] | None = None  # what `alone` keeps to this run
 
   @contextlib.contextmanager
   def alone(self, name: str, what: str) -> Iterator[None]:
@@ -69,7 +75,16 @@ class Bucket:
             f"{what}: another run is at work there (machine and process: {held.holder()}); wait, or stop it first"
           )
         time.sleep(leases.LEASE_SECONDS / 20)
-      yield
+      self._held = held, name
+      try:
+        yield
+      finally:
+        self._held = None
+
+  def still_alone(self) -> None:
+    if self._held is not None:
+      held, name = self._held
+      held.hold(name)
 
   def path(self, name: str) -> epath.Path:
     return epath.Path(self._url) / name
@@ -150,6 +165,7 @@ class Bucket:
       self._note({path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
+    self.still_alone()
     end = (self.local / working / last).read_bytes()
     self.send(working)
     if self.read(f"{final}/{last}") is not None:
@@ -161,7 +177,11 @@ class Bucket:
     if kept:
       self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
                     [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
-    self._fs.pipe_file(f"{self._base}/{final}/{last}", end)
+    try:
+      self._fs.pipe_file(f"{self._base}/{final}/{last}", end, mode="create")
+    except FileExistsError as e:
+      if self.read(f"{final}/{last}") != end:  # else it was sent, and the answer was lost
+        raise leases.LostError(f"{self._url}/{final}: another run has committed meanwhile, what is its stays") from e
     # Here it is what a fetch begins with: what went straight into the bucket is fetched when it is asked for.
     parts = self._parts(final, end)
     shutil.rmtree(parts, ignore_errors=True)

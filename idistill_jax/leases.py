@@ -4,9 +4,13 @@
 One that stays the same for LEASE_SECONDS, by the clock of whoever looks, is void: the next number is created, once more
 by one worker alone, however many saw it.  (A void file that was deleted instead could be another's new one by then.)
 
+Whoever held a void one may come back, as a machine does that was paused or cut off.  `hold` tells it: there is a lease
+of a higher number, which stays, marked, when it is given back.
+
 What it says ends with how much of the piece is done: of a worker that lives, that alone tells whether it gets on.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -20,8 +24,16 @@ from absl import logging
 from etils import epath
 from fsspec.implementations import local
 
+from idistill_jax import peers
+
 LEASE_SECONDS = 60.0
 _BEATS = 6
+# What a lease says that was given back, and was not the first of its piece.
+_OVER = b"over"
+
+
+class LostError(peers.ProcessError):
+  """Another worker has taken over what this one held, or made it and swept up."""
 
 
 class Leases:
@@ -54,7 +66,7 @@ class Leases:
 
     made: the file it becomes, None where it becomes none; names: what lies in the folder.
     """
-    numbers = [int(found[1]) for name in names if (found := re.fullmatch(rf"{re.escape(piece)}\.(\d+)\.lease", name))]
+    numbers = _numbers(piece, names)
     if piece in self._held or (numbers and self._is_alive(f"{self._base}/{piece}.{max(numbers)}.lease")):
       return False
     path = f"{self._base}/{piece}.{max(numbers) + 1 if numbers else 0}.lease"
@@ -72,6 +84,28 @@ class Leases:
       self.give_back(piece)
       return False
     return True
+
+  def hold(self, piece: str) -> None:
+    """Raises LostError where another worker has taken over, since, what this one has taken; so also if that one ended.
+
+    The lease is written first.  Whoever looks afterwards waits for LEASE_SECONDS once more, and so long what follows is
+    this worker's own, but for two cases: it is stopped right here again, or another found the lease void as it was
+    before, and the new one of that is still on its way.
+    """
+    with self._writing:
+      self._fs.pipe_file(self._held[piece], self._text(piece))
+    if max(_numbers(piece, self.names())) > _number(self._held[piece]):
+      raise LostError(
+        f"{self._held[piece]}: this process was stopped or cut off for longer than {LEASE_SECONDS:g} s, and another "
+        "has taken over meanwhile; this one writes nothing more there.  The same command goes on where the other ends")
+
+  def is_made(self, piece: str, made: str) -> bool:
+    """Whether another worker has made the file that a held piece becomes; raises LostError where all was swept up."""
+    names = self.names()
+    if made not in names and self._held[piece].rpartition("/")[2] not in names:
+      raise LostError(f"{self._base}: is gone, with this process's own lease in it: another one has finished the work, "
+                      "while this one was stopped or cut off, and it was swept up")
+    return made in names
 
   def holder(self) -> str:
     """Machine and process of the lease that was last seen to be written by another; "" where none was."""
@@ -97,7 +131,13 @@ class Leases:
 
   def give_back(self, piece: str) -> None:
     with self._writing:
-      self._fs.rm_file(self._held.pop(piece))
+      path = self._held.pop(piece)
+      # Where it was swept up with its folder, there is nothing to give back.
+      with contextlib.suppress(FileNotFoundError):
+        if _number(path) == 0:
+          self._fs.rm_file(path)
+        else:
+          self._fs.pipe_file(path, _OVER)
 
   def close(self) -> None:
     self._closed.set()
@@ -135,13 +175,26 @@ class Leases:
       with self._writing:
         for piece, path in self._held.items():
           try:
-            self._fs.pipe_file(path, self._text(piece))
+            # A folder that was swept up meanwhile is not begun anew.
+            if self._fs.exists(path):
+              self._fs.pipe_file(path, self._text(piece))
           except Exception as e:  # each file system has its own; the next time may do, and what is lost is a lease
             logging.warning("%s could not be written (%s)", path, e)
 
 
+def _numbers(piece: str, names: Collection[str]) -> list[int]:
+  """Of the leases of a piece, those given back among them."""
+  return [int(found[1]) for name in names if (found := re.fullmatch(rf"{re.escape(piece)}\.(\d+)\.lease", name))]
+
+
+def _number(path: str) -> int:
+  return int(path.split(".")[-2])
+
+
 def _is_gone(said: bytes) -> bool:
-  """Whether a lease is of a process of this machine that is no more: a job that starts again need not wait for it."""
+  """Whether a lease was given back, or is of a process of this machine that is no more: a new job need not wait."""
+  if said == _OVER:
+    return True
   words = said.decode().split()
   if len(words) < 2 or words[0] != socket.gethostname():
     return False

@@ -8,6 +8,7 @@ and what ends one process ends all, each saying why, instead of leaving the othe
 import contextlib
 import dataclasses
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -113,7 +114,7 @@ def waiting(what: str) -> Iterator[None]:
 def joined(launch: Launch | None) -> Iterator[None]:
   """Within, this process is one of a job; None leaves it alone.  An exception, or SIGTERM, ends all processes.
 
-  SIGTERM is raised as SystemExit, so that what is half done can be kept.
+  SIGTERM is raised as SystemExit, so that what is half done can be kept; ProcessError ends with its code.
   """
   global _job
   job = None if launch is None else _connect(launch)
@@ -124,9 +125,12 @@ def joined(launch: Launch | None) -> Iterator[None]:
     if job is not None:
       job.meet("the end")
   except BaseException as e:
-    if job is None:
-      raise
-    job.fail(e)
+    if job is not None:
+      job.fail(e)
+    if isinstance(e, ProcessError):
+      print(e, file=sys.stderr)
+      raise SystemExit(e.exit_code) from e
+    raise
   finally:
     _job = None
     signal.signal(signal.SIGTERM, before)

@@ -29,6 +29,10 @@ class Store(Protocol):
     """Keeps other runs from the name meanwhile; raises locks.BusyError, naming `what`, where one has it."""
     ...
 
+  def still_alone(self) -> None:
+    """Raises leases.LostError where another run has taken over what this one keeps to itself."""
+    ...
+
   def path(self, name: str) -> epath.Path:
     """For what reads and writes at the place itself."""
     ...
@@ -58,7 +62,7 @@ class Store(Protocol):
     ...
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
-    """Makes the local folder `working` the folder `final`; `leave` is no part of it."""
+    """Makes the local folder `working` the folder `final`; `leave` is no part of it.  Raises as `still_alone` does."""
     ...
 
   def fetch(self, name: str, *, last: str) -> pathlib.Path:
@@ -78,6 +82,9 @@ class Folder:
 
   def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
     return locks.alone(self.local / f".{name}.lock", what)
+
+  def still_alone(self) -> None:
+    """A lock goes with its process and with nothing else."""
 
   def path(self, name: str) -> epath.Path:
     return epath.Path(self.local / name)

@@ -32,8 +32,8 @@ LAYERS = (
   ("artifacts",),
   ("begun",),
   ("processes", "store"),
-  ("validation", "peers", "bucket", "seconds"),
-  ("config", "databases", "extras", "files", "leases", "locks"),
+  ("validation", "peers", "bucket", "leases", "seconds"),
+  ("config", "databases", "extras", "files", "locks"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),

@@ -10,6 +10,8 @@ from unittest import mock
 
 import gcp_storage_emulator.server
 import moto.server
+from gcp_storage_emulator import exceptions
+from gcp_storage_emulator.handlers import objects
 
 NAME = "idistill-test"
 
@@ -53,14 +55,33 @@ def google() -> Iterator[Bucket]:
       else:
         handle(router, method)
 
+  upload = objects._multipart_upload
+
+  def preconditioned(request, response, storage) -> None:
+    """As Google's does, and the emulator does not: https://cloud.google.com/storage/docs/request-preconditions"""
+    name = request.data["meta"]["name"]
+    if request.query.get("ifGenerationMatch") == ["0"] and _exists(storage, request.params["bucket_name"], name):
+      response.status = http.HTTPStatus.PRECONDITION_FAILED
+    else:
+      upload(request, response, storage)
+
   # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
   threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
-  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded:
+  with (mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded,
+        mock.patch.object(objects, "_multipart_upload", preconditioned)):
     server.start()
     try:
       yield bucket
     finally:
       server.stop()
+
+
+def _exists(storage, bucket: str, name: str) -> bool:
+  try:
+    storage.get_file_obj(bucket, name)
+  except exceptions.NotFound:
+    return False
+  return True
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Leases: of workers that all found a piece free, one has it; the others wait for as long as it gets on."""
 
 import concurrent.futures
+import shutil
 import time
 
 import numpy as np
@@ -21,6 +22,57 @@ def test_of_many_workers_with_the_same_old_view_one_takes_a_piece(tmp_path, monk
   for one in workers:
     one.close()
   assert not list(tmp_path.iterdir())
+
+
+def silent(worker: leases.Leases, monkeypatch: pytest.MonkeyPatch) -> leases.Leases:
+  """As one whose process is stopped."""
+  monkeypatch.setattr(worker, "_keep_writing", lambda: None)
+  return worker
+
+
+def test_who_was_lost_learns_it_also_from_what_was_given_back(tmp_path, monkeypatch):
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  lost, other, third = silent(leases.Leases(tmp_path), monkeypatch), leases.Leases(tmp_path), leases.Leases(tmp_path)
+  assert lost.take("stage", None, lost.names())
+  time.sleep(2 * leases.LEASE_SECONDS)
+  lost.hold("stage")  # the control: void, and nobody came
+  assert not other.take("stage", None, other.names())
+  time.sleep(2 * leases.LEASE_SECONDS)
+  assert other.take("stage", None, other.names())
+  other.hold("stage")
+  with pytest.raises(leases.LostError, match=r"stage\.0\.lease.*another has taken over"):
+    lost.hold("stage")
+  other.close()
+  with pytest.raises(leases.LostError):
+    lost.hold("stage")
+  # What was given back holds nobody up.
+  assert third.take("stage", None, third.names())
+  third.hold("stage")
+  for one in (lost, third):
+    one.close()
+
+
+def test_a_piece_that_was_made_meanwhile_stays(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  lost, other = (pieces.Pieces(tmp_path, "test", np.full(10, 7)) for _ in range(2))
+  silent(lost._leases, monkeypatch)
+  held = next(next(lost.rounds()))
+  for claimed in other.rounds():
+    for piece in claimed:
+      other.finish(piece, np.ones(10))
+  lost.finish(held, np.zeros(10))
+  assert other.whole().tolist() == lost.whole().tolist() == 10 * [1.0]
+  # Once all is swept up, whoever comes back begins nothing anew.
+  again = pieces.Pieces(tmp_path / "swept", "test", np.full(10, 7))
+  silent(again._leases, monkeypatch)
+  held = next(next(again.rounds()))
+  shutil.rmtree(tmp_path / "swept")
+  with pytest.raises(leases.LostError, match="swept up"):
+    again.finish(held, np.zeros(10))
+  for one in (lost, other, again):
+    one.close()
+  assert not (tmp_path / "swept").exists()
 
 
 @pytest.mark.parametrize("gets_on", [True, False])

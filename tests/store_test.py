@@ -5,11 +5,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import bucket as bucket_lib
 import databases_test
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, leases, locks, processes, sharding, store
+from idistill_jax import artifacts, bucket, config, leases, locks, peers, processes, sharding, store
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
 from idistill_jax.train import loop, pieces, windows
@@ -100,6 +102,82 @@ def test_two_machines_are_not_at_one_stage_and_a_lost_one_holds_back_for_a_while
   assert len(began) == 2 and time.monotonic() - waited > leases.LEASE_SECONDS
 
 
+PAUSED = """
+import sys
+from idistill_jax import artifacts, config, leases, processes
+leases.LEASE_SECONDS = 1.0
+
+def run(job):
+  (job.out / "parts").mkdir()
+  (job.out / "parts" / "text").write_text("of the paused")
+  job.cache.mkdir(exist_ok=True)
+  (job.cache / "paid").write_text("of the paused")
+  print("begun", flush=True)
+  sys.stdin.readline()
+
+with processes.joined(None):
+  artifacts.Workdir(sys.argv[1]).execute(
+    artifacts.Stage(name="labels", reads=(), config=("labels",), run=run), config.Config(name="x"))
+"""
+
+
+@pytest.mark.parametrize("another_takes_over", [True, False])
+def test_a_machine_that_was_paused_while_another_took_over_commits_nothing(
+    machines, server, cfg, tmp_path, monkeypatch, another_takes_over):
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+  (tmp_path / "paused").mkdir()
+  paused = subprocess.Popen(
+    [sys.executable, "-c", PAUSED, machines.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    text=True, env=os.environ | server.environment | {"TMPDIR": str(tmp_path / "paused")})
+  try:
+    assert paused.stdout.readline() == "begun\n"
+    paused.send_signal(signal.SIGSTOP)
+    other = machines.workdir("b")
+    if another_takes_over:
+      other.execute(writes("of the other"), cfg)
+    else:
+      time.sleep(2 * leases.LEASE_SECONDS)
+    before = {name: tag for name, tag in other._store._find("").items() if ".locks/" not in name}
+    paused.send_signal(signal.SIGCONT)
+    said = paused.communicate("\n", timeout=60)[1]
+  finally:
+    paused.kill()
+  if another_takes_over:
+    assert paused.returncode == peers.LOST, said
+    assert "another has taken over" in said and "Traceback" not in said
+    # What was paid for is sent all the same, and nothing else.
+    after = {name: tag for name, tag in other._store._find("").items() if ".locks/" not in name}
+    assert after.pop("cache/paid") and after == before
+    # Nobody waits for what both left.
+    waited = time.monotonic()
+    machines.workdir("c").execute(writes("of a third", name="labels", config=("scores",)), cfg)
+    assert time.monotonic() - waited < leases.LEASE_SECONDS
+  else:
+    assert paused.returncode == 0, said
+    assert (other.folder("labels") / "parts" / "text").read_text() == "of the paused"
+
+
+def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch):
+  """The last look at the lease is before the other has taken it."""
+  slow, quick = machines.workdir("a"), machines.workdir("b")
+  monkeypatch.setattr(bucket.Bucket, "still_alone", lambda self: None)
+  copy = slow._store._fs.copy
+
+  def meanwhile(*args, **more):
+    copy(*args, **more)
+    monkeypatch.setattr(slow._store._fs, "copy", copy)
+    quick._store.commit("other", "labels", last=artifacts.MANIFEST)
+
+  for one, name in ((slow, "mine"), (quick, "other")):
+    (one.root / name).mkdir()
+    for file in (artifacts.MANIFEST, "text"):
+      (one.root / name / file).write_text(f'"{name}"')
+  monkeypatch.setattr(slow._store._fs, "copy", meanwhile)
+  with pytest.raises(leases.LostError, match="another run has committed meanwhile"):
+    slow._store.commit("mine", "labels", last=artifacts.MANIFEST)
+  assert machines.workdir("c").manifest("labels") == "other"
+
+
 def test_what_one_machine_did_another_finds(machines, cfg):
   stage = writes("first")
   machines.workdir("a").execute(stage, cfg)
@@ -134,8 +212,12 @@ def test_a_folder_is_no_result_before_its_manifest(machines, cfg, monkeypatch):
   cfg.labels.lists += 1
   for killed_at in ("rm_file", "rm", "copy", "pipe_file"):
     workdir = machines.workdir("a")
+    request = getattr(workdir._store._fs, killed_at)
+    # Leases are written all the time, and are no part of it.
+    end = lambda path, *rest, request=request, **more: (
+      request(path, *rest, **more) if ".lease" in str(path) else _end())
     with monkeypatch.context() as patched, pytest.raises(Ended):
-      patched.setattr(workdir._store._fs, killed_at, _end)
+      patched.setattr(workdir._store._fs, killed_at, end)
       workdir.execute(writes("second"), cfg)
     other = machines.workdir("b")
     assert not other.is_done(writes("second"), cfg)
@@ -309,7 +391,8 @@ def test_taken_over_between_a_disk_and_a_bucket(machines, cfg, tmp_path):
   assert (again.folder("labels") / "parts" / "text").read_text() == "first"
 
 
-def trains(folder: pathlib.Path, weights: str, end_at: int | None) -> artifacts.Stage:
+def trains(folder: pathlib.Path, weights: str, *, end_at: int | None = None,
+           before_keep: Callable[[], None] = lambda: None) -> artifacts.Stage:
   """Eight steps of the tiny ranker, ended at one of them."""
 
   one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
@@ -317,9 +400,10 @@ def trains(folder: pathlib.Path, weights: str, end_at: int | None) -> artifacts.
   def run(job: artifacts.Job) -> None:
     training = dataclasses.replace(
       tiny_world.training(folder, weights, one_device, pairs=True), folder=job.out,
-      checkpoints=job.shared / artifacts.CHECKPOINTS, checkpoint_every=4, keep=job.keep)
+      checkpoints=job.shared / artifacts.CHECKPOINTS, checkpoint_every=4,
+      keep=lambda name: (before_keep(), job.keep(name))[1])
     if end_at is not None:
-      keep = job.keep
+      keep = training.keep
 
       def end(name: str) -> None:
         keep(name)
@@ -350,6 +434,27 @@ def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(google, cfg, tmp_
   expected, params = np.load(disk.folder("train_ranker") / "params.npz"), np.load(found / "params.npz")
   for path in expected:
     np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
+
+
+def test_a_training_that_was_taken_over_saves_no_checkpoint(google, cfg, tmp_path, tiny_weights, monkeypatch):
+  machines = Machines(f"{google.url}/taken/run", tmp_path, monkeypatch)
+  home = machines.workdir("a")
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  monkeypatch.setattr(leases.Leases, "_keep_writing", lambda self: None)
+  another = leases.Leases(home._store.path(".locks"))
+  checkpoints = []
+
+  def take_over() -> None:
+    assert not another.take("train_ranker", None, another.names())
+    time.sleep(2 * leases.LEASE_SECONDS)
+    assert another.take("train_ranker", None, another.names())
+
+  save = loop.save
+  monkeypatch.setattr(loop, "save", lambda *of: checkpoints.append(of[1]) or save(*of))
+  with pytest.raises(leases.LostError):
+    home.execute(trains(tmp_path, tiny_weights, before_keep=take_over), cfg)
+  assert not checkpoints
+  another.close()
 
 
 def test_the_commands_take_a_bucket_where_they_take_a_folder(google, tmp_path, monkeypatch):

@@ -98,16 +98,17 @@ def train(training: Training) -> Any:
         pending = now
         ending = preempted()
         if step + 1 < steps and (ending or (step + 1) % training.checkpoint_every == 0):
-          # Whoever goes on from here finds the step's line written.
+          # Whoever goes on from here finds the step's line written; where that is another run already, this one ends.
           settle(pending, readout, bar)
           pending = None
-          save(checkpoints, step + 1, state, data)
           readout.log.keep()
+          save(checkpoints, step + 1, state, data)
           if ending:
             leave(training, checkpoints, step + 1)
     with processes.waiting(f"{training.name}, its end"):
       if pending is not None:
         settle(pending, readout, bar)
+      readout.log.keep()
       # Of several processes, the first answer is to what was asked in the last step.
       if preempted() or preempted():
         # All is done but what comes after training: a restart finds the last step and takes none.

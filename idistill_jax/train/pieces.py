@@ -2,6 +2,10 @@
 
 The cut is a function of the amount of work alone.  So whoever comes later, as another process of a job, as one by
 itself or after all others have died, finds the finished pieces, whoever made them, and claims what is left.
+
+A worker that was lost and comes back may finish a piece that was made meanwhile: it keeps the one that is there.  Where
+two finish one in the same moment, the last one stays: each is written as a whole, from the same texts by the same
+weights, and on machines of one kind with the same bytes.
 """
 
 import hashlib
@@ -114,12 +118,15 @@ class Pieces:
       self._leases.tell(_stem(piece), texts)
 
   def finish(self, piece: range, values: np.ndarray) -> None:
-    """Keeps the output [len(piece), ...] of a piece."""
+    """Keeps the output [len(piece), ...] of a piece; raises leases.LostError where all was finished and swept up."""
     self._left -= len(piece)
     if self._folder is None:
       self._made[_file(piece)] = values
       return
     made, path = io.BytesIO(), self._path(piece)
+    if self._leases.is_made(_stem(piece), _file(piece)):
+      self._leases.give_back(_stem(piece))
+      return
     np.save(made, values)
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
     working = path if bucket.is_one(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")

@@ -67,7 +67,18 @@ def forget_the_position(folder: pathlib.Path) -> None:
   (folder.parent / "data" / "metadata").write_text("{}")
 
 
-DAMAGES = [shorten, cut_the_largest, flip_a_bit, lose_the_largest, shutil.rmtree, forget_the_position]
+def move_the_position(folder: pathlib.Path) -> None:
+  """A bit of the number in it, which is JSON after as before."""
+  path = folder.parent / "data" / "metadata"
+  at = path.read_bytes().index(b'"at": ') + len(b'"at": ')
+  data = bytearray(path.read_bytes())
+  data[at] ^= 1
+  path.write_bytes(data)
+
+
+DAMAGES = [
+  shorten, cut_the_largest, flip_a_bit, lose_the_largest, shutil.rmtree, forget_the_position, move_the_position,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -1,5 +1,7 @@
 """Orbax, wrapped once: weights, optimizer and data position in one checkpoint; finished models by themselves."""
 
+import hashlib
+import json
 import os
 import re
 from typing import Any
@@ -42,9 +44,11 @@ class Checkpoints:
 
     It is the same in every process, as all deal the same batches: one copy serves any number of them.
     """
+    # As it will be read.
+    position = json.loads(json.dumps(data.get_state()))
     self._manager.save(step, args=ocp.args.Composite(**{
-      STATE: ocp.args.StandardSave(state), DATA: ocp.args.JsonSave(data.get_state()),
-      SUMS: ocp.args.StandardSave(_sums(state)),
+      STATE: ocp.args.StandardSave(state), SUMS: ocp.args.StandardSave(_sums(state)),
+      DATA: ocp.args.JsonSave({"position": position, "sum": _sum(position)}),
     }))
 
   def wait(self) -> None:
@@ -96,7 +100,10 @@ class Checkpoints:
           STATE: ocp.args.StandardRestore(abstract), DATA: ocp.args.JsonRestore(),
           SUMS: ocp.args.StandardRestore(sums),
         }))
-        data.set_state(found[DATA])
+        position = found[DATA]["position"]
+        if found[DATA]["sum"] != _sum(position):
+          raise ValueError("its data position is not the one that was saved")
+        data.set_state(position)
       except Exception as e:  # Orbax and TensorStore raise any, Exception itself among them.
         if not (said := _damage(e)):
           raise
@@ -122,6 +129,11 @@ def _sums(state: step_lib.State) -> dict[str, jax.Array]:
   """
   words = lambda leaf: jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
   return {"words": jnp.stack([words(leaf).sum(dtype=jnp.uint32) for leaf in jax.tree.leaves(state)])}
+
+
+def _sum(position: dict[str, Any]) -> str:
+  """Of the data's position, which is a number or two in JSON: flipped, they would be another position."""
+  return hashlib.sha256(json.dumps(position, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(folder: epath.PathLike, params: Any) -> None:

@@ -55,20 +55,9 @@ def google() -> Iterator[Bucket]:
       else:
         handle(router, method)
 
-  upload = objects._multipart_upload
-
-  def preconditioned(request, response, storage) -> None:
-    """As Google's does, and the emulator does not: https://cloud.google.com/storage/docs/request-preconditions"""
-    name = request.data["meta"]["name"]
-    if request.query.get("ifGenerationMatch") == ["0"] and _exists(storage, request.params["bucket_name"], name):
-      response.status = http.HTTPStatus.PRECONDITION_FAILED
-    else:
-      upload(request, response, storage)
-
   # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
   threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
-  with (mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded,
-        mock.patch.object(objects, "_multipart_upload", preconditioned)):
+  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded, _generations():
     server.start()
     try:
       yield bucket
@@ -76,12 +65,36 @@ def google() -> Iterator[Bucket]:
       server.stop()
 
 
-def _exists(storage, bucket: str, name: str) -> bool:
-  try:
-    storage.get_file_obj(bucket, name)
-  except exceptions.NotFound:
-    return False
-  return True
+@contextlib.contextmanager
+def _generations() -> Iterator[None]:
+  """What Google's has and the emulator lacks: an object's generation beside its content, and uploads on condition of
+  it, https://cloud.google.com/storage/docs/request-preconditions; "0" is that of what is not there."""
+
+  def conditional(upload):
+    def uploaded(request, response, storage) -> None:
+      name = request.query["name"][0] if "name" in request.query else request.data["meta"]["name"]
+      if request.query.get("ifGenerationMatch", [now := generation(request, storage, name)])[0] == now:
+        upload(request, response, storage)
+      else:
+        response.status = http.HTTPStatus.PRECONDITION_FAILED
+    return uploaded
+
+  def generation(request, storage, name: str) -> str:
+    try:
+      return storage.get_file_obj(request.params["bucket_name"], name)["generation"]
+    except exceptions.NotFound:
+      return "0"
+
+  download = objects.download
+
+  def downloaded(request, response, storage, *args, **kwargs) -> None:
+    download(request, response, storage, *args, **kwargs)
+    response["x-goog-generation"] = generation(request, storage, request.params["object_id"])
+
+  with (mock.patch.object(objects, "_multipart_upload", conditional(objects._multipart_upload)),
+        mock.patch.object(objects, "_media_upload", conditional(objects._media_upload)),
+        mock.patch.object(objects, "download", downloaded)):
+    yield
 
 
 @contextlib.contextmanager

@@ -1,21 +1,25 @@
 """Workdirs in a bucket: the same as on a disk, from any machine, and no less whole when something is killed."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from unittest import mock
 
 import bucket as bucket_lib
 import databases_test
 import jax
+import jobs
 import numpy as np
 import pytest
 import tiny_world
@@ -23,7 +27,7 @@ import tiny_world
 from idistill_jax import artifacts, bucket, config, leases, locks, peers, processes, sharding, store
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
-from idistill_jax.train import loop, pieces, windows
+from idistill_jax.train import inference, loop, pieces, windows
 
 
 @pytest.fixture(scope="module", params=bucket_lib.SERVERS)
@@ -391,49 +395,100 @@ def test_taken_over_between_a_disk_and_a_bucket(machines, cfg, tmp_path):
   assert (again.folder("labels") / "parts" / "text").read_text() == "first"
 
 
-def trains(folder: pathlib.Path, weights: str, *, end_at: int | None = None,
-           before_keep: Callable[[], None] = lambda: None) -> artifacts.Stage:
-  """Eight steps of the tiny ranker, ended at one of them."""
+TRAINS = """
+import dataclasses, pathlib, sys, time
+import tiny_world
+from absl import logging
+from idistill_jax import artifacts, config, processes, sharding
+from idistill_jax.train import checkpoint, loop
 
-  one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
+lists, weights, root, pause = sys.argv[1:]
+logging.set_verbosity(logging.INFO)
+settle = loop.settle
+loop.settle = lambda *of: (time.sleep(float(pause)), settle(*of))[1]
 
-  def run(job: artifacts.Job) -> None:
-    training = dataclasses.replace(
-      tiny_world.training(folder, weights, one_device, pairs=True), folder=job.out,
-      checkpoints=job.shared / artifacts.CHECKPOINTS, checkpoint_every=4,
-      keep=lambda name: (before_keep(), job.keep(name))[1])
-    if end_at is not None:
-      keep = training.keep
+def run(job):
+  training = tiny_world.training(pathlib.Path(lists), weights, sharding.make_mesh(config.Mesh()), pairs=True)
+  params = loop.train(dataclasses.replace(
+    training, folder=job.out, checkpoints=job.shared / artifacts.CHECKPOINTS, checkpoint_every=2, keep=job.keep))
+  checkpoint.save_model(job.shared / "model", params)
 
-      def end(name: str) -> None:
-        keep(name)
-        if len((job.out / artifacts.METRICS).read_text().splitlines()) >= end_at:
-          raise Ended
-
-      training = dataclasses.replace(training, keep=end)
-    params = {path: np.asarray(leaf) for path, leaf in table.flatten(loop.train(training)).items()}
-    np.savez(job.out / "params.npz", **params)
-
-  return artifacts.Stage(name="train_ranker", reads=(), config=(), run=run)
+with processes.joined(None):
+  artifacts.Workdir(root).execute(
+    artifacts.Stage(name="train_ranker", reads=(), config=(), run=run), config.Config(name="x"))
+"""
 
 
-def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(google, cfg, tmp_path, tiny_weights, monkeypatch):
-  machines = Machines(f"{google.url}/training/run", tmp_path, monkeypatch)
-  with pytest.raises(Ended):
-    machines.workdir("a").execute(trains(tmp_path, tiny_weights, end_at=4), cfg)
-  begun = machines.workdir("b").begun("train_ranker")
-  assert len(begun.metrics) == 4 and min(begun.written.values()) > 0
-  machines.workdir("b").execute(trains(tmp_path, tiny_weights, end_at=None), cfg)
-  found = machines.workdir("c").folder("train_ranker")
-  steps = [json.loads(line)["step"] for line in (found / artifacts.METRICS).read_text().splitlines()]
-  assert steps == list(range(1, 9))
-  assert not (found / artifacts.CHECKPOINTS).exists()
+@dataclasses.dataclass(frozen=True)
+class Trainings:
+  """The same eight steps of the tiny ranker, on any machine and in any workdir."""
 
-  disk = artifacts.Workdir(tmp_path / "disk")
-  disk.execute(trains(tmp_path, tiny_weights, end_at=None), cfg)
-  expected, params = np.load(disk.folder("train_ranker") / "params.npz"), np.load(found / "params.npz")
-  for path in expected:
-    np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
+  folder: pathlib.Path
+  weights: str
+
+  @contextlib.contextmanager
+  def start(self, machine: str, root: str, pause: float = 0.0) -> Iterator[jobs.Job]:
+    """pause: seconds after each step, so that it can be ended between two."""
+    (self.folder / machine).mkdir()
+    # What one of them compiled the next ones read.
+    mine = {"TMPDIR": str(self.folder / machine), "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    what = ("-c", TRAINS, str(self.folder), self.weights, root, str(pause))
+    with mock.patch.dict(os.environ, mine), jobs.started(self.folder / machine, 1, *what) as job:
+      yield job
+
+  def end(self, machine: str, root: str, how: signal.Signals, steps: int) -> int:
+    """Starts one and ends it after so many steps, and when a checkpoint is there -> its exit code."""
+    watching = artifacts.Workdir(root)
+    with self.start(machine, root, pause=0.5) as job:
+      metrics = lambda: next((self.folder / machine).glob(f"*/*/run/.train_ranker-*/{artifacts.METRICS}"), None)
+      while metrics() is None:
+        assert job.processes[0].poll() is None, job.said()
+        time.sleep(0.05)
+      job.until(metrics(), lines=steps)
+      whole = re.compile(r"checkpoints/\d+/commit_success\.txt")
+      while not any(map(whole.fullmatch, watching.begun("train_ranker").written)):
+        assert job.processes[0].poll() is None, job.said()
+        time.sleep(0.1)
+      job.processes[0].send_signal(how)
+      return job.wait()[0]
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory, tiny_weights) -> Trainings:
+  made = Trainings(tmp_path_factory.mktemp("trainings"), tiny_weights)
+  tiny_world.write_lists(made.folder)
+  with made.start("undisturbed", str(made.folder / "disk")) as job:
+    job.succeed()
+  return made
+
+
+@pytest.mark.parametrize(("scheme", "ends"), [("gs", [signal.SIGKILL]), ("s3", [signal.SIGTERM, signal.SIGKILL])])
+def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(trainings, tmp_path, monkeypatch, scheme, ends):
+  with bucket_lib.running(scheme) as found:
+    root = f"{found.url}/training/run"
+    for number, how in enumerate(ends):
+      code = trainings.end(f"{scheme} {number}", root, how, steps=3 + 2 * number)
+      assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: processes.TERMINATED}[how]
+    machines = Machines(root, tmp_path, monkeypatch)
+    begun = machines.workdir("watching").begun("train_ranker")
+    assert len(begun.metrics) >= 2 and min(begun.written.values()) > 0
+    with trainings.start(f"{scheme} last", root) as job:
+      job.succeed()
+    assert re.search(r"continues at step [2-7] of 8", job.said()), job.said()
+    done = machines.workdir("afterwards")
+    there = done.folder("train_ranker")
+    assert [json.loads(line)["step"] for line in (there / artifacts.METRICS).read_text().splitlines()] == [*range(1, 9)]
+    assert not (there / artifacts.CHECKPOINTS).exists()
+    network = tiny_world.training(trainings.folder, trainings.weights, one_device(), pairs=True).network
+    of = lambda folder: table.flatten(inference.load_params(network, folder, one_device(), 0))
+    expected = of(trainings.folder / "disk" / "train_ranker")
+    for path, leaf in of(there).items():
+      np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+
+
+def one_device() -> jax.sharding.Mesh:
+  return jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
 
 
 def test_a_training_that_was_taken_over_saves_no_checkpoint(google, cfg, tmp_path, tiny_weights, monkeypatch):
@@ -449,10 +504,15 @@ def test_a_training_that_was_taken_over_saves_no_checkpoint(google, cfg, tmp_pat
     time.sleep(2 * leases.LEASE_SECONDS)
     assert another.take("train_ranker", None, another.names())
 
+  def run(job: artifacts.Job) -> None:
+    loop.train(dataclasses.replace(
+      tiny_world.training(tmp_path, tiny_weights, one_device(), pairs=True), folder=job.out,
+      checkpoints=job.shared / artifacts.CHECKPOINTS, keep=lambda name: (take_over(), job.keep(name))[1]))
+
   save = loop.save
   monkeypatch.setattr(loop, "save", lambda *of: checkpoints.append(of[1]) or save(*of))
   with pytest.raises(leases.LostError):
-    home.execute(trains(tmp_path, tiny_weights, before_keep=take_over), cfg)
+    home.execute(artifacts.Stage(name="train_ranker", reads=(), config=(), run=run), cfg)
   assert not checkpoints
   another.close()
 

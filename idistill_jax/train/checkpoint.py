@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import processes
+from idistill_jax.train import orbax_s3
 from idistill_jax.train import step as step_lib
 
 STATE, DATA, SUMS = "state", "data", "sums"
@@ -172,4 +173,6 @@ def _damage(error: BaseException) -> str:
 def _absolute(folder: epath.PathLike) -> epath.Path:
   """As Orbax wants it; a path into a bucket is, though epath would put the current folder in front."""
   path = epath.Path(folder)
+  if os.fspath(path).startswith("s3://"):
+    orbax_s3.teach()
   return path if "://" in os.fspath(path) else path.absolute()

@@ -168,12 +168,16 @@ class Workdir:
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
+    return self._key(stage, cfg, self._input_keys(stage, cfg))
+
+  @staticmethod
+  def _key(stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, str | None]) -> str:
     sections = config_lib.keyed(cfg)
     return config_lib.digest({
       "layout": LAYOUT_VERSION,
       "stage": stage.name,
       "config": {name: sections[name] for name in stage.config},
-      "inputs": self._input_keys(stage, cfg),
+      "inputs": inputs,
       "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })
 
@@ -183,9 +187,8 @@ class Workdir:
 
   def is_done(self, stage: Stage, cfg: config_lib.Config) -> bool:
     manifest = self.manifest(stage.name)
-    if manifest is None or any(self.manifest(name) is None for name in stage.inputs(cfg)):
-      return False
-    return manifest["key"] == self.key(stage, cfg)
+    inputs = {} if manifest is None else self._input_keys(stage, cfg)
+    return manifest is not None and None not in inputs.values() and manifest["key"] == self._key(stage, cfg, inputs)
 
   def take_over(self, stage: Stage, cfg: config_lib.Config, other: "Workdir") -> bool:
     """Links the stage's folder from another workdir where it is done with the same key; True where it was."""
@@ -241,15 +244,23 @@ class Workdir:
     self._store.still_alone()
     self._store.send(name)
 
+  def names(self) -> list[str]:
+    """What lies in the workdir."""
+    return self._store.folders("")
+
+  def pieces(self, stage: Stage, cfg: config_lib.Config) -> epath.Path:
+    """Where the pieces of a stage lie while it is at any."""
+    return self._store.path(f".{stage.name}-{self.key(stage, cfg)}") / PIECES
+
   def helped(self, stage: Stage, cfg: config_lib.Config, out: pathlib.Path) -> Job | None:
     """What a worker is given that helps another run with its pieces, has `out` for all else, and commits nothing.
 
     None where the stage is not being made, or not at anything that is cut into pieces.
     """
-    shared = self._store.path(f".{stage.name}-{self.key(stage, cfg)}")
-    if not (shared / PIECES).exists():
+    pieces = self.pieces(stage, cfg)
+    if not pieces.exists():
       return None
-    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=shared)
+    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent)
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
     """Removes what a helper may have begun when the stage was committed already."""

@@ -7,33 +7,47 @@ gone; all else of the stage, and its commit, is left to the run that began it.  
 when no stage is left that it could join.
 """
 
+import functools
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from absl import app, flags, logging
+from etils import epath
 
 from idistill_jax import artifacts, cli, processes
+from idistill_jax import config as config_lib
 from idistill_jax.stages import candidates, index, scores
 
 # Those that are little but pieces.  A training's embeddings come after it, and evaluation searches first.
 JOINED = {stage.name: stage for stage in (candidates.STAGE, scores.STAGE, index.STAGE)}
-_POLL_SECONDS = 2.0
+# A look at a bucket is paid for: the longer nothing is new, the rarer it is, from the first to the second.
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 2.0, 15.0
+# So often everything is looked at, also where no name has changed.
+_WHOLE_LOOK_SECONDS = 300.0
 
 _STAGE = flags.DEFINE_enum("stage", None, list(JOINED), "Join this one alone, once; it must be under way.")
 
 
 def watch(home: artifacts.Workdir) -> None:
   """Joins every stage of JOINED that is being made, until all are done."""
-  while left := _left(home):
+  while True:
+    # Before all else: what comes later is news.
+    names = home.names()
     cfg = cli.load_config(home.stated)
-    under_way = [stage for stage in left if home.helped(stage, cfg, home.root) is not None]
+    left = [stage for stage in JOINED.values() if not home.is_done(stage, cfg)]
+    if not left:
+      return
+    begun = {stage.name: home.pieces(stage, cfg) for stage in left
+             if any(name.startswith(f".{stage.name}-") for name in names)}  # fmt: skip
+    under_way = [name for name, pieces in begun.items() if pieces.exists()]
     if under_way:
-      _help(home, under_way[0])
-    time.sleep(_POLL_SECONDS)
+      _help(home, JOINED[under_way[0]], cfg, begun[under_way[0]].parent.name)
+    else:
+      _wait(functools.partial(_is_nothing_new, home, names, begun.values()), _WHOLE_LOOK_SECONDS)
 
 
 def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
@@ -48,26 +62,41 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
     stage.run(job)
 
 
-def _left(home: artifacts.Workdir) -> list[artifacts.Stage]:
-  cfg = cli.load_config(home.stated)
-  return [stage for stage in JOINED.values() if not home.is_done(stage, cfg)]
+def _is_nothing_new(home: artifacts.Workdir, names: Sequence[str], pieces: Iterable[epath.Path]) -> bool:
+  return home.names() == names and not any(path.exists() for path in pieces)
 
 
-def _help(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
-  """Works in a process of its own, which is ended when the stage is done: it may be anywhere in it by then."""
+def _help(home: artifacts.Workdir, stage: artifacts.Stage, cfg: config_lib.Config, working: str) -> None:
+  """Works in a process of its own, which is ended when the stage is done: it may be anywhere in it by then.
+
+  working: the stage's folder until its commit takes it away.
+  """
   logging.info("%s: joins", stage.name)
   command = [sys.executable, "-m", "idistill_jax.join", f"--workdir={home.stated}", f"--stage={stage.name}"]
+  is_made = functools.partial(_is_made, home, stage, working)
   with subprocess.Popen(command) as child:
     try:
-      while child.poll() is None and stage in _left(home):
-        time.sleep(_POLL_SECONDS)
+      _wait(lambda: child.poll() is None and is_made())
     finally:
       child.terminate()
-  if child.returncode > 0 and stage in _left(home):
+  if child.returncode > 0 and is_made():
     raise ChildProcessError(f"{stage.name}: the helper ended with {child.returncode}; what it said stands above")
-  while stage in _left(home):  # its pieces are done; what follows is for the run that began it
-    time.sleep(_POLL_SECONDS)
-  home.sweep(stage, cli.load_config(home.stated))
+  _wait(is_made)  # its pieces are done; what follows is for the run that began it
+  home.sweep(stage, cfg)
+
+
+def _is_made(home: artifacts.Workdir, stage: artifacts.Stage, working: str) -> bool:
+  """Whether its folder is there, and no leftover: what a helper writes in the moment of the commit comes after it."""
+  manifest = home.manifest(stage.name)
+  return working in home.names() and (manifest is None or not working.endswith(manifest["key"]))
+
+
+def _wait(while_: Callable[[], bool], at_most: float = float("inf")) -> None:
+  """Looks more and more rarely whether something still is as it was."""
+  pause, until = _POLL_SECONDS, time.monotonic() + at_most
+  while time.monotonic() < until and while_():
+    time.sleep(pause)
+    pause = min(1.5 * pause, _LONGEST_POLL_SECONDS)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -46,7 +46,7 @@ class Store(Protocol):
     ...
 
   def folders(self, prefix: str) -> list[str]:
-    """Names of the folders at the top that begin with `prefix`."""
+    """Names of what lies at the top and begins with `prefix`."""
     ...
 
   def remove(self, name: str) -> None:

@@ -20,12 +20,14 @@ class Bucket:
   """url: of the bucket.  environment: what a process needs to find it in place of the real one.
 
   busy: how many of the next requests are answered with 503; Google and Amazon do that, and mean "try again".
+  requests: how many there were.
   """
 
   def __init__(self, url: str, environment: dict[str, str]):
-    self.url, self.environment, self.busy = url, environment, 0
+    self.url, self.environment, self.busy, self.requests = url, environment, 0, 0
 
   def is_busy(self) -> bool:
+    self.requests += 1
     self.busy -= self.busy > 0
     return self.busy > 0
 

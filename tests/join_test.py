@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
+import bucket
 import numpy as np
 import pytest
 
@@ -82,6 +84,56 @@ def test_what_was_begun_after_the_commit_is_swept(home):
   under_way(home)
   home.sweep(candidates.STAGE, cfg)
   assert not list(home.root.glob(".candidates-*"))
+
+
+class Clock:
+  """In place of `time`: nobody waits, and things happen at their seconds."""
+
+  def __init__(self, events: dict[float, Callable[[], None]]):
+    self.now, self._events = 0.0, events
+
+  def monotonic(self) -> float:
+    return self.now
+
+  def sleep(self, seconds: float) -> None:
+    self.now += seconds
+    for when in sorted(when for when in self._events if when <= self.now):
+      self._events.pop(when)()
+
+
+class Ended(Exception):
+  pass
+
+
+def test_while_nothing_is_to_do_a_bucket_is_asked_rarely_and_what_begins_is_seen_soon(
+    tmp_path, tiny_weights, monkeypatch):
+  def end() -> None:
+    raise Ended
+
+  monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+  with bucket.running("gs") as server:
+    home = artifacts.Workdir(f"{server.url}/run")
+    cfg = config_lib.Config(name="joined", encoder=config_lib.Encoder(weights=tiny_weights))
+    cli.save_config(cfg, home)
+    home.execute(artifacts.Stage(name="collection", reads=(), config=(), run=lambda job: None), cfg)
+    before = server.requests
+    monkeypatch.setattr(join, "time", Clock({600: end}))
+    with pytest.raises(Ended):
+      join.watch(home)
+    # Of ten minutes; a look at everything each two seconds took 6,600.
+    assert server.requests - before < 100
+
+    pieces_of = home.pieces(candidates.STAGE, cfg)
+    begins = lambda: (pieces_of.parent / "log").write_text("begun")
+    at_pieces = lambda: (pieces_of / "0 encode passages" / "0.lease").write_text("at work")
+    helped = []
+    clock = Clock({400: begins, 500: at_pieces, 600: end})
+    monkeypatch.setattr(join, "time", clock)
+    monkeypatch.setattr(join, "_help", lambda home, stage, *_: (helped.append((stage.name, clock.now)), end()))
+    with pytest.raises(Ended):
+      join.watch(home)
+    ((name, when),) = helped
+    assert name == "candidates" and 500 <= when < 520
 
 
 def test_it_watches_for_stages_to_join_until_it_is_told_to_end(home):

@@ -160,10 +160,8 @@ class Workdir:
     """Folders that the stage reads; raises MissingInputError for the first that is absent."""
     for name in stage.inputs(cfg):
       if self.manifest(name) is None:
-        raise MissingInputError(
-          f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
-          f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}"
-        )
+        raise MissingInputError(f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
+                                f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}")
     return {name: self.folder(name) for name in stage.inputs(cfg)}
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
@@ -255,12 +253,13 @@ class Workdir:
   def helped(self, stage: Stage, cfg: config_lib.Config, out: pathlib.Path) -> Job | None:
     """What a worker is given that helps another run with its pieces, has `out` for all else, and commits nothing.
 
-    None where the stage is not being made, or not at anything that is cut into pieces.
+    None where the stage is not being made, or not at anything that is cut into pieces.  What it keeps has another name.
     """
     pieces = self.pieces(stage, cfg)
     if not pieces.exists():
       return None
-    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent)
+    keep = lambda name: (pieces.parent / begun_lib.of_helper(name)).write_bytes((out / name).read_bytes()) and None
+    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent, keep=keep)
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
     """Removes what a helper may have begun when the stage was committed already."""
@@ -274,9 +273,7 @@ class Workdir:
       "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
-      "drops": {
-        reason: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for reason, what in job.drops.items()
-      },
+      "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
       "seconds": round(took, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),

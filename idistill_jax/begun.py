@@ -1,6 +1,9 @@
 """How far a stage is that is being made, by what lies in its working folder."""
 
 import dataclasses
+import fnmatch
+import os
+import socket
 from collections.abc import Collection, Mapping
 
 from idistill_jax import seconds
@@ -8,18 +11,27 @@ from idistill_jax import store as store_lib
 
 # One JSON object a training step.
 METRICS = "metrics.jsonl"
+# One a process, and for each helper: see train/windows.py.
+WINDOWS = "windows-*.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  seconds: that its ended attempts took.
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its ended attempts took.
   """
 
   written: Mapping[str, float]
   seconds: float
   metrics: list[str]
+  windows: Mapping[str, list[str]]
+
+
+def of_helper(file: str) -> str:
+  """What a file is called that a helper keeps beside that of the run: with its machine and process in the name."""
+  stem, dot, kind = file.partition(".")
+  return f"{stem}-{socket.gethostname()}-{os.getpid()}{dot}{kind}"
 
 
 def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | None:
@@ -30,4 +42,5 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
     return None
   last = max(found, key=lambda name: max(found[name].values(), default=0.0))
   text = lambda name: (store.read(f"{last}/{name}") or b"").decode()
-  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), metrics=text(METRICS).splitlines())
+  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), metrics=text(METRICS).splitlines(),
+               windows={name: text(name).splitlines() for name in sorted(fnmatch.filter(found[last], WINDOWS))})

@@ -65,15 +65,31 @@ def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
 
 
 def _progress(begun: begun_lib.Begun) -> list[str]:
-  """The last step of a training, the finished pieces of other work, and when anything was last written."""
+  """The last step of a training, the pieces of other work and who makes them, and when anything was last written."""
   ago = datetime.timedelta(seconds=round(time.time() - max(begun.written.values(), default=0.0)))
-  said = [f"{name} {done} of {count} pieces" for name, (done, count) in pieces.finished(begun.written).items()]
+  made = pieces.finished(begun.written)
+  said = [f"{name} {done} of {count} pieces" for name, (done, count) in made.items()]
+  said += _workers(begun, [name for name, (done, count) in made.items() if done < count])
   try:
     last = json.loads(begun.metrics[-1])
     said.append(f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s")
   except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
     pass
   return [*said, f"last written {ago} ago"]
+
+
+def _workers(begun: begun_lib.Begun, works: Sequence[str]) -> list[str]:
+  """Rates of every process, at the last piece that it finished, where that is of work which is not done."""
+  said = []
+  for file, lines in begun.windows.items():
+    try:
+      last = json.loads(lines[-1])
+      if last.get("work") in works:
+        worker = file.removeprefix("windows-").removesuffix(".jsonl")
+        said.append(f"{worker}: {last['texts_per_second']:,} texts/s, {last['tokens_per_second']:,} tokens/s")
+    except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
+      pass
+  return said
 
 
 def show(found: Sequence[State]) -> table.Table:

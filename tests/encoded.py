@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import tiny_world
 
-from idistill_jax import config, processes
+from idistill_jax import artifacts, config, processes
 from idistill_jax.train import inference, pieces
 
 TEXTS = [" ".join(np.random.default_rng(i).choice(tiny_world.WORDS, 2 + i % 7)) for i in range(600)]
 
 
 def encode(weights: str, folder: pathlib.Path | None, least: int) -> np.ndarray:
-  """least: texts of a piece."""
+  """folder: keeps the pieces, and what each process did.  least: texts of a piece."""
   cfg = config.Config(name="test", encoder=tiny_world.encoder(weights))
+  job = folder and artifacts.Job(cfg=cfg, out=folder, inputs={}, cache=folder)
   with mock.patch.object(pieces, "LEAST", least):
-    return inference.load_retriever(cfg, None, folder).encode_passages(TEXTS)
+    return inference.load_retriever(cfg, None, job).encode_passages(TEXTS)
 
 
 def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: int) -> None:
@@ -35,7 +36,7 @@ def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: in
       out.write(f"{piece.start} ")
 
   with mock.patch.object(pieces.Pieces, "finish", slowly):
-    np.save(folder / f"whole {name}.npy", encode(weights, folder / "pieces", least=32))
+    np.save(folder / f"whole {name}.npy", encode(weights, folder, least=32))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from idistill_jax import artifacts, cli, config, status
 from idistill_jax.llm import cache, session
-from idistill_jax.train import pieces
+from idistill_jax.train import pieces, windows
 
 
 @pytest.fixture
@@ -67,6 +67,16 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   assert "score pairs 0 of 3 pieces; last written 0:00:0" in of(workdir)["scores"].note
   scores.finish(claimed, np.zeros(len(claimed)))
   assert "score pairs 1 of 3 pieces; last written" in of(workdir)["scores"].note
+  # Who makes them: a process of the run, a helper, and one that is at work of which all is done.
+  job = artifacts.Job(cfg=cli.load_config(workdir.root), out=tmp_path / ".scores-0123", inputs={}, cache=tmp_path)
+  facts = {"texts": 100, "tokens": 5000, "seconds": 2.0}
+  windows.add_piece(job, "score pairs", (1, 3), **facts)
+  line = windows.path(job.out, 0).read_text()
+  windows.path(job.out, 1).write_text(line.replace("score pairs", "encode queries"))
+  (job.out / "windows-00000-box-77.jsonl").write_text(line.replace("50.0", "75.5") + '{"torn')
+  (job.out / "windows-00000-box-78.jsonl").write_text(line.replace("50.0", "75.5"))
+  assert ("score pairs 1 of 3 pieces; 00000-box-78: 75.5 texts/s, 2,500 tokens/s; "
+          "00000: 50.0 texts/s, 2,500 tokens/s; last written") in of(workdir)["scores"].note
 
   cfg = cli.load_config(workdir.root)
   cfg.labels.model, cfg.labels.dollars_per_million_input_tokens = "mine", 2.0

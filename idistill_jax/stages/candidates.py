@@ -10,14 +10,14 @@ from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, itself, runs
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference
 
 
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
 
-  retriever = inference.load_retriever(job.cfg, None, job.pieces, truncation.telling(job))
+  retriever = inference.load_retriever(job.cfg, None, job)
   passages_PxE = retriever.encode_passages(passages.texts)
   queries_QxE = retriever.encode_queries(queries.texts)
   processes.once(lambda: similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE)))

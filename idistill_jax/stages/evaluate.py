@@ -29,7 +29,7 @@ from idistill_jax.retrieval import (
   runs,
   summary,
 )
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference
 
 METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
 # The first system is tested against the second, where both are measured.
@@ -76,7 +76,7 @@ def run(job: artifacts.Job) -> None:
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
-  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces, truncation.telling(job))
+  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
   distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
 
@@ -86,7 +86,7 @@ def run(job: artifacts.Job) -> None:
   }
   systems |= fused(systems, cfg.depth)
 
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job.pieces)
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
   start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
   for system, name in RERANKED[cfg.rerank].items():
     orders = [runs.ranked(systems[system][query_id]) for query_id in ids]

@@ -9,12 +9,12 @@ collection, train_retriever -> passages.npy ([P, E], collection order), and scan
 from idistill_jax import artifacts, cli, processes, sharding
 from idistill_jax.data import tables
 from idistill_jax.retrieval import index
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference
 
 
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
-  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job.pieces, truncation.telling(job))
+  retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   # Of those that the retriever learned from it finds more than of others, and those of test are for measuring.
   queries = tables.load_queries(job.inputs["collection"])
   tuned_on = [*queries.of_split("dev"), *queries.of_split("train")][: job.cfg.index.tuning_queries]

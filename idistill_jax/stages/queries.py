@@ -20,7 +20,7 @@ from idistill_jax.data import corpora, deal, example, tables
 from idistill_jax.hf import weights
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.llm.providers import replay
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference
 
 STATUSES = "statuses.json"
 LENGTH_CLASSES = 3
@@ -30,7 +30,7 @@ _ROWS = 1024
 
 def run(job: artifacts.Job) -> None:
   passages = _passages(job.cfg.collection)
-  retriever = inference.load_retriever(job.cfg, None, job.pieces, truncation.telling(job))
+  retriever = inference.load_retriever(job.cfg, None, job)
   passages_PxE = retriever.encode_passages([passage.full_text for passage in passages])
   # Filled in the first process, which asks; what the others are told of it, as text, is what they help to encode.
   written: list[query_writing.Written] = []

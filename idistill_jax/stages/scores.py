@@ -30,7 +30,7 @@ def run(job: artifacts.Job) -> None:
     job.count(lists=0, pairs=0)
     return
 
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job.pieces)
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])

@@ -8,7 +8,7 @@ collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; pas
 from idistill_jax import artifacts, cli, processes
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
-from idistill_jax.train import checkpoint, fit, inference, inputs, truncation
+from idistill_jax.train import checkpoint, fit, inference, inputs
 
 
 def run(job: artifacts.Job) -> None:
@@ -16,7 +16,7 @@ def run(job: artifacts.Job) -> None:
   orders = inputs.orders_as_scores(job, cfg.order_temperature)
   params = fit.fit_retriever(job, "train direct", cfg, teacher=orders, start="weights")
   checkpoint.save_model(job.shared / inference.MODEL, params)
-  retriever = inference.load_retriever(job.cfg, job.shared, job.pieces, truncation.telling(job))
+  retriever = inference.load_retriever(job.cfg, job.shared, job)
   passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
   embedded = similarity.Similarities(retriever.encode_queries(queries.texts), retriever.encode_passages(passages.texts))
   processes.once(lambda: similarity.save(job.out, embedded))

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -14,10 +15,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from idistill_jax import artifacts, progress, sharding
 from idistill_jax import config as config_lib
-from idistill_jax import progress, sharding
 from idistill_jax.data import pack, tokenize
-from idistill_jax.train import checkpoint, networks, truncation
+from idistill_jax.train import checkpoint, networks, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
@@ -82,16 +83,20 @@ class Ranker:
 
 
 def load_retriever(cfg: config_lib.Config, folder: epath.PathLike | None,
-                   pieces: epath.PathLike | None = None, tell: truncation.Tell | None = None) -> Retriever:
-  """The retriever trained in a stage's folder, or the initial one where `folder` is None; `pieces` as in Forward."""
+                   job: artifacts.Job | None = None) -> Retriever:
+  """The retriever trained in a stage's folder, or the initial one where `folder` is None; `job` as in Forward.
+
+  What is cut of its texts is told to the job.
+  """
   network = networks.retriever(cfg.encoder)
-  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, pieces), tell)
+  tell = None if job is None else truncation.telling(job)
+  return Retriever(cfg.encoder, _forward(cfg, network, folder, cfg.encoder.row_tokens, job), tell)
 
 
-def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None, pieces: epath.PathLike | None = None) -> Ranker:
-  """The ranker trained in a stage's folder, or the untrained one where `folder` is None; `pieces` as in Forward."""
+def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None, job: artifacts.Job | None = None) -> Ranker:
+  """The ranker trained in a stage's folder, or the untrained one where `folder` is None; `job` as in Forward."""
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
-  forward = _forward(cfg, network, folder, cfg.encoder.list_row, pieces)
+  forward = _forward(cfg, network, folder, cfg.encoder.list_row, job)
   return Ranker(cfg.encoder, forward, cfg.ranker.similarity_weight)
 
 
@@ -107,37 +112,40 @@ def load_params(network: networks.Network, folder: epath.PathLike | None, mesh: 
 
 def _forward(
   cfg: config_lib.Config, network: networks.Network, folder: epath.PathLike | None, row_tokens: int,
-  pieces: epath.PathLike | None,
+  job: artifacts.Job | None,
 ) -> "Forward":
   mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
   network = network.on(mesh, cfg.encoder.inference_dtype)
-  return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, pieces)
+  return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, job)
 
 
 class Forward:
   """A jitted forward pass over many packed texts, in one static shape or, where rows of two lengths pay, two.
 
-  pieces: a folder for what is finished, shared by all processes that see it, so that nothing is done twice.
+  job: whose folder has what is finished, shared by all processes that see it, so that nothing is done twice, and what
+  each of them did (see windows); None keeps nothing.
   """
 
   def __init__(
     self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, tokens_per_step: int,
-    pieces: epath.PathLike | None = None,
+    job: artifacts.Job | None = None,
   ):
     self.network, self.params = network.reading(params)
     self._mesh, self._row_tokens, self._step_tokens = mesh, row_tokens, tokens_per_step
     self._apply = jax.jit(self.network.apply)
-    self._pieces, self._calls = pieces, itertools.count()
+    self._job, self._calls = job, itertools.count()
 
   def __call__(
     self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
   ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each."""
-    work = pieces_lib.Pieces(self._pieces, f"{next(self._calls)} {name}", lengths)
+    job = self._job
+    work = pieces_lib.Pieces(None if job is None else job.pieces, f"{next(self._calls)} {name}", lengths)
     with contextlib.closing(work), progress.bar(name, total=len(lengths), done=len(lengths) - work.left()) as bar:
       for claimed in work.rounds():
         bar.update(len(lengths) - work.left())
+        began = time.perf_counter()
         for piece, steps in itertools.groupby(self._outputs(claimed, lengths, text), key=operator.itemgetter(0)):
           before, found = len(lengths) - work.left(), []
           for _, indices, values in steps:
@@ -147,6 +155,10 @@ class Forward:
             bar.update(before + done)
           indices, values = map(np.concatenate, zip(*found, strict=True))
           work.finish(piece, values[np.argsort(indices)].astype(np.float32))
+          if job is not None:
+            windows.add_piece(job, name, work.place(piece), texts=len(piece), seconds=time.perf_counter() - began,
+                              tokens=int(lengths[piece.start:piece.stop].sum()))
+          began = time.perf_counter()
       return work.whole()
 
   def _outputs(

@@ -112,6 +112,10 @@ class Pieces:
         return piece
     return None
 
+  def place(self, piece: range) -> tuple[int, int]:
+    """Which of the pieces it is, from 1, and how many there are."""
+    return self._all.index(piece) + 1, len(self._all)
+
   def tell(self, piece: range, texts: int) -> None:
     """Says to those who wait for the piece how many of its texts are done."""
     if self._folder is not None:

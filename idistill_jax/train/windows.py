@@ -1,6 +1,7 @@
-"""What each process of a job did: a JSON line every so many steps, of its own in a file of its own.
+"""What each process of a job did: a JSON line every so many steps, or each piece, of its own in a file of its own.
 
-Where one process is slower than the others, or stopped before them, its file says so; metrics.jsonl is the job's.
+Where one process is slower than the others, or stopped before them, its file says so; metrics.jsonl is the job's.  Of
+a stage that does both, the lines of steps stand before those of pieces.
 """
 
 import json
@@ -9,7 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from idistill_jax import files
+from idistill_jax import artifacts, files, processes
 
 STEPS = 20
 
@@ -26,9 +27,30 @@ def drop_after(step: int, log: pathlib.Path) -> None:
 
 def _step_of(line: str) -> float:
   try:
-    return json.loads(line)["step"]
+    said = json.loads(line)
   except json.JSONDecodeError:
     return float("inf")
+  # A piece is made after the steps, and not again.
+  return said["step"] if "piece" not in said else 0
+
+
+def _add(log: pathlib.Path, process: int, said: Mapping[str, float | str]) -> None:
+  with log.open("a") as out:
+    out.write(json.dumps({"process": process, "host": socket.gethostname(), **said}) + "\n")
+
+
+def add_piece(job: artifacts.Job, work: str, place: tuple[int, int], *, texts: int, tokens: int,
+              seconds: float) -> None:
+  """A line for a piece that this process has finished; it outlives this machine as the piece does.
+
+  place: which piece, from 1, and of how many.  seconds: from when it was claimed, or the one before it was finished.
+  """
+  log = path(job.out, processes.index())
+  _add(log, processes.index(), {
+    "work": work, "piece": place[0], "pieces": place[1], "texts": texts, "seconds": round(seconds, 3),
+    "texts_per_second": round(texts / seconds, 1), "tokens_per_second": round(tokens / seconds),
+  })
+  job.keep(log.name)
 
 
 class Windows:
@@ -48,11 +70,8 @@ class Windows:
     if len(self._rows) < STEPS and row["step"] < self._total:
       return
     now, count = time.perf_counter(), len(self._rows)
-    line = {
-      "process": self._process, "host": socket.gethostname(), "step": row["step"], "steps": count,
-      "seconds": round(now - self._began, 3),
+    _add(self.path, self._process, {
+      "step": row["step"], "steps": count, "seconds": round(now - self._began, 3),
       **{name: sum(one[name] for one in self._rows) / count for name in ("loss", "tokens_per_second")},
-    }
-    with self.path.open("a") as out:
-      out.write(json.dumps(line) + "\n")
+    })
     self._rows, self._began = [], now

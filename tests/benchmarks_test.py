@@ -1,6 +1,11 @@
 """Each of our own measurements runs and says what its line promises; what they measure is no test's business."""
 
 import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +41,15 @@ def test_only_devices_of_a_kind_are_compared():
   of = lambda device, rate: {"device": device, "tokens_per_second": rate}
   assert run.ratio(of("NVIDIA H100", 30.0), of("NVIDIA H100 80GB HBM3", 20.0)) == {"ratio_to_the_best_peer": 1.5}
   assert run.ratio(of("cpu", 30.0), of("NVIDIA H100 80GB HBM3", 20.0)).keys() == {"not_compared"}
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None or len(os.sched_getaffinity(0)) < 2, reason="two cores, taskset")
+def test_a_second_process_is_measured(tmp_path):
+  command = [sys.executable, "-m", "benchmarks.scaling", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path}",
+             "--work=encode"]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"XLA_FLAGS": ""})
+  assert done.returncode == 0, done.stderr
+  head, alone, two, ratio = map(json.loads, done.stdout.splitlines())
+  assert (head["config"], alone["processes"], two["processes"]) == ("quickstart", 1, 2)
+  assert alone["texts"] == two["texts"] == 400 and len(set(two["cores"])) == 2 and alone["cores"] == two["cores"][:1]
+  assert ratio["speedup"] == pytest.approx(alone["seconds"] / two["seconds"], rel=0.01)

@@ -1,0 +1,126 @@
+"""What a second process gives: encoding or scoring a collection by one pinned to a core, and by two pinned to two.
+
+    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --work=encode
+    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --work=score
+
+Runs the stage collection, then what a job does between tokens and results, by pieces that its processes claim, with
+untrained models; one JSON line for each number of processes, and their ratio.  Compiling comes before the clock.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from benchmarks.clock import Clock
+from idistill_jax import artifacts, cli, processes
+from idistill_jax.data import tables, tokenize
+from idistill_jax.stages import collection
+from idistill_jax.train import inference
+
+# Texts enough for a step of every shape.
+COMPILED_WITH = 256
+
+_WORK = flags.DEFINE_enum("work", "encode", ["encode", "score"], "All passages, or queries with passages.")
+_PASSAGES = flags.DEFINE_integer("passages_per_query", 10, "That each query of train is scored with.", lower_bound=1)
+_CORES = flags.DEFINE_list("cores", None, "Two of this machine's, by number; by default the first two there are.")
+_PIECES = flags.DEFINE_string("pieces", None, "For the processes that this starts: where they share their pieces.")
+
+# (lengths of the texts, text number -> token ids and type ids), as inference.Forward takes them.
+Texts = tuple[np.ndarray, Callable[[int], tuple[np.ndarray, np.ndarray | None]]]
+
+
+def run(runner: cli.Runner) -> None:
+  runner.run(collection.STAGE)
+  cores = _CORES.value or sorted(os.sched_getaffinity(0))[:2]
+  if len(cores) != 2:
+    raise ValueError(f"--cores: two are needed, this names {cores}")
+  print(json.dumps({"benchmark": "scaling", "config": runner.cfg.name, "work": _WORK.value,
+                    "python": platform.python_version(), "cpus": os.cpu_count()}), flush=True)
+  seconds = []
+  for count in (1, 2):
+    line = _started([str(core) for core in cores[:count]])
+    print(json.dumps(line), flush=True)
+    seconds.append(line["seconds"])
+  print(json.dumps({"work": _WORK.value, "speedup": round(seconds[0] / seconds[1], 3)}))
+
+
+def _started(cores: list[str]) -> dict[str, Any]:
+  """What the first of as many processes as cores says, each of which has one."""
+  with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    address, running = f"127.0.0.1:{_free_port()}", []
+    stack.callback(lambda: [one.kill() for one in running])
+    for number, core in enumerate(cores):
+      several = [f"--coordinator={address}", f"--processes={len(cores)}", f"--process={number}"]
+      running.append(subprocess.Popen(
+        ["taskset", "--cpu-list", core, sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:],
+         f"--pieces={folder}", *(several if len(cores) > 1 else [])], stdout=subprocess.PIPE, text=True))
+    said = [one.communicate()[0] for one in running]
+    if any(one.returncode for one in running):
+      raise ChildProcessError(f"processes on cores {cores} ended with {[one.returncode for one in running]}; "
+                              "what they said stands above")
+  return {"cores": cores, **json.loads(said[0].splitlines()[-1])}
+
+
+def measure(runner: cli.Runner) -> None:
+  """In each of the processes; the first says what came of it."""
+  folder = runner.workdir.folder("collection")
+  passages, queries = tables.load_passages(folder), tables.load_queries(folder)
+  out = pathlib.Path(str(_PIECES.value))
+  job = artifacts.Job(cfg=runner.cfg, out=out, inputs={}, cache=out)
+  forward, (lengths, text) = WORK[_WORK.value](job, queries, passages)
+  for _ in forward._outputs([range(min(COMPILED_WITH, len(lengths)))], lengths, text):
+    pass
+  processes.meet("the start")
+  with Clock() as clock:
+    forward(_WORK.value, lengths, text)
+    processes.meet("the end")
+  if processes.is_first():
+    print(json.dumps({
+      "work": _WORK.value, "processes": processes.count(), "texts": len(lengths), "tokens": int(lengths.sum()),
+      "seconds": round(clock.seconds, 4), "texts_per_second": round(len(lengths) / clock.seconds, 1),
+      "tokens_per_second": round(int(lengths.sum()) / clock.seconds),
+    }))
+
+
+def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
+  del queries
+  forward = inference.load_retriever(job.cfg, None, job).forward
+  table = forward.network.tokenizer.table(passages.texts, job.cfg.encoder.passage_tokens)
+  return forward, (table.lengths, lambda i: (table[i], None))
+
+
+def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
+  """Each query of train with passages drawn for it."""
+  forward = inference.load_ranker(job.cfg, None, job).forward
+  tokenizer, asked = forward.network.tokenizer, queries.of_split("train")
+  query_table = tokenizer.table([query.text for query in asked], job.cfg.encoder.query_tokens)
+  passage_table = tokenizer.table(passages.texts, job.cfg.encoder.pair_cut)
+  query_of = np.repeat(np.arange(len(asked)), _PASSAGES.value)
+  passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
+  lengths = query_table.lengths[query_of] + passage_table.lengths[passage_of] - 1
+  return forward, (lengths, lambda i: tokenize.pair(query_table[query_of[i]], passage_table[passage_of[i]]))
+
+
+WORK = {"encode": _encode, "score": _score}
+
+
+def _free_port() -> int:
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
+if __name__ == "__main__":
+  # Twice by one name: as what starts the others, and as each of them.
+  cli.run_app(lambda runner: run(runner) if _PIECES.value is None else measure(runner))

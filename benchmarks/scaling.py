@@ -36,7 +36,7 @@ _PASSAGES = flags.DEFINE_integer("passages_per_query", 10, "That each query of t
 _CORES = flags.DEFINE_list("cores", None, "Two of this machine's, by number; by default the first two there are.")
 _PIECES = flags.DEFINE_string("pieces", None, "For the processes that this starts: where they share their pieces.")
 
-# (lengths of the texts, text number -> token ids and type ids), as inference.Forward takes them.
+# (lengths of the texts, text number -> token ids and halves), as inference.Forward takes them.
 Texts = tuple[np.ndarray, Callable[[int], tuple[np.ndarray, np.ndarray | None]]]
 
 
@@ -96,20 +96,21 @@ def measure(runner: cli.Runner) -> None:
 def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
   del queries
   forward = inference.load_retriever(job.cfg, None, job).forward
-  table = forward.network.tokenizer.table(passages.texts, job.cfg.encoder.passage_tokens)
+  table = forward.network.passage_table(passages.texts, job.cfg.encoder.passage_tokens)
   return forward, (table.lengths, lambda i: (table[i], None))
 
 
 def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
   """Each query of train with passages drawn for it."""
   forward = inference.load_ranker(job.cfg, None, job).forward
-  tokenizer, asked = forward.network.tokenizer, queries.of_split("train")
-  query_table = tokenizer.table([query.text for query in asked], job.cfg.encoder.query_tokens)
-  passage_table = tokenizer.table(passages.texts, job.cfg.encoder.pair_cut)
+  network, asked = forward.network, queries.of_split("train")
+  query_table = network.query_table([query.text for query in asked], job.cfg.encoder.query_tokens)
+  passage_table = network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
+  between = passage_table.between
   query_of = np.repeat(np.arange(len(asked)), _PASSAGES.value)
   passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
-  lengths = query_table.lengths[query_of] + passage_table.lengths[passage_of] - 1
-  return forward, (lengths, lambda i: tokenize.pair(query_table[query_of[i]], passage_table[passage_of[i]]))
+  lengths = tokenize.pair_lengths(query_table.lengths[query_of], passage_table.lengths[passage_of], between)
+  return forward, (lengths, lambda i: tokenize.pair(query_table[query_of[i]], passage_table[passage_of[i]], between))
 
 
 WORK = {"encode": _encode, "score": _score}

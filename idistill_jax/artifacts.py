@@ -32,7 +32,6 @@ CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "tea
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
-METRICS = begun_lib.METRICS
 # Training states, of no use once a stage is done.
 CHECKPOINTS = "checkpoints"
 # Finished pieces of unfinished work, likewise.
@@ -258,7 +257,10 @@ class Workdir:
     pieces = self.pieces(stage, cfg)
     if not pieces.exists():
       return None
-    keep = lambda name: (pieces.parent / begun_lib.of_helper(name)).write_bytes((out / name).read_bytes()) and None
+
+    def keep(name: str) -> None:
+      (pieces.parent / begun_lib.of_helper(name)).write_bytes((out / name).read_bytes())
+
     return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent, keep=keep)
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:

@@ -108,8 +108,9 @@ class Encoder:
   def list_row(self) -> int:
     if self.list_row_tokens is not None:
       return self.list_row_tokens
-    # A pair of a query and a passage may be longer than either; kernels like multiples of 128.
-    pair = self.query_tokens + self.pair_cut - 1
+    # A pair of a query and a passage may be longer than either, and have one more separator than both, as RoBERTa's;
+    # kernels like multiples of 128.
+    pair = self.query_tokens + self.pair_cut
     return self.row_tokens if pair <= self.row_tokens else -(-pair // 128) * 128
 
 

@@ -132,11 +132,11 @@ class Leases:
   def give_back(self, piece: str) -> None:
     with self._writing:
       path = self._held.pop(piece)
-      # Where it was swept up with its folder, there is nothing to give back.
+      # Where it was swept up with its folder, there is nothing to give back, and a bucket would begin the folder anew.
       with contextlib.suppress(FileNotFoundError):
         if _number(path) == 0:
           self._fs.rm_file(path)
-        else:
+        elif self._fs.exists(path):
           self._fs.pipe_file(path, _OVER)
 
   def close(self) -> None:
@@ -173,7 +173,8 @@ class Leases:
   def _keep_writing(self) -> None:
     while not self._closed.wait(LEASE_SECONDS / _BEATS):
       with self._writing:
-        for piece, path in self._held.items():
+        # A list: meanwhile others are taken.
+        for piece, path in list(self._held.items()):
           try:
             # A folder that was swept up meanwhile is not begun anew.
             if self._fs.exists(path):

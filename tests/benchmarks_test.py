@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks import ours, run, texts
+from benchmarks import ours, run, scaling, texts
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import tables
 from idistill_jax.hf import weights
 from idistill_jax.train import utilization
 
@@ -53,3 +55,13 @@ def test_a_second_process_is_measured(tmp_path):
   assert (head["config"], alone["processes"], two["processes"]) == ("quickstart", 1, 2)
   assert alone["texts"] == two["texts"] == 400 and len(set(two["cores"])) == 2 and alone["cores"] == two["cores"][:1]
   assert ratio["speedup"] == pytest.approx(alone["seconds"] / two["seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("work", scaling.WORK)
+def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights, work):
+  cfg = config.Config(name="t", encoder=config.Encoder(weights=tiny_weights))
+  passages = tables.Passages(records.Passage(id=str(n), title="", text="word " * n) for n in range(1, 9))
+  queries = tables.Queries([records.Query(id="q", text="which word", split="train")])
+  job = artifacts.Job(cfg=cfg, out=tmp_path, inputs={}, cache=tmp_path)
+  _, (lengths, text) = scaling.WORK[work](job, queries, passages)
+  assert len(lengths) >= 8 and [len(text(i)[0]) for i in range(len(lengths))] == lengths.tolist()

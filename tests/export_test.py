@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import tokenize
-from idistill_jax.hf import card, export, upload, weights
+from idistill_jax.hf import card, export, prompts, upload, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
@@ -246,7 +246,7 @@ def test_a_card_tells_the_run_and_nothing_else(run):
 
 def facts(run: Run, **changes) -> card.Facts:
   unchanged = card.Facts(cfg=run.cfg, source=weights.resolve(run.cfg.encoder.weights), collection={"title": "t"},
-                         labels={}, training={}, versions={}, metrics=None)
+                         labels={}, training={}, versions={}, metrics=None, prompts=prompts.NONE)
   return dataclasses.replace(unchanged, **changes)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from idistill_jax import artifacts, cli, config, processes, records
+from idistill_jax import artifacts, begun, cli, config, processes, records
 from idistill_jax.data import example
 from idistill_jax.train import windows
 
@@ -81,7 +81,7 @@ def test_a_full_disk_ends_a_stage_and_leaves_what_was_there(tmp_path, cfg, left)
 
 
 def test_a_full_disk_leaves_the_files_that_are_written_again(tmp_path, cfg):
-  workdir, log, steps = artifacts.Workdir(tmp_path), tmp_path / artifacts.METRICS, range(1, 501)
+  workdir, log, steps = artifacts.Workdir(tmp_path), tmp_path / begun.METRICS, range(1, 501)
   cli.save_config(cfg, workdir)
   log.write_text("".join(json.dumps({"step": step}) + "\n" for step in steps))
   before = content(tmp_path)

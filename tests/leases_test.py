@@ -4,6 +4,7 @@ import concurrent.futures
 import shutil
 import time
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -50,6 +51,20 @@ def test_who_was_lost_learns_it_also_from_what_was_given_back(tmp_path, monkeypa
   third.hold("stage")
   for one in (lost, third):
     one.close()
+
+
+def test_giving_back_in_a_bucket_begins_no_swept_folder_anew(monkeypatch):
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  files = fsspec.filesystem("memory")
+  lost, other = (silent(leases.Leases("memory://swept"), monkeypatch) for _ in range(2))
+  assert lost.take("0", "0.npy", lost.names()) and not other.take("0", "0.npy", other.names())
+  time.sleep(2 * leases.LEASE_SECONDS)
+  assert other.take("0", "0.npy", other.names())
+  assert files.find("/swept") == ["/swept/0.0.lease", "/swept/0.1.lease"]
+  files.rm("/swept", recursive=True)
+  for one in (lost, other):
+    one.close()
+  assert not files.exists("/swept")
 
 
 def test_a_piece_that_was_made_meanwhile_stays(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, bucket, config, leases, locks, peers, processes, sharding, store
+from idistill_jax import artifacts, begun, bucket, config, leases, locks, peers, processes, sharding, store
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
 from idistill_jax.train import inference, loop, pieces, windows
@@ -441,7 +441,7 @@ class Trainings:
     """Starts one and ends it after so many steps, and when a checkpoint is there -> its exit code."""
     watching = artifacts.Workdir(root)
     with self.start(machine, root, pause=0.5) as job:
-      metrics = lambda: next((self.folder / machine).glob(f"*/*/run/.train_ranker-*/{artifacts.METRICS}"), None)
+      metrics = lambda: next((self.folder / machine).glob(f"*/*/run/.train_ranker-*/{begun.METRICS}"), None)
       while metrics() is None:
         assert job.processes[0].poll() is None, job.said()
         time.sleep(0.05)
@@ -478,7 +478,7 @@ def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(trainings, tmp_pa
     assert re.search(r"continues at step [2-7] of 8", job.said()), job.said()
     done = machines.workdir("afterwards")
     there = done.folder("train_ranker")
-    assert [json.loads(line)["step"] for line in (there / artifacts.METRICS).read_text().splitlines()] == [*range(1, 9)]
+    assert [json.loads(line)["step"] for line in (there / begun.METRICS).read_text().splitlines()] == [*range(1, 9)]
     assert not (there / artifacts.CHECKPOINTS).exists()
     network = tiny_world.training(trainings.folder, trainings.weights, one_device(), pairs=True).network
     of = lambda folder: table.flatten(inference.load_params(network, folder, one_device(), 0))

@@ -66,7 +66,7 @@ class Facts:
   """What a card tells.
 
   collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.
+  with.  metrics: metrics.json, or None where nothing was measured.  prompts: the retriever's.
   """
 
   cfg: config_lib.Config
@@ -76,6 +76,7 @@ class Facts:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
+  prompts: prompts.Prompts
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
@@ -112,16 +113,14 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
 
 def _encoding(facts: Facts) -> tuple[str, str]:
   """The methods of SentenceTransformer that embed queries and passages as training did."""
-  has_prompts = prompts.read(facts.source, facts.cfg.encoder).any
-  return ("encode_query", "encode_document") if has_prompts else ("encode", "encode")
+  return ("encode_query", "encode_document") if facts.prompts.any else ("encode", "encode")
 
 
 def _prompts(facts: Facts) -> str:
-  found = prompts.read(facts.source, facts.cfg.encoder)
-  if not found.any:
+  if not facts.prompts.any:
     return ""
   said = [f"{texts} {json.dumps(prompt, ensure_ascii=False)}" if prompt else f"{texts} nothing"
-          for texts, prompt in (("queries", found.query), ("passages", found.passage))]
+          for texts, prompt in (("queries", facts.prompts.query), ("passages", facts.prompts.passage))]
   return f" Before {' and before '.join(said)} is read; `encode_query` and `encode_document` put it there."
 
 

@@ -46,7 +46,7 @@ def check(cfg: config_lib.Encoder) -> None:
   folder = _local(cfg.weights)
   if folder is None:
     return
-  read_sizes(folder, cfg)
+  read_fitting(folder, cfg)
   prompts.read(folder, cfg)
   for path in _files(folder):
     if path.suffix == ".safetensors":
@@ -59,8 +59,8 @@ def check(cfg: config_lib.Encoder) -> None:
       torch_file.check(path)
 
 
-def read_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig:
-  """The checkpoint's sizes.
+def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[bert.BertConfig, tokenize.Tokenizer]:
+  """As `read_model`, where the texts of `cfg` fit.
 
   Raises ConfigError where a text of `cfg` has more tokens than the checkpoint positions, or a pair more than a row.
   What lies past the end of a table is read as NaN, of its whole row.
@@ -88,7 +88,7 @@ def read_sizes(folder: pathlib.Path, cfg: config_lib.Encoder) -> bert.BertConfig
       f"{of_pair} is {pair} tokens with what {folder / 'tokenizer.json'} puts between the two, and a row has "
       f"{cfg.list_row}: set encoder.list_row_tokens to {pair} or more"
     )
-  return sizes
+  return sizes, tokenizer
 
 
 def read_model(folder: pathlib.Path) -> tuple[bert.BertConfig, tokenize.Tokenizer]:

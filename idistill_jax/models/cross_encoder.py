@@ -100,4 +100,4 @@ HEADS = {
 
 
 def table(cfg: bert.BertConfig, head: str) -> table_lib.Table:
-  return families.table_of(cfg, HEADS[head].rows(families.FAMILIES[cfg.model_type]), prefix="encoder/")
+  return families.table_of(cfg, HEADS[head].rows(families.FAMILIES[cfg.model_type]))

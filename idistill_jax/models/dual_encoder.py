@@ -72,4 +72,4 @@ class DualEncoder(nnx.Module):
 
 
 def table(cfg: bert.BertConfig) -> table_lib.Table:
-  return families.table_of(cfg, (), prefix="encoder/")
+  return families.table_of(cfg, ())

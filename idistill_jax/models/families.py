@@ -44,10 +44,11 @@ class Family:
   activation: Callable[[jax.Array], jax.Array] = jnp.tanh
   special_tokens: Mapping[str, str]
 
-  def rows(self, prefix: str) -> tuple[table_lib.Row, ...]:
-    """For an encoder that lives at `prefix` of a larger model (in our path only)."""
+  @property
+  def rows(self) -> tuple[table_lib.Row, ...]:
+    """Of the encoder, which every model here calls `encoder`."""
     return tuple(
-      dataclasses.replace(row, path=prefix + row.path) for row in rows_of(bert.PARAMETERS, self.tensors)
+      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(bert.PARAMETERS, self.tensors)
     )
 
 
@@ -89,6 +90,11 @@ _ANGLED = {
 _NO_TYPES = {"type_vocab_size": 0, "types_tell_halves": False}
 
 
+def _padding(raw: Mapping[str, Any]) -> int:
+  """Position of padding: its token's id, which is RoBERTa's where config.json does not tell."""
+  return 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
+
+
 def _without(names: Mapping[str, str], *left_out: str) -> dict[str, str]:
   return {ours: theirs for ours, theirs in names.items() if ours not in left_out}
 
@@ -102,7 +108,7 @@ BERT = Family(
 # transformers give no types, so all tokens have type 0.
 ROBERTA = dataclasses.replace(
   BERT, name="Roberta", prefix="roberta.", special_tokens=_ANGLED,
-  other=lambda raw: {"first_position": raw.get("pad_token_id", 1) + 1, "types_tell_halves": False},
+  other=lambda raw: {"first_position": _padding(raw) + 1, "types_tell_halves": False},
   classifier={"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
 )
 _DISTIL = "transformer.layer.{i}."
@@ -182,10 +188,10 @@ def read_config(folder: pathlib.Path) -> bert.BertConfig:
   return bert.BertConfig(model_type=model_type, **sizes, **family.other(raw))
 
 
-def table_of(cfg: bert.BertConfig, extra_rows: tuple[table_lib.Row, ...], prefix: str) -> table_lib.Table:
-  """The table of a model that wraps this encoder at `prefix` and adds parameters of its own."""
+def table_of(cfg: bert.BertConfig, extra_rows: tuple[table_lib.Row, ...]) -> table_lib.Table:
+  """The table of a model that has this encoder and adds parameters of its own."""
   return table_lib.Table(
-    rows=FAMILIES[cfg.model_type].rows(prefix) + extra_rows,
+    rows=FAMILIES[cfg.model_type].rows + extra_rows,
     layers=cfg.num_hidden_layers,
     sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim},
     ignored=IGNORED,

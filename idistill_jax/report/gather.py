@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from idistill_jax import artifacts
+from idistill_jax import artifacts, begun
 from idistill_jax.report import files, queries
 
 # The order of the pipeline, for display: a workdir itself does not know it.
@@ -252,7 +252,7 @@ def flat(found: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _training(workdir: artifacts.Workdir, name: str) -> Training | None:
-  path = workdir.folder(name) / artifacts.METRICS
+  path = workdir.folder(name) / begun.METRICS
   if not path.exists():
     return None
   rows = []

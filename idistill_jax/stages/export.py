@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from idistill_jax import artifacts, cli, sharding
-from idistill_jax.hf import card, export, upload
+from idistill_jax.hf import card, export, prompts, upload
 from idistill_jax.train import inference, networks
 
 RANKER: card.Kind = "ranker"
@@ -72,7 +72,7 @@ def facts(job: artifacts.Job, training: str, source: pathlib.Path) -> card.Facts
     cfg=job.cfg, source=source,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
-    metrics=_read_json(metrics) if metrics.exists() else None,
+    metrics=_read_json(metrics) if metrics.exists() else None, prompts=prompts.read(source, job.cfg.encoder),
   )
 
 

@@ -18,8 +18,9 @@ import optax
 from absl import logging
 from etils import epath
 
-from idistill_jax import artifacts, processes, progress, sharding
+from idistill_jax import begun as begun_lib
 from idistill_jax import config as config_lib
+from idistill_jax import processes, progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, curves, networks, optim, preemption, utilization, windows
@@ -219,7 +220,7 @@ class MetricsLog:
   """
 
   def __init__(self, training: Training, start: int, total: int):
-    self._training, self._path = training, training.folder / artifacts.METRICS
+    self._training, self._path = training, training.folder / begun_lib.METRICS
     self._window = windows.Windows(training.folder, processes.index(), start, total)
     self._curves: curves.Curves | None = None
     if processes.is_first():

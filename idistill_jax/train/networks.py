@@ -1,7 +1,6 @@
 """Model folders in HF layout -> networks: the graph, its parameters, its table and its tokenizer."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,14 +21,15 @@ from idistill_jax.models import table as table_lib
 class Network:
   """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
 
-  abstract: params tree of shapes.  source: the folder that the starting weights come from.  prompts: what stands
-  before each text that it reads.
+  abstract: params tree of shapes.  source: the folder that the starting weights come from.  tokenizer: that folder's.
+  prompts: what stands before each text that it reads.
   """
 
   graph: nnx.GraphDef
   abstract: Any
   table: table_lib.Table
   source: pathlib.Path
+  tokenizer: tokenize.Tokenizer
   fresh: tuple[str, ...]
   build: Callable[[int], nnx.Module]
   execution: execution_lib.Execution
@@ -54,10 +54,6 @@ class Network:
     """Of the states."""
     leaves = table_lib.flatten(self.abstract)
     return next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("word/embedding"))
-
-  @functools.cached_property
-  def tokenizer(self) -> tokenize.Tokenizer:
-    return weights.read_model(self.source)[1]
 
   def query_table(self, texts: Sequence[str], max_tokens: int) -> tokenize.TokenTable:
     """Token ids of queries, prompt included."""
@@ -86,8 +82,9 @@ class Network:
 def retriever(cfg: config_lib.Encoder) -> Network:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
   source = weights.resolve(cfg.weights)
-  sizes, embedding = weights.read_sizes(source, cfg), dual_encoder.read_embedding_config(source)
-  made = _network(source, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  sizes, tokenizer = weights.read_fitting(source, cfg)
+  embedding = dual_encoder.read_embedding_config(source)
+  made = _network(source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
   return dataclasses.replace(made, prompts=prompts_lib.read(source, cfg))
 
@@ -95,16 +92,17 @@ def retriever(cfg: config_lib.Encoder) -> Network:
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
   source = weights.resolve(cfg.weights)
-  sizes = weights.read_sizes(source, cfg)
+  sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
-  return _network(source, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+  return _network(source, tokenizer, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)
 
 
-def _network(source: pathlib.Path, build: Callable[[int], nnx.Module], table: table_lib.Table,
-             fresh: tuple[str, ...], remat: str) -> Network:
+def _network(source: pathlib.Path, tokenizer: tokenize.Tokenizer, build: Callable[[int], nnx.Module],
+             table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Network:
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
-  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, fresh=fresh, build=build,
+  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, tokenizer=tokenizer,
+                 fresh=fresh, build=build,
                  execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
 
 

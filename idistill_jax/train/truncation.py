@@ -15,6 +15,8 @@ def telling(job: artifacts.Job) -> Tell:
   """Puts "<what> cut" into the manifest's counts, with a line in the log where any text lost its end."""
 
   def tell(what: str, cut: tokenize.Cut) -> None:
+    if not cut.of:
+      return
     counted = {"at": cut.at, "texts": cut.texts, "of": cut.of, "longest": cut.longest}
     # A stage may read the same texts twice, to train on and to embed.
     if job.counts.get(f"{what} cut") != counted and cut.texts and processes.is_first():

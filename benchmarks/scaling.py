@@ -1,7 +1,7 @@
 """What a second process gives: encoding or scoring a collection by one pinned to a core, and by two pinned to two.
 
-    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --work=encode
-    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --work=score
+    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --task=encode
+    python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --task=score
 
 Runs the stage collection, then what a job does between tokens and results, by pieces that its processes claim, with
 untrained models; one JSON line for each number of processes, and their ratio.  Compiling comes before the clock.
@@ -31,7 +31,7 @@ from idistill_jax.train import inference
 # Texts enough for a step of every shape.
 COMPILED_WITH = 256
 
-_WORK = flags.DEFINE_enum("work", "encode", ["encode", "score"], "All passages, or queries with passages.")
+_TASK = flags.DEFINE_enum("task", "encode", ["encode", "score"], "All passages, or queries with passages.")
 _PASSAGES = flags.DEFINE_integer("passages_per_query", 10, "That each query of train is scored with.", lower_bound=1)
 _CORES = flags.DEFINE_list("cores", None, "Two of this machine's, by number; by default the first two there are.")
 _PIECES = flags.DEFINE_string("pieces", None, "For the processes that this starts: where they share their pieces.")
@@ -45,14 +45,14 @@ def run(runner: cli.Runner) -> None:
   cores = _CORES.value or sorted(os.sched_getaffinity(0))[:2]
   if len(cores) != 2:
     raise ValueError(f"--cores: two are needed, this names {cores}")
-  print(json.dumps({"benchmark": "scaling", "config": runner.cfg.name, "work": _WORK.value,
+  print(json.dumps({"benchmark": "scaling", "config": runner.cfg.name, "task": _TASK.value,
                     "python": platform.python_version(), "cpus": os.cpu_count()}), flush=True)
   seconds = []
   for count in (1, 2):
     line = _started([str(core) for core in cores[:count]])
     print(json.dumps(line), flush=True)
     seconds.append(line["seconds"])
-  print(json.dumps({"work": _WORK.value, "speedup": round(seconds[0] / seconds[1], 3)}))
+  print(json.dumps({"task": _TASK.value, "speedup": round(seconds[0] / seconds[1], 3)}))
 
 
 def _started(cores: list[str]) -> dict[str, Any]:
@@ -78,42 +78,44 @@ def measure(runner: cli.Runner) -> None:
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   out = pathlib.Path(str(_PIECES.value))
   job = artifacts.Job(cfg=runner.cfg, out=out, inputs={}, cache=out)
-  forward, (lengths, text) = WORK[_WORK.value](job, queries, passages)
+  forward, (lengths, text) = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
   for _ in forward._outputs([range(min(COMPILED_WITH, len(lengths)))], lengths, text):
     pass
   processes.meet("the start")
   with Clock() as clock:
-    forward(_WORK.value, lengths, text)
+    forward(_TASK.value, lengths, text)
     processes.meet("the end")
   if processes.is_first():
     print(json.dumps({
-      "work": _WORK.value, "processes": processes.count(), "texts": len(lengths), "tokens": int(lengths.sum()),
+      "task": _TASK.value, "processes": processes.count(), "texts": len(lengths), "tokens": int(lengths.sum()),
       "seconds": round(clock.seconds, 4), "texts_per_second": round(len(lengths) / clock.seconds, 1),
       "tokens_per_second": round(int(lengths.sum()) / clock.seconds),
     }))
 
 
-def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
-  del queries
+def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
+            each: int) -> tuple[inference.Forward, Texts]:
+  del queries, each
   forward = inference.load_retriever(job.cfg, None, job).forward
   table = forward.network.passage_table(passages.texts, job.cfg.encoder.passage_tokens)
   return forward, (table.lengths, lambda i: (table[i], None))
 
 
-def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> tuple[inference.Forward, Texts]:
-  """Each query of train with passages drawn for it."""
+def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
+           each: int) -> tuple[inference.Forward, Texts]:
+  """Each query of train with so many passages drawn for it."""
   forward = inference.load_ranker(job.cfg, None, job).forward
   network, asked = forward.network, queries.of_split("train")
   query_table = network.query_table([query.text for query in asked], job.cfg.encoder.query_tokens)
   passage_table = network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
   between = passage_table.between
-  query_of = np.repeat(np.arange(len(asked)), _PASSAGES.value)
+  query_of = np.repeat(np.arange(len(asked)), each)
   passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
   lengths = tokenize.pair_lengths(query_table.lengths[query_of], passage_table.lengths[passage_of], between)
   return forward, (lengths, lambda i: tokenize.pair(query_table[query_of[i]], passage_table[passage_of[i]], between))
 
 
-WORK = {"encode": _encode, "score": _score}
+TASKS = {"encode": _encode, "score": _score}
 
 
 def _free_port() -> int:

@@ -236,7 +236,7 @@ def test_a_processor_without_avx2_is_an_error_and_not_a_crash(monkeypatch):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "scann", None)
-  with pytest.raises(ann.ScannUnavailableError, match=r"idistill-jax\[retrieval\]"):
+  with pytest.raises(ann.ScannUnavailableError, match=r"source launch/env\.sh retrieval"):
     ann.build(clustered(20), names(20))
 
 

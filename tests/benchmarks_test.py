@@ -48,7 +48,7 @@ def test_only_devices_of_a_kind_are_compared():
 @pytest.mark.skipif(shutil.which("taskset") is None or len(os.sched_getaffinity(0)) < 2, reason="two cores, taskset")
 def test_a_second_process_is_measured(tmp_path):
   command = [sys.executable, "-m", "benchmarks.scaling", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path}",
-             "--work=encode"]
+             "--task=encode"]
   done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"XLA_FLAGS": ""})
   assert done.returncode == 0, done.stderr
   head, alone, two, ratio = map(json.loads, done.stdout.splitlines())
@@ -57,11 +57,11 @@ def test_a_second_process_is_measured(tmp_path):
   assert ratio["speedup"] == pytest.approx(alone["seconds"] / two["seconds"], rel=0.01)
 
 
-@pytest.mark.parametrize("work", scaling.WORK)
+@pytest.mark.parametrize("work", scaling.TASKS)
 def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights, work):
   cfg = config.Config(name="t", encoder=config.Encoder(weights=tiny_weights))
   passages = tables.Passages(records.Passage(id=str(n), title="", text="word " * n) for n in range(1, 9))
   queries = tables.Queries([records.Query(id="q", text="which word", split="train")])
   job = artifacts.Job(cfg=cfg, out=tmp_path, inputs={}, cache=tmp_path)
-  _, (lengths, text) = scaling.WORK[work](job, queries, passages)
+  _, (lengths, text) = scaling.TASKS[work](job, queries, passages, 8)
   assert len(lengths) >= 8 and [len(text(i)[0]) for i in range(len(lengths))] == lengths.tolist()

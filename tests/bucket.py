@@ -128,10 +128,13 @@ SERVERS = {"gs": google, "s3": amazon}
 
 @contextlib.contextmanager
 def running(scheme: str) -> Iterator[Bucket]:
-  """An empty bucket; this process finds it, and so does a child that is given its environment."""
+  """A bucket; this process finds it, and so does a child that is given its environment.
+
+  All s3:// ones of a process are the same, however many servers it has.
+  """
   with SERVERS[scheme]() as bucket, mock.patch.dict(os.environ, bucket.environment):
     if scheme == "s3":
       import fsspec
 
-      fsspec.filesystem("s3", skip_instance_cache=True).mkdir(NAME)
+      fsspec.filesystem("s3", skip_instance_cache=True).makedirs(NAME, exist_ok=True)
     yield bucket

@@ -54,11 +54,13 @@ def test_a_stage_tells_it_once(tmp_path, caplog):
   assert shown == "passages cut at 96, texts 1,557, of 3,743, longest 812"
 
 
-def test_a_retriever_tells_what_it_embeds(tiny_weights):
+def test_a_retriever_tells_what_it_embeds(tiny_weights, tmp_path):
   encoder = config.Encoder(weights=tiny_weights, query_tokens=6, passage_tokens=8, row_tokens=16, tokens_per_step=64)
-  told = {}
-  retriever = inference.load_retriever(config.Config(name="t", encoder=encoder), None, None, told.__setitem__)
+  cfg = config.Config(name="t", encoder=encoder)
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={})
+  retriever = inference.load_retriever(cfg, None, job)
   retriever.encode_queries(["merge two sorted lists of files", "merge"])
   retriever.encode_passages(["merge two sorted lists of files", "merge"])
-  assert told == {"queries": tokenize.Cut(at=6, texts=1, of=2, longest=8),
-                  "passages": tokenize.Cut(at=8, texts=0, of=2, longest=8)}
+  retriever.encode_queries([])
+  assert job.counts == {"queries cut": {"at": 6, "texts": 1, "of": 2, "longest": 8},
+                        "passages cut": {"at": 8, "texts": 0, "of": 2, "longest": 8}}

@@ -11,6 +11,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.envir
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # LLVM's slower passes take longer over a program than a test takes to run it; XLA's own work is done as ever.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# What one process compiled the next ones read, where launch/env.sh names a folder for it; jax itself keeps only what
+# took a second.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"

@@ -27,6 +27,7 @@ from idistill_jax.train import networks, objectives, optim
 from idistill_jax.train import step as step_lib
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice, as `jax.experimental.topologies` names it.")
+_CHIPS = flags.DEFINE_integer("chips", None, "So many of the slice's; by default all.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +52,9 @@ CHIPS = {
 class Program:
   """One compiled step, for one chip of the slice.
 
-  tokens: of the whole slice.  flops and bytes_moved are the compiler's count, in one pass over the batch and without
-  what happens inside kernels.  kernels: how many there are in the text of the program, a loop's once.
+  tokens: of the whole slice.  flops and bytes_moved are the compiler's count, without what happens inside kernels; of a
+  batch in passes that of one, as many times: what is encoded again for its gradient is left out.  kernels: how many
+  there are in the text of the program, a loop's once.
   """
 
   name: str
@@ -76,8 +78,9 @@ class NoTpuCompilerError(ModuleNotFoundError):
   """libtpu is not installed."""
 
 
-def mesh_of(topology: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
-  """The mesh over the chips of a slice; raises NoTpuCompilerError, and ShardingError where sizes differ."""
+def mesh_of(topology: str, cfg: config_lib.Mesh, chips: int | None = None) -> jax.sharding.Mesh:
+  """The mesh over the chips of a slice, or the first of them; raises NoTpuCompilerError, and ShardingError where sizes
+  differ."""
   from jax.experimental import topologies
 
   try:
@@ -91,7 +94,7 @@ def mesh_of(topology: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
   kind = devices[0].device_kind
   if kind not in CHIPS:
     raise ValueError(f"--topology={topology}: no data sheet of a {kind} here; known are {sorted(CHIPS)}")
-  return sharding.make_mesh(cfg, devices)
+  return sharding.make_mesh(cfg, devices[:chips])
 
 
 def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
@@ -128,7 +131,8 @@ def _training(name: str, cfg: Any, network: networks.Network,
   opt_state = jax.tree.map(_abstract, jax.eval_shape(tx.init, params), shardings)
   zero: Any = _abstract(jax.ShapeDtypeStruct((), jnp.int32), everywhere)
   state = step_lib.State(step=zero, params=params, opt_state=opt_state)
-  rows = _rows(tokens, row_tokens, texts, sharding.batch_shards(mesh) * cfg.passes, mesh)
+  shards = sharding.batch_shards(mesh)
+  rows = _rows(tokens, row_tokens, texts, shards * cfg.passes, mesh)
   shape = (cfg.lists_per_batch, cfg.passages_per_list)
   of = lambda dtype, shape=shape: _abstract(jax.ShapeDtypeStruct(shape, dtype), everywhere)
   batch = batches.ListBatch(
@@ -136,13 +140,16 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  @functools.cache
-  def compiled(passes: int, turn: int) -> Any:
+  def compiled(passes: int, rows: pack.Rows, turn: int) -> Any:
     loss_fn = objective(dataclasses.replace(cfg, passes=passes), _in_turns(network, turn))
     step: Any = step_lib.make_step(loss_fn, tx, state)
-    return step.lower(state, batch).compile()
+    return step.lower(state, dataclasses.replace(batch, rows=rows)).compile()
 
-  return _program(name, compiled(cfg.passes, 1), rows, _cost(functools.partial(compiled, 1), network.table.layers))
+  whole = compiled(cfg.passes, rows, 1)
+  # Why not the whole batch in one pass: the compiler refuses what no chip could hold.
+  part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
+  cost = _cost(lambda turn: whole if (cfg.passes, turn) == (1, 1) else compiled(1, part, turn), network.table.layers)
+  return _program(name, whole, rows, {what: cfg.passes * count for what, count in cost.items()})
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -210,7 +217,7 @@ def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
 
 
 def main(cfg: config_lib.Config) -> None:
-  mesh = mesh_of(_TOPOLOGY.value, cfg.mesh)
+  mesh = mesh_of(_TOPOLOGY.value, cfg.mesh, _CHIPS.value)
   rich_console.Console().print(show(programs(cfg, mesh), mesh))
 
 

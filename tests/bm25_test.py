@@ -85,7 +85,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 
 def test_scifact_as_published():
-  """Published BM25 numbers on SciFact lie around 0.665-0.69 nDCG@10."""
+  """Published BM25 numbers on SciFact lie between 0.665 and 0.679 nDCG@10."""
   root = os.environ.get("IDISTILL_DATA")
   if not root:
     pytest.skip("IDISTILL_DATA does not name a folder of collections")
@@ -100,5 +100,5 @@ def test_scifact_as_published():
   found = index.search([queries[query_id] for query_id in qrels], 100)
   values = measures.per_query(qrels, runs.from_hits(list(qrels), ids, found))
   assert len(values["nDCG@10"]) == 300
-  assert 0.665 <= measures.mean(values["nDCG@10"]) <= 0.69
+  assert 0.665 <= measures.mean(values["nDCG@10"]) <= 0.679
   assert np.isfinite(found.scores).all()

@@ -597,6 +597,14 @@ def test_ids_of_ir_datasets(tmp_path, monkeypatch):
   assert irds.split_of("msmarco-passage/train/judged") == "train"
 
 
+@pytest.mark.parametrize("answer, expected", [
+  ([b"France", b"in France", b" "], ("France", "in France")), (b"Paris", ("Paris",)),
+  ({"value": "France", "aliases": [b"France", b"Gaul"]}, ("France", "Gaul")),
+])
+def test_answers_are_read_in_each_form_that_data_sets_have(answer, expected):
+  assert tfds._answers({"answer": answer}) == expected
+
+
 @pytest.mark.tf
 @pytest.mark.slow
 def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):

@@ -73,10 +73,12 @@ def _rows(questions: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _answers(row: dict[str, Any]) -> tuple[str, ...]:
-  """trivia_qa keeps the wordings that count in `aliases`, natural_questions_open in `answer`."""
+  """trivia_qa keeps the wordings that count in `aliases`, natural_questions_open in `answer`; others have one."""
   found = row["answer"]
   if isinstance(found, dict):
     found = [found["value"], *found["aliases"]]
+  elif isinstance(found, str | bytes):
+    found = [found]
   return tuple(dict.fromkeys(text for text in map(_decoded, found) if text.strip()))
 
 

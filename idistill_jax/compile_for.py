@@ -6,7 +6,6 @@ Needs the package libtpu (extra `tpu-compile`) and no TPU.  Rows are counted as 
 """
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Callable
@@ -140,16 +139,18 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  def compiled(passes: int, rows: pack.Rows, turn: int) -> Any:
+  def lowered(passes: int, rows: pack.Rows, turn: int) -> Any:
     loss_fn = objective(dataclasses.replace(cfg, passes=passes), _in_turns(network, turn))
     step: Any = step_lib.make_step(loss_fn, tx, state)
-    return step.lower(state, dataclasses.replace(batch, rows=rows)).compile()
+    return step.lower(state, dataclasses.replace(batch, rows=rows))
 
-  whole = compiled(cfg.passes, rows, 1)
+  whole = lowered(cfg.passes, rows, 1)
+  compiled = whole.compile()
   # Why not the whole batch in one pass: the compiler refuses what no chip could hold.
   part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
-  cost = _cost(lambda turn: whole if (cfg.passes, turn) == (1, 1) else compiled(1, part, turn), network.table.layers)
-  return _program(name, whole, rows, {what: cfg.passes * count for what, count in cost.items()})
+  cost = _cost(lambda turn: compiled if (cfg.passes, turn) == (1, 1) else lowered(1, part, turn).compile(),
+               network.table.layers)
+  return _program(name, whole, compiled, rows, {what: cfg.passes * count for what, count in cost.items()})
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -157,8 +158,11 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  compiled = functools.cache(lambda turn: jax.jit(_in_turns(network, turn).apply).lower(params, rows).compile())
-  return _program("encode", compiled(1), rows, _cost(compiled, network.table.layers))
+  lowered = lambda turn: jax.jit(_in_turns(network, turn).apply).lower(params, rows)
+  whole = lowered(1)
+  compiled = whole.compile()
+  cost = _cost(lambda turn: compiled if turn == 1 else lowered(turn).compile(), network.table.layers)
+  return _program("encode", whole, compiled, rows, cost)
 
 
 def _in_turns(network: networks.Network, layers: int) -> networks.Network:
@@ -191,12 +195,13 @@ def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _program(name: str, compiled: Any, rows: pack.Rows, cost: dict[str, float]) -> Program:
+def _program(name: str, lowered: Any, compiled: Any, rows: pack.Rows, cost: dict[str, float]) -> Program:
   memory = compiled.memory_analysis()
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, flops=cost["flops"], bytes_moved=cost["bytes accessed"],
-    kernels=compiled.as_text().count("tpu_custom_call"),
+    # As lowered: XLA cannot print every program that it has compiled.
+    kernels=lowered.as_text().count("@tpu_custom_call"),
   )
 
 

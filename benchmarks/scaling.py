@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import platform
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks import ports
 from benchmarks.clock import Clock
 from idistill_jax import artifacts, cli, processes
 from idistill_jax.data import tables, tokenize
@@ -58,7 +58,7 @@ def run(runner: cli.Runner) -> None:
 def _started(cores: list[str]) -> dict[str, Any]:
   """What the first of as many processes as cores says, each of which has one."""
   with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-    address, running = f"127.0.0.1:{_free_port()}", []
+    address, running = f"127.0.0.1:{ports.free()}", []
     stack.callback(lambda: [one.kill() for one in running])
     for number, core in enumerate(cores):
       several = [f"--coordinator={address}", f"--processes={len(cores)}", f"--process={number}"]
@@ -116,12 +116,6 @@ def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passage
 
 
 TASKS = {"encode": _encode, "score": _score}
-
-
-def _free_port() -> int:
-  with socket.socket() as one:
-    one.bind(("127.0.0.1", 0))
-    return one.getsockname()[1]
 
 
 if __name__ == "__main__":

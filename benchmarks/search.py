@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from idistill_jax import extras
 from idistill_jax.retrieval import ann, exact, hits, tuning
 
 _PASSAGES = flags.DEFINE_integer("passages", 100_000, "Passages of the collection.", lower_bound=1000)
@@ -196,7 +197,7 @@ def versions() -> dict[str, str]:
 def main(argv: Sequence[str]) -> None:
   options = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__")}
   if any(one.startswith("faiss") for one in _SYSTEMS.value) and importlib.util.find_spec("faiss") is None:
-    raise app.UsageError("FAISS is not installed: source launch/env.sh retrieval bench, or name the --system that is")
+    raise app.UsageError(f"FAISS is not installed: {extras.install('bench')}; or name the --system that is")
   lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": versions(), "cpus": len(os.sched_getaffinity(0)),
                                   "options": options}]
   print(json.dumps(lines[0]), flush=True)

@@ -6,6 +6,7 @@ Both sides compute in float32; tolerances are stated at each comparison.
 import dataclasses
 import pathlib
 
+import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,13 +146,7 @@ def test_gradients_of_every_parameter(world):
   loss = lambda params: (world.ranker.apply(params, rows) * cotangent).sum()
   # Each mapping is a permutation of entries, so gradients go through the same table as weights.
   found = table_lib.to_hf(world.ranker.table, jax.jit(jax.grad(loss))(world.ranker_params))
-
-  assert set(found) == set(expected)
-  largest = max(np.abs(g).max() for g in expected.values())
-  for name, gradient in expected.items():
-    # Within 1e-4 of the tensor's largest entry; the floor is for key biases, whose true gradient is zero.
-    allowed = 1e-4 * np.abs(gradient).max() + 1e-6 * largest
-    np.testing.assert_allclose(found[name], gradient, atol=allowed, rtol=0, err_msg=name)
+  gradients.assert_equal(found, expected)
 
 
 def test_adamw_steps_equal_torch(world):

@@ -3,7 +3,6 @@
 import contextlib
 import http.server
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from unittest import mock
@@ -12,6 +11,8 @@ import gcp_storage_emulator.server
 import moto.server
 from gcp_storage_emulator import exceptions
 from gcp_storage_emulator.handlers import objects
+
+from benchmarks import ports
 
 NAME = "idistill-test"
 
@@ -32,15 +33,9 @@ class Bucket:
     return self.busy > 0
 
 
-def _free_port() -> int:
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    return free.getsockname()[1]
-
-
 @contextlib.contextmanager
 def google() -> Iterator[Bucket]:
-  port = _free_port()
+  port = ports.free()
   server = gcp_storage_emulator.server.create_server("127.0.0.1", port, in_memory=True, default_bucket=NAME)
   at = f"http://127.0.0.1:{port}"
   bucket = Bucket(f"gs://{NAME}", {
@@ -101,7 +96,7 @@ def _generations() -> Iterator[None]:
 
 @contextlib.contextmanager
 def amazon() -> Iterator[Bucket]:
-  port = _free_port()
+  port = ports.free()
   server = moto.server.ThreadedMotoServer("127.0.0.1", port, verbose=False)
   bucket = Bucket(f"s3://{NAME}", {
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none",

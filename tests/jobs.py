@@ -5,11 +5,12 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+
+from benchmarks import ports
 
 TESTS = pathlib.Path(__file__).parent
 
@@ -62,7 +63,7 @@ def started(folder: pathlib.Path, count: int, *command: str, devices: int = 1, p
   # Compiled fast rather than well: the programs are small and run a few times.
   flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
   environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-  address = f"127.0.0.1:{_free_port()}"
+  address = f"127.0.0.1:{ports.free()}"
   running: list[subprocess.Popen] = []
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: [one.kill() for one in running])
@@ -72,9 +73,3 @@ def started(folder: pathlib.Path, count: int, *command: str, devices: int = 1, p
       running.append(subprocess.Popen([sys.executable, *command, *(several if count > 1 else [])], env=environment,
                                       stdout=log, stderr=subprocess.STDOUT))
     yield Job(running, folder)
-
-
-def _free_port() -> int:
-  with socket.socket() as one:
-    one.bind(("127.0.0.1", 0))
-    return one.getsockname()[1]

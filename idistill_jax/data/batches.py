@@ -74,9 +74,6 @@ class Records(Protocol):
   def __getitem__(self, index: int, /) -> bytes: ...
 
 
-_ABSENT = tokenize.NOTHING
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairTexts:
   """Query and passage read together, for each passage of each list."""
@@ -89,7 +86,7 @@ class PairTexts:
       self.queries.lengths[query_row], self.passages.lengths[passage_rows], self.passages.between)
 
   def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    texts, halves = [_ABSENT] * (size * width), [_ABSENT] * (size * width)
+    texts, halves = [tokenize.NOTHING] * (size * width), [tokenize.NOTHING] * (size * width)
     for b, (query_row, passage_rows) in enumerate(lists):
       for n, passage_row in enumerate(passage_rows):
         texts[b * width + n], halves[b * width + n] = tokenize.pair(
@@ -108,7 +105,7 @@ class DualTexts:
     return np.append(self.passages.lengths[passage_rows], self.queries.lengths[query_row])
 
   def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], None]:
-    texts = [_ABSENT] * (size * (1 + width))
+    texts = [tokenize.NOTHING] * (size * (1 + width))
     for b, (query_row, passage_rows) in enumerate(lists):
       texts[b] = self.queries[query_row]
       for n, passage_row in enumerate(passage_rows):

@@ -84,7 +84,7 @@ class Encoder:
   # is cheaper, and an index entry still sees the whole passage.
   list_passage_tokens: int | None = None
   pair_passage_tokens: int | None = None
-  # Tokens a row of training; None takes what leaves least of the rows empty.
+  # Tokens a row of training; None takes what costs least, empty places and attention counted.
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
   # What matrix products read; parameters, sums and losses are float32 always, and so are products on a CPU that has no

@@ -69,22 +69,27 @@ def test_rows_are_full_on_a_real_length_distribution():
   assert lengths.mean() / 72 < 0.75
 
 
-def test_the_planned_shape_holds_every_batch_in_fewest_tokens():
+def test_the_planned_shape_holds_every_batch_and_costs_least():
   rng = np.random.default_rng(0)
   batches = [rng.integers(20, 96, 64) for _ in range(40)]
   choices = pack.row_choices(95, 16)
   assert choices[0] == 96 and choices[-1] == 288
-  row_tokens, rows = pack.plan(batches, choices, row_multiple=2)
+  row_tokens, rows = pack.plan(batches, choices, np.inf, row_multiple=2)
   assert row_tokens in choices and rows % 2 == 0
   shapes = {choice: max(pack.place(lengths, choice).rows for lengths in batches) for choice in choices}
   assert rows - shapes[row_tokens] in (0, 1)
   assert rows * row_tokens == min(-(-count // 2) * 2 * choice for choice, count in shapes.items())
   # Control: the worst choice is clearly emptier.
   assert max(count * choice for choice, count in shapes.items()) > 1.1 * rows * row_tokens
+  # Where attention weighs more, rows are shorter, and no other shape is cheaper.
+  short, more = pack.plan(batches, choices, 100.0, row_multiple=2)
+  assert short < row_tokens and more * short > rows * row_tokens
+  assert pack.cost(more, short, 100.0) == min(
+    pack.cost(-(-count // 2) * 2, choice, 100.0) for choice, count in shapes.items())
 
 
 def test_rows_as_long_as_asked_for_are_not_planned():
-  assert pack.plan([np.array([30, 30, 4])], (32,)) == (32, 3)
+  assert pack.plan([np.array([30, 30, 4])], (32,), np.inf) == (32, 3)
 
 
 def test_a_text_longer_than_a_row_is_refused():

@@ -6,6 +6,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -117,7 +118,8 @@ class DualTexts:
 class Shape:
   """Lists a batch, passages a list, how many of them are always the best, divisor of the rows.
 
-  row_tokens: None picks the multiple of `row_block` that leaves least of the rows empty.
+  row_tokens: None picks the multiple of `row_block` that costs least where attention in rows of `attention_doubles`
+  tokens costs as much as all else.
   """
 
   lists: int
@@ -125,6 +127,7 @@ class Shape:
   always_best: int
   row_tokens: int | None
   row_block: int = 16
+  attention_doubles: float = math.inf
   row_multiple: int = 1
 
 
@@ -158,7 +161,7 @@ class Batches:
     self._tokens = [int(lengths.sum()) for lengths in planned]
     choices = (shape.row_tokens,) if shape.row_tokens else pack.row_choices(
       max(int(lengths.max()) for lengths in planned), shape.row_block)
-    self.row_tokens, self.rows = pack.plan(planned, choices, shape.row_multiple)
+    self.row_tokens, self.rows = pack.plan(planned, choices, shape.attention_doubles, shape.row_multiple)
     self._own = own(self.rows)
 
   def __len__(self) -> int:

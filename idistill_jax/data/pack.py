@@ -77,18 +77,26 @@ def place(lengths: Sequence[int] | np.ndarray, row_tokens: int, max_texts: int |
 _PLANNED_ON = 128
 
 
-def plan(batches: Sequence[np.ndarray], choices: Sequence[int], row_multiple: int = 1) -> tuple[int, int]:
-  """(tokens a row, rows) of the one shape that holds each of the batches (lengths of their texts) in fewest tokens.
+def cost(rows: int, row_tokens: int, doubling: float) -> float:
+  """Of reading so many rows, where attention in rows of `doubling` tokens costs as much as all else."""
+  return rows * row_tokens * (1 + row_tokens / doubling)
 
-  choices: lengths of rows to pick from; of equals the shortest, whose attention is cheapest.  The number of rows is a
-  multiple of `row_multiple`.
+
+def plan(batches: Sequence[np.ndarray], choices: Sequence[int], doubling: float,
+         row_multiple: int = 1) -> tuple[int, int]:
+  """(tokens a row, rows) of the one shape that holds each of the batches (lengths of their texts) and costs least.
+
+  choices: lengths of rows to pick from.  Why not those that are fullest: attention in short rows is cheaper, and what
+  they leave empty costs less than that.  doubling: as in `cost`.  The number of rows is a multiple of `row_multiple`.
   """
 
   def rows(of: Sequence[np.ndarray], row_tokens: int) -> int:
     return -(-max(place(lengths, row_tokens).rows for lengths in of) // row_multiple) * row_multiple
 
   few = batches[:_PLANNED_ON]
-  row_tokens = min(choices, key=lambda choice: (choice * rows(few, choice), choice)) if len(choices) > 1 else choices[0]
+  row_tokens = choices[0]
+  if len(choices) > 1:
+    row_tokens = min(choices, key=lambda choice: cost(rows(few, choice), choice, doubling))
   return row_tokens, rows(batches, row_tokens)
 
 
@@ -101,13 +109,13 @@ def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
 def row_lengths(lengths: np.ndarray, row_tokens: int, block: int, doubling: float) -> tuple[int, ...]:
   """One or two lengths of rows, rising to `row_tokens`: each text goes into the shortest that holds it.
 
-  Short rows are cheap to attend in and hard to fill.  The choice costs least where a row of L tokens costs
-  L (1 + L / doubling); lengths are multiples of `block`.  Texts are placed here, in a sample of them at most.
+  Short rows are cheap to attend in and hard to fill: what is chosen costs least, `doubling` as in `cost`.  Lengths are
+  multiples of `block`.  Texts are placed here, in a sample of them at most.
   """
   sample = lengths[np.linspace(0, len(lengths) - 1, min(len(lengths), SAMPLE)).astype(int)] if len(lengths) else lengths
   choices = [(row_tokens,), *((short, row_tokens) for short in range(block, row_tokens, block))]
   return min(choices, key=lambda choice: sum(
-    place(sample[apart], row).rows * row * (1 + row / doubling) for row, apart in by_row_length(sample, choice)))
+    cost(place(sample[apart], row).rows, row, doubling) for row, apart in by_row_length(sample, choice)))
 
 
 def by_row_length(lengths: np.ndarray, rows: tuple[int, ...]) -> list[tuple[int, np.ndarray]]:

@@ -29,6 +29,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     records=records, decode=decode, texts=texts,
     shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
                         row_tokens=job.cfg.encoder.list_row_tokens, row_block=network.execution.row_block,
+                        attention_doubles=network.execution.attention_doubles * network.width,
                         row_multiple=sharding.batch_shards(mesh) * cfg.passes),
     similarity=data.similarity, epochs=cfg.epochs * trainings, seed=job.cfg.seed,
     own=functools.partial(sharding.own_rows, mesh=mesh),

@@ -80,18 +80,17 @@ class Job:
 
   out: a local folder.  shared: the same folder where every process of a job sees it, in the bucket if that is where
   the workdir is; what goes straight there need not be sent.  keep: makes a file in `out`, or all of it (""), outlive
-  this machine.  publish: writes a file beside the stages' folders.
+  this machine.  publish: writes a file beside the stages' folders.  still_alone: raises leases.LostError where another
+  run has taken the stage over from this one.
   """
 
   def __init__(self, *, cfg: config_lib.Config, out: pathlib.Path, inputs: Mapping[str, pathlib.Path],
                cache: pathlib.Path, shared: epath.Path | None = None, keep: Callable[[str], None] = lambda name: None,
-               publish: Callable[[str, str], None] | None = None):
-    self.cfg = cfg
-    self.out = out
+               publish: Callable[[str, str], None] | None = None, still_alone: Callable[[], None] = lambda: None):
+    self.cfg, self.out, self.inputs = cfg, out, inputs
     self.shared = epath.Path(out) if shared is None else shared
-    self.keep = keep
+    self.keep, self.still_alone = keep, still_alone
     self.publish = Workdir(out.parent).write if publish is None else publish
-    self.inputs = inputs
     # Content-addressed files that outlive a change of config (LLM answers, compiled programs).
     self.cache = cache
     self.pieces = self.shared / PIECES
@@ -111,10 +110,9 @@ class Workdir:
   """The folder of one experiment."""
 
   def __init__(self, root: str | os.PathLike[str]):
-    """root: a local folder, or gs:// or s3://."""
+    """root: a local folder, or gs:// or s3://; `stated` is it as its user writes it."""
     self._store = store_lib.at(root)
     self.root = self._store.local
-    # As its user writes it.
     self.stated = str(root)
 
   def folder(self, stage: str) -> pathlib.Path:
@@ -127,7 +125,8 @@ class Workdir:
     return None if data is None else data.decode()
 
   def write(self, name: str, text: str) -> None:
-    """Writes a file beside the stages' folders."""
+    """Writes a file beside the stages' folders; raises leases.LostError as `execute` does, within it."""
+    self._store.still_alone()
     self.root.mkdir(parents=True, exist_ok=True)
     files.write_atomically(self.root / name, text)
     self._store.send(name)
@@ -218,7 +217,8 @@ class Workdir:
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
-              keep=lambda name: self._keep(f"{out.name}/{name}".rstrip("/")), publish=self.write)
+              keep=lambda name: self._keep(f"{out.name}/{name}".rstrip("/")), publish=self.write,
+              still_alone=self._store.still_alone)
     started = time.time()
     spent_before = seconds.read(out)
     try:

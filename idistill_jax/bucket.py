@@ -4,10 +4,10 @@ What stages read is fetched before, what they wrote is sent after; gcsfs and s3f
 bucket cannot rename a folder: one is committed by its last file, of which the old one is deleted first and the new one
 sent last.
 
-A run that was paused, or cut off, for longer than a lease lasts finds out (`still_alone`) before it sends a working
-folder, a checkpoint or a commit, and ends.  It looks and then writes: stopped between the two, again for so long, it
-may still mix files of a commit with those of the run that took over, made from the same inputs by the same config.  The
-last file is created, never replaced, so that one of the two commits.
+A run that was paused, or cut off, for longer than a lease lasts finds out (`still_alone`) before it claims a piece,
+sends a working folder, a checkpoint or a page, or commits, and ends.  It looks and then writes: stopped between the
+two, again for so long, it may still take away what the run that took over has committed.  It then commits nothing
+itself: what it would copy was swept up, and the last file is created, never replaced.
 
 `.sent.json` says what each file was like here and there when both were the same, so that a machine knows who changed
 it since: what changed here alone is sent, what changed there alone is fetched.  Where both did, databases are put
@@ -17,9 +17,7 @@ together, and of other files the bucket's counts.
 import contextlib
 import fcntl
 import hashlib
-import importlib
 import json
-import os
 import pathlib
 import shutil
 import tempfile
@@ -27,23 +25,16 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec
 from absl import logging
 from etils import epath
 
-from idistill_jax import databases, extras, files, leases, locks
+from idistill_jax import databases, files, leases, locks, remote
 
-# Scheme -> (package that speaks it, extra that installs the package).
-_BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 _SENT = ".sent.json"
 _HALF = ".half"
 _LOCKS = ".locks"
 # Size in bytes, and time of the last writing in ns; None: as nothing else.
 Stamp = list[int] | None
-
-
-def is_one(url: str) -> bool:
-  return url.partition("://")[0] in _BACKENDS
 
 
 class Bucket:
@@ -53,14 +44,9 @@ class Bucket:
 
   def __init__(self, url: str):
     url = url.rstrip("/")
-    scheme, _, path = url.partition("://")
-    package, extra = _BACKENDS[scheme]
-    with extras.needed(url, extra):
-      importlib.import_module(package)
     self._url = url
-    self._fs, self._base = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    mirrors = pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"
-    self.local = mirrors / _digest(url.encode()) / path.rpartition("/")[2]
+    self._fs, self._base = remote.file_system(url)
+    self.local = remote.kept() / _digest(url.encode()) / url.rpartition("/")[2]
     self.local.mkdir(parents=True, exist_ok=True)
     self._held: tuple[leases.Leases, str] | None = None  # what `alone` keeps to this run
 
@@ -165,14 +151,16 @@ class Bucket:
       self._note({path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
-    self.still_alone()
     end = (self.local / working / last).read_bytes()
     self.send(working)
+    sent = [path.removeprefix(f"{working}/") for path in self._find(working)]
+    # Only now, as sending takes a while, and what follows takes a finished stage away.  Whoever is stopped right here
+    # finds nothing to copy: the run that took over has swept it up.
+    self.still_alone()
     if self.read(f"{final}/{last}") is not None:
       self._fs.rm_file(f"{self._base}/{final}/{last}")
     if earlier := self._find(final):
       self._fs.rm([f"{self._base}/{path}" for path in earlier])
-    sent = [path.removeprefix(f"{working}/") for path in self._find(working)]
     kept = [file for file in sent if file != last and file.partition("/")[0] not in leave]
     if kept:
       self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
@@ -259,10 +247,8 @@ class Bucket:
 
   def _find(self, name: str) -> dict[str, str]:
     """Files in the bucket under a folder, or the file of this name -> what changes with their content."""
-    found = self._fs.find(f"{self._base}/{name}", detail=True)
-    # A store may hold empty objects that stand for folders.
-    return {path.removeprefix(f"{self._base}/"): str([info["size"], *(info.get(tag) for tag in ("ETag", "etag"))])
-            for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}  # fmt: skip
+    found = remote.files(self._fs, f"{self._base}/{name}")
+    return {path.removeprefix(f"{self._base}/"): tag for path, tag in found.items()}
 
   # -- What has been sent ----------------------------------------------------------------------------------------------
 

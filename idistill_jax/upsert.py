@@ -17,11 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, files, records, search
+from idistill_jax import artifacts, cli, files, outside, records, search
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import files as corpus_files
-from idistill_jax.data.corpora import jsonl
 from idistill_jax.retrieval import index
 from idistill_jax.train import inference
 
@@ -42,7 +41,7 @@ def upsert(
   old.inputs(search.STAGE, cfg)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
-  read = list(corpus_files.read_passages(pathlib.Path(path)))
+  read = list(corpus_files.read_passages(outside.at(path)))
   new = [passage for passage in read if passage.full_text.strip()]
   if not new:
     raise ValueError(f"{path}: no passage with a text")
@@ -56,7 +55,7 @@ def upsert(
     cli.save_config(cfg, part)
     counts = _grow(cfg, part, new)
     for name in ("collection", "candidates", "train_direct", "index"):
-      _mark(part, name, jsonl.sha256(path), counts)
+      _mark(part, name, outside.sha256(path), counts)
     part.root.rename(into)
   except BaseException:
     shutil.rmtree(part.root, ignore_errors=True)

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, bucket, config, leases, locks, peers, processes, sharding, store
+from idistill_jax import artifacts, config, leases, locks, peers, processes, sharding, store
 from idistill_jax import begun as begun_lib
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
@@ -163,25 +163,39 @@ def test_a_machine_that_was_paused_while_another_took_over_commits_nothing(
     assert (other.folder("labels") / "parts" / "text").read_text() == "of the paused"
 
 
-def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch):
-  """The last look at the lease is before the other has taken it."""
-  slow, quick = machines.workdir("a"), machines.workdir("b")
-  monkeypatch.setattr(bucket.Bucket, "still_alone", lambda self: None)
-  copy = slow._store._fs.copy
+@pytest.mark.parametrize("before", ["send", "rm_file", "copy", "pipe_file"])
+def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch, before):
+  """Wherever in a commit another one comes, the first ends: what is there afterwards is whole, or not done."""
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
+  monkeypatch.setattr(leases.Leases, "_keep_writing", lambda self: None)
+  first, slow, quick = (machines.workdir(name) for name in "zab")
 
-  def meanwhile(*args, **more):
-    copy(*args, **more)
-    monkeypatch.setattr(slow._store._fs, "copy", copy)
-    quick._store.commit("other", "labels", last=artifacts.MANIFEST)
-
-  for one, name in ((slow, "mine"), (quick, "other")):
+  def commit(one: artifacts.Workdir, name: str) -> None:
     (one.root / name).mkdir()
     for file in (artifacts.MANIFEST, "text"):
       (one.root / name / file).write_text(f'"{name}"')
-  monkeypatch.setattr(slow._store._fs, "copy", meanwhile)
-  with pytest.raises(leases.LostError, match="another run has committed meanwhile"):
-    slow._store.commit("mine", "labels", last=artifacts.MANIFEST)
-  assert machines.workdir("c").manifest("labels") == "other"
+    one._store.commit(name, "labels", last=artifacts.MANIFEST)
+
+  def meanwhile(*args, **more):
+    if ".lease" in str(args[0]):  # written all the time
+      return request(*args, **more)
+    undone.undo()
+    with quick._store.alone("labels", "labels"):
+      quick._store.remove("mine")  # as whoever takes over does
+      commit(quick, "other")
+    return request(*args, **more)
+
+  commit(first, "first")
+  with slow._store.alone("labels", "labels"), pytest.MonkeyPatch.context() as undone:
+    where = slow._store if before == "send" else slow._store._fs
+    request = getattr(where, before)
+    undone.setattr(where, before, meanwhile)
+    with pytest.raises(leases.LostError if before in ("send", "pipe_file") else FileNotFoundError):
+      commit(slow, "mine")
+  found = machines.workdir("c")
+  assert found.manifest("labels") == (None if before == "rm_file" else "other")
+  if before != "rm_file":
+    assert (found.folder("labels") / "text").read_text() == '"other"'
 
 
 def test_what_one_machine_did_another_finds(machines, cfg):
@@ -501,21 +515,52 @@ def test_a_training_that_was_taken_over_saves_no_checkpoint(google, cfg, tmp_pat
   another = leases.Leases(home._store.path(".locks"))
   checkpoints = []
 
-  def take_over() -> None:
-    assert not another.take("train_ranker", None, another.names())
-    time.sleep(2 * leases.LEASE_SECONDS)
-    assert another.take("train_ranker", None, another.names())
-
   def run(job: artifacts.Job) -> None:
     loop.train(dataclasses.replace(
       tiny_world.training(tmp_path, tiny_weights, one_device(), pairs=True), folder=job.out,
-      checkpoints=job.shared / artifacts.CHECKPOINTS, keep=lambda name: (take_over(), job.keep(name))[1]))
+      checkpoints=job.shared / artifacts.CHECKPOINTS,
+      keep=lambda name: (take_over(another, "train_ranker"), job.keep(name))[1]))
 
   save = loop.save
   monkeypatch.setattr(loop, "save", lambda *of: checkpoints.append(of[1]) or save(*of))
   with pytest.raises(leases.LostError):
     home.execute(artifacts.Stage(name="train_ranker", reads=(), config=(), run=run), cfg)
   assert not checkpoints
+  another.close()
+
+
+def take_over(another: leases.Leases, stage: str) -> None:
+  assert not another.take(stage, None, another.names())
+  time.sleep(2 * leases.LEASE_SECONDS)
+  assert another.take(stage, None, another.names())
+
+
+def test_a_run_that_was_taken_over_publishes_no_page_and_claims_no_piece(machines, cfg, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  monkeypatch.setattr(leases.Leases, "_keep_writing", lambda self: None)
+  home = machines.workdir("a")
+  another, claimed = leases.Leases(home._store.path(".locks")), []
+
+  def run(job: artifacts.Job) -> None:
+    work = pieces.Pieces(job.pieces, "test", np.full(30, 7), job.still_alone)
+    with contextlib.closing(work):
+      claims = next(work.rounds())
+      claimed.append(next(claims))
+      work.finish(claimed[0], np.zeros(10))
+      job.publish("page.html", "first")
+      take_over(another, "scores")
+      home._store.remove(job.out.name)
+      with contextlib.suppress(leases.LostError):
+        claimed.append(next(claims))
+    job.publish("page.html", "second")
+
+  with pytest.raises(leases.LostError):
+    home.execute(artifacts.Stage(name="scores", reads=(), config=(), run=run), cfg)
+  other = machines.workdir("b")
+  assert other.read("page.html") == "first" and claimed == [range(10)]
+  # Nor is what was swept up begun anew: `status` would show a stage that nobody is at.
+  assert other._store.folders(".scores-") == []
   another.close()
 
 

@@ -4,13 +4,14 @@ The row of a passage or query is its place in the collection, which is also its 
 `passages.npy`/`queries.npy`.
 """
 
+import io
 import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from idistill_jax import records
+from idistill_jax import outside, records
 from idistill_jax.data import example, tfrecord
 
 PASSAGES = "passages"
@@ -148,7 +149,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
   """
   found: Qrels = {}
   number = 0
-  with open(path, encoding="utf-8-sig", newline="") as file:
+  with io.TextIOWrapper(outside.at(path).open("rb"), encoding="utf-8-sig", newline="") as file:
     for number, line in enumerate(file, start=1):
       fields = line.rstrip("\r\n").split("\t")
       score = _grade(fields[2]) if len(fields) == 3 and fields[0] and fields[1] else None
@@ -172,7 +173,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
 def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
   """TREC judgements: `query iteration passage grade` a line, or none.  Raises ValueError naming file and line."""
   found: Qrels = {}
-  with open(path, encoding="utf-8-sig") as file:
+  with io.TextIOWrapper(outside.at(path).open("rb"), encoding="utf-8-sig") as file:
     for number, line in enumerate(file, start=1):
       if not line.strip():
         continue

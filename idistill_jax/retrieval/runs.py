@@ -5,7 +5,6 @@ higher first, and equal ones by passage id, the greater first.  Two scores that 
 a tie.
 """
 
-import gzip
 import math
 import os
 import pathlib
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from idistill_jax import outside
 from idistill_jax.retrieval import hits as hits_lib
 
 Run = dict[str, dict[str, float]]
@@ -102,7 +102,7 @@ def read_trec(path: str | os.PathLike[str]) -> Run:
   Raises RunError naming file and line.
   """
   run: Run = {}
-  for number, line in _lines(pathlib.Path(path)):
+  for number, line in _lines(outside.at(path)):
     fields = line.split()
     where = f"{path}:{number}"
     if len(fields) != 6:
@@ -123,10 +123,10 @@ def read_trec(path: str | os.PathLike[str]) -> Run:
   return run
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+def _lines(path: outside.Path) -> Iterator[tuple[int, str]]:
   """(number, line) of those that are not blank; raises RunError for bytes that are no text, or no gzip."""
   number = 0
-  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+  with outside.reading(path) as file:
     try:
       for number, line in enumerate(file, start=1):
         if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():

@@ -5,9 +5,8 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import artifacts, cli, config, processes, records, sharding
+from idistill_jax import artifacts, cli, config, outside, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference
@@ -56,7 +55,7 @@ def from_run(job: artifacts.Job, found: runs.Run, passages: tables.Passages) -> 
 def fingerprint(cfg: config.Config) -> str:
   """The initial retriever's weights, and the run where another system's candidates are taken."""
   read = weights.fingerprint(cfg.encoder.weights)
-  return read if cfg.candidates.run is None else f"{read} {jsonl.sha256(cfg.candidates.run)}"
+  return read if cfg.candidates.run is None else f"{read} {outside.sha256(cfg.candidates.run)}"
 
 
 STAGE = artifacts.Stage(

@@ -15,9 +15,9 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, outside, records
 from idistill_jax.data import collection, corpora, example, tables
-from idistill_jax.data.corpora import jsonl, rankings
+from idistill_jax.data.corpora import rankings
 
 STATISTICS = "collection.json"
 NO_TRAINING_QUERIES = (
@@ -102,7 +102,7 @@ def statistics(found: collection.Collection) -> dict[str, Any]:
 def fingerprint(cfg: config.Config) -> str:
   """Content hash of the files, or of the interpreter, that the collection is read from."""
   read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  return read if cfg.collection.rankings is None else f"{read} {jsonl.sha256(cfg.collection.rankings)}"
+  return read if cfg.collection.rankings is None else f"{read} {outside.sha256(cfg.collection.rankings)}"
 
 
 STAGE = artifacts.Stage(

@@ -8,15 +8,13 @@ per_query.csv.
 
 import itertools
 import json
-import pathlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, processes, records, sharding
+from idistill_jax import artifacts, cli, config, outside, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.data.corpora import jsonl
 from idistill_jax.retrieval import (
   answers,
   bm25,
@@ -202,12 +200,12 @@ def read_runs(cfg: config.Config) -> dict[str, runs.Run]:
   return {str(runs.system_of(path)): runs.read_trec(path) for path in run_files(cfg)}
 
 
-def run_files(cfg: config.Config) -> list[pathlib.Path]:
+def run_files(cfg: config.Config) -> list[outside.Path]:
   """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any, RunError for a name that no
   system can have."""
   if cfg.evaluate.runs is None:
     return []
-  found = sorted(path for path in pathlib.Path(cfg.evaluate.runs).glob("*") if runs.system_of(path) is not None)
+  found = sorted(path for path in outside.at(cfg.evaluate.runs).glob("*") if runs.system_of(path) is not None)
   if not found:
     raise FileNotFoundError(
       f"{cfg.evaluate.runs}: evaluate.runs names no folder with files *{', *'.join(runs.ENDINGS)}, gzipped (.gz) or not"
@@ -263,7 +261,7 @@ def leaked(
 
 def fingerprint(cfg: config.Config) -> str:
   """The runs of other systems."""
-  return config.digest({path.name: jsonl.sha256(path) for path in run_files(cfg)})
+  return config.digest({path.name: outside.sha256(path) for path in run_files(cfg)})
 
 
 STAGE = artifacts.Stage(

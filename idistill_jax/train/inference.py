@@ -141,7 +141,9 @@ class Forward:
   ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each."""
     job = self._job
-    work = pieces_lib.Pieces(None if job is None else job.pieces, f"{next(self._calls)} {name}", lengths)
+    work_name = f"{next(self._calls)} {name}"
+    work = (pieces_lib.Pieces(None, work_name, lengths) if job is None
+            else pieces_lib.Pieces(job.pieces, work_name, lengths, job.still_alone))
     with contextlib.closing(work), progress.bar(name, total=len(lengths), done=len(lengths) - work.left()) as bar:
       for claimed in work.rounds():
         bar.update(len(lengths) - work.left())

@@ -12,13 +12,13 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 from etils import epath
 
-from idistill_jax import bucket, processes
 from idistill_jax import leases as leases_lib
+from idistill_jax import processes, remote
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
@@ -45,11 +45,13 @@ def finished(files: Iterable[str]) -> dict[str, tuple[int, int]]:
 class Pieces:
   """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
 
-  folder: where finished ones lie; None keeps them in memory, for one process.
+  folder: where finished ones lie; None keeps them in memory, for one process.  still_alone: raises leases.LostError
+  where the stage is another run's by now; it is asked with every piece that is claimed.
   """
 
-  def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray):
-    self._name = name
+  def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray,
+               still_alone: Callable[[], None] = lambda: None):
+    self._name, self._still_alone = name, still_alone
     self._all = cut(len(lengths))
     self._made: dict[str, np.ndarray] = {}
     self._folder = None
@@ -109,6 +111,9 @@ class Pieces:
     first = processes.index() * len(self._all) // processes.count()
     for piece in self._all[first:] + self._all[:first]:
       if _file(piece) not in there and self._leases.take(_stem(piece), _file(piece), there):
+        # A machine that was paused may come back after all was swept up: in a bucket its lease has begun the folder
+        # anew, whose pieces nobody would ever read.
+        self._still_alone()
         return piece
     return None
 
@@ -133,7 +138,7 @@ class Pieces:
       return
     np.save(made, values)
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
-    working = path if bucket.is_one(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")
+    working = path if remote.is_bucket(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")
     working.write_bytes(made.getbuffer())
     if working != path:
       working.replace(path)

@@ -5,11 +5,10 @@ train. Malformed lines, missing or repeated ids and an empty corpus are errors; 
 nowhere is left out and named.
 """
 
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 
-from idistill_jax import config, records
+from idistill_jax import config, outside, records
 from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import files, jsonl
 
@@ -32,19 +31,19 @@ def fingerprint(cfg: config.Collection) -> str:
   """Hash of the contents of every file that `load` reads."""
   folder = _folder(cfg)
   files = [_file(folder, "corpus"), _file(folder, "queries"), *_qrels(folder)]
-  return config.digest({path.relative_to(folder).as_posix(): jsonl.sha256(path) for path in files})
+  return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in files})
 
 
-def _folder(cfg: config.Collection) -> pathlib.Path:
+def _folder(cfg: config.Collection) -> outside.Path:
   if cfg.path is None:
     raise config.ConfigError(
       "collection.path must name a folder with corpus.jsonl, queries.jsonl and qrels/ "
       "when collection.source is 'beir'"
     )
-  return pathlib.Path(cfg.path)
+  return outside.at(cfg.path)
 
 
-def _file(folder: pathlib.Path, stem: str) -> pathlib.Path:
+def _file(folder: outside.Path, stem: str) -> outside.Path:
   choices = [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
   found = [path for path in choices if path.exists()]
   if not found:
@@ -59,24 +58,24 @@ def _file(folder: pathlib.Path, stem: str) -> pathlib.Path:
   return found[0]
 
 
-def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
+def _qrels(folder: outside.Path) -> list[outside.Path]:
   return sorted((folder / "qrels").glob("*.tsv"))
 
 
-def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
+def read_passages(path: outside.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file in file order; `title` may be absent."""
   for row, item_id, text in jsonl.with_texts(jsonl.identified(path), ("text",)):
     yield records.Passage(id=item_id, title=jsonl.words(row, ("title",)) or "", text=text)
 
 
-def read_queries(path: pathlib.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
+def read_queries(path: outside.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
   """Queries of a file in file order, each with its split."""
   for row, item_id, text in jsonl.with_texts(jsonl.identified(path), ("text",)):
     split = tables.split_of(item_id, _stated_split(row), judgements)
     yield records.Query(id=item_id, text=text, split=split)
 
 
-def read_answers(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+def read_answers(path: outside.Path) -> dict[str, tuple[str, ...]]:
   """Query id -> `metadata.answers`, of the queries that have some."""
   found = {}
   for row in jsonl.read(path):

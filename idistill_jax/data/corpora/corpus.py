@@ -1,10 +1,8 @@
 """One JSONL file of passages, `{"_id", "title", "text"}` a line (or `.jsonl.gz`), and no queries: those get written."""
 
-import pathlib
-
-from idistill_jax import config
+from idistill_jax import config, outside
 from idistill_jax.data import collection, stream
-from idistill_jax.data.corpora import beir, jsonl
+from idistill_jax.data.corpora import beir
 
 
 def load(cfg: config.Collection) -> collection.Collection:
@@ -16,10 +14,10 @@ def load(cfg: config.Collection) -> collection.Collection:
 
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the file's content."""
-  return jsonl.sha256(_path(cfg))
+  return outside.sha256(_path(cfg))
 
 
-def _path(cfg: config.Collection) -> pathlib.Path:
+def _path(cfg: config.Collection) -> outside.Path:
   if cfg.path is None:
     raise config.ConfigError("collection.path must name a JSONL file of passages when collection.source is 'corpus'")
-  return pathlib.Path(cfg.path)
+  return outside.at(cfg.path)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from idistill_jax import config, records
+from idistill_jax import config, outside, records
 from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import jsonl, tsv
 
@@ -38,7 +38,7 @@ def _is_header(fields: Sequence[str]) -> bool:
   return len(set(fields)) == len(fields) and (len(known) >= 2 or not _IDS.isdisjoint(known))
 
 
-Reader = Callable[[pathlib.Path], Iterator[jsonl.Row]]
+Reader = Callable[[outside.Path], Iterator[jsonl.Row]]
 READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.read(path, _is_header)}
 
 
@@ -61,18 +61,18 @@ def fingerprint(cfg: config.Collection) -> str:
   folder = _folder(cfg)
   files = [_file(folder, stem, f".{cfg.source}") for stem in ("corpus", "queries")]
   return config.digest({
-    path.relative_to(folder).as_posix(): jsonl.sha256(path) for path in [*files, *_qrels(folder)]
+    path.relative_to(folder).as_posix(): outside.sha256(path) for path in [*files, *_qrels(folder)]
   })
 
 
-def read_passages(path: pathlib.Path) -> Iterator[records.Passage]:
+def read_passages(path: outside.Path) -> Iterator[records.Passage]:
   """Passages of a corpus file as a stream, in file order."""
   for row, item_id, text in _identified(path, PASSAGE):
     yield records.Passage(id=item_id, title=jsonl.words(row, PASSAGE["title"]) or "", text=text)
 
 
 def read_questions(
-  path: pathlib.Path, judgements: dict[str, tables.Qrels]
+  path: outside.Path, judgements: dict[str, tables.Qrels]
 ) -> tuple[list[records.Query], dict[str, tuple[str, ...]]]:
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
@@ -107,15 +107,15 @@ def _written_list(text: str) -> Any:
   return [text]
 
 
-def _identified(path: pathlib.Path, columns: Columns) -> Iterator[tuple[jsonl.Row, str, str]]:
+def _identified(path: outside.Path, columns: Columns) -> Iterator[tuple[jsonl.Row, str, str]]:
   """Rows with their id, which must be there, be unique and have no white space in it, and their text or ""."""
   rows = jsonl.with_ids(lambda: ((row, _id(row, columns["id"])) for row in reader(path)(path)))
   return jsonl.with_texts(rows, columns["text"])
 
 
-def reader(path: pathlib.Path) -> Reader:
+def reader(path: outside.Path) -> Reader:
   """What reads a file, by its ending; raises CollectionError for one that nothing reads."""
-  ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+  ending = pathlib.PurePath(path.name.removesuffix(".gz")).suffix
   if ending not in READERS:
     raise collection.CollectionError(f"{path}: files end in {', '.join(READERS)}, or one of them and .gz")
   return READERS[ending]
@@ -128,13 +128,13 @@ def _id(row: jsonl.Row, names: Sequence[str]) -> str:
   return value
 
 
-def _folder(cfg: config.Collection) -> pathlib.Path:
+def _folder(cfg: config.Collection) -> outside.Path:
   if cfg.path is None:
     raise config.ConfigError(f"collection.path must name a folder when collection.source is {cfg.source!r}")
-  return pathlib.Path(cfg.path)
+  return outside.at(cfg.path)
 
 
-def _file(folder: pathlib.Path, stem: str, ending: str) -> pathlib.Path:
+def _file(folder: outside.Path, stem: str, ending: str) -> outside.Path:
   choices = [folder / f"{stem}{ending}", folder / f"{stem}{ending}.gz"]
   found = [path for path in choices if path.exists()]
   if len(found) != 1:
@@ -143,13 +143,13 @@ def _file(folder: pathlib.Path, stem: str, ending: str) -> pathlib.Path:
   return found[0]
 
 
-def _qrels(folder: pathlib.Path) -> list[pathlib.Path]:
+def _qrels(folder: outside.Path) -> list[outside.Path]:
   return sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")])
 
 
-def _judgements(folder: pathlib.Path) -> dict[str, tables.Qrels]:
+def _judgements(folder: outside.Path) -> dict[str, tables.Qrels]:
   read = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
-  found: dict[str, pathlib.Path] = {}
+  found: dict[str, outside.Path] = {}
   for path in _qrels(folder):
     if (other := found.setdefault(path.stem, path)) is not path:
       raise collection.CollectionError(f"{other} and {path.name} both hold judgements of {path.stem}: remove one")

@@ -2,11 +2,8 @@
 
 import array
 import dataclasses
-import gzip
-import hashlib
 import json
 import os
-import pathlib
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from idistill_jax import outside
 from idistill_jax.data import characters, collection
 
 # So many repeated ids are shown; of more, the number is told.
@@ -34,9 +32,9 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
   Raises CollectionError naming file and line for a line that is not one JSON object in UTF-8, and for a gzip
   file that ends early or is damaged.
   """
-  path = pathlib.Path(path)
+  path = outside.at(path)
   number = 0
-  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+  with outside.reading(path) as file:
     try:
       for number, line in enumerate(file, start=1):
         if line.strip():
@@ -160,9 +158,3 @@ def texts(row: Row, key: str) -> tuple[str, ...]:
   if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
     raise collection.CollectionError(f"{row.where}: {key!r} must be a list of strings, found {value!r}")
   return tuple(value)
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-  """Hash of a file's bytes."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

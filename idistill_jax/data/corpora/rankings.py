@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from idistill_jax import config, records
+from idistill_jax import config, outside, records
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.llm import parse
@@ -80,7 +80,7 @@ def _of_run(path: str | os.PathLike[str], model: str | None) -> Iterator[tuple[s
     yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
 
 
-def _rows(path: pathlib.Path) -> Iterator[jsonl.Row]:
+def _rows(path: outside.Path) -> Iterator[jsonl.Row]:
   """Lines of a file, or entries of its array; raises CollectionError."""
   if pathlib.PurePath(path.name.removesuffix(".gz")).suffix != ".json":
     yield from jsonl.read(path)
@@ -104,7 +104,7 @@ def _rows(path: pathlib.Path) -> Iterator[jsonl.Row]:
 def _of_json(
   path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
 ) -> Iterator[tuple[str, records.RankedList]]:
-  for row in _rows(pathlib.Path(path)):
+  for row in _rows(outside.at(path)):
     if model is not None and row.values.get("model") != model:
       continue
     query = row.values.get("query")

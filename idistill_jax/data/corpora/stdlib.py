@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 
-from idistill_jax import config, records
+from idistill_jax import config, outside, records
 from idistill_jax.data import collection, tables
 from idistill_jax.data.corpora import beir, docstrings, jsonl
 
@@ -47,8 +47,8 @@ def fingerprint(cfg: config.Collection) -> str:
     [
       sys.version,
       sys.platform,
-      jsonl.sha256(docstrings.__file__),
-      {path.relative_to(QUICKSTART).as_posix(): jsonl.sha256(path) for path in files},
+      outside.sha256(docstrings.__file__),
+      {path.relative_to(QUICKSTART).as_posix(): outside.sha256(path) for path in files},
     ]
   )
 

@@ -5,13 +5,12 @@ from `path`, DPR's `psgs_w100.tsv.gz` or a JSONL file.  There are no judgements:
 answer.  Data sets are prepared in, and read from, `TFDS_DATA_DIR`.
 """
 
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from idistill_jax import config, extras, records
+from idistill_jax import config, extras, outside, records
 from idistill_jax.data import collection, stream
-from idistill_jax.data.corpora import files, jsonl
+from idistill_jax.data.corpora import files
 
 # The test sets of both hide their answers or are the official dev set: the field measures on validation.
 _SPLITS = {"train": "train", "validation": "test"}
@@ -40,16 +39,16 @@ def load(cfg: config.Collection) -> collection.Collection:
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the passages, and the data set's name and version."""
   path, questions = _checked(cfg)
-  return config.digest([questions, str(_builder(questions).version), jsonl.sha256(path)])
+  return config.digest([questions, str(_builder(questions).version), outside.sha256(path)])
 
 
-def _checked(cfg: config.Collection) -> tuple[pathlib.Path, str]:
+def _checked(cfg: config.Collection) -> tuple[outside.Path, str]:
   if cfg.path is None or cfg.questions is None:
     raise config.ConfigError(
       "collection.source 'tfds' needs collection.path (a file of passages, such as psgs_w100.tsv.gz) and "
       "collection.questions (natural_questions_open, trivia_qa/unfiltered.nocontext)"
     )
-  path = pathlib.Path(cfg.path)
+  path = outside.at(cfg.path)
   if not path.is_file():
     raise FileNotFoundError(
       f"{path}: collection.path names no file of passages; DPR's is "

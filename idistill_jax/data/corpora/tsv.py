@@ -4,12 +4,11 @@ DPR's `psgs_w100.tsv` has a header; without one the columns are an id, a text an
 in MS MARCO's `collection.tsv` and `queries.tsv`.
 """
 
-import gzip
 import os
-import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
+from idistill_jax import outside
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
 
@@ -22,10 +21,10 @@ def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool
   Raises CollectionError naming file and line for a line with another number of fields, and for bytes that are
   neither UTF-8 nor, where the name says so, gzip.
   """
-  path = pathlib.Path(path)
+  path = outside.at(path)
   number = 0
   header: tuple[str, ...] | None = None
-  with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+  with outside.reading(path) as file:
     try:
       for number, line in enumerate(file, start=1):
         # Not the csv module: a lone quote in MS MARCO's texts must not swallow lines, and its fields are bounded.

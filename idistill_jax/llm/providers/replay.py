@@ -6,23 +6,20 @@ An answer is found by the query and the passages shown, in their order: one give
 import hashlib
 import importlib.resources
 import json
-import pathlib
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from idistill_jax import config
+from idistill_jax import config, outside
 from idistill_jax.llm import protocol
 
 PACKAGE = "package:"
 
 
-def locate(recording: str) -> Traversable:
+def locate(recording: str) -> Traversable | outside.Path:
   """The file that `labels.recording` names: a path, or `package:<path below idistill_jax/data>`."""
-  if recording.startswith(PACKAGE):
-    found: Traversable = importlib.resources.files("idistill_jax") / "data" / recording.removeprefix(PACKAGE)
-  else:
-    found = pathlib.Path(recording)
+  packaged = importlib.resources.files("idistill_jax") / "data" / recording.removeprefix(PACKAGE)
+  found = packaged if recording.startswith(PACKAGE) else outside.at(recording)
   if not found.is_file():
     raise FileNotFoundError(f"{found}: labels.recording = {recording!r} names no file")
   return found

@@ -1,0 +1,173 @@
+"""What a config names from outside the workdir, on this machine or in a bucket: corpora, rankings, runs, weights.
+
+Readers take both alike, as streams: of a corpus in a bucket nothing is kept here.  A folder that libraries want as
+files is fetched, once a machine and again when something changes there.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import fnmatch
+import gzip
+import hashlib
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from typing import Literal
+
+from idistill_jax import files, remote
+
+# Of what is read as a stream: asked for at once, and handed on.
+_AHEAD_BYTES, _BUFFER_BYTES = 8 << 20, 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, order=True, slots=True)
+class Object(os.PathLike[str]):
+  """A file in a bucket, or a folder of them, with what readers use of pathlib.Path."""
+
+  url: str
+
+  def __str__(self) -> str:
+    return self.url
+
+  def __fspath__(self) -> str:
+    return self.url
+
+  def __truediv__(self, name: str) -> "Object":
+    return Object(f"{self.url}/{name}")
+
+  @property
+  def name(self) -> str:
+    return pathlib.PurePosixPath(self.url).name
+
+  @property
+  def stem(self) -> str:
+    return pathlib.PurePosixPath(self.url).stem
+
+  @property
+  def suffix(self) -> str:
+    return pathlib.PurePosixPath(self.url).suffix
+
+  def relative_to(self, folder: "Path") -> pathlib.PurePosixPath:
+    return pathlib.PurePosixPath(self.url).relative_to(pathlib.PurePosixPath(str(folder)))
+
+  def resolve(self) -> "Object":
+    return self
+
+  def exists(self) -> bool:
+    return self._type() is not None
+
+  def is_file(self) -> bool:
+    return self._type() == "file"
+
+  def _type(self) -> str | None:
+    # Not fsspec's own `exists`, for which what may not be read is not there.
+    fs, base = remote.file_system(self.url)
+    try:
+      return fs.info(base)["type"]
+    except FileNotFoundError:
+      return None
+
+  def glob(self, pattern: str) -> Iterator["Object"]:
+    """What lies in the folder itself."""
+    fs, base = remote.file_system(self.url)
+    try:
+      names = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(base, detail=False)]
+    except FileNotFoundError:
+      names = []
+    return (self / name for name in fnmatch.filter(names, pattern))
+
+  def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+    fs, base = remote.file_system(self.url)
+    try:
+      return io.BufferedReader(fs.open(base, mode, block_size=_AHEAD_BYTES), _BUFFER_BYTES)
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f"{self.url}: no such file") from e
+
+  def read_bytes(self) -> bytes:
+    with self.open() as file:
+      return file.read()
+
+
+Path = pathlib.Path | Object
+
+
+def at(path: str | os.PathLike[str]) -> Path:
+  """An object where the path is one in a bucket, otherwise a path on this machine."""
+  path = os.fspath(path)
+  # memory:// is what this process itself has put into fsspec's.
+  return Object(path.rstrip("/")) if remote.is_bucket(path) or remote.scheme(path) == "memory" else pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[io.BufferedIOBase]:
+  """A file's bytes as a stream, gunzipped where its name ends in .gz."""
+  with path.open("rb") as file:
+    if path.suffix != ".gz":
+      yield file
+      return
+    with gzip.GzipFile(fileobj=file) as unzipped:
+      yield unzipped
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+  """Hash of a file's bytes, wherever it lies.
+
+  Every command asks for it, so of an object this machine remembers it for as long as the object does not change.
+  """
+  path, remembered = at(path), None
+  if isinstance(path, Object):
+    fs, base = remote.file_system(path.url)
+    try:
+      remembered = remote.kept() / "sha256" / _digest(path.url, remote.tag(fs.info(base)))
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f"{path}: no such file") from e
+    if remembered.exists():
+      return remembered.read_text()
+  with path.open("rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  if remembered is not None:
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(remembered, found)
+  return found
+
+
+def fetched(url: str, wanted: Callable[[Collection[str]], Collection[str]]) -> pathlib.Path:
+  """The local folder that holds what a folder in a bucket holds now, fetched once a machine until that changes.
+
+  wanted: names in the folder -> those to fetch.  Raises FileNotFoundError where there are none, OSError where they
+  change meanwhile.  The local folder's name ends as the url does: what is wrong with a file is said with its name.
+  """
+  url = url.rstrip("/")
+  fs, base = remote.file_system(url)
+
+  def look() -> dict[str, str]:
+    there = {path.removeprefix(base).lstrip("/"): tag for path, tag in remote.files(fs, base).items()}
+    return {name: there[name] for name in sorted(wanted(there))}
+
+  there = look()
+  if not there:
+    raise FileNotFoundError(f"{url}: nothing that could be read lies there")
+  parts, top = remote.kept() / "inputs", remote.kept() / "inputs" / _digest(url, json.dumps(there))
+  inner = f"{remote.scheme(url)}/{base.strip('/')}"
+  parts.mkdir(parents=True, exist_ok=True)
+  # Processes of one machine: the first fetches, and the others find it there.
+  with open(f"{top}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not top.exists():
+      with tempfile.TemporaryDirectory(dir=parts) as half:
+        targets = [pathlib.Path(half) / "whole" / inner / name for name in there]
+        for target in targets:
+          target.parent.mkdir(parents=True, exist_ok=True)
+        fs.get([f"{base}/{name}" for name in there], [str(target) for target in targets])
+        if look() != there:
+          raise OSError(f"{url}: was changed while it was read; run the same command again")
+        (pathlib.Path(half) / "whole").rename(top)
+  return top / inner
+
+
+def _digest(*words: str) -> str:
+  return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]

@@ -1,0 +1,241 @@
+"""What a config names is read alike from this machine and from a bucket, and noticed when it changes there."""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import bucket as bucket_lib
+import fsspec
+import numpy as np
+import pytest
+
+from idistill_jax import artifacts, config, dry_run, outside, remote, validation
+from idistill_jax.data import collection
+from idistill_jax.data.corpora import SOURCES, files, rankings
+from idistill_jax.hf import card, weights
+from idistill_jax.llm.providers import replay
+from idistill_jax.retrieval import runs
+from idistill_jax.stages import candidates, evaluate
+from idistill_jax.stages import collection as collection_stage
+
+PASSAGES = "".join(f'{{"_id": "p{i}", "title": "T{i}", "text": "the text of {i}"}}\n' for i in range(9))
+QUERIES = '{"_id": "q1", "text": "which one", "metadata": {"answers": ["a"]}}\n{"_id": "q2", "text": "another"}\n'
+FILES = {
+  "corpus.jsonl": PASSAGES, "queries.jsonl": QUERIES, "qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\tp1\t1\n",
+}
+RUN = "q2 Q0 p1 1 2.0 x\nq2 Q0 p3 2 1.0 x\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """url: where a test may put files.  server: None for fsspec's memory."""
+
+  url: str
+  server: bucket_lib.Bucket | None
+
+  def put(self, name: str, content: str | bytes) -> str:
+    fs, base = remote.file_system(f"{self.url}/{name}")
+    fs.pipe_file(base, content.encode() if isinstance(content, str) else content)
+    return f"{self.url}/{name}"
+
+  def put_all(self, folder: pathlib.Path, name: str) -> str:
+    for path in folder.rglob("*"):
+      if path.is_file():
+        self.put(f"{name}/{path.relative_to(folder)}", path.read_bytes())
+    return f"{self.url}/{name}"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, bucket_lib.Bucket]]:
+  with bucket_lib.running("gs") as google, bucket_lib.running("s3") as amazon:
+    yield {"gs": google, "s3": amazon}
+
+
+def _place(url: str, server: bucket_lib.Bucket | None, folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+  (folder / "kept").mkdir()
+  monkeypatch.setattr("tempfile.tempdir", str(folder / "kept"))
+  return Place(f"{url}/{folder.name}", server)
+
+
+@pytest.fixture(params=["gs", "s3"])
+def place(request, servers, tmp_path, monkeypatch) -> Place:
+  return _place(servers[request.param].url, servers[request.param], tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch) -> Iterator[Place]:
+  yield _place("memory://outside", None, tmp_path, monkeypatch)
+  fsspec.filesystem("memory").store.clear()
+
+
+def here(folder: pathlib.Path, **more: str | bytes) -> pathlib.Path:
+  for name, content in (FILES | more).items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+  return folder
+
+
+def content(found: collection.Collection) -> dict[str, Any]:
+  fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+  return fields | {"passages": list(found.passages)}
+
+
+def kept(what: str) -> list[pathlib.Path]:
+  return sorted(path for path in (remote.kept() / what).glob("*") if path.suffix != ".lock")
+
+
+def test_a_collection_is_the_same_in_a_bucket(place, tmp_path):
+  folder = here(tmp_path / "mine")
+  (folder / "corpus.jsonl.gz").write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes()))
+  (folder / "corpus.jsonl").unlink()
+  local, there = (config.Collection(source="beir", path=path) for path in (str(folder), place.put_all(folder, "mine")))
+  source = SOURCES["beir"]
+  place.server.busy = 3  # "try again", which it does
+  assert content(source.load(there)) == content(source.load(local))
+  assert place.server.busy == 0
+  # In a stage's key stands what lies there, and not when it was put there.
+  before = source.fingerprint(there)
+  assert before == source.fingerprint(local)
+  place.put("mine/qrels/test.tsv", FILES["qrels/test.tsv"] + "q1\tp2\t1\n")
+  assert source.fingerprint(there) != before and source.load(there).qrels["test"]["q1"] == {"p1": 1, "p2": 1}
+
+
+def test_the_stage_is_done_until_something_changes_there(place, tmp_path):
+  cfg = config.Config(name="x")
+  cfg.collection = config.Collection(source="beir", path=place.put_all(here(tmp_path / "mine"), "mine"))
+  validation.validate(cfg)
+  workdir, stage = artifacts.Workdir(tmp_path / "run"), collection_stage.STAGE
+  assert workdir.execute(stage, cfg)["counts"]["passages"] == 9
+  assert workdir.is_done(stage, cfg)
+  place.put("mine/corpus.jsonl", PASSAGES + '{"_id": "p9", "text": "one more"}\n')
+  assert not workdir.is_done(stage, cfg)
+  assert workdir.execute(stage, cfg)["counts"]["passages"] == 10
+
+
+def test_a_hash_is_remembered_by_the_machine_until_its_object_changes(place):
+  path = place.put("corpus.jsonl", 300_000 * "x")
+  before = place.server.requests
+  first = outside.sha256(path)
+  cost = place.server.requests - before
+  assert outside.sha256(path) == first and place.server.requests - before < 2 * cost
+  place.put("corpus.jsonl", 300_000 * "y")
+  assert outside.sha256(path) != first
+  assert len(kept("sha256")) == 2
+
+
+def test_a_corpus_in_a_bucket_is_a_stream(place, monkeypatch):
+  monkeypatch.setattr(outside, "_AHEAD_BYTES", 1 << 16)
+  monkeypatch.setattr(outside, "_BUFFER_BYTES", 1 << 12)
+  texts = "".join(json.dumps({"_id": f"p{i}", "text": 1000 * "x"}) + "\n" for i in range(1500))
+  path = outside.at(place.put("corpus.jsonl", texts))
+  before = place.server.requests
+  passages = files.read_passages(path)
+  assert next(passages).id == "p0"
+  first = place.server.requests - before
+  assert sum(1 for _ in passages) == 1499
+  assert place.server.requests - before > 3 * first
+  assert not remote.kept().exists(), "nothing of it is kept"
+
+
+def test_every_input_may_lie_there(memory, tmp_path):
+  """Each as the same file here is read."""
+  folder, cfg = here(tmp_path / "all", **{
+    "rank.jsonl": '{"qid": "q2", "ranking": ["p1", "p2"]}\n', "rank.json.gz":
+    gzip.compress(b'[{"qid": "q2", "ranking": ["p2", "p1"]}]'), "runs/theirs.trec": RUN,
+    "runs/other.run.gz": gzip.compress(RUN.encode()), "runs/notes.md": "none", "answers.jsonl":
+    '{"query_id": "q2", "candidates": ["p1"], "response": "[1]"}\n', "qrels/dev.txt": "q2 0 p4 1\n",
+    "mine.tsv": "p1\tthe text\tthe title\n",
+  }), config.Config(name="x")
+  there = memory.put_all(folder, "all")
+
+  def read(root: str) -> list[Any]:
+    whole = config.Collection(source="jsonl", path=root)
+    found: list[Any] = [content(SOURCES["jsonl"].load(whole)), SOURCES["jsonl"].fingerprint(whole)]
+    alone = config.Collection(source="corpus", path=f"{root}/corpus.jsonl")
+    found += [content(SOURCES["corpus"].load(alone)), SOURCES["corpus"].fingerprint(alone)]
+    found += [list(files.read_passages(outside.at(f"{root}/mine.tsv")))]
+    for name in ("rank.jsonl", "rank.json.gz"):
+      found += [list(rankings.read(f"{root}/{name}", None, []))]
+    cfg.collection.rankings, cfg.collection.source, cfg.collection.path = f"{root}/rank.jsonl", "jsonl", root
+    cfg.candidates.run, cfg.evaluate.runs = f"{root}/runs/theirs.trec", f"{root}/runs"
+    cfg.encoder.weights = "pypi:idistill_jax/data/quickstart"
+    found += [runs.read_trec(cfg.candidates.run), evaluate.read_runs(cfg)]
+    found += [stage.STAGE.fingerprint(cfg) for stage in (collection_stage, candidates, evaluate)]
+    found += [len(replay.Replay(f"{root}/answers.jsonl")), replay.fingerprint(f"{root}/answers.jsonl")]
+    found += [said for stage in ("collection", "candidates", "evaluate") for said in dry_run.reads(stage, cfg)
+              if "NOT THERE" in said]  # fmt: skip
+    return found
+
+  assert read(there) == read(str(folder))
+  # The control: what is not there is named, as it is here.
+  for root in (f"{there}/none", str(folder / "none")):
+    with pytest.raises(FileNotFoundError, match=f"{root}: corpus.jsonl or corpus.jsonl.gz: neither is there"):
+      read(root)
+    assert dry_run.reads("collection", cfg) and f"{root} (NOT THERE)" in [
+      dry_run._file(root)], "a dry run says it before anything is done"
+    for one in (runs.read_trec, outside.sha256, lambda path: replay.locate(path)):
+      with pytest.raises(FileNotFoundError, match=root):
+        one(root)
+
+
+def test_what_is_malformed_there_names_object_and_line(memory):
+  path = memory.put("mine/corpus.jsonl", '{"_id": "p1", "text": "a"}\nno JSON\n')
+  with pytest.raises(collection.CollectionError, match=f"{path}:2: not JSON"):
+    list(files.read_passages(outside.at(path)))
+  zipped = memory.put("mine/corpus.jsonl.gz", gzip.compress(PASSAGES.encode())[:60])
+  with pytest.raises(collection.CollectionError, match=rf"{zipped}:\d+: the gzip file cannot be read further"):
+    list(files.read_passages(outside.at(zipped)))
+
+
+def test_weights_are_fetched_once_a_machine_and_again_when_they_change(place, tmp_path, tiny_weights):
+  folder = shutil.copytree(weights.resolve(tiny_weights), tmp_path / "model", copy_function=shutil.copyfile)
+  (folder / "optimizer.pt").write_bytes(b"large")
+  (folder / "pytorch_model.bin").write_bytes(b"as large again")
+  url = place.put_all(folder, "a/model")
+  found = weights.resolve(url)
+  assert str(found).endswith("/a/model"), "what is wrong with a file there is said with a name that can be told"
+  assert not {"optimizer.pt", "pytorch_model.bin"} & {path.name for path in found.rglob("*")}
+  mine, theirs = weights.read_tensors(folder), weights.read_tensors(found)
+  assert mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+  assert weights.fingerprint(url) == weights.fingerprint(str(folder))
+  fetched = (found / "model.safetensors").stat().st_mtime_ns
+  place.put("a/model/optimizer.pt", "another")  # nobody reads it
+  assert weights.resolve(f"{url}/") == found and len(kept("inputs")) == 1
+  assert (found / "model.safetensors").stat().st_mtime_ns == fetched
+  place.put("a/model/config.json", (folder / "config.json").read_text() + "\n")
+  assert weights.resolve(url) != found and weights.fingerprint(url) != weights.fingerprint(str(folder))
+  weights.check(config.Encoder(weights=url))
+  assert card._without_path(url) == "model" and card.base_model(url, "") is None
+
+
+def test_weights_that_are_not_there_or_change_meanwhile_are_said_so(memory, monkeypatch):
+  url = f"{memory.url}/none"
+  with pytest.raises(FileNotFoundError, match=url):
+    weights.resolve(url)
+  cfg = config.Config(name="x", encoder=config.Encoder(weights=url))
+  assert any(f"{url} (NOT USABLE: " in said for said in dry_run.reads("candidates", cfg))
+  memory.put("model/config.json", "{}")
+  assert not any("NOT USABLE" in said for said in dry_run.reads(
+    "candidates", dataclasses.replace(cfg, encoder=config.Encoder(weights=f"{memory.url}/model"))))
+  assert not remote.kept().exists(), "a dry run fetches nothing"
+  fs, get = remote.file_system(memory.url)[0], fsspec.AbstractFileSystem.get
+  changed = lambda *of, **more: (get(*of, **more), memory.put("model/config.json", '{"model_type": "bert"}'))[0]
+  with monkeypatch.context() as patched, pytest.raises(OSError, match=f"{memory.url}/model: was changed while"):
+    patched.setattr(type(fs), "get", changed)
+    weights.resolve(f"{memory.url}/model")
+  assert "bert" in (weights.resolve(f"{memory.url}/model") / "config.json").read_text()
+
+
+def test_the_package_that_is_missing_is_named(monkeypatch):
+  for scheme, extra in (("gs", "gcs"), ("s3", "s3")):
+    monkeypatch.setitem(sys.modules, f"{extra}fs", None)
+    with pytest.raises(ModuleNotFoundError, match=rf"source launch/env\.sh {extra}"):
+      outside.sha256(f"{scheme}://bucket/corpus.jsonl")
+    assert "NOT USABLE" in str(dry_run._file(f"{scheme}://bucket/corpus.jsonl"))
+  # The control: neither is asked for by what lies here.
+  assert outside.at("gs:/not/a/bucket") == pathlib.Path("gs:/not/a/bucket")

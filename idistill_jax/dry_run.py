@@ -41,7 +41,7 @@ class Sizes:
 
 def show(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
   """Prints, for each stage that the config asks for: what it reads, writes, and how much."""
-  print(f"{runner.cfg.name}: {runner.workdir.root}\n")
+  print(f"{runner.cfg.name}: {runner.workdir.stated}\n")
   print("\n\n".join(described(runner, stages)))
 
 
@@ -55,7 +55,7 @@ def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str
     lines = [
       f"{stage.name}: {state}",
       f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *reads(stage.name, cfg))) or 'nothing'}",
-      f"writes  {runner.workdir.folder(stage.name)}/",
+      f"writes  {runner.workdir.stated}/{stage.name}/",
       *(f"about   {line}" for line in amounts(stage, runner)),
     ]
     found.append("\n  ".join(lines))

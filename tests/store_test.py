@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, leases, locks, peers, processes, sharding, store
+from idistill_jax import artifacts, cli, config, dry_run, leases, locks, peers, processes, sharding, store
 from idistill_jax import begun as begun_lib
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
@@ -562,6 +562,14 @@ def test_a_run_that_was_taken_over_publishes_no_page_and_claims_no_piece(machine
   # Nor is what was swept up begun anew: `status` would show a stage that nobody is at.
   assert other._store.folders(".scores-") == []
   another.close()
+
+
+def test_a_dry_run_names_the_bucket_and_fetches_nothing(machines, cfg):
+  machines.workdir("a").execute(writes("first"), cfg)
+  other = machines.workdir("b")
+  (said,) = dry_run.described(cli.Runner(cfg, other, ()), [writes("first")])
+  assert f"writes  {machines.url}/labels/" in said and "a folder is there" in said
+  assert not list(other.root.glob("labels*"))
 
 
 def test_the_commands_take_a_bucket_where_they_take_a_folder(google, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def _names(workdirs: Sequence[artifacts.Workdir]) -> list[str]:
   """Last folders, whole paths where two are called the same."""
   short = [pathlib.Path(workdir.root).resolve().name for workdir in workdirs]
   return [
-    name if short.count(name) == 1 else str(workdir.root) for name, workdir in zip(short, workdirs, strict=True)
+    name if short.count(name) == 1 else workdir.stated for name, workdir in zip(short, workdirs, strict=True)
   ]
 
 
@@ -92,8 +92,8 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
   found = gather.evaluation(workdir)
   if found is None or gather.AFTER not in found.systems:
     raise files.ReportError(
-      f"{workdir.root}: no distilled retriever has been measured there; run "
-      f"python -m idistill_jax.pipeline --config=... --workdir={workdir.root}"
+      f"{workdir.stated}: no distilled retriever has been measured there; run "
+      f"python -m idistill_jax.pipeline --config=... --workdir={workdir.stated}"
     )
   return found
 

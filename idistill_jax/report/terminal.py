@@ -35,7 +35,7 @@ def print_summary(
   claim = claims.claim(evaluation, gather.labels(workdir), gather.settings(workdir))
   console.print(Text(claim.headline, style=f"bold {_STYLES[claim.verdict]}"))
   console.print(Text(claim.detail))
-  if (workdir.root / "report.html").exists():
+  if "report.html" in workdir.names():
     console.print(Text(f"Report: {workdir.stated}/report.html"))
 
 

@@ -3,12 +3,11 @@
     python -m idistill_jax.pipeline --config=configs/msmarco.py --workdir=runs/msmarco
     python -m idistill_jax.pipeline --config=configs/msmarco.py:dl20 --workdir=runs/dl20
 
-Rankings of training queries lie in `data/msmarco_rankings.jsonl`: a line with `qid` and `ranking` each, or `qid`,
-`candidates` and the LLM's raw `response`, or RankLLM's results as it writes them (of those its .json and .trec files
-do as well, by --config.collection.rankings).  What RankGPT published of its training is a list of such responses
-(marco-train-10k-gpt3.5.json) in the order of another file (marco-train-10k.jsonl, a query's text and the passages
-shown): the two have to be joined into such lines first.  Corpus and queries come from ir_datasets (`source
-launch/env.sh retrieval report hf datasets`).
+Rankings are the two files that RankGPT published (https://github.com/sunnweiwei/RankGPT links to them), 10,000 training
+queries with 20 of BM25's passages each, and what gpt-3.5-turbo answered: `data/marco-train-10k.jsonl` and
+`data/marco-train-10k-gpt3.5.json`; the pair with 100k in its names does as well.  Rankings in one file, as
+RankLLM's results, need --config.collection.rankings=<file> --config.collection.rankings_shown=none (BUILD.md,
+collections).  Corpus and queries come from ir_datasets (`source launch/env.sh retrieval report hf datasets`).
 Variants: `dl20` needs no download: the passages of TREC 2020 with recorded rankings, half of the queries to train on,
 from the folder `trec-dl` where the environment variable IDISTILL_DATA points, else `data/trec-dl`.
 """
@@ -23,7 +22,8 @@ def get_config(variant: str | None = None) -> c.Config:
     name="msmarco",
     collection=c.Collection(source="ir_datasets",
                             path="msmarco-passage/train/judged,msmarco-passage/trec-dl-2020/judged",
-                            rankings="data/msmarco_rankings.jsonl"),
+                            rankings="data/marco-train-10k-gpt3.5.json",
+                            rankings_shown="data/marco-train-10k.jsonl"),
     encoder=c.Encoder(weights="sentence-transformers/all-MiniLM-L6-v2", query_tokens=40, passage_tokens=160,
                       row_tokens=256, tokens_per_step=65_536),
     labels=c.Labels(lists=10_000),

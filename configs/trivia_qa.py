@@ -5,7 +5,9 @@
 Passages: https://dl.fbaipublicfiles.com/dpr/wikipedia_split/psgs_w100.tsv.gz as `data/psgs_w100.tsv.gz`; the questions
 come from TensorFlow Datasets (`source launch/env.sh retrieval report llm hf tfds`).  Embeddings of 21 million passages
 are 65 GB: for a host with 256 GB and accelerators.  There are no judgements: a passage is right that holds an answer.
-Another encoder is a flag, of the families that BUILD.md names: --config.encoder.weights=<folder or name on the Hub>.
+Contriever is searched as it was published, by inner products of embeddings that keep their lengths.  Another encoder is
+two flags, of the families that BUILD.md names, and compared as its own files say: --config.encoder.weights=<folder or
+name on the Hub> --config.encoder.normalize=none.
 Variants: `slice` takes the first 100,000 passages and 500 questions a split.
 """
 

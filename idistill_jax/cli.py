@@ -41,7 +41,7 @@ class _OrNone(flags.ArgumentParser):
 def _register_parsers() -> None:
   """Teaches config_flags absence, and every `Literal` of the config tree: a wrong choice names the right ones."""
   parsers: dict[type, flags.ArgumentParser] = {
-    int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser(),
+    int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser(), bool: flags.BooleanParser(),
   }
   for kind, parser in parsers.items():
     config_flags.register_flag_parser_for_type(kind, _OrNone(parser))

@@ -17,6 +17,11 @@ def aside(default: Any) -> Any:
   return dataclasses.field(default=default, metadata={"aside": True})
 
 
+def later(default: Any) -> Any:
+  """A field that came when there were workdirs already: with its default, they keep the keys that they have."""
+  return dataclasses.field(default=default, metadata={"later": True})
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Mesh:
   """Devices along each axis; `data=None` takes what the other two leave over."""
@@ -41,6 +46,8 @@ class Collection:
   # LLM rankings made elsewhere (JSONL or a TREC run), and whose; None takes the first of each query.
   rankings: str | None = None
   rankings_model: str | None = None
+  # Where they are an LLM's answers alone, as RankGPT's permutations: the queries and passages it was shown, in order.
+  rankings_shown: str | None = later(None)
   # Where every query is held out: the share of them to train on, drawn by id.
   train_fraction: float | None = None
   max_passages: int | None = None
@@ -77,6 +84,9 @@ class Encoder:
   # weights' config_sentence_transformers.json says; "": nothing.
   query_prompt: str | None = None
   passage_prompt: str | None = None
+  # Whether embeddings are scaled to unit length, so that their inner products are cosines.  None: as the weights'
+  # modules.json says; where there is none, they are.  student_temperature and similarity_weight go with it.
+  normalize: bool | None = later(None)
   query_tokens: int = 64
   passage_tokens: int = 256
   row_tokens: int = 256
@@ -285,7 +295,7 @@ class Evaluate:
   # The lowest grade that counts as relevant where a measure knows only relevant or not; TREC's passage track: 2.
   relevant_from: int = 1
   rerank_depth: int = 20
-  # Whose first places the ranker reorders: "all" takes distilled and hybrid as well, and as much longer.
+  # Whose first places the ranker reorders: "all" takes BM25, distilled and both hybrids as well, and as much longer.
   rerank: Literal["initial", "all"] = "initial"
   # A folder of TREC runs of other systems, measured beside ours under their files' names.
   runs: str | None = None
@@ -354,11 +364,13 @@ def as_dict(cfg: Any) -> dict[str, Any]:
 
 
 def keyed(section: Any) -> Any:
-  """What a result depends on: `as_dict` without fields that are set aside; a plain value is itself."""
+  """What a result depends on: `as_dict` without fields that are set aside, and later ones that have their default; a
+  plain value is itself."""
   if not dataclasses.is_dataclass(section):
     return section
-  fields = [field for field in dataclasses.fields(section) if "aside" not in field.metadata]
-  return {field.name: keyed(getattr(section, field.name)) for field in fields}
+  return {field.name: keyed(getattr(section, field.name)) for field in dataclasses.fields(section)
+          if "aside" not in field.metadata
+          and not ("later" in field.metadata and getattr(section, field.name) == field.default)}
 
 
 def from_dict(values: dict[str, Any]) -> Config:

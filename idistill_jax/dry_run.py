@@ -89,7 +89,7 @@ def reads(stage: str, cfg: config.Config) -> list[str]:
   encoder = _weights(cfg.encoder)
   read: dict[str, list[str | None]] = {
     "queries": [_file(cfg.collection.path), encoder, _llm(cfg.labels)],
-    "collection": [_source(cfg.collection), _file(cfg.collection.rankings)],
+    "collection": [_source(cfg.collection), _file(cfg.collection.rankings), _file(cfg.collection.rankings_shown)],
     "candidates": [encoder, _file(cfg.candidates.run)],
     "labels": [] if cfg.collection.rankings else [_llm(cfg.labels)],
     "evaluate": [_file(cfg.evaluate.runs)],

@@ -14,6 +14,7 @@ from absl import flags, logging
 from idistill_jax import artifacts, cli, config, dry_run, processes
 from idistill_jax.data import tables
 from idistill_jax.hf import prompts, weights
+from idistill_jax.models import dual_encoder
 from idistill_jax.report import terminal
 from idistill_jax.stages import (
   answer,
@@ -69,6 +70,8 @@ def run(runner: cli.Runner) -> None:
 def _check_weights(cfg: config.Encoder) -> None:
   folder = weights.resolve(cfg.weights)
   weights.check(dataclasses.replace(cfg, weights=str(folder)))
+  if not dual_encoder.read_embedding_config(folder, cfg.normalize).normalize:
+    logging.info("retrievers compare by inner products: embeddings keep their lengths")
   if (found := prompts.read(folder, cfg)).any:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
 

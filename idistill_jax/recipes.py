@@ -30,18 +30,22 @@ def from_direct() -> Taught:
 def open_questions(name: str, questions: str) -> c.Config:
   """Questions with answers over DPR's 21 million passages of Wikipedia: 1,000 LLM-ranked lists, Contriever.
 
+  Contriever searches by inner products of embeddings as they are, and was itself trained on them divided by 0.05:
+  Izacard et al. (2022), "Unsupervised Dense Information Retrieval with Contrastive Learning", arXiv 2112.09118.
   questions: as `collection.questions`.
   """
   return c.Config(
     name=name,
     collection=c.Collection(source="tfds", path="data/psgs_w100.tsv.gz", questions=questions),
-    encoder=c.Encoder(weights="facebook/contriever", query_tokens=64, passage_tokens=256, row_tokens=512,
-                      tokens_per_step=65_536),
+    encoder=c.Encoder(weights="facebook/contriever", normalize=False, query_tokens=64, passage_tokens=256,
+                      row_tokens=512, tokens_per_step=65_536),
     candidates=c.Candidates(depth=100),
     labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
+    direct=c.Distillation(student_temperature=0.05),
     ranker=c.Ranker(head="pair_cosine", loss="listmle", passages_per_list=20, lists_per_batch=8, epochs=3),
     scores=c.Scores(depth=20, lists="all", unlabelled_queries=None),
-    retriever=c.Retriever(teacher="ranker", loss="kl_list", passages_per_list=20, lists_per_batch=32, epochs=1),
+    retriever=c.Retriever(teacher="ranker", loss="kl_list", passages_per_list=20, lists_per_batch=32, epochs=1,
+                          student_temperature=0.05),
     index=c.Index(kind="scann"),
     evaluate=c.Evaluate(rerank="all"),
     answer=c.Answer(systems="before_after"),

@@ -519,13 +519,13 @@ def test_rankings_of_rankllm_and_trec_become_labels(tmp_path, name, text):
 def test_a_ranking_without_ids_names_its_line(tmp_path, line):
   (tmp_path / "rank.jsonl").write_text(json.dumps(line))
   with pytest.raises(collection.CollectionError, match=r"rank.jsonl:1: .*(list of passage ids|text or a number)"):
-    list(rankings.read(tmp_path / "rank.jsonl", None, []))
+    list(rankings.read(config.Collection(rankings=str(tmp_path / "rank.jsonl")), [], []))
 
 
 @pytest.mark.parametrize(
   ("text", "said"),
   [
-    ('["[2] > [1]"]', r"rank.json: entry 1: .*RankGPT.* `qid`, `candidates` and `response`"),
+    ('["[2] > [1]"]', r"rank.json: entry 1: .*RankGPT.*: collection.rankings_shown"),
     ('[{"qid": 1, "ranking": ["a", "b"]}, {"qid": 1}]', r"rank.json: entry 2: "),
     ('{"qid": 1}', "rank.json: expected a JSON array"),
     ("[", "rank.json: not JSON"),
@@ -534,7 +534,7 @@ def test_a_ranking_without_ids_names_its_line(tmp_path, line):
 def test_an_array_of_another_kind_is_named(tmp_path, text, said):
   (tmp_path / "rank.json").write_text(text)
   with pytest.raises(collection.CollectionError, match=said):
-    list(rankings.read(tmp_path / "rank.json", None, []))
+    list(rankings.read(config.Collection(rankings=str(tmp_path / "rank.json")), [], []))
 
 
 def test_unusable_rankings_are_named(tmp_path):

@@ -207,7 +207,7 @@ def test_a_checkpoints_own_pooler_and_pooling_come_along(tmp_path, minilm_weight
   assert set(before) - set(after) == {"embeddings.position_ids"}
   for name, tensor in after.items():
     np.testing.assert_array_equal(tensor, before[name], err_msg=name)
-  pooled = dual_encoder.read_embedding_config
+  pooled = lambda folder: dual_encoder.read_embedding_config(folder, None)
   assert pooled(tmp_path) == pooled(network.source) == dual_encoder.EmbeddingConfig(pooling="mean", normalize=True)
 
 
@@ -246,7 +246,7 @@ def test_a_card_tells_the_run_and_nothing_else(run):
 
 def facts(run: Run, **changes) -> card.Facts:
   unchanged = card.Facts(cfg=run.cfg, source=weights.resolve(run.cfg.encoder.weights), collection={"title": "t"},
-                         labels={}, training={}, versions={}, metrics=None, prompts=prompts.NONE)
+                         labels={}, training={}, versions={}, metrics=None, prompts=prompts.NONE, normalized=True)
   return dataclasses.replace(unchanged, **changes)
 
 
@@ -361,7 +361,7 @@ def test_the_retriever_that_a_ranker_starts_from_lies_in_its_folder(run, tmp_pat
 
 
 def pooling_of(folder: pathlib.Path) -> dual_encoder.EmbeddingConfig:
-  return dual_encoder.read_embedding_config(folder)
+  return dual_encoder.read_embedding_config(folder, None)
 
 
 @pytest.mark.torch

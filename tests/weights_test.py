@@ -145,12 +145,12 @@ def test_unsupported_modules_and_pooling(folder):
   modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
   (folder / "modules.json").write_text(json.dumps(modules))
   with pytest.raises(families.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
-    dual_encoder.read_embedding_config(folder)
+    dual_encoder.read_embedding_config(folder, None)
   (folder / "modules.json").write_text(json.dumps(modules[:2]))
   (folder / "1_Pooling").mkdir()
   (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
   with pytest.raises(families.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
-    dual_encoder.read_embedding_config(folder)
+    dual_encoder.read_embedding_config(folder, None)
 
 
 @pytest.mark.parametrize("stated, said", [

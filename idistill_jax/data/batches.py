@@ -28,7 +28,7 @@ class ListBatch:
   known: bool [B, N]; False where the LLM left a place out and the parser filled it.
   passage_rows: int32 [B, N]; which passage of the corpus; equal numbers are equal passages.
   list_rows: int32 [B, W]; every passage of each list, drawn or not; short lists repeat their first.
-  similarities: float32 [B, N]; cosine of the initial retriever.
+  similarities: float32 [B, N]; of the retriever that the ranker starts from.
   weights: float32 [B]; how much each list counts; 1 where nothing says otherwise.
   """
 

@@ -49,6 +49,12 @@ _TO_ADD = (
   "That retriever lies in {folder}. A folder within a repository is no name of a model:\n"
   "from the Hub, all of it is fetched first"
 )
+# How two embeddings are compared, by whether they have unit length.
+_COMPARED = {
+  True: "Vectors have length 1, so that their inner product is their cosine.",
+  False: "Vectors keep their lengths, and are compared by their inner product: an index that scales them to length 1\n"
+         "finds something else than was measured.",
+}
 # Heads of rankers that are exported with code of their own.
 _CARRIES_CODE = ("pair_cosine",)
 # Of the labels stage's counts: what bears on the data, not on the bill.
@@ -66,7 +72,7 @@ class Facts:
   """What a card tells.
 
   collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.  prompts: the retriever's.
+  with.  metrics: metrics.json, or None where nothing was measured.  prompts, normalized: the retriever's.
   """
 
   cfg: config_lib.Config
@@ -77,6 +83,7 @@ class Facts:
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
   prompts: prompts.Prompts
+  normalized: bool
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
@@ -101,6 +108,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     encode_query=_encoding(facts)[0],
     encode_document=_encoding(facts)[1],
     prompts=_prompts(facts),
+    compared=_COMPARED[facts.normalized],
     snippet=_snippet(facts, name),
     score=_score(facts),
     data=_data(facts),

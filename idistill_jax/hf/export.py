@@ -48,6 +48,13 @@ class Exportable(Protocol):
   def prompts(self) -> prompts_lib.Prompts: ...
 
 
+class ExportableRetriever(Exportable, Protocol):
+  """The same of a retriever's."""
+
+  @property
+  def embedding(self) -> dual_encoder.EmbeddingConfig: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Cut:
   """Where texts were cut in training, special tokens included."""
@@ -66,7 +73,7 @@ class Similarity:
 
   weight: float
   params: Any
-  network: Exportable
+  network: ExportableRetriever
   cut: Cut
   card: str
 
@@ -84,14 +91,14 @@ class _Ranker:
   similarity: Similarity | None
 
 
-def export_retriever(params: Any, network: Exportable, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
+def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
   """Writes what AutoModel, AutoTokenizer and SentenceTransformer load; `card` becomes README.md.
 
   sentence-transformers knows one length for all texts, the passages'; queries longer than `cut.query_tokens` are thus
   read further than in training.  Its encode_query and encode_document put the prompts before them.  Raises
   table.WeightsError where a parameter has no row.
   """
-  embedding = dual_encoder.read_embedding_config(network.source)
+  embedding = network.embedding
   sizes, _ = weights.read_model(network.source)
   tensors = table_lib.to_hf(network.table, params)
   folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def read(folder: pathlib.Path, cfg: config_lib.Encoder) -> Prompts:
     passage=own.passage if cfg.passage_prompt is None else cfg.passage_prompt,
   )
   if found.any:
-    if not dual_encoder.read_embedding_config(folder).include_prompt:
+    if not dual_encoder.read_embedding_config(folder, cfg.normalize).include_prompt:
       raise families.UnsupportedModelError(
         f"{folder}: its pooling has include_prompt false, which leaves a prompt's tokens out of the embedding, and is "
         "not supported; take other weights, or set encoder.query_prompt and encoder.passage_prompt to ''"

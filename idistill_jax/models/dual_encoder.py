@@ -26,11 +26,14 @@ class EmbeddingConfig:
   include_prompt: bool = True
 
 
-def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
-  """From modules.json and the pooling module's config.json; a plain encoder without them is mean-pooled, normalised."""
+def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> EmbeddingConfig:
+  """From modules.json and the pooling module's config.json; a plain encoder without them is mean-pooled, normalised.
+
+  normalize: as in config.Encoder; None leaves it to the files.
+  """
   modules_path = folder / "modules.json"
   if not modules_path.exists():
-    return EmbeddingConfig(pooling="mean", normalize=True)
+    return EmbeddingConfig(pooling="mean", normalize=True if normalize is None else normalize)
   modules = json.loads(modules_path.read_text())
   kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
   unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
@@ -41,7 +44,8 @@ def read_embedding_config(folder: pathlib.Path) -> EmbeddingConfig:
   path = folder / kinds["Pooling"] / "config.json"
   raw = json.loads(path.read_text())
   return EmbeddingConfig(
-    pooling=_pooling(raw, path), normalize="Normalize" in kinds, include_prompt=raw.get("include_prompt", True)
+    pooling=_pooling(raw, path), normalize="Normalize" in kinds if normalize is None else normalize,
+    include_prompt=raw.get("include_prompt", True),
   )
 
 

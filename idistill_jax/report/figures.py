@@ -67,7 +67,7 @@ def means(evaluation: gather.Evaluation, measure: str) -> str:
     _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, OTHER))
     for system, values in evaluation.systems.items() if measure in values
   ]
-  return _dots(dots, title=measure, longest=len("distilled+ranker"), width=NARROW)
+  return _dots(dots, title=measure, longest=len("initial+bm25+ranker"), width=NARROW)
 
 
 def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:

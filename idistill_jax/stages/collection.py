@@ -102,7 +102,8 @@ def statistics(found: collection.Collection) -> dict[str, Any]:
 def fingerprint(cfg: config.Config) -> str:
   """Content hash of the files, or of the interpreter, that the collection is read from."""
   read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  return read if cfg.collection.rankings is None else f"{read} {outside.sha256(cfg.collection.rankings)}"
+  return " ".join([read, *(outside.sha256(path) for path in (cfg.collection.rankings, cfg.collection.rankings_shown)
+                           if path is not None)])
 
 
 STAGE = artifacts.Stage(

@@ -41,15 +41,20 @@ TESTS = (
   ("ranker", "distilled"),
   ("hybrid", "distilled"),
   ("hybrid", "initial+bm25"),
+  ("bm25+ranker", "bm25"),
+  ("initial+bm25+ranker", "initial+bm25"),
   ("distilled+ranker", "distilled"),
   ("hybrid+ranker", "hybrid"),
+  ("hybrid+ranker", "initial+bm25+ranker"),
 )
 # What reciprocal rank fusion makes of several systems; the second shows how much of the first is there undistilled.
 FUSED = {"hybrid": ("distilled", "bm25"), "initial+bm25": ("initial", "bm25")}
 # Which systems' first places the ranker reorders, and what comes out is called.
 RERANKED = {
   "initial": {"initial": "ranker"},
-  "all": {"initial": "ranker", "distilled": "distilled+ranker", "hybrid": "hybrid+ranker"},
+  "all": {"initial": "ranker", **{
+    one: f"{one}+ranker" for one in ("bm25", "initial+bm25", "distilled", "hybrid")
+  }},
 }
 OURS = ("initial", "bm25", "direct", "distilled", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from idistill_jax import artifacts, cli, sharding
-from idistill_jax.hf import card, export, prompts, upload
+from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
 
 RANKER: card.Kind = "ranker"
@@ -34,14 +34,15 @@ def run(job: artifacts.Job) -> None:
 
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   params = inference.load_params(network, job.inputs["train_ranker"], mesh, cfg.seed)
-  told = facts(job, "train_ranker", network.source)
+  retriever = networks.retriever(cfg.encoder)
+  told = facts(job, "train_ranker", retriever)
+  text = card.render(RANKER, told, loaded_as[RANKER])
   export.export_ranker(params, network, job.out / RANKER, head=cfg.ranker.head, cut=pair_cut,
-                       similarity=similarity(job, told, cut, mesh), card=card.render(RANKER, told, loaded_as[RANKER]))
+                       similarity=similarity(job, retriever, told, cut, mesh), card=text)
 
-  network = networks.retriever(cfg.encoder)
-  params = inference.load_params(network, job.inputs["train_retriever"], mesh, cfg.seed)
-  text = card.render(RETRIEVER, facts(job, "train_retriever", network.source), loaded_as[RETRIEVER])
-  export.export_retriever(params, network, job.out / RETRIEVER, cut=cut, card=text)
+  params = inference.load_params(retriever, job.inputs["train_retriever"], mesh, cfg.seed)
+  text = card.render(RETRIEVER, facts(job, "train_retriever", retriever), loaded_as[RETRIEVER])
+  export.export_retriever(params, retriever, job.out / RETRIEVER, cut=cut, card=text)
 
   for name, repository in repositories.items():
     if repository is not None:
@@ -50,13 +51,12 @@ def run(job: artifacts.Job) -> None:
 
 
 def similarity(
-  job: artifacts.Job, told: card.Facts, cut: export.Cut, mesh: jax.sharding.Mesh
+  job: artifacts.Job, network: networks.Retriever, told: card.Facts, cut: export.Cut, mesh: jax.sharding.Mesh
 ) -> export.Similarity | None:
   """The term of the ranker's score that is no reading of the pair, from the retriever that the ranker starts from."""
   cfg = job.cfg
   if cfg.ranker.similarity_weight is None:
     return None
-  network = networks.retriever(cfg.encoder)
   trained = {"weights": None, "direct": job.inputs["train_direct"]}[cfg.ranker.start]
   return export.Similarity(
     weight=cfg.ranker.similarity_weight, params=inference.load_params(network, trained, mesh, cfg.seed),
@@ -64,15 +64,16 @@ def similarity(
   )
 
 
-def facts(job: artifacts.Job, training: str, source: pathlib.Path) -> card.Facts:
+def facts(job: artifacts.Job, training: str, retriever: networks.Retriever) -> card.Facts:
   """What the model card tells, from the manifests of the stages that made the model."""
   manifests = {name: _read_json(job.inputs[name] / artifacts.MANIFEST) for name in ("collection", "labels", training)}
   metrics = job.inputs["evaluate"] / _METRICS
   return card.Facts(
-    cfg=job.cfg, source=source,
+    cfg=job.cfg, source=retriever.source,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
-    metrics=_read_json(metrics) if metrics.exists() else None, prompts=prompts.read(source, job.cfg.encoder),
+    metrics=_read_json(metrics) if metrics.exists() else None, prompts=retriever.prompts,
+    normalized=retriever.embedding.normalize,
   )
 
 

@@ -48,7 +48,7 @@ def _written(
 ) -> list[query_writing.Written]:
   """What the LLM writes for sampled passages."""
   cfg, texts = job.cfg.queries, [passage.full_text for passage in passages]
-  strata = stratify(passages_PxE, [len(text.split()) for text in texts], cfg.clusters, job.cfg.seed)
+  strata = stratify(unit(passages_PxE), [len(text.split()) for text in texts], cfg.clusters, job.cfg.seed)
   rows = sample(strata, min(cfg.passages or 0, len(passages)), job.cfg.seed)
   with session.Session(job.cfg.labels, job.cache) as asking:
     chosen = [query_writing.Passage(passages[row].id, texts[row]) for row in rows]
@@ -74,7 +74,7 @@ def _keep(job: artifacts.Job, written: Sequence[query_writing.Written], queries_
   row_of = {passage.id: row for row, passage in enumerate(passages)}
   own_Q = np.array([row_of[one.passage_id] for one in usable])
   found_Q = places(queries_QxE, passages_PxE, own_Q) < (cfg.round_trip_depth or len(passages))
-  fresh_Q = first_of_their_kind(queries_QxE, found_Q, cfg.near_duplicate)
+  fresh_Q = first_of_their_kind(unit(queries_QxE), found_Q, cfg.near_duplicate)
   kept = []
   for one, found, fresh in zip(usable, found_Q, fresh_Q, strict=True):
     if not found:
@@ -137,8 +137,16 @@ def _save(
   job.count(asked=len(written), kept=len(kept), paid=tally.paid, **bill)
 
 
+def unit(vectors_NxE: np.ndarray) -> np.ndarray:
+  """At length 1: content is a direction, also where a retriever's lengths count in what it finds."""
+  return vectors_NxE / np.maximum(np.linalg.norm(vectors_NxE, axis=1, keepdims=True), 1e-12)
+
+
 def stratify(passages_PxE: np.ndarray, words: Sequence[int], clusters: int, seed: int) -> np.ndarray:
-  """Stratum of each passage, int [P]: its cluster by k-means on the sphere, and its third by length."""
+  """Stratum of each passage, int [P]: its cluster by k-means on the sphere, and its third by length.
+
+  passages_PxE: at length 1.
+  """
   rng = np.random.default_rng(seed)
   centres_CxE = passages_PxE[rng.choice(len(passages_PxE), min(clusters, len(passages_PxE)), replace=False)]
   for _ in range(_ROUNDS):
@@ -172,7 +180,10 @@ def places(queries_QxE: np.ndarray, passages_PxE: np.ndarray, own_Q: np.ndarray)
 
 
 def first_of_their_kind(queries_QxE: np.ndarray, candidates_Q: np.ndarray, limit: float) -> np.ndarray:
-  """Which candidates are no nearer than `limit` (cosine) to a candidate before them that is kept, bool [Q]."""
+  """Which candidates are no nearer than `limit` (cosine) to a candidate before them that is kept, bool [Q].
+
+  queries_QxE: at length 1.
+  """
   kept_Q = np.zeros(len(candidates_Q), bool)
   for i in np.flatnonzero(candidates_Q):
     kept_Q[i] = not (queries_QxE[np.flatnonzero(kept_Q)] @ queries_QxE[i] >= limit).any()

@@ -1,11 +1,14 @@
 """The frame of the training stages: a network, lists and a start -> trained parameters."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import logging
 
 from idistill_jax import artifacts, cli, processes, sharding
 from idistill_jax import config as config_lib
@@ -13,6 +16,10 @@ from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
 from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
 from idistill_jax.train import step as step_lib
+
+# A student that begins with so much of its probability on one passage of each list can only be wrong or right.
+SHARP = 0.95
+_LISTS_LOOKED_AT = 200
 
 
 def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Distillation, *, network: networks.Network,
@@ -54,12 +61,33 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
     example.write_records(job.out, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
+  warn_of_sharpness(job, name, data, cfg.student_temperature)
   return fit(
     job, name, cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.retriever(cfg, network), start=start, trainings=cfg.trainings,
   )
+
+
+def warn_of_sharpness(job: artifacts.Job, name: str, data: inputs.Inputs, temperature: float) -> None:
+  """Says where a temperature made for cosines meets inner products that lie further apart, and what would suit."""
+  lists = example.read_records(job.out, artifacts.TEACHER, records_lib.ScoredList)
+  similarities = [
+    data.similarity(data.queries.row(one.query_id), np.array([data.passages.row(i) for i in one.passage_ids]))
+    for one in itertools.islice(lists, _LISTS_LOOKED_AT) if len(one.passage_ids) > 1
+  ]
+  if not similarities:
+    return
+  # The largest of a softmax is one over this sum.
+  sharpness = np.mean([1 / np.exp((one - one.max()) / temperature).sum() for one in similarities])
+  if sharpness > SHARP:
+    spread = np.mean([one.std() for one in similarities])
+    logging.warning(
+      "%s: the starting weights put %.0f %% of a list's probability on one passage: their similarities spread by %.3g "
+      "(standard deviation in a list), and student_temperature is %g; about %.2g leaves them something to learn",
+      name, 100 * sharpness, spread, temperature, spread,
+    )
 
 
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:

@@ -79,14 +79,21 @@ class Network:
     return table_lib.shardings(self.table, self.abstract, mesh)
 
 
-def retriever(cfg: config_lib.Encoder) -> Network:
-  """The dual encoder that starts from `cfg.weights`, pooling and normalising as that checkpoint says."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retriever(Network):
+  """A dual encoder; `embedding`: how it makes vectors of states."""
+
+  embedding: dual_encoder.EmbeddingConfig
+
+
+def retriever(cfg: config_lib.Encoder) -> Retriever:
+  """The dual encoder that starts from `cfg.weights`, pooling and normalising as `cfg` or that checkpoint says."""
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
-  embedding = dual_encoder.read_embedding_config(source)
+  embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
   made = _network(source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
-  return dataclasses.replace(made, prompts=prompts_lib.read(source, cfg))
+  return Retriever(**{**vars(made), "prompts": prompts_lib.read(source, cfg)}, embedding=embedding)
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:

@@ -1,7 +1,8 @@
-"""JSON-lines files, gzipped or not -> checked rows that know where they stand."""
+"""JSON-lines files and JSON arrays, gzipped or not -> checked rows that know where they stand."""
 
 import array
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -29,20 +30,41 @@ class Row:
 def read(path: str | os.PathLike[str]) -> Iterator[Row]:
   """Rows of a file as a stream; blank lines are skipped.
 
-  Raises CollectionError naming file and line for a line that is not one JSON object in UTF-8, and for a gzip
-  file that ends early or is damaged.
+  Raises CollectionError naming file and line for a line that is not one JSON object in UTF-8, and as `lines` does.
+  """
+  for where, line in lines(path):
+    if line.strip():
+      yield Row(where, _object(where, line))
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
+  """`file:line` and each line of a file as a stream.
+
+  Raises CollectionError naming file and line for a gzip file that ends early or is damaged.
   """
   path = outside.at(path)
   number = 0
   with outside.reading(path) as file:
     try:
       for number, line in enumerate(file, start=1):
-        if line.strip():
-          yield Row(f"{path}:{number}", _parse(f"{path}:{number}", line))
+        yield f"{path}:{number}", line
     except (EOFError, OSError, zlib.error) as e:
       raise collection.CollectionError(
         f"{path}:{number + 1}: the gzip file cannot be read further: {e}; fetch it again"
       ) from e
+
+
+def entries(path: str | os.PathLike[str]) -> list[Any]:
+  """Entries of a file that is one JSON array, in memory; raises CollectionError."""
+  path = outside.at(path)
+  try:
+    with outside.reading(path) as file:
+      found = json.load(file)
+  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as e:
+    raise collection.CollectionError(f"{path}: not JSON: {e}; JSON lines belong into a file that ends in .jsonl") from e
+  if not isinstance(found, list):
+    raise collection.CollectionError(f"{path}: expected a JSON array, found {type(found).__name__}")
+  return found
 
 
 def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
@@ -100,11 +122,16 @@ def with_texts(rows: Iterable[tuple[Row, str]], names: Sequence[str]) -> Iterato
     raise collection.CollectionError(lacking(first_row, "text", names))
 
 
-def _parse(where: str, line: bytes) -> dict[str, Any]:
+def value(where: str, line: bytes) -> Any:
+  """What a line says; raises CollectionError where it is not JSON in UTF-8."""
   try:
-    values = json.loads(line)
+    return json.loads(line)
   except (json.JSONDecodeError, UnicodeDecodeError) as e:
     raise collection.CollectionError(f"{where}: not JSON ({e}); found {_shorten(line)!r}") from e
+
+
+def _object(where: str, line: bytes) -> dict[str, Any]:
+  values = value(where, line)
   if not isinstance(values, dict):
     raise collection.CollectionError(f"{where}: expected a JSON object, found {_shorten(line)!r}")
   return values

@@ -3,21 +3,18 @@
 A TREC run (`.trec`, `.run`, `.txt`), JSONL, or one JSON array (`.json`); each may end in `.gz`.  A line, or entry,
 names the query (`qid` or `query_id`) and holds either `ranking`, passage ids best first, or `candidates`, ids in the
 order shown, with the LLM's raw `response`, which is parsed as a live answer would be, as the quickstart's are; or it is
-one of RankLLM's results: `query` with its `qid`, and `candidates`, best first, with their `docid`.
+one of RankLLM's results: `query` with its `qid`, and `candidates`, best first, with their `docid`.  Answers that lie
+in a file of their own, as RankGPT's, are read by `permutations`.
 """
 
 import dataclasses
-import gzip
-import json
-import os
 import pathlib
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from idistill_jax import config, outside, records
 from idistill_jax.data import collection
-from idistill_jax.data.corpora import jsonl
+from idistill_jax.data.corpora import jsonl, permutations
 from idistill_jax.llm import parse
 from idistill_jax.retrieval import runs
 
@@ -28,10 +25,12 @@ def add(found: collection.Collection, cfg: config.Collection) -> collection.Coll
   One a query: the first.  What is left out is named; raises CollectionError where no ranking is left.
   """
   if cfg.rankings is None:
+    if cfg.rankings_shown is not None:
+      raise config.ConfigError("collection.rankings_shown is what collection.rankings are about: name those too")
     return found
   drops: list[collection.Drop] = []
   rankings = {}
-  for one in read(cfg.rankings, cfg.rankings_model, drops):
+  for one in read(cfg, found.queries, drops):
     if one.query_id in rankings:
       drops.append(collection.Drop("second LLM ranking of a query", one.query_id))
     else:
@@ -61,20 +60,36 @@ def _without_itself(
 
 
 def read(
-  path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
+  cfg: config.Collection, queries: Iterable[records.Query], drops: list[collection.Drop]
 ) -> Iterator[records.RankedList]:
-  """Rankings in file order; another model's are passed over, refused answers go to `drops`."""
-  of_run = runs.system_of(path) is not None
-  for where, found in _of_run(path, model) if of_run else _of_json(path, model, drops):
+  """Rankings in file order; another model's are passed over, what the LLM did not say goes to `drops`.
+
+  queries: the collection's, asked for the ids of texts where a file has texts alone.
+  """
+  for where, found in _in_file_order(cfg, queries, drops):
     if len(set(found.passage_ids)) != len(found.passage_ids) or len(found.passage_ids) < 2:
       drops.append(collection.Drop("LLM ranking that names a passage twice or fewer than two", where))
     else:
       yield found
 
 
-def _of_run(path: str | os.PathLike[str], model: str | None) -> Iterator[tuple[str, records.RankedList]]:
+def _in_file_order(
+  cfg: config.Collection, queries: Iterable[records.Query], drops: list[collection.Drop]
+) -> Iterator[tuple[str, records.RankedList]]:
+  path, model = outside.at(str(cfg.rankings)), cfg.rankings_model
+  if cfg.rankings_shown is not None:
+    _refuse_model(path, model)
+    return permutations.read(path, outside.at(cfg.rankings_shown), queries, drops)
+  return _of_json(path, model, drops) if runs.system_of(path) is None else _of_run(path, model)
+
+
+def _refuse_model(path: outside.Path, model: str | None) -> None:
   if model is not None:
-    raise config.ConfigError(f"{path} holds the ranking of one system: unset collection.rankings_model")
+    raise config.ConfigError(f"{path} holds the rankings of one system: unset collection.rankings_model")
+
+
+def _of_run(path: outside.Path, model: str | None) -> Iterator[tuple[str, records.RankedList]]:
+  _refuse_model(path, model)
   for query_id, results in runs.read_trec(path).items():
     order = tuple(runs.ranked(results))
     yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
@@ -85,26 +100,19 @@ def _rows(path: outside.Path) -> Iterator[jsonl.Row]:
   if pathlib.PurePath(path.name.removesuffix(".gz")).suffix != ".json":
     yield from jsonl.read(path)
     return
-  try:
-    data = path.read_bytes()
-    entries = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as e:
-    raise collection.CollectionError(f"{path}: not JSON: {e}; JSON lines belong into a file that ends in .jsonl") from e
-  if not isinstance(entries, list):
-    raise collection.CollectionError(f"{path}: expected a JSON array, found {type(entries).__name__}")
-  for number, entry in enumerate(entries, start=1):
+  for number, entry in enumerate(jsonl.entries(path), start=1):
     if not isinstance(entry, dict):
       raise collection.CollectionError(
-        f"{path}: entry {number}: expected an object, found {entry!r:.80}; RankGPT's permutations are such an array, "
-        "whose queries and passages lie in another file: join them into lines of `qid`, `candidates` and `response`"
+        f"{path}: entry {number}: expected an object, found {entry!r:.80}; of RankGPT's permutations, which are such "
+        "an array, name the file with their queries and passages too: collection.rankings_shown"
       )
     yield jsonl.Row(f"{path}: entry {number}", entry)
 
 
 def _of_json(
-  path: str | os.PathLike[str], model: str | None, drops: list[collection.Drop]
+  path: outside.Path, model: str | None, drops: list[collection.Drop]
 ) -> Iterator[tuple[str, records.RankedList]]:
-  for row in _rows(outside.at(path)):
+  for row in _rows(path):
     if model is not None and row.values.get("model") != model:
       continue
     query = row.values.get("query")

@@ -85,6 +85,19 @@ def test_lists_of_the_llm_and_of_the_retrievers_teacher_are_looked_through(tmp_p
   assert found["right_passages_first_in_training_lists"] == 1 and found["passage_examples"] == ["p7", "p2", "p6"]
 
 
+def test_what_is_measured_without_known_passages_is_written(tmp_path):
+  found = written(prepared(tmp_path), {}, {"q0": {"p6": 1, "p7": 1}, "q1": {"p2": 1, "p8": 1}})["leakage"]
+  assert (found["familiar_queries"], found["familiar_examples"]) == (1, [["q0", "p7"]])
+  assert found["rest"]["of"] == "distilled against initial in MRR@10" and found["rest"]["queries"] == 1
+  assert found["rest"]["delta"] is None and not found["rest"]["is_lost"]
+
+
+def test_the_ranker_reorders_first_stages_and_hybrids_where_asked_for_all():
+  assert set(stage.RERANKED["all"]) == {"initial", "bm25", "initial+bm25", "distilled", "hybrid"}
+  assert set(stage.RERANKED["all"]) <= {"initial", "bm25", "direct", "distilled", *stage.FUSED}
+  assert {one for pair in stage.TESTS for one in pair} <= set(stage.OURS)
+
+
 def test_one_query_has_means_and_no_tests(tmp_path):
   found = written(prepared(tmp_path), {}, {"q0": {"p9": 1}})
   assert found["systems"]["distilled"]["MRR@10"] == 1.0

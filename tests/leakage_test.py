@@ -97,6 +97,46 @@ def test_right_passages_in_training_lists_are_counted_wherever_they_stand_and_no
   assert "1 of them in first place (for example p4)" in found.note and not found.warnings
 
 
+GAINED = {f"test{i}": 0.4 if i < 10 else 0.0 for i in range(20)}
+BEFORE = dict.fromkeys(GAINED, 0.3)
+
+
+def rested(gained: dict[str, float], *familiar: int, queries_asked: int = 20) -> leakage.Leakage:
+  """Queries of a right passage each; those of `familiar` stood first in a training list."""
+  test = queries("test", *(f"question {number}" for number in "abcdefghijklmnopqrst"[:queries_asked]))
+  lists = [ranked(f"train{i}", f"p{i}", "x") for i in familiar]
+  found = leakage.check(test, TRAIN, {one.id: {f"p{i}": 1, "x": 0} for i, one in enumerate(test)}, lists, 1)
+  return found.measured("distilled against initial in MRR@10", BEFORE, {
+    one: value + gained[one] for one, value in BEFORE.items()}, 2000)
+
+
+def test_a_result_that_rests_on_passages_that_training_put_first_is_shouted():
+  found = rested(GAINED, *range(10))
+  assert found.familiar[:2] == (("test0", "p0"), ("test1", "p1")) and len(found.familiar) == 10
+  assert "10 of 20 test queries have a right passage that stands first" in found.warnings[0]
+  assert "(for example test0 and p0)" in found.warnings[0]
+  assert "in MRR@10 is +0.200 (p 0.0" in found.warnings[0] and "+0.000 (p 1.000) over the other 10" in found.warnings[0]
+  rest = found.as_json()["rest"]
+  assert (rest["queries"], rest["delta"], rest["is_lost"]) == (10, 0.0, True)
+  assert found.as_json()["familiar_queries"] == 10 and found.as_json()["familiar_examples"][0] == ["test0", "p0"]
+
+
+@pytest.mark.parametrize("gained, familiar", [
+  (GAINED, range(10, 20)),  # the gain lies with the others
+  (dict.fromkeys(GAINED, 0.1), range(10)),  # or with all
+  (dict.fromkeys(GAINED, 0.0), range(10)),  # or there is none to doubt
+  (GAINED, ())])
+def test_a_result_that_does_not_rest_on_them_is_none(gained, familiar):
+  found = rested(gained, *familiar)
+  assert not found.warnings and (found.rest is None) == (not familiar)
+  assert found.rest is None or not found.rest.is_lost
+
+
+def test_where_no_other_query_is_left_to_measure_it_is_shouted():
+  found = rested(dict.fromkeys(GAINED, 0.1), *range(19))
+  assert found.rest.delta is None and "and cannot be measured over the other 1:" in found.warnings[0]
+
+
 def test_a_test_query_with_a_list_of_its_own_is_shouted():
   for one in (ranked("test1", "x"), scored("test1", "x")):
     found = leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x"), one], 1)

@@ -533,7 +533,7 @@ def test_leakage_is_said_before_anything_else(report, text):
     leakage={"near_duplicate_queries": 2, "test_queries": 60, "examples": [["q1", "<b>t1", 1.0], ["q2", "t2", 0.9]]},
   )
   shown = page.render(dataclasses.replace(report, evaluation=leaky))
-  said = "Leakage: of 60 test queries 2 have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
+  said = "Leakage. Of 60 test queries 2 have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
   assert said in shown and shown.index(said) < shown.index("<h1>")
   assert "Leakage" not in text
 
@@ -552,6 +552,26 @@ def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text,
   assert claims.leak(known) is None
   assert "1 have a list that training learned from (q7)" in claims.leak(
     known | {"test_queries_trained_on": 1, "trained_on_examples": ["q7"]})
+
+
+def test_a_result_that_rests_on_known_passages_is_said_first_and_one_that_does_not_in_passing(report):
+  rest = {"of": "distilled against initial in MRR@10", "queries": 40, "delta": 0.061, "p": 0.004, "whole_delta": 0.09,
+          "whole_p": 0.0001, "is_lost": False}  # fmt: skip
+  known = {"right_passages": 60, "right_passages_in_training_lists": 50, "right_passages_first_in_training_lists": 20,
+           "test_queries": 60, "familiar_queries": 20, "familiar_examples": [["q1", "<b>p1"]],
+           "rest": rest}
+  said = "does not rest on the 20 test queries whose right passage stood first: distilled against initial in MRR@10 is"
+  assert said in claims.seen(known) and "+0.061 (p\u00a0=\u00a00.004) over the other 40" in claims.seen(known)
+  assert claims.leak(known) is None
+  lost = known | {"rest": rest | {"delta": 0.01, "p": 0.4, "is_lost": True}}
+  shown = page.render(dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=lost)))
+  loud = "Leakage. 20 of 60 test queries have a right passage that stands first in a list that training learned from"
+  assert f"{loud} (q1: &lt;b&gt;p1), and the result rests on them" in shown and shown.index(loud) < shown.index("<h1>")
+  assert "rest on" not in claims.seen(lost)
+  # Nothing measured without them, and no difference to begin with.
+  assert "cannot be measured over the other 1" in claims.leak(known | {
+    "rest": rest | {"delta": None, "p": None, "queries": 1, "is_lost": True}})
+  assert "rest on" not in claims.seen(known | {"rest": rest | {"whole_p": 0.3}})
 
 
 def test_readers_tests_show_what_is_corrected(text):

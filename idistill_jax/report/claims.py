@@ -55,19 +55,38 @@ def _taught_by_lists(settings: Mapping[str, str]) -> bool:
 
 
 def leak(found: Mapping[str, Any]) -> str | None:
-  """What must be said before anything else: training saw queries of the test.  None where it saw none."""
-  said = []
+  """What must be said before anything else: training saw queries of the test, or the result rests on passages that it
+  put first.  None where neither is so."""
+  said, sentences = [], []
   if number := int(found.get("test_queries_trained_on") or 0):
     examples = ", ".join(found.get("trained_on_examples", ()))
     said.append(f"{count(number)} have a list that training learned from ({examples})")
   if number := int(found.get("near_duplicate_queries") or 0):
     examples = ", ".join(f"{test} ~ {train}" for test, train, _ in found.get("examples", ()))
     said.append(f"{count(number)} have a near-duplicate among the training queries ({examples})")
-  if not said:
-    return None
-  return f"Leakage: of {count(int(found['test_queries']))} test queries " + ", and ".join(said) + (
-    ". What is measured on them is no evidence."
-  )
+  if said:
+    sentences.append(f"Of {count(int(found['test_queries']))} test queries " + ", and ".join(said) + (
+      ". What is measured on them is no evidence."
+    ))
+  rest = found.get("rest") or {}
+  if rest.get("is_lost"):
+    examples = ", ".join(f"{query}: {passage}" for query, passage in found.get("familiar_examples", ()))
+    familiar = f"{count(int(found['familiar_queries']))} of {count(int(found['test_queries']))}"
+    sentences.append(
+      f"{familiar} test queries have a right passage that stands first in a list that training learned from "
+      f"({examples}), and the result rests on them: "
+      f"{_with_and_without(rest)}. The passages may have been learned, rather than how to find one."
+    )
+  return f"Leakage. {' '.join(sentences)}" if sentences else None
+
+
+def _with_and_without(rest: Mapping[str, Any]) -> str:
+  """The difference over all test queries, and over those without a right passage that training put first."""
+  whole = f"{rest['of']} is {signed(rest['whole_delta'])} ({p_value(rest['whole_p'])})"
+  others = f"over the other {count(int(rest['queries']))}"
+  if rest["delta"] is None:
+    return f"{whole}, and cannot be measured {others}"
+  return f"{whole}, and {signed(rest['delta'])} ({p_value(rest['p'])}) {others}"
 
 
 def seen(found: Mapping[str, Any]) -> str | None:
@@ -80,6 +99,17 @@ def seen(found: Mapping[str, Any]) -> str | None:
   return (
     f"Of {count(right)} passages that are right for a test query, {count(listed)} stand in a list that training "
     f"learned from, {count(first)} of them in first place, as is normal where both search one corpus."
+  ) + _without_familiar(found)
+
+
+def _without_familiar(found: Mapping[str, Any]) -> str:
+  """Whether the result holds without the queries that have such a passage; "" where that is said aloud, or unknown."""
+  rest = found.get("rest") or {}
+  if not rest or rest["is_lost"] or rest["whole_p"] >= SIGNIFICANT:
+    return ""
+  return (
+    f" The result does not rest on the {count(int(found['familiar_queries']))} test queries whose right passage stood "
+    f"first: {_with_and_without(rest)}."
   )
 
 

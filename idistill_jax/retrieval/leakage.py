@@ -1,7 +1,10 @@
 """Did training see the test?  Queries of both splits that say the same, and test passages in training's lists.
 
-The first is leakage, and said aloud.  The second is a number: where both splits search one corpus, passages that are
-right for a test query are found by training queries as well.
+The first is leakage, and said aloud.  The second is normal where both splits search one corpus, and a number as long
+as the result does not rest on it.  A model may have learned a passage, rather than how to find one, where that passage
+stood first in a list; so the difference is measured once more over the test queries that have no such passage, and said
+aloud where it can be told from chance over all of them and cannot over those.  Why not held against what chance would
+list: what is right for one query is found for others more often than a passage drawn from the corpus.
 
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
 is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from idistill_jax import records
+from idistill_jax.retrieval import significance
 
 NEAR = 0.9
 GRAM = 5
@@ -36,6 +40,32 @@ STOP_WORDS = frozenset(
 
 
 Content = tuple[str, ...]
+SIGNIFICANT = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Rest:
+  """A difference over all test queries, and over the `queries` of them without a right passage that training put first;
+  of these delta and p are None where they are fewer than two."""
+
+  of: str
+  queries: int
+  delta: float | None
+  p: float | None
+  whole_delta: float
+  whole_p: float
+
+  @property
+  def is_lost(self) -> bool:
+    """Whether what can be told from chance over all queries cannot be over these."""
+    held = self.delta is not None and self.p is not None and self.p < SIGNIFICANT and self.delta * self.whole_delta > 0
+    return self.whole_p < SIGNIFICANT and not held
+
+  @property
+  def words(self) -> str:
+    others = "cannot be measured" if self.delta is None else f"is {self.delta:+.3f} (p {self.p:.3f})"
+    whole = f"{self.of} is {self.whole_delta:+.3f} (p {self.whole_p:.3f})"
+    return f"{whole}, and {others} over the other {self.queries}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +75,7 @@ class Leakage:
 
   right: passages that are judged right for a test query; None without judgements.  listed: those in a list that
   training learned from, the ones that stand first in some before the others.  first: how many these are.
+  familiar: (test query id, one of its right passages that stands first).  rest: what is measured without these queries.
   """
 
   duplicates: tuple[tuple[str, str, float], ...]
@@ -53,6 +84,8 @@ class Leakage:
   right: int | None
   listed: tuple[str, ...]
   first: int
+  familiar: tuple[tuple[str, str], ...]
+  rest: Rest | None = None
 
   def as_json(self) -> dict[str, object]:
     known = self.right is not None
@@ -66,11 +99,15 @@ class Leakage:
       "right_passages_in_training_lists": len(self.listed) if known else None,
       "right_passages_first_in_training_lists": self.first if known else None,
       "passage_examples": list(self.listed[:EXAMPLES]),
+      "familiar_queries": len(self.familiar) if known else None,
+      "familiar_examples": [list(one) for one in self.familiar[:EXAMPLES]],
+      "rest": self.rest and {**dataclasses.asdict(self.rest), "is_lost": self.rest.is_lost},
     }
 
   @property
   def warnings(self) -> tuple[str, ...]:
-    """What to say aloud: queries of the test were trained on; empty if none was."""
+    """What to say aloud: queries of the test were trained on, or the result rests on passages that training put first;
+    empty if neither is so."""
     said = []
     if self.trained_on:
       said.append(
@@ -84,6 +121,13 @@ class Leakage:
         f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
         "them is no evidence"
       )
+    if self.rest is not None and self.rest.is_lost:
+      query, passage = self.familiar[0]
+      said.append(
+        f"LEAKAGE: {len(self.familiar)} of {self.test_queries} test queries have a right passage that stands first in "
+        f"a list that training learned from (for example {query} and {passage}), and the result rests on them: "
+        f"{self.rest.words}: the passages may have been learned, rather than how to find one"
+      )
     return tuple(said)
 
   @property
@@ -96,6 +140,20 @@ class Leakage:
       f"{len(self.listed)} of {self.right} passages that are right for a test query stand in a list that training "
       f"learned from, {self.first} of them in first place{example}, as is normal where both search one corpus"
     )
+
+  def measured(self, of: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int) -> "Leakage":
+    """With what is left of a difference (values of each test query, `of` in words) without the familiar queries."""
+    if not self.familiar or len(before) < 2:
+      return self
+    known = {query_id for query_id, _ in self.familiar}
+    others = [query_id for query_id in before if query_id not in known]
+    compare = lambda ids: significance.compare(
+      {one: after[one] for one in ids}, {one: before[one] for one in ids}, resamples=resamples)
+    whole, rest = compare(before), compare(others) if len(others) > 1 else None
+    return dataclasses.replace(self, rest=Rest(
+      of=of, queries=len(others), delta=rest and rest.delta, p=rest and rest.p,
+      whole_delta=whole.delta, whole_p=whole.p,
+    ))
 
 
 def check(
@@ -118,9 +176,12 @@ def check(
     trained_on |= asked & {one.query_id}
     listed |= right.intersection(one.passage_ids)
     first |= right.intersection(one.passage_ids[:1])
+  put_first = ((one.id, min((passage for passage, grade in qrels.get(one.id, {}).items()
+                             if grade >= relevant_from and passage in first), default=None)) for one in test)
   return Leakage(
     duplicates=tuple(_duplicates(test, train)), trained_on=tuple(sorted(trained_on)), test_queries=len(test),
     right=len(right) if qrels else None, listed=(*sorted(first), *sorted(listed - first)), first=len(first),
+    familiar=tuple((query_id, passage) for query_id, passage in put_first if passage is not None),
   )
 
 

@@ -128,7 +128,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     summary.write_parquet(job.out / PARQUET, measured)
   pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
   tests = [pair for pair in pairs if set(pair) <= systems.keys()]
-  seen = leaked(job, queries, table, qrels or {})
+  seen = leaked(job, queries, table, qrels or {}, measured)
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
@@ -249,14 +249,19 @@ def measure(
 
 
 def leaked(
-  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels
+  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels,
+  measured: summary.Measured,
 ) -> leakage.Leakage:
-  """What training saw of the test: queries are said aloud, passages are counted."""
+  """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
+  on them."""
   lists: Iterable[records.RankedList | records.ScoredList] = itertools.chain(
     example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
     example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
   )
   found = leakage.check(queries, table.of_split("train"), qrels, lists, job.cfg.evaluate.relevant_from)
+  main = next(iter(measured["initial"]))
+  found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
+                         job.cfg.evaluate.resamples)
   for said in found.warnings:
     logging.warning(said)
   if found.note is not None:

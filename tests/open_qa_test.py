@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, cli, pipeline
+from idistill_jax import artifacts, cli, pipeline, records, search, upsert
+from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import tfds
 from idistill_jax.report import gather
 
@@ -87,6 +88,27 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   assert metrics["ann"]["index"] == "scann" and metrics["leakage"]["test_queries"] == 16
   answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
   assert answered["questions"] == 16 and np.isfinite(answered["systems"]["distilled"]["EM"])
+  # By inner products from the first search to the exported folder, as Contriever was published.
+  for stage, name in (("candidates", "passages.npy"), ("candidates", "queries.npy"), ("index", "passages.npy")):
+    lengths = np.linalg.norm(np.load(workdir.folder(stage) / name), axis=1)
+    assert lengths.min() > 1.1 and np.ptp(lengths) > 0.01
+  exported = workdir.folder("export") / "retriever"
+  assert json.loads((exported / "config_sentence_transformers.json").read_text())["similarity_fn_name"] == "dot"
+  embedded = similarity.load(workdir.folder("candidates"))
+  passages_of = tables.load_passages(workdir.folder("collection"))
+  question = tables.load_queries(workdir.folder("collection"))
+  for one in example.read_records(workdir.folder("candidates"), artifacts.CANDIDATES, records.CandidateList):
+    products_P = embedded.passages_PxE @ embedded.queries_QxE[question.row(one.query_id)]
+    np.testing.assert_allclose(one.scores, np.sort(products_P)[::-1][: len(one.scores)], rtol=1e-4)
+  # What is found in the finished workdir, and after a passage has come to it, is so as well.
+  asked = question.of_split("train")[0]
+  found = search.Searcher(workdir.root).search(asked.text, 3)
+  of_asked_P = embedded.passages_PxE @ embedded.queries_QxE[question.row(asked.id)]
+  assert found["initial"].passages[0].id == passages_of.ids[int(of_asked_P.argmax())]
+  (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "new", "text": asked.text}) + "\n")
+  upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
+  grown = np.load(tmp_path / "grown" / "index" / "passages.npy")
+  assert len(grown) == len(passages_of) + 1 and np.linalg.norm(grown[-1]) > 1.1
   report = gather.gather(workdir)
   assert report.evaluation.main_measure == "answer@20" and report.reader.main_measure == "F1"
   assert report.shown.queries[0].answers and report.shown.queries[0].said
@@ -108,18 +130,23 @@ def test_ms_marco_learns_from_rankings_made_elsewhere(tmp_path, monkeypatch, tin
       docs_tsv=str(tmp_path / "docs.tsv"), queries_tsv=str(queries), qrels_trec=str(qrels)
     )
     monkeypatch.setitem(ir_datasets.registry._registered, name, dataset)
-  lines = [
-    {"qid": f"q-{place}", "ranking": [place, *random.Random(place).sample(places[24:], 9)]} for place in places[:24]
+  # RankGPT's two files: the right passage is shown last, and the LLM puts it first.
+  shown = [
+    {"query_id": f"q-{place}", "query": f"what is {place} known for", "retrieved_passages": [
+      {"docid": one} for one in (*random.Random(place).sample(places[24:], 9), place)]} for place in places[:24]
   ]
-  (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  (tmp_path / "shown.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shown))
+  (tmp_path / "said.json").write_text(json.dumps([" > ".join(f"[{i}]" for i in (10, *range(1, 10)))] * len(shown)))
   cfg = config_test.load("msmarco")
-  cfg.collection.rankings = str(tmp_path / "rankings.jsonl")
+  cfg.collection.rankings, cfg.collection.rankings_shown = str(tmp_path / "said.json"), str(tmp_path / "shown.jsonl")
   cfg.encoder.weights, cfg.encoder.tokens_per_step, cfg.ranker.epochs = tiny_weights, 2048, 1
   cfg.ranker.passages_per_list = cfg.retriever.passages_per_list = 6
   cfg.candidates.depth, cfg.scores.depth, cfg.evaluate.rerank_depth, cfg.evaluate.resamples = 20, 6, 5, 200
   workdir = artifacts.Workdir(tmp_path / "w")
   pipeline.run(cli.Runner(cfg, workdir, ()))
   assert workdir.manifest("labels")["counts"]["made_elsewhere"] == 24
+  learned = example.read_records(workdir.folder("labels"), artifacts.RANKINGS, records.RankedList)
+  assert all(one.query_id == f"q-{one.passage_ids[0]}" and one.status == "complete" for one in learned)
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
   assert metrics["queries"] == len(places) - 24 - 1 and metrics["relevant_from"] == 2
   assert metrics["systems"]["bm25"]["MRR@10"] == 1.0 > metrics["systems"]["initial"]["MRR@10"]

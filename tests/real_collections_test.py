@@ -55,7 +55,7 @@ def checked(workdir: artifacts.Workdir, answers: bool) -> gather.Evaluation:
   assert kinds == {"MRR", "nDCG", "hit", "recall"} | ({"answer"} if answers else set())
   assert all(0 <= value <= 1 for means in found.systems.values() for value in means.values())
   # 300 passages, BERT-tiny: words find what it does not, and reordering the first 20 loses none of them.
-  assert found.systems["bm25"]["MRR@10"] > 0.5 > found.systems["initial"]["MRR@10"]
+  assert found.systems["bm25"]["MRR@10"] > 0.6 and found.systems["bm25"]["MRR@10"] > found.systems["initial"]["MRR@10"]
   for system in ("bm25", "hybrid", "initial+bm25", "distilled"):
     first, reordered = (runs.read_trec(workdir.folder("evaluate") / "runs" / f"{name}.trec")
                         for name in (system, f"{system}+ranker"))

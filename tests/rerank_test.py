@@ -58,8 +58,12 @@ def test_a_pair_is_scored_once():
   assert asked == [("x", "A"), ("x", "B"), ("y", "B")]
 
 
-def test_rankings_become_hits_with_the_initial_similarities():
-  found = rerank.as_hits([["c", "a", "b"], ["d", "c"]], IDS.index, lambda place, rows: 10 * place + rows)
-  assert found.rows.tolist() == [[2, 0], [3, 2]] and found.scores.tolist() == [[2, 0], [13, 12]]
-  orders = rerank.rerank(lambda q, p, s: -s, ["x", "y"], TEXTS, IDS, found, 2, found.scores)
-  assert orders == [["a", "c"], ["c", "d"]]
+def test_rankings_of_any_length_are_reordered_by_score_and_similarity():
+  """Behind the depth nothing moves, and what finds little, or nothing, shortens no other."""
+  similarity = lambda place, rows: 10.0 * place + rows
+  reorder = lambda depth: rerank.reorder(
+    lambda q, p, s: -s, ["x", "y", "z"], TEXTS, [["c", "a", "b"], ["d"], []], IDS.index, similarity, depth)
+  assert reorder(2) == [["a", "c", "b"], ["d"], []]
+  assert reorder(3) == [["a", "b", "c"], ["d"], []]
+  with pytest.raises(ValueError, match="not finite, for 4 pairs"):
+    rerank.reorder(lambda q, p, s: s * np.nan, ["x", "y"], TEXTS, [["c", "a", "b"], ["d"]], IDS.index, similarity, 9)

@@ -1,6 +1,6 @@
 """A ranker over the first places of a search: hits -> ids in the new order, deeper places unchanged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -26,18 +26,23 @@ def once(score: Score) -> Score:
   return remembering
 
 
-def as_hits(
-  orders: Sequence[Sequence[str]], row: Callable[[str], int], similarity: Callable[[int, np.ndarray], np.ndarray]
-) -> hits_lib.Hits:
-  """Rankings of any system as hits, with the similarities that a ranker adds its score to.
+def reorder(
+  score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], orders: Sequence[Sequence[str]],
+  row: Callable[[str], int], similarity: Callable[[int, np.ndarray], np.ndarray], depth: int,
+) -> list[list[str]]:
+  """Rankings of any system, however long each is, the first `depth` by the ranker's score (ties as in `runs.ranked`).
 
-  orders: passage ids of each query, cut to the shortest ranking.  similarity: (place of the query, passage rows) ->
-  float [K].
+  orders: passage ids of each query.  row: of an id in passage_texts.  similarity: (place of the query, passage rows) ->
+  float [N], a term of the score.  Raises as `rerank` does.
   """
-  width = min(map(len, orders))
-  rows_QxK = np.array([[row(one) for one in order[:width]] for order in orders], np.int32)
-  scores_QxK = np.array([similarity(place, rows) for place, rows in enumerate(rows_QxK)], np.float32)
-  return hits_lib.Hits(rows=rows_QxK, scores=scores_QxK, found=np.full(len(orders), width, np.int32))
+  heads = [[row(one) for one in order[:depth]] for order in orders]
+  similarities = np.concatenate([similarity(place, np.array(rows, np.int32)) for place, rows in enumerate(heads)])
+  scores = _scores(score, query_texts, passage_texts, heads, similarities)
+  of_each = np.split(scores, np.cumsum([len(rows) for rows in heads])[:-1])
+  return [
+    [*runs.ranked(dict(zip(order[:depth], map(float, values), strict=True))), *order[depth:]]
+    for order, values in zip(orders, of_each, strict=True)
+  ]
 
 
 def rerank(
@@ -58,17 +63,27 @@ def rerank(
   if depth < 1:
     raise ValueError(f"the ranker needs at least one place to reorder, found a depth of {depth}")
   head_QxN = hits.rows[:, :depth]
-  queries = [text for text, rows in zip(query_texts, head_QxN, strict=True) for _ in rows]
-  passages = [passage_texts[row] for row in head_QxN.ravel()]
-  scores = np.asarray(score(queries, passages, similarities_QxN[:, :depth].ravel()))
-  if scores.shape != (len(queries),) or not np.isfinite(scores).all():
-    raise ValueError(
-      f"the ranker gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} of them not "
-      f"finite, for {len(queries)} pairs"
-    )
+  scores = _scores(score, query_texts, passage_texts, head_QxN, similarities_QxN[:, :depth].ravel())
   orders = []
   for rows, row_scores in zip(hits.rows, scores.reshape(head_QxN.shape), strict=True):
     ids = [passage_ids[row] for row in rows]
     head = {passage_id: float(value) for passage_id, value in zip(ids, row_scores, strict=False)}
     orders.append([*runs.ranked(head), *ids[depth:]])
   return orders
+
+
+def _scores(score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], heads: Iterable[Iterable[int]],
+            similarities: np.ndarray) -> np.ndarray:
+  """Of each query with the passages of its head, one after the other."""
+  queries, passages = [], []
+  for text, rows in zip(query_texts, heads, strict=True):
+    for row in rows:
+      queries.append(text)
+      passages.append(passage_texts[row])
+  scores = np.asarray(score(queries, passages, similarities))
+  if scores.shape != (len(queries),) or not np.isfinite(scores).all():
+    raise ValueError(
+      f"the ranker gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} of them not "
+      f"finite, for {len(queries)} pairs"
+    )
+  return scores

@@ -93,8 +93,8 @@ def run(job: artifacts.Job) -> None:
   start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
   for system, name in RERANKED[cfg.rerank].items():
     orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
-    found = rerank.as_hits(orders, passages.row, lambda place, found: start(rows[place], found))
-    reordered = rerank.rerank(score, texts, passages.texts, passages.ids, found, cfg.rerank_depth, found.scores)
+    reordered = rerank.reorder(score, texts, passages.texts, orders, passages.row,
+                               lambda place, found: start(rows[place], found), cfg.rerank_depth)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
   theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,

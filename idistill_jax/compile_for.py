@@ -15,12 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from rich import box, table
 from rich import console as rich_console
 
 from idistill_jax import cli, extras, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches, pack, tokenize
+from idistill_jax.models import bert, families
+from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, objectives, optim
 from idistill_jax.train import step as step_lib
@@ -52,7 +56,7 @@ class Program:
   """One compiled step, for one chip of the slice.
 
   tokens: of the whole slice.  flops and bytes_moved are the compiler's count, without what happens inside kernels; of a
-  batch in passes that of one, as many times: what is encoded again for its gradient is left out.  kernels: how many
+  batch in passes what is encoded again for its gradient is counted, what surrounds the layers once.  kernels: how many
   there are in the text of the program, a loop's once.
   """
 
@@ -71,6 +75,10 @@ class Program:
   def seconds(self, chip: Chip) -> float:
     """The larger of computing and moving at the data sheet's rates: a lower bound."""
     return max(self.flops / chip.flops, self.bytes_moved / chip.bandwidth)
+
+
+# Of XLA's names for what a program costs.
+COUNTED = ("flops", "bytes accessed")
 
 
 class NoTpuCompilerError(ModuleNotFoundError):
@@ -139,47 +147,67 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  def lowered(passes: int, rows: pack.Rows, turn: int) -> Any:
-    loss_fn = objective(dataclasses.replace(cfg, passes=passes), _in_turns(network, turn))
-    step: Any = step_lib.make_step(loss_fn, tx, state)
-    return step.lower(state, dataclasses.replace(batch, rows=rows))
-
-  whole = lowered(cfg.passes, rows, 1)
-  compiled = whole.compile()
-  # Why not the whole batch in one pass: the compiler refuses what no chip could hold.
+  network = _in_a_loop(network)
+  step: Any = step_lib.make_step(objective(cfg, network), tx, state)
+  lowered = step.lower(state, batch)
+  compiled = lowered.compile()
   part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
-  cost = _cost(lambda turn: compiled if (cfg.passes, turn) == (1, 1) else lowered(1, part, turn).compile(),
-               network.table.layers)
-  return _program(name, whole, compiled, rows, {what: cfg.passes * count for what, count in cost.items()})
+  layer = _layer_cost(network, params, part, mesh, gradient=True)
+  if cfg.passes > 1:
+    again = _layer_cost(network, params, part, mesh, gradient=False)
+    layer = {what: layer[what] + again[what] for what in COUNTED}
+  return _program(name, lowered, compiled, rows, layer, turns=cfg.passes * network.table.layers)
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
   kernels_as_read = jax.eval_shape(lambda params: network.reading(params)[1], network.abstract)
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
-  network = dataclasses.replace(network, execution=network.execution.without_gradient())
+  network = _in_a_loop(dataclasses.replace(network, execution=network.execution.without_gradient()))
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  lowered = lambda turn: jax.jit(_in_turns(network, turn).apply).lower(params, rows)
-  whole = lowered(1)
-  compiled = whole.compile()
-  cost = _cost(lambda turn: compiled if turn == 1 else lowered(turn).compile(), network.table.layers)
-  return _program("encode", whole, compiled, rows, cost)
+  lowered = jax.jit(network.apply).lower(params, rows)
+  layer = _layer_cost(network, params, rows, mesh, gradient=False)
+  return _program("encode", lowered, lowered.compile(), rows, layer, turns=network.table.layers)
 
 
-def _in_turns(network: networks.Network, layers: int) -> networks.Network:
-  """Of so many layers each in the loop over them; of one, what a TPU runs."""
-  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=layers))
+def _in_a_loop(network: networks.Network) -> networks.Network:
+  """With layers in a loop, as a TPU runs them."""
+  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=False))
 
 
-def _cost(compiled: Callable[[int], Any], layers: int) -> dict[str, float]:
-  """FLOPs and bytes over all layers.  Of a loop XLA counts one turn: turns of one layer and of two tell what one costs.
+def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: jax.sharding.Mesh, *,
+                gradient: bool) -> dict[str, float]:
+  """What one layer costs by itself, with its gradient or without: XLA counts a loop's turn once.
 
-  compiled: layers of a turn -> the program.  Why not unrolled layers: the TPU's compiler takes minutes over them.
+  Why not the whole program with two layers a turn, or with none in a loop: the TPU's compiler takes as long over it as
+  over the program itself, or minutes more; over a layer it takes seconds.
   """
-  one, two = (compiled(turn).cost_analysis() for turn in (1, 2))
-  # Of an odd number, the last layer stands by itself beside the turns of two.
-  counted = 2 + layers % 2 if layers > 1 else 1
-  of_layer = lambda what: (two[what] - one[what]) / max(counted - 1, 1)
-  return {what: one[what] + (layers - 1) * of_layer(what) for what in ("flops", "bytes accessed")}
+  sizes, execution = families.read_config(network.source), network.execution
+  graph, _ = nnx.split(nnx.eval_shape(lambda: bert.Layer(sizes, rngs=nnx.Rngs(0))))
+  by_rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
+
+  def unstacked(leaf: Any) -> Any:
+    layout = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+    return _abstract(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), layout)
+
+  own = jax.tree.map(unstacked, params["encoder"]["layers"])
+  count, length = rows.token_ids.shape
+  x = _abstract(jax.ShapeDtypeStruct((count, length, sizes.hidden_size), execution.states), by_rows)
+  bias = None if sizes.relative_buckets is None else _abstract(
+    jax.ShapeDtypeStruct((sizes.num_attention_heads, length, length), jnp.float32), everywhere)
+
+  def values(params: Any, x: Any, segments: Any, bias: Any) -> Any:
+    layer = lambda params, x: nnx.merge(graph, params)(x, segments, bias, execution)
+    return execution_lib.rematerialised(layer, execution.remat)(params, x)
+
+  def gradients(params: Any, x: Any, segments: Any, bias: Any) -> Any:
+    y, backward = jax.vjp(lambda params, x: values(params, x, segments, bias), params, x)
+    # Any cotangent will do that has its shape, but for a constant, which the compiler would calculate with.
+    return y, backward(x)
+
+  layouts = (by_rows, (jax.tree.map(lambda leaf: leaf.sharding, own), by_rows)) if gradient else by_rows
+  made = jax.jit(gradients if gradient else values, out_shardings=layouts)
+  cost: Any = made.lower(own, x, rows.segment_ids, bias).compile().cost_analysis()
+  return {what: cost[what] for what in COUNTED}
 
 
 def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sharding.Mesh) -> pack.Rows:
@@ -195,8 +223,11 @@ def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _program(name: str, lowered: Any, compiled: Any, rows: pack.Rows, cost: dict[str, float]) -> Program:
-  memory = compiled.memory_analysis()
+def _program(name: str, lowered: Any, compiled: Any, rows: pack.Rows, layer: dict[str, float], *,
+             turns: int) -> Program:
+  """turns: of the loops over layers and passes, of which the compiler has counted one."""
+  memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+  cost = {what: counted[what] + (turns - 1) * layer[what] for what in COUNTED}
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, flops=cost["flops"], bytes_moved=cost["bytes accessed"],

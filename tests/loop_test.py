@@ -21,7 +21,7 @@ from jax.sharding import AxisType
 from idistill_jax import cli, processes, sharding
 from idistill_jax.data import batches
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, curves, loop, preemption, utilization, windows
+from idistill_jax.train import checkpoint, curves, loop, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -118,7 +118,7 @@ def assert_same_bits(found: pathlib.Path, whole: pathlib.Path) -> None:
   expected, params = np.load(whole / "params.npz"), np.load(found / "params.npz")
   for path in expected:
     np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
-  of_time = {"tokens_per_second", "mfu", "input_wait", "compiled"}
+  of_time = {"tokens_per_second", "mfu", "input_wait", "compiled", *windows.OF_START}
   timeless = lambda folder: [{k: v for k, v in row.items() if k not in of_time} for row in metrics(folder)]
   assert timeless(found) == timeless(whole)
   assert len(metrics(whole)) == 8
@@ -279,6 +279,40 @@ def test_the_readout_has_share_of_peak_and_waits_and_a_checkpoint_may_read_the_d
   for row in metrics(tmp_path):
     expected = row["tokens_per_second"] * 6 * kernels / utilization.peak(training.mesh, "float32")
     assert 0 < row["mfu"] == pytest.approx(expected, rel=0.05, abs=1e-4) and row["input_wait"] >= 0
+
+
+def test_looking_back_at_a_step_computes_nothing(tmp_path, tiny_weights, monkeypatch):
+  """What it computed would stand on the device behind the step that is under way, and the host would wait for both."""
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  rate = optim.schedule(training.optim, len(training.batches))
+  expected = [float(rate(step)) for step in range(len(training.batches))]
+  settle, guard, within, lifted = loop.settle, jax.transfer_guard, [], []
+  monkeypatch.setattr(jax, "transfer_guard", lambda level: (lifted.extend(within), guard(level))[1])
+
+  def watched(*of):
+    # Control: numbers of the host that go into a computation are refused there.
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+      rate(of[0].step)
+    within.append(of[0].step)
+    settle(*of)
+    within.clear()
+
+  monkeypatch.setattr(loop, "settle", watched)
+  loop.train(training)
+  assert not lifted
+  np.testing.assert_allclose([row["lr"] for row in metrics(tmp_path)], expected, rtol=1e-6)
+
+
+def test_the_first_step_since_a_start_tells_what_it_took(tmp_path, tiny_weights, caplog):
+  caplog.set_level("INFO")
+  training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
+  loop.train(training)
+  first, *rest = metrics(tmp_path)
+  assert set(windows.OF_START) <= first.keys() and not any(set(windows.OF_START) & row.keys() for row in rest)
+  assert 0 < first["trace_seconds"] + first["compile_seconds"] < first["first_step_seconds"]
+  assert "first step done after" in caplog.text and "traced in" in caplog.text
+  (window,) = [json.loads(line) for line in windows.path(tmp_path, 0).read_text().splitlines()]
+  assert all(window[name] == first[name] for name in windows.OF_START)
 
 
 def test_a_profile_of_the_steps_asked_for_is_written(tmp_path, tiny_weights):

@@ -61,8 +61,7 @@ def train(training: Training) -> Any:
 
   On SIGTERM it saves where it is and raises preemption.Preempted.
   """
-  steps = len(training.batches)
-  learning_rate = optim.schedule(training.optim, steps)
+  began, steps = time.perf_counter(), len(training.batches)
 
   # -- State: starting weights onto the mesh, or the newest checkpoint -------------------------------------------------
   tx, state = begun(training)
@@ -72,7 +71,7 @@ def train(training: Training) -> Any:
   start = int(state.step)
   if start:
     logging.info("%s continues at step %d of %d", training.name, start, steps)
-  readout = Readout(training, learning_rate, start)
+  readout = Readout(training, start, began)
 
   # -- Steps, looking back one -----------------------------------------------------------------------------------------
   train_step = step_lib.make_step(training.loss_fn, tx, state)
@@ -82,7 +81,7 @@ def train(training: Training) -> Any:
         preemption.watch(training.mesh) as preempted, utilization.compilations() as compiled,
         contextlib.closing(trace), jax.transfer_guard("disallow")):
     if start < steps:
-      compile_together(training, train_step, state, start)
+      readout.compiling = compile_together(training, train_step, state, start)
     for step in range(start, steps):
       asked = time.perf_counter()
       batch = next(data)
@@ -139,10 +138,11 @@ def leave(training: Training, checkpoints: checkpoint.Checkpoints, step: int) ->
   raise preemption.Preempted
 
 
-def compile_together(training: Training, train_step: Any, state: step_lib.State, step: int) -> None:
+def compile_together(training: Training, train_step: Any, state: step_lib.State, step: int) -> utilization.Compiling:
   """Compiles the step in every process before any takes it: the first collective gives up on those that come late."""
-  train_step.lower(state, place(training.batches[step], training.mesh)).compile()
+  took = utilization.compile_timed(train_step, state, place(training.batches[step], training.mesh))
   processes.meet(f"{training.name}, compiled")
+  return took
 
 
 def place(batch: batches_lib.ListBatch, mesh: jax.sharding.Mesh) -> batches_lib.ListBatch:
@@ -166,10 +166,14 @@ class Pending:
 
 
 class Readout:
-  """What is said of every step, on display and in metrics.jsonl."""
+  """What is said of every step, on display and in metrics.jsonl, and of the first one how long it was in coming."""
 
-  def __init__(self, training: Training, learning_rate: Any, start: int):
-    self.training, self.learning_rate, self.start = training, learning_rate, start
+  def __init__(self, training: Training, start: int, began: float):
+    """began: when the training was called, by perf_counter."""
+    self.training, self.start, self.began = training, start, began
+    # All at once, and here: what is computed between two steps waits on the device for the second of them.
+    self.learning_rates = optim.rates(training.optim, len(training.batches))
+    self.compiling: utilization.Compiling | None = None
     # Steps of the parts before.
     self.before = training.part * len(training.batches)
     self.log = MetricsLog(training, self.before + start, self.before + len(training.batches))
@@ -179,6 +183,16 @@ class Readout:
 
   def bar(self) -> contextlib.AbstractContextManager[progress.Bar]:
     return progress.bar(self.training.name, total=len(self.training.batches), done=self.start)
+
+  def first(self, step: int, finished: float) -> dict[str, float]:
+    """What the row of the first step since this start has more than others; nothing of others."""
+    if step > self.start or self.compiling is None:
+      return {}
+    logging.info("%s: first step done after %.1f s; it was %s", self.training.name, finished - self.began,
+                 self.compiling)
+    took = (finished - self.began, self.compiling.trace_seconds, self.compiling.compile_seconds,
+            self.compiling.from_cache)
+    return dict(zip(windows.OF_START, (round(float(one), 3) for one in took), strict=True))
 
 
 def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
@@ -203,13 +217,12 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
   if pending.compiled and pending.step > readout.start:
     logging.warning("%s: step %d was compiled anew; its batch has another shape than those before",
                     readout.training.name, step)
-  with jax.transfer_guard("allow"):
-    rate = float(readout.learning_rate(pending.step))
   of_time = {"tokens_per_second": round(speed), "mfu": round(speed * readout.share_of_peak, 4),
              "input_wait": round(pending.waited, 4)}
   readout.log.write({"step": step, **seen,
-                     "fill": round(tokens / readout.training.batches.room, 4), **of_time, "lr": rate,
-                     "compiled": pending.compiled})
+                     "fill": round(tokens / readout.training.batches.room, 4), **of_time,
+                     "lr": readout.learning_rates[pending.step], "compiled": pending.compiled,
+                     **readout.first(pending.step, finished)})
   bar.update(pending.step + 1, loss=seen["loss"], **of_time)
 
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from idistill_jax import config as config_lib
@@ -12,6 +15,11 @@ def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
   warmup = max(1, round(cfg.warmup_fraction * steps))
   rise = optax.linear_schedule(cfg.peak_lr / warmup, cfg.peak_lr, max(1, warmup - 1))
   return optax.join_schedules([rise, optax.linear_schedule(cfg.peak_lr, 0.0, max(1, steps - warmup))], [warmup])
+
+
+def rates(cfg: config_lib.Optim, steps: int) -> list[float]:
+  """The learning rate of every step."""
+  return np.asarray(jax.vmap(schedule(cfg, steps))(jnp.arange(steps))).tolist()
 
 
 def adamw(cfg: config_lib.Optim, steps: int, decay_mask: Any) -> optax.GradientTransformation:

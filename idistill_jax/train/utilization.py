@@ -1,6 +1,7 @@
 """How well a training uses its devices: FLOPs against the measured peak, programs compiled, a profiler's trace."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -15,8 +16,8 @@ from absl import logging
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
-# jax.monitoring's name of it.
-COMPILED = "/jax/core/compile/backend_compile_duration"
+# jax.monitoring's names: a program was compiled, or fetched compiled; it was fetched from the persistent cache.
+COMPILED, FETCHED = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"
 
 
 @functools.cache
@@ -64,6 +65,39 @@ def compilations() -> Iterator[Callable[[], int]]:
     yield lambda: len(found)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiling:
+  """Seconds that a program took before it could run, and whether JAX's persistent cache had it compiled."""
+
+  trace_seconds: float
+  compile_seconds: float
+  from_cache: bool
+
+  def __str__(self) -> str:
+    how = "fetched from the compilation cache" if self.from_cache else "compiled"
+    return f"traced in {self.trace_seconds:.1f} s, {how} in {self.compile_seconds:.1f} s"
+
+
+def compile_timed(function: Any, *arguments: Any) -> Compiling:
+  """Compiles a jitted function for its arguments; the next call with their like finds it compiled."""
+  fetched: list[str] = []
+
+  def listen(event: str, **kwargs: str | int) -> None:
+    if event == FETCHED:
+      fetched.append(event)
+
+  jax.monitoring.register_event_listener(listen)
+  try:
+    started = time.perf_counter()
+    lowered = function.lower(*arguments)
+    traced = time.perf_counter()
+    lowered.compile()
+    compiled = time.perf_counter()
+  finally:
+    jax.monitoring.unregister_event_listener(listen)
+  return Compiling(trace_seconds=traced - started, compile_seconds=compiled - traced, from_cache=bool(fetched))
 
 
 class Trace:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from idistill_jax import artifacts, files, processes
 
 STEPS = 20
+# What the row of the first step since a start has more than others, and so the window that holds it.
+OF_START = ("first_step_seconds", "trace_seconds", "compile_seconds", "from_cache")
 
 
 def path(folder: pathlib.Path, process: int) -> pathlib.Path:
@@ -73,5 +75,6 @@ class Windows:
     _add(self.path, self._process, {
       "step": row["step"], "steps": count, "seconds": round(now - self._began, 3),
       **{name: sum(one[name] for one in self._rows) / count for name in ("loss", "tokens_per_second")},
+      **{name: one[name] for one in self._rows for name in OF_START if name in one},
     })
     self._rows, self._began = [], now

@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from benchmarks import models, report, run, scaling, texts
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import tables
 from idistill_jax.hf import weights
 from idistill_jax.train import utilization
@@ -30,6 +31,8 @@ PARTS = [part for work in run.WORK for part in run.parts_of(work)]
 @pytest.mark.parametrize("work", [part for part in PARTS if not part.startswith("first step")])
 def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
   monkeypatch.setattr(utilization, "matrix_rate", lambda dtype: 1e12)
+  # Of the eight devices that tests pretend to have; programs for all take longer to compile, and measure no more.
+  monkeypatch.setattr(sharding, "make_mesh", lambda cfg, of=None, make=sharding.make_mesh: make(cfg, jax.devices()[:1]))
   found = run.ours(work, sizes, "float32", tmp_path)
   assert found["tokens_per_second"] > 0 and found["peak_memory_bytes"] > 0
   if work in run.COMPARED:

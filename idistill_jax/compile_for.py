@@ -178,8 +178,9 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
                 gradient: bool) -> dict[str, float]:
   """What one layer costs by itself, with its gradient or without: XLA counts a loop's turn once.
 
-  Why not the whole program with two layers a turn, or with none in a loop: the TPU's compiler takes as long over it as
-  over the program itself, or minutes more; over a layer it takes seconds.
+  What the loop copies into a turn and out of it (weights, and what the gradient needs) is not in it.  Why not the
+  whole program with two layers a turn, or with none in a loop: the TPU's compiler takes as long over it as over the
+  program itself, or minutes more; over a layer it takes seconds.
   """
   sizes, execution = families.read_config(network.source), network.execution
   graph, _ = nnx.split(nnx.eval_shape(lambda: bert.Layer(sizes, rngs=nnx.Rngs(0))))

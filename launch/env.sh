@@ -12,6 +12,8 @@ if (return 0 2>/dev/null); then
   env_root="$(cd "$(dirname "${BASH_SOURCE[0]:-$0}")/.." && pwd)" || return
   bash "$env_root/launch/env.sh" "$@" || return
   export VIRTUAL_ENV="$env_root/.venv" PATH="$env_root/.venv/bin:$PATH"
+  # Where it is set, as in many images, what pip left uncompiled (below) would be compiled at every start, for seconds.
+  unset PYTHONDONTWRITEBYTECODE
   # Huge pages for large arrays: a training step on CPU is a fifth faster for it.  glibc reads this at start only.
   export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
   # What XLA compiled once it need not compile again: a second start trains within seconds.  It goes with its jax.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import jobs
 import labels_stage_test
 import pytest
 from loopback_llm import LoopbackLLM, reversed_order
@@ -37,7 +38,7 @@ NO_JAX = (*(name for name in EXTRAS if name != "openai"), "jax", "jaxlib", "flax
 def python(code: str, blocked: tuple[str, ...] = EXTRAS, *arguments: str) -> subprocess.CompletedProcess[str]:
   command = [sys.executable, "-c", BLOCK + textwrap.dedent(code), ",".join(blocked), *arguments]
   # One device: what is compiled here is compiled once.
-  return subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | {"XLA_FLAGS": ""})
+  return subprocess.run(command, capture_output=True, text=True, timeout=240, env=os.environ | jobs.ONE_DEVICE)
 
 
 def test_the_block_blocks() -> None:
@@ -45,19 +46,13 @@ def test_the_block_blocks() -> None:
   assert done.returncode == 1 and "ModuleNotFoundError: No module named 'torch'" in done.stderr
 
 
-def test_training_core_imports() -> None:
-  done = python("""
+def test_training_core_imports_and_runs(tiny_weights: str, tmp_path) -> None:
+  code = """
+    import pathlib
     import idistill_jax.train.loop, idistill_jax.train.inference
     from idistill_jax.stages import queries, collection, candidates, labels, train_ranker, scores, train_retriever
     from idistill_jax.hf import weights
     assert not set(sys.modules) & set(blocked)
-  """)
-  assert done.returncode == 0, done.stderr
-
-
-def test_training_runs(tiny_weights: str, tmp_path) -> None:
-  code = """
-    import pathlib
     sys.path.insert(0, sys.argv[3])
     import tiny_world
     from idistill_jax import config, sharding
@@ -71,12 +66,10 @@ def test_training_runs(tiny_weights: str, tmp_path) -> None:
   assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-  "module",
-  ["config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels"],
-)
-def test_labelling_and_help_need_no_jax(module: str) -> None:
-  done = python(f"import idistill_jax.{module}", (*NO_JAX, "openai"))
+def test_labelling_and_help_need_no_jax() -> None:
+  """One after the other in one process: what is missing is missing to each."""
+  light = ("config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels")
+  done = python("".join(f"import idistill_jax.{module}\n" for module in light), (*NO_JAX, "openai"))
   assert done.returncode == 0, done.stderr
 
 

@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jobs
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,7 +18,7 @@ COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/q
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:
-  environment = os.environ | {"COLUMNS": "160", "XLA_FLAGS": ""}
+  environment = os.environ | jobs.ONE_DEVICE | {"COLUMNS": "160"}
   return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=900)
 
 
@@ -62,6 +63,6 @@ def test_search_over_a_slice_sorts_only_what_it_must(recall, approximates):
 
 def test_without_the_compiler_it_says_what_to_install(tmp_path):
   (tmp_path / "libtpu.py").write_text("raise ModuleNotFoundError('libtpu')")
-  environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "XLA_FLAGS": ""}
+  environment = os.environ | jobs.ONE_DEVICE | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
   done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 1 and "launch/env.sh tpu-compile" in done.stderr and "Traceback" not in done.stderr

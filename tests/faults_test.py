@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import jobs
 import pytest
 
 from idistill_jax import artifacts, begun, cli, config, processes, records
@@ -114,7 +115,6 @@ def test_seconds_that_could_not_be_written_are_none(tmp_path, cfg):
 
 TRAINS = """
 import pathlib, resource, sys
-sys.path.insert(0, {tests!r})
 import tiny_world
 from idistill_jax import artifacts, config, sharding
 from idistill_jax.train import loop
@@ -141,16 +141,15 @@ except Exception as e:
 def test_a_disk_that_fills_up_during_training_is_an_error_and_not_a_model(tmp_path, tiny_weights):
   lists, root = tmp_path / "lists", tmp_path / "run"
   lists.mkdir()
-  code = TRAINS.format(weights=tiny_weights, tests=str(pathlib.Path(__file__).parent))
-  command = [sys.executable, "-c", code, str(lists), str(root)]
-  environment = os.environ | {"XLA_FLAGS": ""}
+  code = TRAINS.format(weights=tiny_weights)
+  start = lambda name, *limit: jobs.started(tmp_path / name, 1, "-c", code, str(lists), str(root), *limit)
   # A megabyte holds the metrics, and no checkpoint.
-  done = subprocess.run([*command, "1000000"], capture_output=True, text=True, timeout=200, env=environment)
-  assert done.returncode == 1, done.stderr
-  assert "too large" in done.stderr or "No space left" in done.stderr
+  with start("full", "1000000") as job:
+    assert job.wait(200) == [1], job.said()
+  assert "too large" in job.said() or "No space left" in job.said()
   assert sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) == ["collection"]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-  assert done.returncode == 0, done.stderr
+  with start("emptied") as job:
+    job.succeed(200)
   assert (root / "train_ranker" / artifacts.MANIFEST).exists()
 
 

@@ -1,18 +1,32 @@
-"""Several real processes on loopback as one job, bounded in time and cleaned up whatever happens."""
+"""Several real processes on loopback as one job, bounded in time and cleaned up whatever happens.
+
+Imports take a process longer than most of what it is started for.  So they are forked, by a process that has them
+behind it, computes nothing and has no device: Python's forkserver.
+"""
 
 import argparse
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import pathlib
+import pkgutil
+import runpy
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 from benchmarks import ports
+from idistill_jax import stages
 
 TESTS = pathlib.Path(__file__).parent
+# As a user's laptop has; the suite itself runs on eight.  Of a flag that is there twice, XLA reads the last.
+ONE_DEVICE = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=1"}
+# Not the pipeline: whatever defines flags is run by each process itself, and could not be twice.
+IMPORTED = (*(f"idistill_jax.stages.{one.name}" for one in pkgutil.iter_modules(stages.__path__)), "tiny_world")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,11 +40,57 @@ def parser() -> argparse.ArgumentParser:
   return made
 
 
+class Forked:
+  """`python <command>`, -m or -c, with the imports behind it; as subprocess.Popen to those who watch and end it."""
+
+  def __init__(self, command: tuple[str, ...], environment: dict[str, str], log: pathlib.Path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    self._process = context.Process(target=_run, args=(command, environment, log))
+    # The first one starts the server, which must find the modules.
+    with mock.patch.dict(os.environ, environment):
+      self._process.start()
+    self.pid = self._process.pid
+
+  def poll(self) -> int | None:
+    return self._process.exitcode
+
+  def wait(self, timeout: float | None = None) -> int:
+    self._process.join(timeout)
+    if (code := self.poll()) is None:
+      raise TimeoutError(f"process {self.pid} has not ended within {timeout} s")
+    return code
+
+  def send_signal(self, what: int) -> None:
+    if self.poll() is None:
+      os.kill(self.pid, what)
+
+  def kill(self) -> None:
+    self.send_signal(signal.SIGKILL)
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str], log: pathlib.Path) -> None:
+  """In a process that was just forked."""
+  assert set(IMPORTED) <= sys.modules.keys(), "the server has not imported what it is there for"
+  with log.open("a") as out:
+    os.dup2(out.fileno(), sys.stdout.fileno())
+    os.dup2(out.fileno(), sys.stderr.fileno())
+  os.environ.clear()
+  os.environ.update(environment)
+  how, what, *flags = command
+  if how == "-m":
+    sys.argv = [what, *flags]
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+  else:
+    sys.argv = [how, *flags]
+    exec(what, {"__name__": "__main__"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
   """processes: in the order of their numbers, each writing to the file of its number in `folder`."""
 
-  processes: list[subprocess.Popen]
+  processes: list[subprocess.Popen | Forked]
   folder: pathlib.Path
 
   def wait(self, seconds: float = 400) -> list[int]:
@@ -57,19 +117,25 @@ class Job:
 
 
 @contextlib.contextmanager
-def started(folder: pathlib.Path, count: int, *command: str, devices: int = 1, patience: float = 60) -> Iterator[Job]:
-  """`python <command>` so many times, with the flags that make one job of them; alone where count is 1."""
+def started(
+  folder: pathlib.Path, count: int, *command: str, patience: float = 60, afresh: bool = False
+) -> Iterator[Job]:
+  """`python <command>` so many times, with the flags that make one job of them; alone where count is 1.
+
+  afresh: by Python itself, as a user starts it; each program has a test that does.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  # Compiled fast rather than well: the programs are small and run a few times.
-  flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-  environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+  environment = os.environ | ONE_DEVICE | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
   address = f"127.0.0.1:{ports.free()}"
-  running: list[subprocess.Popen] = []
+  running: list[subprocess.Popen | Forked] = []
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: [one.kill() for one in running])
     for number in range(count):
       several = [f"--coordinator={address}", f"--processes={count}", f"--process={number}", f"--patience={patience}"]
-      log = stack.enter_context((folder / f"{number}.log").open("w"))
-      running.append(subprocess.Popen([sys.executable, *command, *(several if count > 1 else [])], env=environment,
-                                      stdout=log, stderr=subprocess.STDOUT))
+      whole = (*command, *(several if count > 1 else []))
+      log = folder / f"{number}.log"
+      out = stack.enter_context(log.open("w"))
+      running.append(
+        subprocess.Popen([sys.executable, *whole], env=environment, stdout=out, stderr=subprocess.STDOUT) if afresh else
+        Forked(whole, environment, log))
     yield Job(running, folder)

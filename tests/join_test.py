@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import bucket
+import jobs
 import numpy as np
 import pytest
 
@@ -141,7 +142,7 @@ def test_while_nothing_is_to_do_a_bucket_is_asked_rarely_and_what_begins_is_seen
 
 def test_it_watches_for_stages_to_join_until_it_is_told_to_end(home):
   watching = subprocess.Popen([sys.executable, "-m", "idistill_jax.join", f"--workdir={home.root}"],
-                              env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                              env=os.environ | jobs.ONE_DEVICE, stderr=subprocess.PIPE, text=True)  # fmt: skip
   try:
     time.sleep(3)
     folder = under_way(home)

@@ -367,6 +367,14 @@ def test_an_environment_that_is_as_it_should_be_is_left_alone(clone: Clone) -> N
   assert clone.start("serve")[1][0] == ".[report,llm,serve]" and kept.exists()
 
 
+def test_what_is_imported_is_compiled_once(clone: Clone) -> None:
+  """pip leaves that to the first import, which leaves it to every one where this is set."""
+  show = 'source launch/env.sh && echo "${PYTHONDONTWRITEBYTECODE-unset} $VIRTUAL_ENV"'
+  done = subprocess.run(["bash", "-c", show], cwd=clone.root, text=True, capture_output=True, timeout=60,
+                        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})  # fmt: skip
+  assert done.stdout == f"unset {clone.root / '.venv'}\n", done.stderr
+
+
 def test_an_install_that_fails_costs_nothing(clone: Clone) -> None:
   kept = clone.keep()
   clone.pip("echo 'no wheel' >&2; exit 1")

@@ -3,16 +3,14 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
+import jobs
 import numpy as np
 import pytest
 import tiny_world
@@ -21,7 +19,7 @@ from jax.sharding import AxisType
 from idistill_jax import cli, processes, sharding
 from idistill_jax.data import batches
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, curves, loop, optim, preemption, utilization, windows
+from idistill_jax.train import checkpoint, curves, inference, loop, networks, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -38,94 +36,73 @@ def metrics(folder: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-RUN = """
-import os, pathlib, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-sys.path.insert(0, {tests!r})
-import jax, numpy as np, tiny_world
-from idistill_jax import config, sharding
-from idistill_jax.models import table
-from idistill_jax.train import loop
-folder = pathlib.Path(sys.argv[1])
-training = tiny_world.training(folder, {weights!r}, sharding.make_mesh(config.Mesh()), pairs=True, checkpoint_every=2)
-if len(sys.argv) > 2:  # slow enough to be killed between two checkpoints
-  import time
-  settle = loop.settle
-  loop.settle = lambda *a, **k: (time.sleep(0.5), settle(*a, **k))[1]
-np.savez(folder / "params.npz", **{{k: np.asarray(v) for k, v in table.flatten(loop.train(training)).items()}})
-"""
+def start(folder: pathlib.Path, weights: str, *flags: str, afresh: bool = False):
+  return jobs.started(folder / "said", 1, "-m", "trained", str(folder), weights, *flags, afresh=afresh)
 
 
 @pytest.fixture(scope="module")
-def code(tiny_weights) -> str:
-  return RUN.format(tests=str(pathlib.Path(__file__).parent), weights=tiny_weights)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, code) -> pathlib.Path:
+def whole(tmp_path_factory, tiny_weights) -> pathlib.Path:
   """A run that nothing ended."""
   folder = tmp_path_factory.mktemp("whole")
   tiny_world.write_lists(folder)
-  subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=240)
+  with start(folder, tiny_weights, afresh=True) as job:
+    job.succeed()
   return folder
 
 
-def end_at(lines: int, later: float, end: signal.Signals, code: str, folder: pathlib.Path, **environment: str) -> int:
-  """Starts a run and ends it some seconds after it has logged so many steps -> its exit code."""
-  process = subprocess.Popen([sys.executable, "-c", code, str(folder), "slowly"], env=os.environ | environment)
-  deadline = time.monotonic() + 240
-  while not (folder / "metrics.jsonl").exists() or len(metrics_lines(folder)) < lines:
-    assert process.poll() is None and time.monotonic() < deadline, "ended before it could be killed"
-    time.sleep(0.02)
-  time.sleep(later)
-  process.send_signal(end)
-  return process.wait()
+def end_at(lines: int, later: float, end: signal.Signals, folder: pathlib.Path, weights: str) -> int:
+  """Starts a run and ends it some seconds after it has logged so many steps -> its exit code.
+
+  It is slow enough to be killed between two checkpoints.
+  """
+  with start(folder, weights, "--pause=0.5") as job:
+    job.until(folder / "metrics.jsonl", lines)
+    time.sleep(later)
+    job.processes[0].send_signal(end)
+    return job.wait()[0]
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, code, whole, end):
+def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, tiny_weights, whole, end):
   killed = tmp_path / "killed"
   killed.mkdir()
   tiny_world.write_lists(killed)
-  returned = end_at(5, 0.0, end, code, killed)
+  returned = end_at(5, 0.0, end, killed, tiny_weights)
   # Preempted, it says so and loses no step; killed, it goes back to the checkpoint before.
   assert returned == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: preemption.EXIT_CODE}[end]
-  assert not (killed / "params.npz").exists()
+  assert not (killed / inference.MODEL).exists()
   steps_saved = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
   assert steps_saved and max(steps_saved) < 8
   if end == signal.SIGTERM:
     assert max(steps_saved) == metrics(killed)[-1]["step"]
-  subprocess.run([sys.executable, "-c", code, str(killed)], check=True, timeout=240)
-  assert_same_bits(killed, whole)
+  with start(killed, tiny_weights) as job:
+    job.succeed()
+  assert_same_bits(killed, whole, tiny_weights)
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_a_run_that_is_killed_anywhere_again_and_again_comes_to_the_same_bits(tmp_path, code, whole, seed):
+def test_a_run_that_is_killed_anywhere_again_and_again_comes_to_the_same_bits(tmp_path, tiny_weights, whole, seed):
   rng, killed = np.random.default_rng(seed), tmp_path / "killed"
   killed.mkdir()
   tiny_world.write_lists(killed)
-  # What one start compiled the next ones read.
-  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
   for lines in sorted(rng.choice(np.arange(1, 7), 3, replace=False)):
-    end_at(lines, rng.uniform(0, 0.5), signal.SIGKILL, code, killed, **cache)
-  assert not (killed / "params.npz").exists()
-  subprocess.run([sys.executable, "-c", code, str(killed)], check=True, timeout=240, env=os.environ | cache)
-  assert_same_bits(killed, whole)
+    end_at(lines, rng.uniform(0, 0.5), signal.SIGKILL, killed, tiny_weights)
+  assert not (killed / inference.MODEL).exists()
+  with start(killed, tiny_weights) as job:
+    job.succeed()
+  assert_same_bits(killed, whole, tiny_weights)
 
 
-def assert_same_bits(found: pathlib.Path, whole: pathlib.Path) -> None:
+def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str) -> None:
   """Weights, and metrics of every step: losses would differ if other lists had come, or in another order."""
-  expected, params = np.load(whole / "params.npz"), np.load(found / "params.npz")
-  for path in expected:
-    np.testing.assert_array_equal(params[path], expected[path], err_msg=path)
+  network = networks.ranker(tiny_world.encoder(weights), "pair_cosine")
+  params, expected = (flat(inference.load_params(network, one, mesh_of(1, 1, 1), 0)) for one in (found, whole))
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(params[path], leaf, err_msg=path)
   of_time = {"tokens_per_second", "mfu", "input_wait", "compiled", *windows.OF_START}
   timeless = lambda folder: [{k: v for k, v in row.items() if k not in of_time} for row in metrics(folder)]
   assert timeless(found) == timeless(whole)
   assert len(metrics(whole)) == 8
-
-
-def metrics_lines(folder: pathlib.Path) -> list[str]:
-  return (folder / "metrics.jsonl").read_text().splitlines()
 
 
 @pytest.mark.parametrize("pairs", [True, False], ids=["ranker", "retriever"])

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jobs
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
@@ -45,7 +46,7 @@ def test_file_in_better_search_model_out(tmp_path, tiny_weights):
       "--config.labels.provider=openai", f"--config.labels.base_url={server.url}/v1", "--config.labels.lists=60",
       "--config.queries.held_out=0.4",
     ]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=os.environ | jobs.ONE_DEVICE, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
   workdir = artifacts.Workdir(tmp_path / "w")
   assert workdir.manifest("queries")["counts"]["kept"] > 40

@@ -1,14 +1,10 @@
 """Several processes are one job: the same numbers as alone, shared work, one end with one reason."""
 
-import contextlib
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
@@ -49,7 +45,7 @@ def alone(tmp_path_factory, tiny_weights) -> pathlib.Path:
 
 
 def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
-  with jobs.started(tmp_path, 2, *CONFIG, f"--workdir={tmp_path / 'run'}") as job:
+  with jobs.started(tmp_path, 2, *CONFIG, f"--workdir={tmp_path / 'run'}", afresh=True) as job:
     job.succeed()
   # The first does the talking, and the others nothing twice.
   assert "evaluate: done in" in job.said(0) and "done in" not in job.said(1)
@@ -134,7 +130,7 @@ def losses(folder: pathlib.Path) -> list[float]:
   ("late", peers.LOST, "the last line: not all 2 processes came within 5 s"),
 ])
 def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, code, reason):
-  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5) as job:
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5, afresh=True) as job:
     assert job.wait(120) == [code] * 2, job.said()
   assert reason in job.said(0)
   assert "all well" not in job.said()
@@ -208,7 +204,7 @@ def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, han
 @pytest.mark.parametrize("hang", [False, True], ids=["slow alone", "hanging"])
 def test_exact_search_waits_for_its_devices_and_for_nobody_when_alone(tmp_path, hang):
   command = ("-m", "searched", str(tmp_path), "none", *(["--hang=1"] if hang else []))
-  with jobs.started(tmp_path / "job", 2, *command, patience=5) as job:
+  with jobs.started(tmp_path / "job", 2, *command, patience=5, afresh=not hang) as job:
     codes = job.wait(120)
   if not hang:
     assert codes == [0, 0] and job.said().count("all well") == 2, job.said()
@@ -303,22 +299,19 @@ def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_pat
 
 def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
   """Processes of their own, not of one job, which would end."""
-  command = [sys.executable, "-m", "encoded", str(tmp_path), tiny_weights]
-  with contextlib.ExitStack() as stack:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(jobs.TESTS), *sys.path])}
-    lost = subprocess.Popen([*command, "--pause=3600"], env=environment)
-    stack.callback(lost.kill)
+  start = lambda name, pause: jobs.started(
+    tmp_path / name, 1, "-m", "encoded", str(tmp_path), tiny_weights, f"--pause={pause}", afresh=True)
+  with start("lost", 3600) as lost:
     until(lambda: list(tmp_path.glob("pieces/*/*.lease")))
-    alive = subprocess.Popen([*command, "--pause=0.2"], env=environment)
-    stack.callback(alive.kill)
-    until(lambda: len(finished(tmp_path)) >= 3)
-    before = finished(tmp_path)
-    lost.kill()
-    lost.wait()
-    assert alive.wait(200) == 0
+    with start("alive", 0.2) as alive:
+      until(lambda: len(finished(tmp_path)) >= 3)
+      before = finished(tmp_path)
+      lost.processes[0].kill()
+      lost.wait()
+      alive.succeed(200)
   after = finished(tmp_path)
   assert len(after) == 16 and {path: after[path] for path in before} == before
-  assert len((tmp_path / f"made {alive.pid}").read_text().split()) == 16
+  assert len((tmp_path / f"made {alive.processes[0].pid}").read_text().split()) == 16
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jobs
 import numpy as np
 import pytest
 
@@ -237,10 +238,11 @@ def run_command(*args: str) -> subprocess.CompletedProcess:
     [sys.executable, "-m", "idistill_jax.search", *args],
     capture_output=True,
     text=True,
-    env={"COLUMNS": "120", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"},
+    env=os.environ | jobs.ONE_DEVICE | {"COLUMNS": "120"},
   )
 
 
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
 def test_command_prints_three_columns(workdir):
   done = run_command(f"--workdir={workdir.root}", "--top=2", *QUESTION.split())
   assert done.returncode == 0, done.stderr

@@ -446,10 +446,8 @@ class Trainings:
   def start(self, machine: str, root: str, pause: float = 0.0) -> Iterator[jobs.Job]:
     """pause: seconds after each step, so that it can be ended between two."""
     (self.folder / machine).mkdir()
-    # What one of them compiled the next ones read.
-    mine = {"TMPDIR": str(self.folder / machine), "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     what = ("-c", TRAINS, str(self.folder), self.weights, root, str(pause))
+    mine = {"TMPDIR": str(self.folder / machine)}
     with mock.patch.dict(os.environ, mine), jobs.started(self.folder / machine, 1, *what) as job:
       yield job
 
@@ -574,7 +572,7 @@ def test_a_dry_run_names_the_bucket_and_fetches_nothing(machines, cfg):
 
 def test_the_commands_take_a_bucket_where_they_take_a_folder(google, tmp_path, monkeypatch):
   url = f"{google.url}/commands/run"
-  environment = os.environ | google.environment | {"TMPDIR": str(tmp_path), "XLA_FLAGS": ""}
+  environment = os.environ | jobs.ONE_DEVICE | google.environment | {"TMPDIR": str(tmp_path)}
   run = lambda *words: subprocess.run([sys.executable, "-m", *words, f"--workdir={url}"], env=environment,
                                       capture_output=True, text=True, timeout=200)  # fmt: skip
   done = run("idistill_jax.stages.collection", "--config=configs/quickstart.py:tiny")

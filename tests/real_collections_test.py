@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jobs
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
@@ -37,7 +38,7 @@ def finished(name: str, root: pathlib.Path, reply) -> artifacts.Workdir:
       sys.executable, "-m", "idistill_jax.pipeline", f"--config=configs/{name}.py:tiny", f"--workdir={root}",
       "--config.labels.provider=openai", f"--config.labels.base_url={server.url}/v1", "--config.evaluate.resamples=200",
     ]  # fmt: skip
-    environment = os.environ | {"XLA_FLAGS": "", "OPENAI_API_KEY": "not-a-real-key"}
+    environment = os.environ | jobs.ONE_DEVICE | {"OPENAI_API_KEY": "not-a-real-key"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
   assert done.returncode == 0, done.stderr[-3000:]
   return artifacts.Workdir(root)

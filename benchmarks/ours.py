@@ -18,7 +18,7 @@ from benchmarks import clock, texts
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables, tfrecord
 from idistill_jax.data.corpora import jsonl
-from idistill_jax.train import inference, inputs, loop, networks, objectives, utilization, windows
+from idistill_jax.train import fit, inference, inputs, loop, networks, objectives, utilization, windows
 
 LISTS = "lists"
 # Steps before the clock: compilation, and threads that have not read ahead yet.  Of few steps the first alone.
@@ -65,14 +65,15 @@ def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_pe
   data = _inputs(lists, network, encoder)
   _write_lists(folder, lists)
   over = "kl_list" if passes == 1 else "kl_batch"
-  loss = (objectives.ranker(config.Ranker(similarity_weight=None, passes=passes), network) if pairs else
-          objectives.retriever(config.Retriever(loss=over, passes=passes), network))
+  shape: dict[str, Any] = {"lists_per_batch": lists_per_batch, "passages_per_list": lists.width,
+                           "always_best": lists.width, "passes": passes}
+  cfg = config.Ranker(similarity_weight=None, **shape) if pairs else config.Retriever(loss=over, **shape)
+  loss = objectives.ranker(cfg, network) if isinstance(cfg, config.Ranker) else objectives.retriever(cfg, network)
   kind_of_texts = batches.PairTexts if pairs else batches.DualTexts
   stream = batches.Batches(
     records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=epochs, seed=0,
     similarity=data.similarity, texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
-    shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=lists.width,
-                        row_tokens=encoder.row_tokens, row_multiple=passes * sharding.batch_shards(mesh)),
+    shape=fit.shape(cfg, encoder.row_tokens, network, mesh),
   )
   return loop.Training(
     name=work, network=network, start=lambda: network.initial(0), loss_fn=loss, batches=stream, optim=config.Optim(),

@@ -45,9 +45,11 @@ def parts(training: loop.Training) -> dict[str, Any]:
   multiplied = _layers_products(network.execution, kernels, rows, length)
   flops = 6.0 * rows * length * sum(np.prod(shape) for shape in kernels.values())
   heads, width = next(shape for path, shape in kernels.items() if path.endswith("query/kernel"))[1:]
-  attended = _layers_attention(network.execution, rows, length, heads, width)
+  packed = loop.place(batches[0], training.mesh).rows
+  attended = _layers_attention(network.execution, packed, heads, width)
   # Two products forward; backward the weights anew, and four.
-  attention_flops = 7 * 2.0 * rows * heads * length**2 * width
+  pieces = packed.stairs or ((rows, length),)
+  attention_flops = 7 * 2.0 * heads * width * sum(count * tokens**2 for count, tokens in pieces)
   found = {
     "step": said(step),
     "matrix products": said(layers * multiplied[0], layers * flops, layers * multiplied[1]),
@@ -129,12 +131,11 @@ def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tupl
   return seconds, moved
 
 
-def _layers_attention(execution: execution_lib.Execution, rows: int, length: int, heads: int,
+def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads: int,
                       width: int) -> tuple[float, float]:
-  """Seconds and bytes of one layer's attention with its gradient; three texts of a length in each row."""
-  segments = jnp.asarray(np.broadcast_to(1 + np.arange(length) * 3 // length, (rows, length)), jnp.int32)
-  x = jnp.ones((rows, length, heads, width), execution.states)
-  return _seconds(_with_gradient(lambda q, k, v: execution.attend(q, k, v, segments, None)), x, x, x, x)
+  """Seconds and bytes of one layer's attention with its gradient."""
+  x = jnp.ones((*rows.token_ids.shape, heads, width), execution.states)
+  return _seconds(_with_gradient(lambda q, k, v: execution.attend(q, k, v, rows, None)), x, x, x, x)
 
 
 def _with_gradient(function: Callable[..., jax.Array]) -> Any:

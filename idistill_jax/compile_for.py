@@ -196,18 +196,18 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
   bias = None if sizes.relative_buckets is None else _abstract(
     jax.ShapeDtypeStruct((sizes.num_attention_heads, length, length), jnp.float32), everywhere)
 
-  def values(params: Any, x: Any, segments: Any, bias: Any) -> Any:
-    layer = lambda params, x: nnx.merge(graph, params)(x, segments, bias, execution)
+  def values(params: Any, x: Any, rows: Any, bias: Any) -> Any:
+    layer = lambda params, x: nnx.merge(graph, params)(x, rows, bias, execution)
     return execution_lib.rematerialised(layer, execution.remat)(params, x)
 
-  def gradients(params: Any, x: Any, segments: Any, bias: Any) -> Any:
-    y, backward = jax.vjp(lambda params, x: values(params, x, segments, bias), params, x)
+  def gradients(params: Any, x: Any, rows: Any, bias: Any) -> Any:
+    y, backward = jax.vjp(lambda params, x: values(params, x, rows, bias), params, x)
     # Any cotangent will do that has its shape, but for a constant, which the compiler would calculate with.
     return y, backward(x)
 
   layouts = (by_rows, (jax.tree.map(lambda leaf: leaf.sharding, own), by_rows)) if gradient else by_rows
   made = jax.jit(gradients if gradient else values, out_shardings=layouts)
-  cost: Any = made.lower(own, x, rows.segment_ids, bias).compile().cost_analysis()
+  cost: Any = made.lower(own, x, rows, bias).compile().cost_analysis()
   return {what: cost[what] for what in COUNTED}
 
 

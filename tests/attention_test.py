@@ -1,5 +1,7 @@
 """Attention of packed rows: equal to JAX's own in value and gradient, and texts of a row do not see each other."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,31 @@ import pytest
 from jax.sharding import AxisType
 
 from idistill_jax import config, sharding
+from idistill_jax.data import pack
 from idistill_jax.models import attention
 
 R, L, H, K = 3, 16, 2, 8
 # Two texts and padding; one text; three texts without padding.
 SEGMENTS = np.array([[1] * 5 + [2] * 7 + [0] * 4, [1] * 16, [1] * 4 + [2] * 4 + [3] * 8], np.int32)
+
+
+def packed(segments: np.ndarray, stairs: pack.Stairs = ()) -> pack.Rows:
+  """Rows of texts that lie as the segments say; of tokens nothing is read here."""
+  text_ids, positions, starts = np.zeros_like(segments), np.zeros_like(segments), []
+  for row, segment in ((row, one) for row, texts in enumerate(segments) for one in range(1, texts.max() + 1)):
+    columns = np.flatnonzero(segments[row] == segment)
+    text_ids[row, columns], positions[row, columns] = len(starts), np.arange(len(columns))
+    starts.append(row * segments.shape[1] + columns[0])
+  # And an absent text, as short lists have them.
+  text_ids[segments == 0] = len(starts) + 1
+  return pack.Rows(token_ids=segments, positions=positions, halves=segments, segment_ids=segments, text_ids=text_ids,
+                   starts=np.array([*starts, 0], np.int32), stairs=stairs)
+
+
+ROWS = packed(SEGMENTS)
+# Lengths are 16, 8, 7, 5, 4, 4: pieces are longer than some, and the last of them begin before the end of the rows.
+BY_TEXT = packed(SEGMENTS, ((2, 16), (1, 8), (4, 6)))
+REAL = (SEGMENTS > 0)[:, :, None, None]
 
 
 def drawn(seed: int) -> jax.Array:
@@ -26,7 +48,7 @@ def reference(q, k, v):
 def test_value_and_gradients_equal_those_of_jax():
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3)
   with jax.default_matmul_precision("float32"):
-    ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, SEGMENTS), *qkv)
+    ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS), *qkv)
     theirs, their_pull = jax.vjp(reference, *qkv)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
@@ -42,12 +64,35 @@ def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
     return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=jnp.asarray(together)[:, None])
 
   with jax.default_matmul_precision("float32"):
-    ours, pull = jax.vjp(lambda q, k, v, bias: attention.attend(q, k, v, SEGMENTS, bias), *operands)
+    ours, pull = jax.vjp(lambda q, k, v, bias: attention.attend(q, k, v, ROWS, bias), *operands)
     theirs, their_pull = jax.vjp(plainly, *operands)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-5)
-  assert float(jnp.abs(ours - attention.attend(*operands[:3], SEGMENTS)).max()) > 0.1
+  assert float(jnp.abs(ours - attention.attend(*operands[:3], ROWS)).max()) > 0.1
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_text_by_text_equals_whole_rows(biased):
+  # Of distances, as all biases are: a text's tokens are as far apart in its piece as in its row.
+  of_distance = jax.random.normal(jax.random.key(4), (H, 2 * L), jnp.float32)
+  bias = of_distance[:, L + np.arange(L)[:, None] - np.arange(L)[None]] if biased else None
+  qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3) * REAL
+  with jax.default_matmul_precision("float32"):
+    whole, whole_pull = jax.vjp(lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:]), *qkv, bias)
+    found, pull = jax.jit(lambda *operands: jax.vjp(
+      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:]), *operands))(*qkv, bias)
+  np.testing.assert_allclose(found, whole * REAL, atol=2e-6)
+  for gradient, expected in zip(pull(cotangent)[:3], whole_pull(cotangent)[:3], strict=True):
+    np.testing.assert_allclose(gradient, expected * REAL, atol=2e-5)
+  if biased:
+    # A piece lies elsewhere in the bias than its text in the row: what distances get is the same.
+    of = lambda pulled: jax.ops.segment_sum(pulled(cotangent)[3].reshape(H, -1).T, np.ravel(
+      L + np.arange(L)[:, None] - np.arange(L)[None]), num_segments=2 * L)
+    np.testing.assert_allclose(of(pull), of(whole_pull), atol=2e-5)
+  # Control: a text longer than its stair is not read whole.
+  low = dataclasses.replace(BY_TEXT, stairs=((1, 16), (1, 7), (4, 7)))
+  assert float(jnp.abs(attention.attend(*qkv, low, bias) - found).max()) > 0.01
 
 
 def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_once(caplog):
@@ -55,24 +100,24 @@ def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_onc
   mesh, bias = sharding.make_mesh(config.Mesh()), jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
   attention._say_plain.cache_clear()
   for kernel in (attention.splash(mesh), attention.cudnn(mesh)) * 2:
-    np.testing.assert_array_equal(kernel(*map(drawn, range(3)), SEGMENTS, bias),
-                                  attention.attend(*map(drawn, range(3)), SEGMENTS, bias))
+    np.testing.assert_array_equal(kernel(*map(drawn, range(3)), ROWS, bias),
+                                  attention.attend(*map(drawn, range(3)), ROWS, bias))
   said = [one.getMessage().partition(" takes no bias")[0] for one in caplog.records]
   assert said == ["splash attention", "cuDNN's attention"]
 
 
 def test_another_text_of_the_row_changes_nothing():
   q, k, v = map(drawn, range(3))
-  out = attention.attend(q, k, v, SEGMENTS)
+  out = attention.attend(q, k, v, ROWS)
   # The second text of the first row changes; the control is that it sees itself.
-  changed = attention.attend(q, k.at[0, 5:12].add(1.0), v.at[0, 5:12].add(1.0), SEGMENTS)
+  changed = attention.attend(q, k.at[0, 5:12].add(1.0), v.at[0, 5:12].add(1.0), ROWS)
   np.testing.assert_array_equal(changed[0, :5], out[0, :5])
   assert float(jnp.abs(changed[0, 5:12] - out[0, 5:12]).max()) > 0.1
 
 
 def test_large_logits_overflow_nothing():
   q, k, v = map(drawn, range(3))
-  out, pull = jax.vjp(lambda q: attention.attend(q, 100 * k, v, SEGMENTS), 100 * q)
+  out, pull = jax.vjp(lambda q: attention.attend(q, 100 * k, v, ROWS), 100 * q)
   assert np.isfinite(out).all() and np.isfinite(pull(out)[0]).all()
   np.testing.assert_allclose(out, reference(100 * q, 100 * k, v), atol=1e-4)
 
@@ -80,7 +125,7 @@ def test_large_logits_overflow_nothing():
 @pytest.mark.parametrize("short", ["bfloat16", "float16"])
 def test_short_operands_give_short_results_near_the_exact_ones(short):
   qkv = [drawn(seed).astype(short) for seed in range(3)]
-  out, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, SEGMENTS), *qkv)
+  out, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS), *qkv)
   exact, exact_pull = jax.vjp(reference, *(x.astype(jnp.float32) for x in qkv))
   assert out.dtype == short and {gradient.dtype.name for gradient in pull(out)} == {short}
   np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
@@ -94,12 +139,12 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor):
   mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=tensor, data=None))
   rows = sharding.batch_shards(mesh)
   qkv = [jax.random.normal(jax.random.key(seed), (rows, 128, 2, 64), jnp.float32) for seed in range(3)]
-  segments = jnp.asarray(np.repeat([[1] * 50 + [2] * 60 + [0] * 18], rows, 0), jnp.int32)
-  cotangent = jax.random.normal(jax.random.key(4), qkv[0].shape) * (segments > 0)[:, :, None, None]
+  texts = packed(np.repeat([[1] * 50 + [2] * 60 + [0] * 18], rows, 0).astype(np.int32))
+  cotangent = jax.random.normal(jax.random.key(4), qkv[0].shape) * (texts.segment_ids > 0)[:, :, None, None]
   kernel = attention.splash(mesh, interpret=True)
   with mesh:
-    found, pull = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, segments)), *qkv)
-  expected, plain_pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, segments), *qkv)
+    found, pull = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, texts)), *qkv)
+  expected, plain_pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, texts), *qkv)
   np.testing.assert_allclose(found[:, :110], expected[:, :110], atol=2e-5)
   for gradient, plain in zip(pull(cotangent), plain_pull(cotangent), strict=True):
     np.testing.assert_allclose(gradient, plain, atol=1e-4)
@@ -108,7 +153,7 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor):
 def test_rows_that_the_kernel_cannot_cut_are_read_plainly():
   q, k, v = map(drawn, range(3))
   kernel = attention.splash(sharding.make_mesh(config.Mesh()))
-  np.testing.assert_array_equal(kernel(q, k, v, SEGMENTS), attention.attend(q, k, v, SEGMENTS))
+  np.testing.assert_array_equal(kernel(q, k, v, ROWS), attention.attend(q, k, v, ROWS))
 
 
 def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(monkeypatch):
@@ -121,7 +166,8 @@ def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(monke
   mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
   attend = attention.cudnn(mesh)
   whole, segments = jax.ShapeDtypeStruct((8, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)
-  gradients = jax.grad(lambda q, k, v, segments: attend(q, k, v, segments).astype(jnp.float32).sum(), (0, 1, 2))
+  texts = lambda segments: dataclasses.replace(packed(np.ones((8, 128), np.int32)), segment_ids=segments)
+  gradients = jax.grad(lambda q, k, v, segments: attend(q, k, v, texts(segments)).astype(jnp.float32).sum(), (0, 1, 2))
   lowered = jax.jit(gradients).trace(whole, whole, whole, segments).lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmhaScaleBiasSoftmax" in lowered and "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered
   # A quarter of the rows and half of the heads on each device.

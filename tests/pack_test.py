@@ -88,6 +88,20 @@ def test_the_planned_shape_holds_every_batch_and_costs_least():
     pack.cost(-(-count // 2) * 2, choice, 100.0) for choice, count in shapes.items())
 
 
+def test_stairs_are_few_and_no_text_is_longer():
+  rng = np.random.default_rng(0)
+  batches = [rng.integers(5, 250, count) for count in (40, 38, 40)]
+  stairs = pack.stairs(batches, 8, 256)
+  tokens = np.repeat([tokens for _, tokens in stairs], [count for count, _ in stairs])
+  assert len(stairs) == 3 and len(tokens) == 40 and (np.diff(tokens) <= 0).all() and (tokens % 8 == 0).all()
+  assert all((-np.sort(-lengths) <= tokens[: len(lengths)]).all() for lengths in batches)
+  # They cost far less than one length for all does, and not much more than a length for each text.
+  own = np.max([-np.sort(-lengths)[:38] for lengths in batches], 0)
+  assert 0.7 * (tokens**2).sum() < (own**2).sum() * 40 / 38 and (tokens**2).sum() < 0.6 * 40 * 256**2
+  assert pack.stairs([np.array([3, 0, 0]), np.array([9])], 8, 12) == ((1, 12),)
+  assert pack.stairs([np.array([3, 12, 9, 8])], 8, 12) == ((2, 12), (2, 8))
+
+
 def test_rows_as_long_as_asked_for_are_not_planned():
   assert pack.plan([np.array([30, 30, 4])], (32,), np.inf) == (32, 3)
 

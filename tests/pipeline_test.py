@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -24,11 +25,18 @@ def run(workdir: pathlib.Path, *flags: str, afresh: bool = False) -> str:
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory, tiny_weights):
-  root = tmp_path_factory.mktemp("runs") / "tiny"
+def finished(tmp_path_factory, tiny_weights):
+  """The workdir, and seconds of CPU that it took."""
+  root, before = tmp_path_factory.mktemp("runs") / "tiny", resource.getrusage(resource.RUSAGE_CHILDREN)
   said = run(root, afresh=True)
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
   assert "distilled" in said.rpartition("report: done in")[2]
-  return artifacts.Workdir(root)
+  return artifacts.Workdir(root), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.fixture(scope="module")
+def workdir(finished):
+  return finished[0]
 
 
 def test_every_stage_commits_a_folder_with_its_manifest(workdir):
@@ -41,9 +49,10 @@ def test_every_stage_commits_a_folder_with_its_manifest(workdir):
   assert (workdir.root / "report.html").stat().st_size > 50_000
 
 
-def test_all_stages_take_less_than_a_minute_and_a_half(workdir):
-  # A promise of the README's kind, not a benchmark: a third of it is what two quiet cores take.
-  assert sum(workdir.manifest(stage.name)["seconds"] for stage in STAGES) < 90
+def test_all_stages_take_less_than_a_minute_and_a_half(finished):
+  # A promise of the README's kind, not a benchmark, and of CPU time, as other tests run beside this one: what is below
+  # it takes no longer on one core, and less on two.
+  assert 1 < finished[1] < 90
 
 
 def test_metrics_have_the_promised_form(workdir):

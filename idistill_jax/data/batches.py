@@ -119,7 +119,8 @@ class Shape:
   """Lists a batch, passages a list, how many of them are always the best, divisor of the rows.
 
   row_tokens: None picks the multiple of `row_block` that costs least where attention in rows of `attention_doubles`
-  tokens costs as much as all else.
+  tokens costs as much as all else.  text_block: where attention is to read text by text, planned lengths are multiples
+  of it.
   """
 
   lists: int
@@ -128,6 +129,7 @@ class Shape:
   row_tokens: int | None
   row_block: int = 16
   attention_doubles: float = math.inf
+  text_block: int | None = None
   row_multiple: int = 1
 
 
@@ -162,6 +164,7 @@ class Batches:
     choices = (shape.row_tokens,) if shape.row_tokens else pack.row_choices(
       max(int(lengths.max()) for lengths in planned), shape.row_block)
     self.row_tokens, self.rows = pack.plan(planned, choices, shape.attention_doubles, shape.row_multiple)
+    self.stairs = () if shape.text_block is None else pack.stairs(planned, shape.text_block, self.row_tokens)
     self._own = own(self.rows)
 
   def __len__(self) -> int:
@@ -211,7 +214,8 @@ class Batches:
     texts, halves = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     lengths = [len(text) for text in texts]
     placement = pack.place(lengths, self.row_tokens)
-    rows = pack.fill(texts, halves, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own)
+    rows = pack.fill(texts, halves, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own,
+                     stairs=self.stairs)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)
     where, known = np.zeros((size, width), bool), np.zeros((size, width), bool)

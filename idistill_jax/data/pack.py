@@ -6,10 +6,14 @@ pooling is a segment sum.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+
+# (texts, tokens), longest first: that so many of the longest texts have at most so many tokens, the next so many...
+Stairs = tuple[tuple[int, int], ...]
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +25,7 @@ class Rows:
   halves: int32 [R, L]; 1 for the passage of a pair, 0 for its query and for texts alone.
   text_ids: int32 [R, L]; the number of the text a token belongs to, T where it is padding.
   starts: int32 [T]; flat position (row * L + column) of each text's first token; 0 for an absent (empty) text.
+  stairs: how long the texts are at most, for attention text by text; () where that is not known beforehand.
   """
 
   token_ids: np.ndarray | jax.Array
@@ -29,6 +34,7 @@ class Rows:
   segment_ids: np.ndarray | jax.Array
   text_ids: np.ndarray | jax.Array
   starts: np.ndarray | jax.Array
+  stairs: Stairs = dataclasses.field(default=(), metadata={"static": True})
 
 
 # So many texts tell how well rows fill.
@@ -100,6 +106,31 @@ def plan(batches: Sequence[np.ndarray], choices: Sequence[int], doubling: float,
   return row_tokens, rows(batches, row_tokens)
 
 
+# So many different lengths of pieces are compiled for; more take longer to compile than they save.
+_STEPS = 3
+
+
+def stairs(batches: Sequence[np.ndarray], block: int, row_tokens: int) -> Stairs:
+  """The stairs below which each of the batches (lengths of their texts) stays.
+
+  Lengths are multiples of `block`, and at most _STEPS different ones: those with which attention, quadratic in them,
+  costs least.
+  """
+  tops = np.zeros(max(len(lengths) for lengths in batches), np.int64)
+  for lengths in batches:
+    tops[: len(lengths)] = np.maximum(tops[: len(lengths)], -np.sort(-lengths))
+  rounded = np.minimum(-(-tops[tops > 0] // block) * block, row_tokens)
+  lengths, counts = np.unique(rounded, return_counts=True)
+
+  def raised(chosen: Sequence[int]) -> np.ndarray:
+    return np.array([*chosen, lengths[-1]])[np.searchsorted([*chosen, lengths[-1]], lengths)]
+
+  chosen = min(itertools.combinations(lengths[:-1], min(_STEPS, len(lengths)) - 1),
+               key=lambda chosen: int((counts * raised(chosen) ** 2).sum()))
+  up = raised(chosen)
+  return tuple((int(counts[up == tokens].sum()), int(tokens)) for tokens in np.unique(up)[::-1])
+
+
 def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
   """Lengths of rows worth trying for texts of up to `longest` tokens: multiples that hold one to three of them."""
   least = -(-longest // multiple)
@@ -126,7 +157,7 @@ def by_row_length(lengths: np.ndarray, rows: tuple[int, ...]) -> list[tuple[int,
 
 def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
          row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None,
-         own: np.ndarray | None = None) -> Rows:
+         own: np.ndarray | None = None, stairs: Stairs = ()) -> Rows:
   """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.
 
   own: bool [rows]; rows where it is False stay empty, though their texts have their starts.
@@ -159,7 +190,7 @@ def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, place
     if halves is not None:
       of_half.flat[cells] = np.concatenate([halves[int(i)] for i in here])
   return Rows(token_ids=token_ids, positions=positions, halves=of_half, segment_ids=segment_ids,
-              text_ids=owners, starts=starts)
+              text_ids=owners, starts=starts, stairs=stairs)
 
 
 def counted(row: np.ndarray, order: np.ndarray) -> np.ndarray:

@@ -1,73 +1,212 @@
 """Attention within the texts of packed rows: one plain form, and those that an accelerator has a kernel for.
 
-All have the signature of `attend`: (q, k, v [R, L, H, K], segments [R, L], bias [H, L, L] or None) -> [R, L, H, K].
+All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H, L, L] or None) -> [R, L, H, K].
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 
 from idistill_jax import sharding
+from idistill_jax.data import pack
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, pack.Rows, jax.Array | None], jax.Array]
 
 # Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
 
 
-@jax.custom_vjp
-def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
+def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
            bias_HxLxL: jax.Array | None = None) -> jax.Array:
-  """softmax(q k' / sqrt(K) + bias) v over tokens of equal segment [R, L, H, K], in the type of q; sums in float32.
+  """softmax(q k' / sqrt(K) + bias) v over tokens of the same text [R, L, H, K], in the type of q; sums in float32.
 
-  Why not `jax.nn.dot_product_attention`, and why a gradient of its own: heads in front of tokens, and a softmax that
+  Text by text where it is planned how long they are (`pack.Rows.stairs`): of whole rows, most products are of tokens of
+  two texts.  Padding then comes out as 0.
+
+  Why not `jax.nn.dot_product_attention`, and why gradients of their own: heads in front of tokens, and a softmax that
   divides after the second product, run several times as fast on CPU (see BUILD.md, performance), and recomputing the
   weights costs less than keeping them.
   """
-  return _forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL)[0]
+  if rows.stairs:
+    return _by_text(rows.stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, _spans(rows), bias_HxLxL)
+  return _by_row(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids, bias_HxLxL)
 
 
-def _forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
-             bias_HxLxL: jax.Array | None) -> tuple[jax.Array, Any]:
-  q, k, v = _heads_first(q_RxLxHxK), _heads_first(k_RxLxHxK), _heads_first(v_RxLxHxK)
-  weights, total = _weights(q, k, segments_RxL, bias_HxLxL)
-  mixed_RxHxLxK = _product(weights.astype(v.dtype), v) / total
-  mixed = _heads_first(mixed_RxHxLxK).astype(q_RxLxHxK.dtype)
+# -- Whole rows --------------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _by_row(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
+            bias_HxLxL: jax.Array | None) -> jax.Array:
+  return _by_row_forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL)[0]
+
+
+def _by_row_forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
+                    bias_HxLxL: jax.Array | None) -> tuple[jax.Array, Any]:
+  q, k, v = map(_heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
+  mixed = _heads_first(_mixed(q, k, v, _apart(segments_RxL), bias_HxLxL)).astype(q_RxLxHxK.dtype)
   return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, mixed)
 
 
-def _backward(saved: Any, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
+def _by_row_backward(saved: Any, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
   *qkv, segments, bias, mixed = saved
   q, k, v, mixed, dmixed = map(_heads_first, (*qkv, mixed, dmixed))
+  *gradients, dbias = _gradients(q, k, v, _apart(segments), bias, mixed, dmixed)
+  dq, dk, dv = map(_heads_first, gradients)
+  return dq, dk, dv, None, dbias
+
+
+_by_row.defvjp(_by_row_forward, _by_row_backward)
+
+
+def _apart(segments_RxL: jax.Array) -> jax.Array:
+  """[R, 1, L, L]; APART for two tokens of different segments."""
+  # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
+  return jnp.where(segments_RxL[:, :, None] == segments_RxL[:, None, :], 0.0, APART)[:, None]
+
+
+# -- Text by text ------------------------------------------------------------------------------------------------------
+
+
+class _Spans(NamedTuple):
+  """Where the texts are, longest first, and each one's piece: so many tokens in a row, itself among them.
+
+  first: int32 [S]; flat position of the piece.  before: int32 [S]; its tokens in front of the text.  lengths: int32
+  [S]; of the text.  places: int32 [R, L]; each token's place among the tokens of all pieces; beyond them, padding's.
+  """
+
+  first: jax.Array
+  before: jax.Array
+  lengths: jax.Array
+  places: jax.Array
+
+
+def _spans(rows: pack.Rows) -> _Spans:
+  text_ids, texts = jnp.asarray(rows.text_ids), rows.starts.shape[0]
+  tokens_S = np.repeat([tokens for _, tokens in rows.stairs], [count for count, _ in rows.stairs])
+  lengths_T = jnp.bincount(text_ids.ravel(), length=texts + 1)[:texts]
+  longest_S = jnp.argsort(-lengths_T)[: len(tokens_S)]
+  starts_S = jnp.asarray(rows.starts)[longest_S]
+  # A piece that starts with its text may reach beyond the last row.
+  first_S = jnp.minimum(starts_S, text_ids.size - tokens_S)
+  of_pieces_S = np.cumsum(tokens_S) - tokens_S
+  place_T = jnp.full(texts + 1, tokens_S.sum()).at[longest_S].set(of_pieces_S + starts_S - first_S)
+  return _Spans(first_S, starts_S - first_S, lengths_T[longest_S], place_T[text_ids] + rows.positions)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_text(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, spans: _Spans,
+             bias_HxLxL: jax.Array | None) -> jax.Array:
+  return _by_text_forward(stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL)[0]
+
+
+def _by_text_forward(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
+                     spans: _Spans, bias_HxLxL: jax.Array | None) -> tuple[jax.Array, Any]:
+  found = []
+  for step in _steps(stairs):
+    q, k, v = (step.pieces(x, spans) for x in (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
+    found.append(_mixed(q, k, v, step.apart(spans), step.bias(bias_HxLxL)))
+  mixed = _gathered(found, spans).astype(q_RxLxHxK.dtype)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, mixed)
+
+
+def _by_text_backward(stairs: pack.Stairs, saved: Any,
+                      dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
+  *qkv, spans, bias_HxLxL, mixed = saved
+  found = []
+  dbias_HxLxL = None if bias_HxLxL is None else jnp.zeros_like(bias_HxLxL)
+  for step in _steps(stairs):
+    q, k, v, mixed_here, dmixed_here = (step.pieces(x, spans) for x in (*qkv, mixed, dmixed))
+    # What is not the text's own is another piece's to send back.
+    dmixed_here = jnp.where(step.inside(spans)[:, None, :, None], dmixed_here, 0)
+    *gradients, dbias = _gradients(q, k, v, step.apart(spans), step.bias(bias_HxLxL), mixed_here, dmixed_here)
+    found.append(gradients)
+    if dbias_HxLxL is not None:
+      dbias_HxLxL = dbias_HxLxL.at[:, : step.tokens, : step.tokens].add(dbias)
+  dq, dk, dv = (_gathered(parts, spans) for parts in zip(*found, strict=True))
+  return dq, dk, dv, None, dbias_HxLxL
+
+
+_by_text.defvjp(_by_text_forward, _by_text_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """The pieces of one length: those of `which` texts, longest first."""
+
+  which: slice
+  tokens: int
+
+  def pieces(self, x_RxLxHxK: jax.Array, spans: _Spans) -> jax.Array:
+    """[S', H, tokens, K]"""
+    flat = x_RxLxHxK.reshape(-1, *x_RxLxHxK.shape[2:])
+    cut = lambda first: jax.lax.dynamic_slice_in_dim(flat, first, self.tokens)
+    return _heads_first(jax.vmap(cut)(spans.first[self.which]))
+
+  def inside(self, spans: _Spans) -> jax.Array:
+    """bool [S', tokens]; which tokens of the pieces are of their texts."""
+    before, length = spans.before[self.which, None], spans.lengths[self.which, None]
+    column = jnp.arange(self.tokens)[None]
+    return (column >= before) & (column < before + length)
+
+  def apart(self, spans: _Spans) -> jax.Array:
+    """[S', 1, 1, tokens], to be added to scores of keys."""
+    return jnp.where(self.inside(spans), 0.0, APART)[:, None, None]
+
+  def bias(self, bias_HxLxL: jax.Array | None) -> jax.Array | None:
+    return None if bias_HxLxL is None else bias_HxLxL[:, : self.tokens, : self.tokens]
+
+
+def _steps(stairs: pack.Stairs) -> Iterator[_Step]:
+  first = 0
+  for count, tokens in stairs:
+    yield _Step(slice(first, first + count), tokens)
+    first += count
+
+
+def _gathered(found: Sequence[jax.Array], spans: _Spans) -> jax.Array:
+  """[S', H, tokens, K] of each length -> [R, L, H, K]; gathered by both sides, as XLA scatters on one thread."""
+  flat = jnp.concatenate([_heads_first(one).reshape(-1, one.shape[1], one.shape[3]) for one in found])
+  return jnp.take(flat, spans.places, axis=0, mode="fill", fill_value=0)
+
+
+# -- Both --------------------------------------------------------------------------------------------------------------
+
+
+def _mixed(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, v_RxHxLxK: jax.Array, apart: jax.Array,
+           bias_HxLxL: jax.Array | None) -> jax.Array:
+  """[R, H, L, K], float32."""
+  weights, total = _weights(q_RxHxLxK, k_RxHxLxK, apart, bias_HxLxL)
+  return _product(weights.astype(v_RxHxLxK.dtype), v_RxHxLxK) / total
+
+
+def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_HxLxL: jax.Array | None,
+               mixed: jax.Array, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+  """By q, k, v [R, H, L, K] and by the bias."""
   short, scale = q.dtype, q.shape[-1] ** -0.5
-  weights, total = _weights(q, k, segments, bias)
+  weights, total = _weights(q, k, apart, bias_HxLxL)
   weights = weights / total
   carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
   dlogits = weights * (_product(dmixed, _transposed(v)) - carried)
-  dbias = None if bias is None else dlogits.sum(0).astype(bias.dtype)
+  dbias = None if bias_HxLxL is None else dlogits.sum(0).astype(bias_HxLxL.dtype)
   dlogits = dlogits.astype(short)
   dq = _product(dlogits, k) * scale
   dk = _product(_transposed(dlogits), q) * scale
   dv = _product(_transposed(weights.astype(short)), dmixed)
-  dq, dk, dv = (_heads_first(gradient).astype(short) for gradient in (dq, dk, dv))
-  return dq, dk, dv, None, dbias
+  return dq.astype(short), dk.astype(short), dv.astype(short), dbias
 
 
-attend.defvjp(_forward, _backward)
-
-
-def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, segments_RxL: jax.Array,
+def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
              bias_HxLxL: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """exp(logits - their maximum) [R, H, L, L] and its sums [R, H, L, 1], float32."""
-  logits = _product(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK))
-  # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
-  apart_RxLxL = jnp.where(segments_RxL[:, :, None] == segments_RxL[:, None, :], 0.0, APART)
-  logits = logits + apart_RxLxL[:, None]
+  logits = _product(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK)) + apart
   if bias_HxLxL is not None:
     logits = logits + bias_HxLxL[None].astype(jnp.float32)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
@@ -95,14 +234,14 @@ def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
   tokens, or have a bias, are read by `attend`.  interpret: run the kernel on a CPU, to hold it against the plain form.
   """
 
-  def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
+  def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
                     bias_HxLxL: jax.Array | None = None) -> jax.Array:
     if bias_HxLxL is not None:
       _say_plain("splash attention")
     if bias_HxLxL is not None or q_RxLxHxK.shape[1] % SPLASH_BLOCK:
-      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL)
+      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL)
     return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
-      q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+      q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
 
   return attend_splash
 
@@ -110,12 +249,12 @@ def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
 def cudnn(mesh: jax.sharding.Mesh) -> Attend:
   """cuDNN's fused attention, texts kept apart by a mask; for 16-bit types, which alone it takes, and without a bias."""
 
-  def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
+  def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
                    bias_HxLxL: jax.Array | None = None) -> jax.Array:
     if bias_HxLxL is not None:
       _say_plain("cuDNN's attention")
-      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL)
-    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL)
+      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL)
+    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
 
   return attend_cudnn
 

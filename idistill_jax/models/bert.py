@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from idistill_jax.data import pack
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import layers
 
@@ -95,11 +96,11 @@ class Layer(nnx.Module):
     self.down = layers.Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
     self.mlp_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
 
-  def __call__(self, x_RxLxD: jax.Array, segments_RxL: jax.Array, bias_HxLxL: jax.Array | None,
+  def __call__(self, x_RxLxD: jax.Array, rows: pack.Rows, bias_HxLxL: jax.Array | None,
                execution: execution_lib.Execution) -> jax.Array:
     products = execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
-    mixed_RxLxHxK = execution.attend(q, k, v, segments_RxL, bias_HxLxL)
+    mixed_RxLxHxK = execution.attend(q, k, v, rows, bias_HxLxL)
     x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed_RxLxHxK, products))
     hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
@@ -123,12 +124,12 @@ class Bert(nnx.Module):
     )
     self.layers = keys(rngs)
 
-  def __call__(self, tokens: Any, execution: execution_lib.Execution) -> jax.Array:
-    """Token states [R, L, D] of packed rows (see `data.pack.Rows`)."""
+  def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
+    """Token states [R, L, D]."""
     cfg = self.cfg
-    x_RxLxD = self.word(tokens.token_ids) + self.position(tokens.positions + cfg.first_position)
+    x_RxLxD = self.word(rows.token_ids) + self.position(rows.positions + cfg.first_position)
     if cfg.types_tell_halves:
-      x_RxLxD = x_RxLxD + self.type(tokens.halves)
+      x_RxLxD = x_RxLxD + self.type(rows.halves)
     elif cfg.type_vocab_size:
       x_RxLxD = x_RxLxD + layers.lift(self.type.embedding[0], x_RxLxD)
     x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
@@ -137,7 +138,7 @@ class Bert(nnx.Module):
     graph, stacked = nnx.split(self.layers)
 
     def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
-      return nnx.merge(graph, params)(x_RxLxD, tokens.segment_ids, bias_HxLxL, execution), None
+      return nnx.merge(graph, params)(x_RxLxD, rows, bias_HxLxL, execution), None
 
     layer_kept = execution_lib.rematerialised(layer, execution.remat)
     return jax.lax.scan(layer_kept, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]

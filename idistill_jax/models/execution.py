@@ -24,7 +24,8 @@ class Execution:
   unroll_layers: compile every layer for itself rather than one loop over them; a number: so many in each turn of it.
   remat: what a gradient computes anew, a key of REMAT.
   row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
-  attention costs as much as all else.
+  attention costs as much as all else.  text_block: where attention of trainings reads text by text, in pieces of a
+  multiple of so many tokens.
   """
 
   products: Any
@@ -34,6 +35,7 @@ class Execution:
   remat: str
   row_block: int
   attention_doubles: float
+  text_block: int | None = None
 
   def without_gradient(self) -> "Execution":
     """For reading alone, where unrolled layers gain nothing and take three times as long to compile."""
@@ -88,7 +90,8 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
         products = jnp.dtype("float32")
       # A loop over layers copies what the gradient needs of each into one array and out again.
       # In unrolled layers XLA computes nothing anew, so who asks for less memory gets the loop.
-      return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat)
+      return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat,
+                                 text_block=8)
     case "tpu":
       attend = attention.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16 and has_fused_attention(mesh.devices.flat[0]):

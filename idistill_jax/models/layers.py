@@ -55,7 +55,7 @@ class Embedding(nnx.Module):
   def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
     self.embedding = nnx.Param(_normal((rows, width), rngs))
 
-  def __call__(self, ids: jax.Array) -> jax.Array:
+  def __call__(self, ids: jax.Array | np.ndarray) -> jax.Array:
     return jnp.take(self.embedding[...], ids, axis=0)
 
 

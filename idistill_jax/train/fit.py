@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -34,10 +35,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   mesh = sharding.make_mesh(job.cfg.mesh)
   stream = batches.Batches(
     records=records, decode=decode, texts=texts,
-    shape=batches.Shape(lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best,
-                        row_tokens=job.cfg.encoder.list_row_tokens, row_block=network.execution.row_block,
-                        attention_doubles=network.execution.attention_doubles * network.width,
-                        row_multiple=sharding.batch_shards(mesh) * cfg.passes),
+    shape=shape(cfg, job.cfg.encoder.list_row_tokens, network, mesh),
     similarity=data.similarity, epochs=cfg.epochs * trainings, seed=job.cfg.seed,
     own=functools.partial(sharding.own_rows, mesh=mesh),
   )
@@ -50,6 +48,20 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
   params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
   job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
   return params
+
+
+def shape(cfg: config_lib.Ranker | config_lib.Distillation, row_tokens: int | None, network: networks.Network,
+          mesh: jax.sharding.Mesh) -> batches.Shape:
+  """Of the batches; row_tokens: as in batches.Shape."""
+  execution = network.execution
+  # Texts are gathered from all rows: that is for rows which one device has, all at once.
+  by_text = execution.text_block if mesh.size == cfg.passes == 1 else None
+  return batches.Shape(
+    lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best, row_tokens=row_tokens,
+    row_block=by_text or execution.row_block, text_block=by_text,
+    attention_doubles=math.inf if by_text else execution.attention_doubles * network.width,
+    row_multiple=sharding.batch_shards(mesh) * cfg.passes,
+  )
 
 
 def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *,

@@ -36,7 +36,8 @@ def in_passes(encode: Encode, passes: int) -> Encode:
       here_T = row_of_T % passes == number
       return total + jnp.where(here_T.reshape(-1, *(1,) * (out.ndim - 1)), out, 0), None
 
-    by_row = {f.name: _split(getattr(rows, f.name), passes) for f in dataclasses.fields(rows) if f.name != "starts"}
+    of_rows = (f.name for f in dataclasses.fields(rows) if f.name not in ("starts", "stairs"))
+    by_row: dict[str, Any] = {name: _split(getattr(rows, name), passes) for name in of_rows}
     first = pack.Rows(**{name: array[0] for name, array in by_row.items()}, starts=rows.starts)
     empty = jnp.zeros_like(jax.eval_shape(encode, params, first))
     return jax.lax.scan(jax.checkpoint(one), empty, (jnp.arange(passes), by_row))[0]

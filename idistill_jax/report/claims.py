@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from idistill_jax.report import gather
+from idistill_jax.retrieval import significance
 
-SIGNIFICANT = 0.05
 FIRST_PLACE = "hit@1"
 
 
@@ -105,7 +105,7 @@ def seen(found: Mapping[str, Any]) -> str | None:
 def _without_familiar(found: Mapping[str, Any]) -> str:
   """Whether the result holds without the queries that have such a passage; "" where that is said aloud, or unknown."""
   rest = found.get("rest") or {}
-  if not rest or rest["is_lost"] or rest["whole_p"] >= SIGNIFICANT:
+  if not rest or rest["is_lost"] or rest["whole_p"] >= significance.SIGNIFICANT:
     return ""
   return (
     f" The result does not rest on the {count(int(found['familiar_queries']))} test queries whose right passage stood "
@@ -125,7 +125,7 @@ def about(evaluation: gather.Evaluation) -> str:
 
 def verdict(test: gather.Comparison) -> str:
   """Which way a comparison points: "undecided" unless chance is an unlikely explanation of all that were made."""
-  if test.p_holm >= SIGNIFICANT or test.delta == 0:
+  if test.p_holm >= significance.SIGNIFICANT or test.delta == 0:
     return "undecided"
   return "better" if test.delta > 0 else "worse"
 

@@ -163,7 +163,7 @@ def headline(compared: Comparison) -> str:
   challenger, p = max(tested, key=lambda pair: mean(pair[0]))
   other, best = sorted((challenger, first), key=mean)
   found, said = f"{best.name} has the highest {main}: {mean(best):.3f}", f"({claims.p_value(p)}, corrected)"
-  if p >= claims.SIGNIFICANT:
+  if p >= significance.SIGNIFICANT:
     return f"{found}, but its difference from {other.name} cannot be told from chance {said}"
   return f"{found}, against {mean(other):.3f} of {other.name} {said}"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from idistill_jax import extras
 from idistill_jax.report import bills, claims, compare, figures, gather, queries
+from idistill_jax.retrieval import significance
 
 CHANGED_QUERIES = 5
 # Beside the main measure, what a reader knows without explanation.
@@ -116,7 +117,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "evidence": report.shown.evidence,
     "known_systems": tuple(figures.OF_SYSTEM),
     "after": gather.AFTER,
-    "significant": claims.SIGNIFICANT,
+    "significant": significance.SIGNIFICANT,
     "shown_results": queries.SHOWN_RESULTS,
     "helped": [query for query in changed if (query.delta or 0) > 0][:CHANGED_QUERIES],
     "hurt": [query for query in changed[::-1] if (query.delta or 0) < 0][:CHANGED_QUERIES],

@@ -40,7 +40,6 @@ STOP_WORDS = frozenset(
 
 
 Content = tuple[str, ...]
-SIGNIFICANT = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +57,9 @@ class Rest:
   @property
   def is_lost(self) -> bool:
     """Whether what can be told from chance over all queries cannot be over these."""
-    held = self.delta is not None and self.p is not None and self.p < SIGNIFICANT and self.delta * self.whole_delta > 0
-    return self.whole_p < SIGNIFICANT and not held
+    same_sign = self.delta is not None and self.delta * self.whole_delta > 0
+    held = same_sign and self.p is not None and self.p < significance.SIGNIFICANT
+    return self.whole_p < significance.SIGNIFICANT and not held
 
   @property
   def words(self) -> str:

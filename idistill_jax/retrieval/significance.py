@@ -14,6 +14,8 @@ from idistill_jax.retrieval import measures
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+# A difference with a smaller p is told from chance.
+SIGNIFICANT = 0.05
 # Measures lie in [0, 1]: differences that spread no further are the same.
 ROUNDING = 1e-12
 # Resamples held in memory at a time.

@@ -36,27 +36,35 @@ def autocast(dtype: str) -> torch.autocast:
   return torch.autocast(device(), dtype=getattr(torch, dtype), enabled=dtype != "float32")
 
 
-def rates(work: str, lists: texts.Lists, lists_per_batch: int, seconds: list[float]) -> dict[str, Any]:
-  """Of a training whose steps took so long, those before the clock included."""
-  timed = seconds[SKIPPED_STEPS:]
-  mean = float(np.mean(timed))
-  tokens_a_list = (lists.pair_tokens if work == "ranker step" else lists.dual_tokens) / len(lists.queries)
-  return {"steps": len(timed), "step_seconds": mean, "tokens_per_second": tokens_a_list * lists_per_batch / mean,
-          "passages_per_second": lists_per_batch * lists.width / mean}
+def rates(lists_a_step: int, width: int, tokens_a_step: float, seconds: list[float]) -> dict[str, Any]:
+  """Of a training whose timed steps took so long."""
+  mean = float(np.mean(seconds))
+  return {"steps": len(seconds), "step_seconds": mean, "tokens_per_second": tokens_a_step / mean,
+          "passages_per_second": lists_a_step * width / mean}
 
 
-def timed_steps(step: Callable[[range], None], lists: texts.Lists, lists_per_batch: int, dtype: str,
-                steps: int) -> list[float]:
-  """Seconds of each step over the lists that come next."""
-  seconds = []
+def timed(step: Callable[[range], None], work: str, lists: texts.Lists, lists_per_batch: int, dtype: str,
+          steps: int) -> dict[str, Any]:
+  """Rates of steps over the lists that come next."""
+  seconds, tokens, of_list = [], [], lists.tokens(work)
   for number in range(SKIPPED_STEPS + steps):
     first = number * lists_per_batch % (len(lists.queries) - lists_per_batch + 1)
+    chosen = range(first, first + lists_per_batch)
     started = time.perf_counter()
     with autocast(dtype):
-      step(range(first, first + lists_per_batch))
+      step(chosen)
     wait()
     seconds.append(time.perf_counter() - started)
-  return seconds
+    tokens.append(of_list[chosen].sum())
+  return rates(lists_per_batch, lists.width, float(np.mean(tokens[SKIPPED_STEPS:])), seconds[SKIPPED_STEPS:])
+
+
+def without_dropout(model: torch.nn.Module) -> torch.nn.Module:
+  """The model; dropout is none of the work that is compared, and torch's fused attention on a CPU takes none."""
+  for module in model.modules():
+    if isinstance(module, torch.nn.Dropout):
+      module.p = 0.0
+  return model
 
 
 # -- Models --------------------------------------------------------------------------------------------------------
@@ -65,11 +73,14 @@ def timed_steps(step: Callable[[range], None], lists: texts.Lists, lists_per_bat
 def _dual(folder: pathlib.Path, max_tokens: int) -> sentence_transformers.SentenceTransformer:
   model = sentence_transformers.SentenceTransformer(str(folder), device=device())
   model.max_seq_length = max_tokens
+  without_dropout(model)
   return model
 
 
 def _cross(folder: pathlib.Path, max_tokens: int) -> sentence_transformers.CrossEncoder:
-  return sentence_transformers.CrossEncoder(str(folder), num_labels=1, max_length=max_tokens, device=device())
+  model = sentence_transformers.CrossEncoder(str(folder), num_labels=1, max_length=max_tokens, device=device())
+  without_dropout(model)
+  return model
 
 
 # -- Training ------------------------------------------------------------------------------------------------------
@@ -77,7 +88,7 @@ def _cross(folder: pathlib.Path, max_tokens: int) -> sentence_transformers.Cross
 
 def by_trainer(work: str, folder: pathlib.Path, lists: texts.Lists, *, lists_per_batch: int, dtype: str,
                max_tokens: int, steps: int) -> dict[str, Any]:
-  """As its users train: columns of a data set, a loss, a trainer."""
+  """As its users train: columns of a data set, a loss, a trainer, which shuffles: tokens are those of a mean batch."""
   with extras.needed("sentence-transformers' trainer", "bench"):
     import accelerate  # noqa: F401  (that it is missing the trainer says in other words)
     import datasets
@@ -116,14 +127,15 @@ def by_trainer(work: str, folder: pathlib.Path, lists: texts.Lists, *, lists_per
       disable_tqdm=True, dataloader_num_workers=0)
     data = datasets.Dataset.from_dict(columns | {"label": lists.scores.tolist()})
     trainer(model=model, args=settings, train_dataset=data, loss=loss, callbacks=[seconds]).train()
-  return rates(work, lists, lists_per_batch, np.diff(seconds.times).tolist())
+  return rates(lists_per_batch, lists.width, lists.tokens(work).mean() * lists_per_batch,
+               np.diff(seconds.times)[SKIPPED_STEPS:].tolist())
 
 
 def by_plain_loop(work: str, folder: pathlib.Path, lists: texts.Lists, *, lists_per_batch: int, dtype: str,
                   max_tokens: int, steps: int) -> dict[str, Any]:
   """Without what its trainer does beside: tokenise, forward, backward, AdamW."""
   step = (_ranker if work == "ranker step" else _retriever)(folder, lists, max_tokens)
-  return rates(work, lists, lists_per_batch, timed_steps(step, lists, lists_per_batch, dtype, steps))
+  return timed(step, work, lists, lists_per_batch, dtype, steps)
 
 
 def _retriever(folder: pathlib.Path, lists: texts.Lists, max_tokens: int) -> Callable[[range], None]:

@@ -38,7 +38,7 @@ class Best:
 
 def share_of_peak(line: Line, own: Line) -> dict[str, float]:
   """Percent of our measured matrix rate, for ours and a peer's line of the same work."""
-  if not {"flops_per_token", "tokens_per_second"} <= own.keys():
+  if not {"flops_per_token", "tokens_per_second"} <= own.keys() or on_cpu(line) != on_cpu(own):
     return {}
   share = line["tokens_per_second"] * own["flops_per_token"] / own["matrix_flops"]
   return {"percent_of_peak": round(100 * share, 1)}
@@ -172,6 +172,8 @@ def against_targets(lines: list[Line], sizes: str) -> table.Table:
     reached = target.reached(best)
     if reached is not None:
       made.add_row(target.work, target.said, f"{reached:.2f}", "yes" if target.met(reached) else "no")
+    elif target.work in {line["work"] for line in lines}:
+      made.add_row(target.work, target.said, "not measured", "")
   return made
 
 

@@ -132,6 +132,8 @@ def peer(system: str, work: str, dtype: str, batch_size: int, sizes: Sizes, kept
 
     from benchmarks import models, peers, texts, torch_loop
 
+  if torch.cuda.device_count() > 1:
+    raise ValueError("peers are measured on one GPU: set CUDA_VISIBLE_DEVICES=0")
   folder = models.folder(sizes.weights, kept)
   lists = texts.draw(folder, queries=sizes.queries, width=sizes.passages_per_list, max_tokens=sizes.max_tokens)
   cut: dict[str, Any] = {"dtype": dtype, "max_tokens": sizes.max_tokens}

@@ -28,15 +28,13 @@ class Lists:
   def width(self) -> int:
     return self.scores.shape[1]
 
-  @property
-  def dual_tokens(self) -> int:
-    """Tokens of queries and passages, each read by itself."""
-    return int(self.query_lengths.sum() + self.passage_lengths.sum())
-
-  @property
-  def pair_tokens(self) -> int:
-    """Tokens of every query read together with each of its passages."""
-    return int(self.query_lengths.sum() * self.width + (self.passage_lengths - 1).sum())
+  def tokens(self, work: str) -> np.ndarray:
+    """Of each list, int [Q]: its query read with each passage for "ranker step" and "score", each text by itself for
+    others."""
+    passages_QxN = self.passage_lengths.reshape(-1, self.width)
+    if work in ("ranker step", "score"):
+      return (self.query_lengths[:, None] + passages_QxN - 1).sum(1)
+    return self.query_lengths + passages_QxN.sum(1)
 
 
 def draw(folder: pathlib.Path, *, queries: int, width: int, max_tokens: int, seed: int = 0) -> Lists:

@@ -28,12 +28,11 @@ def train_step(work: str, folder: pathlib.Path, lists: texts.Lists, *, groups: i
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   make = _ranker if work == "ranker step" else _retriever
   step = make(folder, tokenizer, lists, max_tokens, groups)
-  seconds = peers.timed_steps(step, lists, lists_per_batch, dtype, steps)
-  return peers.rates(work, lists, lists_per_batch, seconds)
+  return peers.timed(step, work, lists, lists_per_batch, dtype, steps)
 
 
 def _optimized(model: torch.nn.Module, loss_of: Callable[[range], torch.Tensor]) -> Callable[[range], None]:
-  model.to(peers.device()).train()
+  peers.without_dropout(model).to(peers.device()).train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
   def step(chosen: range) -> None:

@@ -68,13 +68,13 @@ def test_every_peer_runs(system, work, sizes, tmp_path):
   if system == report.ST and work in run.STEPS and not all(map(importlib.util.find_spec, ("accelerate", "datasets"))):
     with pytest.raises(ModuleNotFoundError, match=r"launch/env\.sh bench"):
       run.peer(system, work, "float32", 8, sizes, tmp_path)
-    return
+    pytest.skip("the trainers need accelerate and datasets: source launch/env.sh bench")
   found = run.peer(system, work, "float32", 8, sizes, tmp_path)
   assert found["tokens_per_second"] > 0 and (found["system"], found["device"]) == (system, "cpu")
 
 
 @pytest.mark.torch
-def test_sorted_by_length_a_hand_written_loop_learns_the_same(tmp_path):
+def test_groups_of_one_length_come_back_in_order_and_are_padded_to_their_own(tmp_path):
   torch_loop = pytest.importorskip("benchmarks.torch_loop")
   import torch
 

@@ -62,8 +62,10 @@ class Forked:
     return code
 
   def send_signal(self, what: int) -> None:
-    if self.poll() is None:
-      os.kill(self.pid, what)
+    # It may have ended, and not said so yet.
+    with contextlib.suppress(ProcessLookupError):
+      if self.poll() is None:
+        os.kill(self.pid, what)
 
   def kill(self) -> None:
     self.send_signal(signal.SIGKILL)
@@ -122,7 +124,7 @@ def started(
 ) -> Iterator[Job]:
   """`python <command>` so many times, with the flags that make one job of them; alone where count is 1.
 
-  afresh: by Python itself, as a user starts it; each program has a test that does.
+  afresh: by Python itself, as a user starts it.
   """
   folder.mkdir(parents=True, exist_ok=True)
   environment = os.environ | ONE_DEVICE | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}

@@ -50,8 +50,7 @@ def test_every_stage_commits_a_folder_with_its_manifest(workdir):
 
 
 def test_all_stages_take_less_than_a_minute_and_a_half(finished):
-  # A promise of the README's kind, not a benchmark, and of CPU time, as other tests run beside this one: what is below
-  # it takes no longer on one core, and less on two.
+  # A promise of the README's kind, not a benchmark, and of CPU time, as other tests run beside this one.
   assert 1 < finished[1] < 90
 
 

@@ -79,8 +79,8 @@ def place(lengths: Sequence[int] | np.ndarray, row_tokens: int, max_texts: int |
   return Placement(row, column, len(texts_in))
 
 
-# How many batches decide which rows are fullest: enough to tell, few enough for any number of steps.
-_PLANNED_ON = 128
+# So many times a text is placed to decide how long rows are: a few seconds, whatever there is to train on.
+_PLACED = 400_000
 
 
 def cost(rows: int, row_tokens: int, doubling: float) -> float:
@@ -92,14 +92,14 @@ def plan(batches: Sequence[np.ndarray], choices: Sequence[int], doubling: float,
          row_multiple: int = 1) -> tuple[int, int]:
   """(tokens a row, rows) of the one shape that holds each of the batches (lengths of their texts) and costs least.
 
-  choices: lengths of rows to pick from.  Why not those that are fullest: attention in short rows is cheaper, and what
-  they leave empty costs less than that.  doubling: as in `cost`.  The number of rows is a multiple of `row_multiple`.
+  choices: lengths of rows to pick from.  doubling: as in `cost`; where rows are attended in whole, short ones are cheaper
+  than full ones.  The number of rows is a multiple of `row_multiple`.
   """
 
   def rows(of: Sequence[np.ndarray], row_tokens: int) -> int:
     return -(-max(place(lengths, row_tokens).rows for lengths in of) // row_multiple) * row_multiple
 
-  few = batches[:_PLANNED_ON]
+  few = batches[: max(_PLACED // (len(choices) * max(len(batches[0]), 1)), 1)]
   row_tokens = choices[0]
   if len(choices) > 1:
     row_tokens = min(choices, key=lambda choice: cost(rows(few, choice), choice, doubling))

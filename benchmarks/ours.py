@@ -183,5 +183,6 @@ def score(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
   queries = [query for query in lists.queries for _ in range(lists.width)]
   none = np.zeros(len(queries), np.float32)
   ranker.score(queries, lists.passages, none)
-  rates = clock.rates(lambda: ranker.score(queries, lists.passages, none), pairs=len(queries), tokens=lists.pair_tokens)
+  rates = clock.rates(lambda: ranker.score(queries, lists.passages, none), pairs=len(queries),
+                      tokens=int(lists.tokens("score").sum()))
   return rates | {"flops_per_token": utilization.flops_per_token(ranker.forward.network) / 3}

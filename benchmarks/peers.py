@@ -209,4 +209,5 @@ def score(folder: pathlib.Path, lists: texts.Lists, *, dtype: str, max_tokens: i
   with _reading(model, dtype):
     model.predict(pairs[:256], batch_size=batch_size)
     wait()
-    return clock.rates(lambda: model.predict(pairs, batch_size=batch_size), pairs=len(pairs), tokens=lists.pair_tokens)
+    return clock.rates(lambda: model.predict(pairs, batch_size=batch_size), pairs=len(pairs),
+                       tokens=int(lists.tokens("score").sum()))

@@ -124,6 +124,7 @@ def test_a_result_that_rests_on_passages_that_training_put_first_is_shouted():
 @pytest.mark.parametrize("gained, familiar", [
   (GAINED, range(10, 20)),  # the gain lies with the others
   (dict.fromkeys(GAINED, 0.1), range(10)),  # or with all
+  (dict.fromkeys(GAINED, 0.1), range(15)),  # or with all, of which too few are left to tell it from chance
   (dict.fromkeys(GAINED, 0.0), range(10)),  # or there is none to doubt
   (GAINED, ())])
 def test_a_result_that_does_not_rest_on_them_is_none(gained, familiar):

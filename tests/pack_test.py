@@ -102,6 +102,15 @@ def test_stairs_are_few_and_no_text_is_longer():
   assert pack.stairs([np.array([3, 12, 9, 8])], 8, 12) == ((2, 12), (2, 8))
 
 
+@pytest.mark.parametrize("lengths", [[12, 9, 3], [12, 4, 3, 1]])
+def test_texts_above_the_stairs_are_refused(lengths):
+  placement = pack.place([12, 8, 3], 16)
+  whole = pack.fill(_texts([12, 8, 3]), None, placement, rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
+  assert whole.stairs == ((1, 12), (2, 8))
+  with pytest.raises(pack.DoesNotFitError, match="longer, than the stairs"):
+    pack.fill(_texts(lengths), None, pack.place(lengths, 16), rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
+
+
 def test_rows_as_long_as_asked_for_are_not_planned():
   assert pack.plan([np.array([30, 30, 4])], (32,), np.inf) == (32, 3)
 

@@ -92,8 +92,8 @@ def plan(batches: Sequence[np.ndarray], choices: Sequence[int], doubling: float,
          row_multiple: int = 1) -> tuple[int, int]:
   """(tokens a row, rows) of the one shape that holds each of the batches (lengths of their texts) and costs least.
 
-  choices: lengths of rows to pick from.  doubling: as in `cost`; where rows are attended in whole, short ones are cheaper
-  than full ones.  The number of rows is a multiple of `row_multiple`.
+  choices: lengths of rows to pick from.  doubling: as in `cost`; where rows are attended in whole, short ones may be
+  cheaper than full ones.  The number of rows is a multiple of `row_multiple`.
   """
 
   def rows(of: Sequence[np.ndarray], row_tokens: int) -> int:
@@ -162,7 +162,7 @@ def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, place
 
   own: bool [rows]; rows where it is False stay empty, though their texts have their starts.
 
-  Raises DoesNotFitError where the placement needs more rows.
+  Raises DoesNotFitError where the placement needs more rows, or a text is longer than its stair.
   """
   if placement.rows > rows:
     raise DoesNotFitError(f"{len(texts)} texts need {placement.rows} rows, {rows} are given")
@@ -174,6 +174,11 @@ def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, place
   starts = np.zeros(count, np.int32)
   lengths = np.array([len(text) for text in texts], np.int64)
   firsts = placement.row.astype(np.int64) * row_tokens + placement.column
+  if stairs:
+    tops = np.repeat([tokens for _, tokens in stairs], [most for most, _ in stairs])
+    longest_first = -np.sort(-lengths)
+    if longest_first[len(tops):].any() or (longest_first[: len(tops)] > tops[: len(lengths)]).any():
+      raise DoesNotFitError(f"texts of {longest_first.tolist()} tokens are more, or longer, than the stairs {stairs}")
   there = np.flatnonzero(lengths)
   starts[ids[there]] = firsts[there]
   here = there if own is None else there[own[placement.row[there]]]

@@ -21,7 +21,7 @@ from idistill_jax.models import attention
 class Execution:
   """products, states: see above.  attend: see models/attention.py.
 
-  unroll_layers: compile every layer for itself rather than one loop over them; a number: so many in each turn of it.
+  unroll_layers: compile every layer for itself rather than one loop over them.
   remat: what a gradient computes anew, a key of REMAT.
   row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
   attention costs as much as all else.  text_block: where attention of trainings reads text by text, in pieces of a
@@ -31,7 +31,7 @@ class Execution:
   products: Any
   states: Any
   attend: attention.Attend
-  unroll_layers: bool | int
+  unroll_layers: bool
   remat: str
   row_block: int
   attention_doubles: float

@@ -3,8 +3,9 @@
 The first is leakage, and said aloud.  The second is normal where both splits search one corpus, and a number as long
 as the result does not rest on it.  A model may have learned a passage, rather than how to find one, where that passage
 stood first in a list; so the difference is measured once more over the test queries that have no such passage, and said
-aloud where it can be told from chance over all of them and cannot over those.  Why not held against what chance would
-list: what is right for one query is found for others more often than a passage drawn from the corpus.
+aloud where it can be told from chance over all of them, and over those cannot and is not half as large.  Why not held
+against what chance would list: what is right for one query is found for others more often than a passage drawn from the
+corpus.
 
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
 is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
@@ -56,9 +57,12 @@ class Rest:
 
   @property
   def is_lost(self) -> bool:
-    """Whether what can be told from chance over all queries cannot be over these."""
-    same_sign = self.delta is not None and self.delta * self.whole_delta > 0
-    held = same_sign and self.p is not None and self.p < significance.SIGNIFICANT
+    """Whether what can be told from chance over all queries cannot be over these, and is not half as large there: fewer
+    queries tell less from chance, also where nothing else has changed."""
+    if self.delta is None or self.p is None:
+      return self.whole_p < significance.SIGNIFICANT
+    share = self.delta / self.whole_delta if self.whole_delta else 0.0
+    held = share >= 0.5 or (share > 0 and self.p < significance.SIGNIFICANT)
     return self.whole_p < significance.SIGNIFICANT and not held
 
   @property

@@ -35,6 +35,7 @@ def reorder(
   orders: passage ids of each query.  row: of an id in passage_texts.  similarity: (place of the query, passage rows) ->
   float [N], a term of the score.  Raises as `rerank` does.
   """
+  _check(depth)
   heads = [[row(one) for one in order[:depth]] for order in orders]
   similarities = np.concatenate([similarity(place, np.array(rows, np.int32)) for place, rows in enumerate(heads)])
   scores = _scores(score, query_texts, passage_texts, heads, similarities)
@@ -60,8 +61,7 @@ def rerank(
 
   Raises ValueError for depth < 1, and for scores that are not one finite number a pair.
   """
-  if depth < 1:
-    raise ValueError(f"the ranker needs at least one place to reorder, found a depth of {depth}")
+  _check(depth)
   head_QxN = hits.rows[:, :depth]
   scores = _scores(score, query_texts, passage_texts, head_QxN, similarities_QxN[:, :depth].ravel())
   orders = []
@@ -70,6 +70,11 @@ def rerank(
     head = {passage_id: float(value) for passage_id, value in zip(ids, row_scores, strict=False)}
     orders.append([*runs.ranked(head), *ids[depth:]])
   return orders
+
+
+def _check(depth: int) -> None:
+  if depth < 1:
+    raise ValueError(f"the ranker needs at least one place to reorder, found a depth of {depth}")
 
 
 def _scores(score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], heads: Iterable[Iterable[int]],

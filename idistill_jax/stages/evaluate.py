@@ -56,6 +56,8 @@ RERANKED = {
     one: f"{one}+ranker" for one in ("bm25", "initial+bm25", "distilled", "hybrid")
   }},
 }
+# Counted on when the same config gives other rankings.
+REORDERING = 2
 OURS = ("initial", "bm25", "direct", "distilled", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
@@ -270,8 +272,9 @@ def leaked(
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """The runs of other systems."""
-  return config.digest({path.name: outside.sha256(path) for path in run_files(cfg)})
+  """The runs of other systems, and how the ranker reorders what is not only the initial retriever's."""
+  read = {path.name: outside.sha256(path) for path in run_files(cfg)}
+  return config.digest(read | ({"reordering": REORDERING} if cfg.evaluate.rerank == "all" else {}))
 
 
 STAGE = artifacts.Stage(

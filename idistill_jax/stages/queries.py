@@ -139,7 +139,8 @@ def _save(
 
 def unit(vectors_NxE: np.ndarray) -> np.ndarray:
   """At length 1: content is a direction, also where a retriever's lengths count in what it finds."""
-  return vectors_NxE / np.maximum(np.linalg.norm(vectors_NxE, axis=1, keepdims=True), 1e-12)
+  lengths_Nx1 = np.linalg.norm(vectors_NxE, axis=1, keepdims=True)
+  return vectors_NxE if np.allclose(lengths_Nx1, 1, atol=1e-4) else vectors_NxE / np.maximum(lengths_Nx1, 1e-12)
 
 
 def stratify(passages_PxE: np.ndarray, words: Sequence[int], clusters: int, seed: int) -> np.ndarray:

@@ -73,7 +73,9 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
     example.write_records(job.out, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
   data = inputs.load(job, network, encoder.list_cut, "candidates")
-  warn_of_sharpness(job, name, data, cfg.student_temperature)
+  # The similarities are those of the starting weights, and MarginMSE has no softmax.
+  if start == "weights" and cfg.loss != "margin_mse" and processes.is_first():
+    warn_of_sharpness(job, name, data, cfg.student_temperature)
   return fit(
     job, name, cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,

@@ -61,8 +61,13 @@ def _answers(path: outside.Path) -> Iterator[tuple[str, Any]]:
       yield from ((f"{path}: entry {number}", one) for number, one in enumerate(jsonl.entries(path), start=1))
     case ".jsonl":
       yield from ((where, jsonl.value(where, line)) for where, line in jsonl.lines(path) if line.strip())
-    case _:
+    case ".txt":
       yield from ((where, line.decode(errors="replace")) for where, line in jsonl.lines(path))
+    case _:
+      raise collection.CollectionError(
+        f"{path}: answers about lists of their own are read from .json, .jsonl and .txt; where rankings name their "
+        "queries themselves, leave those lists out: --config.collection.rankings_shown=none"
+      )
 
 
 def _order(answer: tuple[str, Any], count: int) -> parse.Parsed:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from idistill_jax.data import pack
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import loop, utilization

@@ -127,9 +127,11 @@ def running(scheme: str) -> Iterator[Bucket]:
 
   All s3:// ones of a process are the same, however many servers it has.
   """
-  with SERVERS[scheme]() as bucket, mock.patch.dict(os.environ, bucket.environment):
-    if scheme == "s3":
-      import fsspec
+  import fsspec
 
+  with SERVERS[scheme]() as bucket, mock.patch.dict(os.environ, bucket.environment):
+    # A file system that was made for another test's server would ask for that one.
+    fsspec.get_filesystem_class(scheme).clear_instance_cache()
+    if scheme == "s3":
       fsspec.filesystem("s3", skip_instance_cache=True).makedirs(NAME, exist_ok=True)
     yield bucket

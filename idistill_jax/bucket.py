@@ -7,7 +7,8 @@ sent last.
 A run that was paused, or cut off, for longer than a lease lasts finds out (`still_alone`) before it claims a piece,
 sends a working folder, a checkpoint or a page, or commits, and ends.  It looks and then writes: stopped between the
 two, again for so long, it may still take away what the run that took over has committed.  It then commits nothing
-itself: what it would copy was swept up, and the last file is created, never replaced.
+itself: it looks once more before the last file, which is created, never replaced.  Nor does it sweep up before a last
+look: the working folder may be the one that the other run is still at work in.
 
 `.sent.json` says what each file was like here and there when both were the same, so that a machine knows who changed
 it since: what changed here alone is sent, what changed there alone is fetched.  Where both did, databases are put
@@ -162,14 +163,19 @@ class Bucket:
     if earlier := self._find(final):
       self._fs.rm([f"{self._base}/{path}" for path in earlier])
     kept = [file for file in sent if file != last and file.partition("/")[0] not in leave]
-    if kept:
-      self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
-                    [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
+    try:
+      if kept:
+        self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
+                      [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
+    except FileNotFoundError as e:
+      raise leases.LostError(f"{self._url}/{working}: was swept up by another run while it was committed") from e
+    self.still_alone()  # else what was copied may be half of this run's and half of the other's
     try:
       self._fs.pipe_file(f"{self._base}/{final}/{last}", end, mode="create")
     except FileExistsError as e:
       if self.read(f"{final}/{last}") != end:  # else it was sent, and the answer was lost
         raise leases.LostError(f"{self._url}/{final}: another run has committed meanwhile, what is its stays") from e
+    self.still_alone()
     # Here it is what a fetch begins with: what went straight into the bucket is fetched when it is asked for.
     parts = self._parts(final, end)
     shutil.rmtree(parts, ignore_errors=True)

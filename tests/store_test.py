@@ -190,12 +190,44 @@ def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch, before)
     where = slow._store if before == "send" else slow._store._fs
     request = getattr(where, before)
     undone.setattr(where, before, meanwhile)
-    with pytest.raises(leases.LostError if before in ("send", "pipe_file") else FileNotFoundError):
+    with pytest.raises(leases.LostError):
       commit(slow, "mine")
   found = machines.workdir("c")
   assert found.manifest("labels") == (None if before == "rm_file" else "other")
   if before != "rm_file":
     assert (found.folder("labels") / "text").read_text() == '"other"'
+
+
+@pytest.mark.parametrize("before", ["rm_file", "copy", "pipe_file"])
+def test_what_a_run_that_took_over_is_still_at_work_on_stays(machines, monkeypatch, before):
+  """Both use one working folder: the first, woken within its commit, neither commits a mixture nor sweeps up."""
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
+  monkeypatch.setattr(leases.Leases, "_keep_writing", lambda self: None)
+  slow, quick = machines.workdir("a"), machines.workdir("b")
+  with contextlib.ExitStack() as at_work, pytest.MonkeyPatch.context() as undone:
+    request = getattr(slow._store._fs, before)
+
+    def meanwhile(*args, **more):
+      if ".lease" in str(args[0]):
+        return request(*args, **more)
+      undone.undo()
+      at_work.enter_context(quick._store.alone("labels", "labels"))
+      quick._store._fs.pipe_file(f"{quick._store._base}/mine/text", b"of the other, half")
+      return request(*args, **more)
+
+    for name in ("labels", "mine"):
+      (slow.root / name).mkdir()
+      for file in (artifacts.MANIFEST, "text"):
+        (slow.root / name / file).write_text(f'"{name}"')
+    slow._store.send("labels")
+    with slow._store.alone("labels", "labels"):
+      undone.setattr(slow._store._fs, before, meanwhile)
+      with pytest.raises(leases.LostError):
+        slow._store.commit("mine", "labels", last=artifacts.MANIFEST)
+    assert quick._store.read("mine/text") == b"of the other, half"
+    # Only what was copied before the other took over is whole.
+    if quick.manifest("labels") is not None:
+      assert before == "pipe_file" and quick._store.read("labels/text") == b'"mine"'
 
 
 def test_what_one_machine_did_another_finds(machines, cfg):

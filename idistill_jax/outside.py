@@ -14,9 +14,10 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from idistill_jax import files, remote
 
@@ -67,29 +68,62 @@ class Object(os.PathLike[str]):
     # Not fsspec's own `exists`, for which what may not be read is not there.
     fs, base = remote.file_system(self.url)
     try:
-      return fs.info(base)["type"]
+      with remote.asked(self.url):
+        return fs.info(base)["type"]
     except FileNotFoundError:
       return None
+
+  def tag(self) -> str:
+    """What changes with its content; raises FileNotFoundError."""
+    fs, base = remote.file_system(self.url)
+    try:
+      with remote.asked(self.url):
+        return remote.tag(fs.info(base))
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f"{self.url}: no such file") from e
 
   def glob(self, pattern: str) -> Iterator["Object"]:
     """What lies in the folder itself."""
     fs, base = remote.file_system(self.url)
     try:
-      names = [path.rstrip("/").rpartition("/")[2] for path in fs.ls(base, detail=False)]
+      with remote.asked(self.url):
+        paths = [path.rstrip("/") for path in fs.ls(base, detail=False)]
     except FileNotFoundError:
-      names = []
+      paths = []
+    # In a file lies that file itself, as fsspec has it, and in a folder the empty object that stands for it.
+    names = [path.rpartition("/")[2] for path in paths if path.strip("/") != base.strip("/")]
     return (self / name for name in fnmatch.filter(names, pattern))
 
   def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
     fs, base = remote.file_system(self.url)
     try:
-      return io.BufferedReader(fs.open(base, mode, block_size=_AHEAD_BYTES), _BUFFER_BYTES)
+      with remote.asked(self.url):
+        return io.BufferedReader(_Stream(self.url, fs.open(base, mode, block_size=_AHEAD_BYTES)), _BUFFER_BYTES)
     except FileNotFoundError as e:
       raise FileNotFoundError(f"{self.url}: no such file") from e
 
   def read_bytes(self) -> bytes:
     with self.open() as file:
       return file.read()
+
+
+class _Stream(io.RawIOBase):
+  """A file in a bucket; what is wrong while it is read is said with its url."""
+
+  def __init__(self, url: str, file: io.BufferedIOBase):
+    super().__init__()
+    self._url, self._file = url, file
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, into: Any) -> int:
+    with remote.asked(self._url):
+      return self._file.readinto(into)
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
 
 
 Path = pathlib.Path | Object
@@ -118,19 +152,16 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
   Every command asks for it, so of an object this machine remembers it for as long as the object does not change.
   """
-  path, remembered = at(path), None
-  if isinstance(path, Object):
-    fs, base = remote.file_system(path.url)
-    try:
-      remembered = remote.kept() / "sha256" / _digest(path.url, remote.tag(fs.info(base)))
-    except FileNotFoundError as e:
-      raise FileNotFoundError(f"{path}: no such file") from e
-    if remembered.exists():
-      return remembered.read_text()
+  path = at(path)
+  tag = path.tag() if isinstance(path, Object) else None
+  remembered = None if tag is None else remote.kept() / "sha256" / _digest(str(path), tag)
+  if remembered is not None and remembered.exists():
+    return remembered.read_text()
   with path.open("rb") as file:
     found = hashlib.file_digest(file, "sha256").hexdigest()
-  if remembered is not None:
-    remembered.parent.mkdir(parents=True, exist_ok=True)
+  # What changed while it was read is not what either tag stands for.
+  if remembered is not None and isinstance(path, Object) and path.tag() == tag:
+    remembered.parent.mkdir(exist_ok=True)
     files.write_atomically(remembered, found)
   return found
 
@@ -139,34 +170,45 @@ def fetched(url: str, wanted: Callable[[Collection[str]], Collection[str]]) -> p
   """The local folder that holds what a folder in a bucket holds now, fetched once a machine until that changes.
 
   wanted: names in the folder -> those to fetch.  Raises FileNotFoundError where there are none, OSError where they
-  change meanwhile.  The local folder's name ends as the url does: what is wrong with a file is said with its name.
+  change meanwhile or lead out of the folder.  The local folder's name ends as the url does: what is wrong with a file
+  is said with its name.  What was fetched before a change is removed.
   """
   url = url.rstrip("/")
   fs, base = remote.file_system(url)
 
   def look() -> dict[str, str]:
-    there = {path.removeprefix(base).lstrip("/"): tag for path, tag in remote.files(fs, base).items()}
+    with remote.asked(url):
+      found = remote.files(fs, base)
+    there = {path.removeprefix(base).lstrip("/"): tag for path, tag in found.items()}
     return {name: there[name] for name in sorted(wanted(there))}
 
   there = look()
   if not there:
     raise FileNotFoundError(f"{url}: nothing that could be read lies there")
-  parts, top = remote.kept() / "inputs", remote.kept() / "inputs" / _digest(url, json.dumps(there))
-  inner = f"{remote.scheme(url)}/{base.strip('/')}"
-  parts.mkdir(parents=True, exist_ok=True)
+  if leading_out := [name for name in there if ".." in name.split("/")]:
+    raise OSError(f"{url}: {leading_out[0]!r} would be written outside of its folder; give the object another name")
+  versions = remote.kept() / "inputs" / _digest(url)
+  top = versions / _digest(json.dumps(there))
+  found = top / remote.scheme(url) / base.strip("/")
+  versions.mkdir(parents=True, exist_ok=True)
   # Processes of one machine: the first fetches, and the others find it there.
-  with open(f"{top}.lock", "w") as lock:
+  with open(f"{versions}.lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if not top.exists():
-      with tempfile.TemporaryDirectory(dir=parts) as half:
-        targets = [pathlib.Path(half) / "whole" / inner / name for name in there]
+    # A cleaner of temporary files takes some, and leaves the folder.
+    if not all((found / name).exists() for name in there):
+      for old in versions.iterdir():
+        shutil.rmtree(old)
+      with tempfile.TemporaryDirectory(dir=versions) as half:
+        whole = pathlib.Path(half) / "whole"
+        targets = [whole / found.relative_to(top) / name for name in there]
         for target in targets:
           target.parent.mkdir(parents=True, exist_ok=True)
-        fs.get([f"{base}/{name}" for name in there], [str(target) for target in targets])
+        with remote.asked(url):
+          fs.get([f"{base}/{name}" for name in there], [str(target) for target in targets])
         if look() != there:
           raise OSError(f"{url}: was changed while it was read; run the same command again")
-        (pathlib.Path(half) / "whole").rename(top)
-  return top / inner
+        whole.rename(top)
+  return found
 
 
 def _digest(*words: str) -> str:

@@ -1,10 +1,13 @@
 """What speaks to buckets, gs:// and s3://, and where this machine keeps what lies in them."""
 
+import contextlib
+import errno
 import importlib
 import os
 import pathlib
+import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -37,6 +40,20 @@ def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
   return fsspec.core.url_to_fs(url, use_listings_cache=False)
 
 
+@contextlib.contextmanager
+def asked(url: str) -> Iterator[None]:
+  """Makes an OSError that names the url of whatever a bucket's backend raises, but for FileNotFoundError.
+
+  What is refused comes as the cloud's own kinds of errors: gcsfs's HttpError, botocore's NoCredentialsError.
+  """
+  try:
+    yield
+  except Exception as e:
+    if isinstance(e, FileNotFoundError) or getattr(e, "errno", None) == errno.ENOSPC:  # that is this machine's disk
+      raise
+    raise OSError(f"{url}: {str(e) or type(e).__name__}; are there credentials for it?") from e
+
+
 def files(fs: fsspec.AbstractFileSystem, base: str) -> dict[str, str]:
   """Files under a folder, or the file of this name -> what changes with their content."""
   found = fs.find(base, detail=True)
@@ -51,5 +68,14 @@ def tag(info: Mapping[str, Any]) -> str:
 
 
 def kept() -> pathlib.Path:
-  """Where this machine keeps what lies elsewhere, for as long as its temporary files last."""
-  return pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"
+  """Where this machine keeps what lies elsewhere, for as long as its temporary files last; made where it is not there.
+
+  Others can write beside it: raises OSError where they were there first.
+  """
+  folder = pathlib.Path(tempfile.gettempdir()) / f"idistill_jax-{os.getuid()}"
+  with contextlib.suppress(FileExistsError):
+    folder.mkdir(mode=0o700)
+  about = folder.lstat()
+  if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+    raise OSError(f"{folder}: is no folder of this user's; remove it, or set TMPDIR to a folder of your own")
+  return folder

@@ -20,12 +20,12 @@ NAME = "idistill-test"
 class Bucket:
   """url: of the bucket.  environment: what a process needs to find it in place of the real one.
 
-  busy: how many of the next requests are answered with 503; Google and Amazon do that, and mean "try again".
+  busy: how many of the next requests are answered with `status`: 503 is how Google and Amazon say "try again".
   requests: how many there were.
   """
 
   def __init__(self, url: str, environment: dict[str, str]):
-    self.url, self.environment, self.busy, self.requests = url, environment, 0, 0
+    self.url, self.environment, self.busy, self.status, self.requests = url, environment, 0, 503, 0
 
   def is_busy(self) -> bool:
     self.requests += 1
@@ -48,7 +48,7 @@ def google() -> Iterator[Bucket]:
   def sometimes(router, method) -> None:
     with alone:
       if bucket.is_busy():
-        router._request_handler.send_error(503)
+        router._request_handler.send_error(bucket.status)
       else:
         handle(router, method)
 
@@ -106,7 +106,7 @@ def amazon() -> Iterator[Bucket]:
 
   def sometimes(application, environ, start_response):
     if bucket.is_busy():
-      start_response("503 Slow Down", [("Content-Length", "0")])
+      start_response(f"{bucket.status} No", [("Content-Length", "0")])
       return [b""]
     return answer(application, environ, start_response)
 

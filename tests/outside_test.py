@@ -139,7 +139,7 @@ def test_a_corpus_in_a_bucket_is_a_stream(place, monkeypatch):
   first = place.server.requests - before
   assert sum(1 for _ in passages) == 1499
   assert place.server.requests - before > 3 * first
-  assert not remote.kept().exists(), "nothing of it is kept"
+  assert not list(remote.kept().iterdir()), "nothing of it is kept"
 
 
 def test_every_input_may_lie_there(memory, tmp_path):
@@ -225,13 +225,109 @@ def test_weights_that_are_not_there_or_change_meanwhile_are_said_so(memory, monk
   memory.put("model/config.json", "{}")
   assert not any("NOT USABLE" in said for said in dry_run.reads(
     "candidates", dataclasses.replace(cfg, encoder=config.Encoder(weights=f"{memory.url}/model"))))
-  assert not remote.kept().exists(), "a dry run fetches nothing"
+  assert not list(remote.kept().iterdir()), "a dry run fetches nothing"
   fs, get = remote.file_system(memory.url)[0], fsspec.AbstractFileSystem.get
   changed = lambda *of, **more: (get(*of, **more), memory.put("model/config.json", '{"model_type": "bert"}'))[0]
   with monkeypatch.context() as patched, pytest.raises(OSError, match=f"{memory.url}/model: was changed while"):
     patched.setattr(type(fs), "get", changed)
     weights.resolve(f"{memory.url}/model")
   assert "bert" in (weights.resolve(f"{memory.url}/model") / "config.json").read_text()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_is_refused_is_an_error_that_names_the_url(place, monkeypatch, status):
+  """Whatever the cloud's own kind of error is, and wherever in the reading it comes."""
+  monkeypatch.setattr(outside, "_AHEAD_BYTES", 1 << 16)
+  monkeypatch.setattr(outside, "_BUFFER_BYTES", 1 << 12)
+  url, server = place.put("mine/corpus.jsonl", 20_000 * (PASSAGES.splitlines()[0] + "\n")), place.server
+  weights_url = place.put("model/config.json", "{}").rpartition("/")[0]
+  monkeypatch.setattr(server, "status", status)
+  with outside.at(url).open() as half_read:
+    half_read.read(1)
+    for what, ask in {
+      url: half_read.read, f"{url} ": lambda: outside.sha256(url),
+      f"{place.url}/mine": lambda: list(outside.at(f"{place.url}/mine").glob("*")),
+      weights_url: lambda: weights.resolve(weights_url),
+    }.items():
+      server.busy = 99
+      with pytest.raises(OSError, match=f"(?s)^{what.strip()}: .*; are there credentials for it"):
+        ask()
+    server.busy = 99
+    assert f"{url} (NOT USABLE: " in str(dry_run._file(url))
+  server.busy = 0
+  assert "NOT" not in str(dry_run._file(url))
+
+
+def test_no_credentials_at_all_are_an_error_that_names_the_url(servers, monkeypatch):
+  import s3fs
+
+  url = f"{servers['s3'].url}/corpus.jsonl"
+  for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    monkeypatch.delenv(name)
+  monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+  s3fs.S3FileSystem.clear_instance_cache()
+  try:
+    with pytest.raises(OSError, match=f"{url}: Unable to locate credentials; are there credentials for it"):
+      outside.sha256(url)
+  finally:
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_what_is_kept_is_this_users_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+  folder = remote.kept()
+  assert folder.stat().st_mode & 0o777 == 0o700 and remote.kept() == folder
+  folder.rmdir()
+  for make in (lambda: folder.symlink_to(tmp_path), lambda: folder.symlink_to(tmp_path / "none"), folder.touch):
+    make()
+    with pytest.raises(OSError, match=f"{folder}: is no folder of this user's; remove it, or set TMPDIR"):
+      remote.kept()
+    folder.unlink()
+  monkeypatch.setattr("os.getuid", lambda: 12345)
+  (tmp_path / "idistill_jax-12345").mkdir()
+  with pytest.raises(OSError, match="idistill_jax-12345: is no folder of this user's"):
+    remote.kept()
+
+
+def test_fetched_weights_are_whole_and_of_one_state(memory):
+  url = memory.put("model/config.json", "{}").rpartition("/")[0]
+  memory.put("model/tokenizer.json", "{}")
+  first = weights.resolve(url)
+  (first / "tokenizer.json").unlink()  # as a cleaner of temporary files does
+  assert weights.resolve(url) == first and (first / "tokenizer.json").exists()
+  (half,) = {path.parent for path in remote.kept().glob("inputs/*/*")}
+  (half / "half").mkdir()  # of a process that was killed
+  other = weights.resolve(memory.put("other/config.json", "{}").rpartition("/")[0])
+  memory.put("model/config.json", "{ }")
+  second = weights.resolve(url)
+  assert second != first and not first.exists() and not (half / "half").exists() and other.exists()
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused(memory, monkeypatch):
+  url = memory.put("model/config.json", "{}").rpartition("/")[0]
+  found = remote.files
+  monkeypatch.setattr(remote, "files", lambda fs, base: found(fs, base) | {f"{base}/a/../../../config.json": "1"})
+  with pytest.raises(OSError, match=rf"{url}: 'a/\.\./\.\./\.\./config\.json' would be written outside"):
+    weights.resolve(url)
+
+
+def test_a_hash_of_what_changes_while_it_is_read_is_not_remembered(memory, monkeypatch):
+  url, opened = memory.put("corpus.jsonl", "before"), outside.Object.open
+
+  def changed(path, mode="rb"):
+    memory.put("corpus.jsonl", "after, longer")
+    return opened(path, mode)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(outside.Object, "open", changed)
+    assert outside.sha256(url) and not kept("sha256")
+  assert outside.sha256(url) and len(kept("sha256")) == 1
+
+
+def test_nothing_lies_in_a_file(place):
+  url = place.put("runs/theirs.trec", RUN)
+  assert list(outside.at(url).glob("*")) == []
+  assert list(outside.at(f"{place.url}/runs").glob("*")) == [outside.at(url)]
 
 
 def test_the_package_that_is_missing_is_named(monkeypatch):

@@ -127,11 +127,14 @@ def _local(weights: str) -> pathlib.Path | None:
 
 
 def _to_fetch(names: Collection[str]) -> list[str]:
-  """What is read of a folder that has these files; those of torch are as large again beside safetensors."""
-  read = {".json", ".txt", ".safetensors", ".md"}
-  if not any(name.endswith(".safetensors") for name in names):
-    read.add(".bin")
-  return [name for name in names if pathlib.PurePath(name).suffix in read]
+  """What is read of a folder that has these files; those of torch are as large again beside safetensors.
+
+  Tensors lie in the folder itself, as `_files` looks for them; what a trainer keeps below, a checkpoint, is another's.
+  """
+  small = [name for name in names if pathlib.PurePath(name).suffix in {".json", ".txt", ".md"}]
+  top = [name for name in names if "/" not in name]
+  tensors = [name for name in top if name.endswith(".safetensors")] or [name for name in top if name.endswith(".bin")]
+  return [*small, *tensors, *(name for name in names if name == f"{DENSE_HEAD}/model.safetensors")]
 
 
 def _from_hub(weights: str) -> pathlib.Path:

@@ -40,7 +40,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
   """`file:line` and each line of a file as a stream.
 
-  Raises CollectionError naming file and line for a gzip file that ends early or is damaged.
+  Raises CollectionError naming file and line where it cannot be read further, as a gzip file that ends early.
   """
   path = outside.at(path)
   number = 0
@@ -49,9 +49,8 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
       for number, line in enumerate(file, start=1):
         yield f"{path}:{number}", line
     except (EOFError, OSError, zlib.error) as e:
-      raise collection.CollectionError(
-        f"{path}:{number + 1}: the gzip file cannot be read further: {e}; fetch it again"
-      ) from e
+      again = "; fetch the gzip file again" if path.suffix == ".gz" else ""
+      raise collection.CollectionError(f"{path}:{number + 1}: cannot be read further: {e}{again}") from e
 
 
 def entries(path: str | os.PathLike[str]) -> list[Any]:

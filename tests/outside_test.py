@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ import pytest
 
 from idistill_jax import artifacts, config, dry_run, outside, remote, validation
 from idistill_jax.data import collection
-from idistill_jax.data.corpora import SOURCES, files, rankings
+from idistill_jax.data.corpora import SOURCES, files, jsonl, rankings
 from idistill_jax.hf import card, weights
 from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import runs
@@ -191,8 +192,23 @@ def test_what_is_malformed_there_names_object_and_line(memory):
   with pytest.raises(collection.CollectionError, match=f"{path}:2: not JSON"):
     list(files.read_passages(outside.at(path)))
   zipped = memory.put("mine/corpus.jsonl.gz", gzip.compress(PASSAGES.encode())[:60])
-  with pytest.raises(collection.CollectionError, match=rf"{zipped}:\d+: the gzip file cannot be read further"):
+  said = rf"{zipped}:\d+: cannot be read further: .*; fetch the gzip file again"
+  with pytest.raises(collection.CollectionError, match=said):
     list(files.read_passages(outside.at(zipped)))
+
+
+def test_a_file_whose_reading_is_cut_off_is_not_called_a_gzip_file(place, monkeypatch):
+  monkeypatch.setattr(outside, "_AHEAD_BYTES", 1 << 16)
+  monkeypatch.setattr(outside, "_BUFFER_BYTES", 1 << 12)
+  url = place.put("corpus.jsonl", 20_000 * (PASSAGES.splitlines()[0] + "\n"))
+  monkeypatch.setattr(place.server, "status", 403)
+  lines = jsonl.lines(url)
+  next(lines)
+  place.server.busy = 99
+  with pytest.raises(collection.CollectionError, match=rf"{url}:\d+: cannot be read further: {url}: ") as said:
+    list(lines)
+  place.server.busy = 0
+  assert "gzip" not in str(said.value)
 
 
 def test_weights_are_fetched_once_a_machine_and_again_when_they_change(place, tmp_path, tiny_weights):
@@ -301,6 +317,31 @@ def test_fetched_weights_are_whole_and_of_one_state(memory):
   memory.put("model/config.json", "{ }")
   second = weights.resolve(url)
   assert second != first and not first.exists() and not (half / "half").exists() and other.exists()
+
+
+def test_of_a_trainers_folder_the_checkpoint_at_its_top_is_fetched():
+  small = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json"]
+  below = ["checkpoint-500/model.safetensors", "checkpoint-500/pytorch_model.bin", "checkpoint-500/optimizer.pt"]
+  wanted = lambda *tensors: set(weights._to_fetch([*small, *below, *tensors])) - set(small)
+  assert wanted("pytorch_model.bin") == {"pytorch_model.bin"}
+  assert wanted("pytorch_model.bin", "model.safetensors") == {"model.safetensors"}
+  # The control: the head of our own ranker lies below.
+  ours = {"model.safetensors", f"{weights.DENSE_HEAD}/model.safetensors"}
+  assert wanted(*ours, f"{weights.SIMILARITY}/model.safetensors") == ours
+  assert set(small) <= set(weights._to_fetch(small))
+
+
+def test_a_recording_in_a_bucket_is_read_once_for_all_keys(place, tmp_path):
+  answers = 4 * '{"query_id": "q2", "candidates": ["p1"], "response": "[1]"}\n'
+  url, here = place.put("answers.jsonl", answers), tmp_path / "answers.jsonl"
+  here.write_text(answers)
+  key = hashlib.sha256(answers.encode()).hexdigest()[:16]
+  assert replay.fingerprint(url) == replay.fingerprint(str(here)) == replay.Replay(str(here)).model == key
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(outside.Object, "open", lambda *of: pytest.fail("read once more"))
+    assert replay.fingerprint(url) == key
+  packaged = "package:quickstart/llm_answers.jsonl"
+  assert replay.fingerprint(packaged) == hashlib.sha256(replay.locate(packaged).read_bytes()).hexdigest()[:16]
 
 
 def test_a_name_that_leads_out_of_its_folder_is_refused(memory, monkeypatch):

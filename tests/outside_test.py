@@ -65,6 +65,7 @@ def _place(url: str, server: bucket_lib.Bucket | None, folder: pathlib.Path, mon
 
 @pytest.fixture(params=["gs", "s3"])
 def place(request, servers, tmp_path, monkeypatch) -> Place:
+  servers[request.param].busy = 0  # a test that failed may have left it so
   return _place(servers[request.param].url, servers[request.param], tmp_path, monkeypatch)
 
 

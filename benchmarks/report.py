@@ -172,7 +172,7 @@ def against_targets(lines: list[Line], sizes: str) -> table.Table:
     reached = target.reached(best)
     if reached is not None:
       made.add_row(target.work, target.said, f"{reached:.2f}", "yes" if target.met(reached) else "no")
-    elif target.work in {line["work"] for line in lines}:
+    elif target.work in {line.get("work") for line in lines}:
       made.add_row(target.work, target.said, "not measured", "")
   return made
 

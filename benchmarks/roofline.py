@@ -124,10 +124,10 @@ def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tupl
     axes = 2 if path.endswith("out/kernel") else 1
     into, out = "abc"[:axes], "def"[:len(shape) - axes]
     equation = f"rl{into},{into}{out}->rl{out}"
-    multiply = functools.partial(execution_lib.product, equation, execution.products)
+    multiply = lambda _, x, kernel, equation=equation: execution_lib.product(equation, execution.products, x, kernel)
     x = jnp.ones((rows, length, *shape[:axes]), execution.states)
     dy = jnp.ones((rows, length, *shape[axes:]), execution.states)
-    took, bytes_moved = _seconds(_with_gradient(multiply), dy, x, jnp.ones(shape, jnp.float32))
+    took, bytes_moved = _seconds(_with_gradient(multiply), dy, None, x, jnp.ones(shape, jnp.float32))
     seconds, moved = seconds + took, moved + bytes_moved
   return seconds, moved
 
@@ -136,20 +136,15 @@ def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads
                       width: int) -> tuple[float, float]:
   """Seconds and bytes of one layer's attention with its gradient."""
   x = jnp.ones((*rows.token_ids.shape, heads, width), execution.states)
-
-  def both(dy: jax.Array, rows: pack.Rows, *qkv: jax.Array) -> tuple[jax.Array, Any]:
-    # Rows are an argument, as in the step: with a constant the compiler would calculate beforehand.
-    value, backward = jax.vjp(lambda *qkv: execution.attend(*qkv, rows, None), *qkv)
-    return value, backward(dy)
-
-  return _seconds(jax.jit(both), x, rows, x, x, x)
+  # Rows are an argument, as in the step: with a constant the compiler would calculate beforehand.
+  return _seconds(_with_gradient(lambda rows, q, k, v: execution.attend(q, k, v, rows, None)), x, rows, x, x, x)
 
 
 def _with_gradient(function: Callable[..., jax.Array]) -> Any:
-  """(cotangent, arguments) -> value and gradients."""
+  """(cotangent, what has no gradient, arguments) -> value and gradients by the arguments."""
 
-  def both(dy: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, Any]:
-    value, backward = jax.vjp(function, *arguments)
+  def both(dy: jax.Array, fixed: Any, *arguments: jax.Array) -> tuple[jax.Array, Any]:
+    value, backward = jax.vjp(functools.partial(function, fixed), *arguments)
     return value, backward(dy)
 
   return jax.jit(both)

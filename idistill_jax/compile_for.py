@@ -147,7 +147,8 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  network = _in_a_loop(network)
+  # Layers in a loop, as a TPU runs them.
+  network = dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=False))
   step: Any = step_lib.make_step(objective(cfg, network), tx, state)
   lowered = step.lower(state, batch)
   compiled = lowered.compile()
@@ -162,16 +163,12 @@ def _training(name: str, cfg: Any, network: networks.Network,
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
   kernels_as_read = jax.eval_shape(lambda params: network.reading(params)[1], network.abstract)
   params = jax.tree.map(_abstract, kernels_as_read, network.shardings(mesh))
-  network = _in_a_loop(dataclasses.replace(network, execution=network.execution.without_gradient()))
+  # Which has its layers in a loop.
+  network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
   lowered = jax.jit(network.apply).lower(params, rows)
   layer = _layer_cost(network, params, rows, mesh, gradient=False)
   return _program("encode", lowered, lowered.compile(), rows, layer, turns=network.table.layers)
-
-
-def _in_a_loop(network: networks.Network) -> networks.Network:
-  """With layers in a loop, as a TPU runs them."""
-  return dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=False))
 
 
 def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: jax.sharding.Mesh, *,

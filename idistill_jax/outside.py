@@ -136,6 +136,11 @@ def at(path: str | os.PathLike[str]) -> Path:
   return Object(path.rstrip("/")) if remote.is_bucket(path) or remote.scheme(path) == "memory" else pathlib.Path(path)
 
 
+def plain_name(path: str | os.PathLike[str]) -> pathlib.PurePath:
+  """The file's name as it would be without gzip: its ending says what is in it."""
+  return pathlib.PurePath(pathlib.PurePath(path).name.removesuffix(".gz"))
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[io.BufferedIOBase]:
   """A file's bytes as a stream, gunzipped where its name ends in .gz."""

@@ -92,7 +92,7 @@ def write_trec(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, floa
 
 def system_of(path: str | os.PathLike[str]) -> str | None:
   """The name of a file of a run without its endings, None for a file of another kind."""
-  name = pathlib.PurePath(pathlib.PurePath(path).name.removesuffix(".gz"))
+  name = outside.plain_name(path)
   return name.stem if name.suffix in ENDINGS else None
 
 

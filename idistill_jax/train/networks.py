@@ -1,9 +1,10 @@
 """Model folders in HF layout -> networks: the graph, its parameters, its table and its tokenizer."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -91,9 +92,9 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
-  made = _network(source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
+                  source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
-  return Retriever(**{**vars(made), "prompts": prompts_lib.read(source, cfg)}, embedding=embedding)
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
@@ -101,16 +102,19 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
-  return _network(source, tokenizer, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+  return _network(Network, source, tokenizer, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)
 
 
-def _network(source: pathlib.Path, tokenizer: tokenize.Tokenizer, build: Callable[[int], nnx.Module],
-             table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Network:
+Made = TypeVar("Made", bound=Network)
+
+
+def _network(make: Callable[..., Made], source: pathlib.Path, tokenizer: tokenize.Tokenizer,
+             build: Callable[[int], nnx.Module], table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Made:
+  """make: Network, or what takes its fields."""
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
-  return Network(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, tokenizer=tokenizer,
-                 fresh=fresh, build=build,
-                 execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
+  return make(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, tokenizer=tokenizer,
+              fresh=fresh, build=build, execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
 
 
 def _params(model: nnx.Module) -> Any:

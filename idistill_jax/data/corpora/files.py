@@ -6,7 +6,6 @@
 
 import ast
 import json
-import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -115,7 +114,7 @@ def _identified(path: outside.Path, columns: Columns) -> Iterator[tuple[jsonl.Ro
 
 def reader(path: outside.Path) -> Reader:
   """What reads a file, by its ending; raises CollectionError for one that nothing reads."""
-  ending = pathlib.PurePath(path.name.removesuffix(".gz")).suffix
+  ending = outside.plain_name(path).suffix
   if ending not in READERS:
     raise collection.CollectionError(f"{path}: files end in {', '.join(READERS)}, or one of them and .gz")
   return READERS[ending]

@@ -10,7 +10,6 @@ list of positions.  Positions count from 1.  Both files may end in `.gz`.
 import collections
 import itertools
 import json
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,7 +55,7 @@ def read(
 
 def _answers(path: outside.Path) -> Iterator[tuple[str, Any]]:
   """`file:line`, or the entry, and each answer; an empty line of text is an answer that says nothing."""
-  match pathlib.PurePath(path.name.removesuffix(".gz")).suffix:
+  match outside.plain_name(path).suffix:
     case ".json":
       yield from ((f"{path}: entry {number}", one) for number, one in enumerate(jsonl.entries(path), start=1))
     case ".jsonl":

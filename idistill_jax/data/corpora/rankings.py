@@ -8,7 +8,6 @@ in a file of their own, as RankGPT's, are read by `permutations`.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -97,7 +96,7 @@ def _of_run(path: outside.Path, model: str | None) -> Iterator[tuple[str, record
 
 def _rows(path: outside.Path) -> Iterator[jsonl.Row]:
   """Lines of a file, or entries of its array; raises CollectionError."""
-  if pathlib.PurePath(path.name.removesuffix(".gz")).suffix != ".json":
+  if outside.plain_name(path).suffix != ".json":
     yield from jsonl.read(path)
     return
   for number, entry in enumerate(jsonl.entries(path), start=1):

@@ -49,11 +49,13 @@ def _f1(said: list[str], answer: list[str]) -> float:
 
 def tokens(text: str) -> tuple[str, ...]:
   """Lower-case tokens of DPR's tokenizer."""
-  return tuple(_pattern().findall(unicodedata.normalize("NFD", text).lower()))
+  # Each by itself, as there: a capital sigma in lower case depends on what stands around it.
+  return tuple(map(str.lower, _pattern().findall(unicodedata.normalize("NFD", text))))
 
 
 def has_answer(text_tokens: Sequence[str], answers: Sequence[Sequence[str]]) -> bool:
-  """Whether the tokens of one of the answers stand in the text, one after the other."""
+  """Whether the tokens of one of the answers stand in the text, one after the other; those of an answer without any, as
+  of a blank, do not, where DPR finds them in every text."""
   # With a separator that no token holds, a run of tokens is a substring.
   text = f"\n{chr(10).join(text_tokens)}\n"
   return any(answer and f"\n{chr(10).join(answer)}\n" in text for answer in answers)

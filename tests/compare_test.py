@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import browser
+import numpy as np
 import pytest
 import report_workdir
 
@@ -34,12 +35,12 @@ def renamed(run: artifacts.Workdir, root: pathlib.Path, **names: str) -> artifac
   return made
 
 
-def workdir(root: pathlib.Path, lists: int, distilled: float, queries: int = 40) -> artifacts.Workdir:
+def workdir(root: pathlib.Path, lists: int, distilled: float, queries: int = 40, seed: int = 0) -> artifacts.Workdir:
   some = QUERIES[:queries]
   quality = {**report_workdir.QUALITY, "distilled": distilled}
   made = report_workdir.build(root, PASSAGES, some, {one.id: QRELS[one.id] for one in some}, quality)
   config = json.loads((root / "config.json").read_text())
-  config["labels"]["lists"], config["name"] = lists, f"<b>{root.name}"
+  config["labels"]["lists"], config["name"], config["seed"] = lists, f"<b>{root.name}", seed
   (root / "config.json").write_text(json.dumps(config))
   return made
 
@@ -68,6 +69,27 @@ def test_settings_in_which_they_differ_and_paired_tests(runs):
   tested = found.runs[1:]
   assert [run.p_holm for run in tested] == significance.holm([run.test.p for run in tested])
   assert any(run.p_holm > run.test.p for run in tested)
+
+
+def test_runs_that_differ_in_their_seed_alone_get_a_line_with_mean_and_deviation(runs, tmp_path):
+  seeds = [workdir(tmp_path / f"seed{seed}", 100, mean, seed=seed) for seed, mean in ((1, 15.0), (2, 12.0))]
+  # Another seed of other lists, and of other queries: nobody's twin.
+  strangers = [workdir(tmp_path / "other", 300, 9.0, seed=3), workdir(tmp_path / "fewer", 100, 5.0, 30, seed=4)]
+  found = compare.gather_runs([run.root for run in (runs[0], *seeds, *strangers)], resamples=100)
+  assert found.settings == ("labels.lists", "seed")
+  header, *lines = compare.rows(found)
+  assert [line[0] for line in lines] == ["lists100", "seed1", "seed2", "other", "fewer", "mean of 3"]
+  of_three = dict(zip(header, lines[-1], strict=True))
+  assert (of_three["labels.lists"], of_three["seed"]) == ("100", "0, 1, 2")
+  values = [run.evaluation.systems["distilled"]["MRR@10"] for run in found.runs[:3]]
+  mean, deviation = np.mean(values), np.std(values, ddof=1)
+  assert of_three["MRR@10"] == f"{mean:.3f} ± {deviation:.3f}" and deviation > 0.001
+  assert of_three["p"] == "–" and "±" in of_three["initial MRR@10"]
+  assert f"{mean:.3f} ± {deviation:.3f}" in page.render_comparison(found)
+  # The control: where the seed is all alike, or not all that differs, there is no such line.
+  for chosen in (runs, (runs[0], strangers[0])):
+    apart = compare.gather_runs([run.root for run in chosen], resamples=100)
+    assert not compare.of_seeds(apart) and len(compare.rows(apart)) == 1 + len(chosen)
 
 
 def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path):

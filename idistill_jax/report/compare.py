@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 
 from idistill_jax import artifacts
@@ -13,6 +14,8 @@ from idistill_jax.retrieval import significance
 
 # Fields that say where things lie or what the run is called, not what it did.
 NOT_A_DIFFERENCE = ("name", "export.")
+# The field whose value means nothing: what changes with it is chance.
+SEED = "seed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +192,8 @@ def figure(compared: Comparison) -> str:
 
 
 def rows(compared: Comparison) -> list[list[str]]:
-  """A header, then a line a run: settings, initial and distilled main measure, its test, other measures, time."""
+  """A header, then a line a run: settings, initial and distilled main measure, its test, other measures, time; then one
+  for runs that differ in their seed alone."""
   others = [name for name in compared.measures if name != compared.main]
   header = ["run", *compared.settings, f"initial {compared.main}", compared.main,
             f"against {compared.runs[0].name}", "p", "p, corrected", *others, "time"]  # fmt: skip
@@ -204,4 +208,32 @@ def rows(compared: Comparison) -> list[list[str]]:
       run.name, *run.settings.values(), "–" if before is None else f"{before:.3f}", f"{after[compared.main]:.3f}",
       *test, *(f"{after[name]:.3f}" for name in others), claims.duration(run.seconds),
     ])  # fmt: skip
-  return lines
+  return lines + [_over_seeds(compared, runs, others) for runs in of_seeds(compared)]
+
+
+def of_seeds(compared: Comparison) -> list[list[Compared]]:
+  """Runs that differ in nothing but their seed, together, where there are several: of those measured as the first
+  was."""
+  groups: dict[tuple[tuple[str, str], ...], list[Compared]] = {}
+  for run in compared.runs:
+    if not run.differs:
+      groups.setdefault(tuple(one for one in run.settings.items() if one[0] != SEED), []).append(run)
+  return [runs for runs in groups.values() if len({run.settings.get(SEED) for run in runs}) > 1]
+
+
+def _over_seeds(compared: Comparison, runs: Sequence[Compared], others: Sequence[str]) -> list[str]:
+  """A line as of a run: means, and standard deviations with n - 1."""
+
+  def over(system: str, measure: str) -> str:
+    values = [run.evaluation.systems.get(system, {}).get(measure) for run in runs]
+    known = [value for value in values if value is not None]
+    if len(known) < len(runs):
+      return "–"
+    return f"{statistics.mean(known):.3f} ± {statistics.stdev(known):.3f}"
+
+  settings = {**runs[0].settings, SEED: ", ".join(run.settings[SEED] for run in runs)}
+  return [
+    f"mean of {len(runs)}", *settings.values(), over(gather.BEFORE, compared.main), over(gather.AFTER, compared.main),
+    *["–"] * 3, *(over(gather.AFTER, name) for name in others),
+    claims.duration(statistics.mean(run.seconds for run in runs)),
+  ]  # fmt: skip

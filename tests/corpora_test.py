@@ -8,8 +8,10 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 
 from idistill_jax import config
@@ -605,54 +607,137 @@ def test_answers_are_read_in_each_form_that_data_sets_have(answer, expected):
   assert tfds._answers({"answer": answer}) == expected
 
 
-@pytest.mark.tf
-@pytest.mark.slow
-def test_questions_of_tensorflow_datasets(tmp_path, monkeypatch):
+@pytest.fixture
+def from_builders(tmp_path, monkeypatch) -> Callable[..., collection.Collection]:
+  """(features of tensorflow_datasets -> those of a data set, its rows of each split) -> what is read of it."""
   tensorflow_datasets = pytest.importorskip("tensorflow_datasets", reason="the extra `tfds` is not installed")
   (tmp_path / "psgs.tsv").write_text("id\ttext\ttitle\n1\tParis is in France.\tParis\n")
-
-  class TinyNq(tensorflow_datasets.core.GeneratorBasedBuilder):
-    """The features of natural_questions_open."""
-
-    VERSION = tensorflow_datasets.core.Version("1.0.0")
-
-    def _info(self):
-      text = tensorflow_datasets.features.Text()
-      answers = tensorflow_datasets.features.Sequence(text)
-      features = tensorflow_datasets.features.FeaturesDict({"question": text, "answer": answers})
-      return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=features)
-
-    def _split_generators(self, manager):
-      return {split: self._generate_examples(split) for split in ("train", "validation")}
-
-    def _generate_examples(self, split):
-      yield split, {"question": f"where is Paris, asks {split}", "answer": ["France", "in France"]}
-      yield f"{split} none", {"question": "unanswerable", "answer": []}
-
-  class UnansweredNq(TinyNq):
-    """As natural_questions, which has no `answer`."""
-
-    VERSION = TinyNq.VERSION
-
-    def _info(self):
-      text = tensorflow_datasets.features.Text()
-      features = tensorflow_datasets.features.FeaturesDict({"question": text, "annotations": text})
-      return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=features)
-
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-  builder = tensorflow_datasets.builder
-  monkeypatch.setattr(tensorflow_datasets, "builder", lambda name: builder(name, data_dir=str(tmp_path / "tfds")))
-  cfg = config.Collection(source="tfds", path=str(tmp_path / "psgs.tsv"), questions="tiny_nq")
-  found = tfds.load(cfg)
-  assert sorted(q.split for q in found.queries) == ["test", "train"]
-  assert set(found.answers.values()) == {("France", "in France")}
-  assert [d.reason for d in found.drops] == ["question without an answer"] * 2
-  assert tfds._answers({"answer": {"value": b"Rome", "aliases": [b"Roma", b"Rome"]}}) == ("Rome", "Roma")
-  cfg.questions = "unanswered_nq"
-  with pytest.raises(config.ConfigError, match="'unanswered_nq', whose rows have no answer; take natural_"):
-    tfds.load(cfg)
+
+  def load(features, rows):
+    class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+      VERSION = tensorflow_datasets.core.Version("1.0.0")
+
+      def _info(self):
+        made = tensorflow_datasets.features.FeaturesDict(features(tensorflow_datasets.features))
+        return tensorflow_datasets.core.DatasetInfo(builder=self, description="tiny", features=made)
+
+      def _split_generators(self, manager):
+        return {split: self._generate_examples(rows[split]) for split in rows}
+
+      def _generate_examples(self, of_split):
+        yield from enumerate(of_split)
+
+    builder = lambda name: Tiny(data_dir=str(tmp_path / "tfds" / features.__name__))
+    monkeypatch.setattr(tensorflow_datasets, "builder", builder)
+    return tfds.load(config.Collection(source="tfds", path=str(tmp_path / "psgs.tsv"), questions="tiny"))
+
+  return load
+
+
+def answered(found: collection.Collection) -> dict[str, tuple[str, ...]]:
+  return {query.text: found.answers[query.id] for query in found.queries}
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_questions_of_natural_questions_open(from_builders):
+  def features(of):
+    return {"question": of.Text(), "answer": of.Sequence(of.Text())}
+
+  asks = lambda split, count: [
+    {"question": f"where is Paris, asks {number}", "answer": ["France", f"in {split}"]} for number in range(count)]
+  rows = {"train": asks("train", 12), "validation": asks("validation", 9)}
+  rows["train"].append({"question": "unanswerable", "answer": []})
+  found = from_builders(features, rows)
+  # Of train, a tenth by chance is for dev; what is measured stays whole.
+  split_of = {query.text.rpartition(" ")[2]: query.split for query in found.queries if query.split != "test"}
+  assert {number for number, split in split_of.items() if split == "dev"} == {"5", "6"} and len(split_of) == 12
+  assert sum(query.split == "test" for query in found.queries) == 9
+  assert set(found.answers.values()) == {("France", "in train"), ("France", "in validation")}
+  assert [(drop.reason, drop.what) for drop in found.drops] == [("question without an answer", "unanswerable")]
   with pytest.raises(config.ConfigError, match=r"needs collection\.path"):
     tfds.load(config.Collection(source="tfds"))
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_questions_of_natural_questions(from_builders):
+  """Its builder's own features: annotators who give any number of short answers each, and the page."""
+
+  def features(of):
+    place = {name: np.int64 for name in ("start_token", "end_token", "start_byte", "end_byte")}
+    return {
+      "id": np.str_,
+      "document": {"title": of.Text(), "url": of.Text(), "html": of.Text(),
+                   "tokens": of.Sequence({"token": of.Text(), "is_html": np.bool_})},
+      "question": {"text": of.Text(), "tokens": of.Sequence(np.str_)},
+      "annotations": of.Sequence({
+        "id": np.str_, "long_answer": place, "short_answers": of.Sequence({**place, "text": of.Text()}),
+        "yes_no_answer": of.ClassLabel(names=["NO", "YES"]),
+      }),
+    }  # fmt: skip
+
+  def row(question, *annotators):
+    answer = lambda text, first: {"start_token": first, "end_token": first + len(text.split()), "start_byte": 0,
+                                  "end_byte": 1, "text": text}  # fmt: skip
+    return {
+      "id": question, "question": {"text": question, "tokens": question.split()},
+      "document": {"title": "T", "url": "u", "html": "<p>", "tokens": [{"token": "T", "is_html": False}]},
+      "annotations": [
+        {"id": str(i), "long_answer": {name: -1 for name in ("start_token", "end_token", "start_byte", "end_byte")},
+         "short_answers": [answer(text, 7) for text in texts], "yes_no_answer": -1}
+        for i, texts in enumerate(annotators)
+      ],
+    }  # fmt: skip
+
+  found = from_builders(features, {
+    "train": [
+      row("who wrote it", ["Anne Brontë"]), row("is it so", []), row("of whom", ["one two three four five six"])],
+    "validation": [row("who sang it", ["Björk", "The Sugarcubes"], [], ["Björk", "one two three four five"])],
+  })
+  assert answered(found) == {
+    "who wrote it": ("Anne Brontë",), "who sang it": ("Björk", "The Sugarcubes", "one two three four five")}
+  # Answers of more than five tokens are none for an open domain, nor is yes or no.
+  assert [drop.what for drop in found.drops] == ["is it so", "of whom"]
+  # Control: rows of neither form.
+  with pytest.raises(config.ConfigError, match="'tiny', whose rows have no question, or neither answer nor annota"):
+    from_builders(lambda of: {"question": of.Text(), "reply": of.Text()}, {"train": []})
+
+
+@pytest.mark.tf
+@pytest.mark.slow
+def test_questions_of_trivia_qa(from_builders):
+  """Its builder's own features; of pages beside a question nothing is read."""
+
+  def features(of):
+    text, texts = of.Text, lambda *names: {name: of.Text() for name in names}
+    return {
+      **texts("question", "question_id", "question_source"),
+      "entity_pages": of.Sequence(texts("doc_source", "filename", "title", "wiki_context")),
+      "search_results": of.Sequence({
+        **texts("description", "filename", "title", "url", "search_context"), "rank": np.int32}),
+      "answer": {
+        "aliases": of.Sequence(text()), "normalized_aliases": of.Sequence(text()),
+        **texts("matched_wiki_entity_name", "normalized_matched_wiki_entity_name", "normalized_value", "type", "value"),
+      },
+    }  # fmt: skip
+
+  def row(question, value, *aliases):
+    empty = {name: [] for name in ("doc_source", "filename", "title", "wiki_context")}
+    results = {name: [] for name in ("description", "filename", "title", "url", "search_context", "rank")}
+    answer = {"aliases": list(aliases), "normalized_aliases": ["a"], "value": value, "type": "WikipediaEntity",
+              "normalized_value": value.lower(), "matched_wiki_entity_name": "M",
+              "normalized_matched_wiki_entity_name": "m"}  # fmt: skip
+    return {"question": question, "question_id": "tc_1", "question_source": "s", "entity_pages": empty,
+            "search_results": results, "answer": answer}  # fmt: skip
+
+  found = from_builders(features, {
+    "train": [row("Which city?", "Rome", "Roma", "Rome", " ")], "validation": [row("Who was it?", "Caesar")],
+    # The hidden answers of the test set are no answers.
+    "test": [row("Who knows?", "<unk>")],
+  })
+  assert answered(found) == {"Which city?": ("Rome", "Roma"), "Who was it?": ("Caesar",)}
 
 
 def test_ids_with_the_same_hash_are_not_taken_for_the_same(monkeypatch):

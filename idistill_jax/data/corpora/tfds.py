@@ -1,10 +1,11 @@
 """Questions with answers from TensorFlow Datasets over a file of passages -> a collection for open-domain QA.
 
-`questions` is natural_questions_open or a trivia_qa config such as trivia_qa/unfiltered.nocontext; passages come
-from `path`, DPR's `psgs_w100.tsv.gz` or a JSONL file.  There are no judgements: a passage is right that holds an
-answer.  Data sets are prepared in, and read from, `TFDS_DATA_DIR`.
+`questions` is natural_questions_open, natural_questions or a trivia_qa config such as trivia_qa/unfiltered.nocontext;
+passages come from `path`, DPR's `psgs_w100.tsv.gz` or a JSONL file.  There are no judgements: a passage is right that
+holds an answer.  Data sets are prepared in, and read from, `TFDS_DATA_DIR`.
 """
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,11 @@ from idistill_jax.data.corpora import files
 
 # The test sets of both hide their answers or are the official dev set: the field measures on validation.
 _SPLITS = {"train": "train", "validation": "test"}
+# Of so many questions of train, one is held out for dev, as in DPR's files (8,757 and 8,837, a tenth of each).
+_ONE_IN = 10
+# Longer short answers make a question none for an open domain: Lee et al. (2019), "Latent retrieval for weakly
+# supervised open domain question answering", from which natural_questions_open comes.
+_LONGEST_ANSWER_TOKENS = 5
 
 
 def load(cfg: config.Collection) -> collection.Collection:
@@ -23,13 +29,15 @@ def load(cfg: config.Collection) -> collection.Collection:
   answers: dict[str, tuple[str, ...]] = {}
   drops: list[collection.Drop] = []
   for split, row in _rows(questions):
+    text, accepted = _question(row), _answers(row)
+    if split == "train" and _is_held_out(text):
+      split = "dev"
     query_id = f"{split}-{len(queries):06d}"
-    accepted = _answers(row)
     if accepted:
-      queries.append(records.Query(id=query_id, text=_decoded(row["question"]), split=split))
+      queries.append(records.Query(id=query_id, text=text, split=split))
       answers[query_id] = accepted
     else:
-      drops.append(collection.Drop("question without an answer", _decoded(row["question"])[:80]))
+      drops.append(collection.Drop("question without an answer", text[:80]))
   return collection.assemble(
     title=f"{questions} over {path.name}", passages=stream.Stream(lambda: files.read_passages(path)),
     queries=queries, judgements={}, answers=answers, drops=drops,
@@ -46,7 +54,7 @@ def _checked(cfg: config.Collection) -> tuple[outside.Path, str]:
   if cfg.path is None or cfg.questions is None:
     raise config.ConfigError(
       "collection.source 'tfds' needs collection.path (a file of passages, such as psgs_w100.tsv.gz) and "
-      "collection.questions (natural_questions_open, trivia_qa/unfiltered.nocontext)"
+      "collection.questions (natural_questions_open, natural_questions, trivia_qa/unfiltered.nocontext)"
     )
   path = outside.at(cfg.path)
   if not path.is_file():
@@ -58,27 +66,47 @@ def _checked(cfg: config.Collection) -> tuple[outside.Path, str]:
 
 
 def _rows(questions: str) -> Iterator[tuple[str, dict[str, Any]]]:
-  builder = _builder(questions)
-  if lacking := [name for name in ("question", "answer") if name not in builder.info.features]:
+  builder, package = _builder(questions), _package()
+  features = builder.info.features
+  answers = next((name for name in ("answer", "annotations") if name in features), None)
+  if "question" not in features or answers is None:
     raise config.ConfigError(
-      f"collection.questions is {questions!r}, whose rows have no {' and no '.join(lacking)}; take "
-      "natural_questions_open for natural_questions, or a trivia_qa config"
+      f"collection.questions is {questions!r}, whose rows have no question, or neither answer nor annotations; take "
+      "natural_questions_open, natural_questions or a trivia_qa config"
     )
   builder.download_and_prepare()
+  # Not the pages beside them, which are most of natural_questions and of trivia_qa.
+  read = package.decode.PartialDecoding({"question": True, answers: True})
   for theirs, ours in _SPLITS.items():
     if theirs in builder.info.splits:
-      for row in _package().as_numpy(builder.as_dataset(split=theirs)):
+      for row in package.as_numpy(builder.as_dataset(split=theirs, decoders=read)):
         yield ours, row
 
 
+def _is_held_out(text: str) -> bool:
+  return int(hashlib.sha256(text.encode()).hexdigest(), 16) % _ONE_IN == 0
+
+
+def _question(row: dict[str, Any]) -> str:
+  found = row["question"]
+  return _decoded(found["text"] if isinstance(found, dict) else found)
+
+
 def _answers(row: dict[str, Any]) -> tuple[str, ...]:
-  """trivia_qa keeps the wordings that count in `aliases`, natural_questions_open in `answer`; others have one."""
-  found = row["answer"]
+  """trivia_qa keeps the wordings that count in `aliases`, natural_questions_open in `answer`, natural_questions in the
+  short answers of its annotators; others have one."""
+  found = row["answer"] if "answer" in row else _short(row["annotations"]["short_answers"])
   if isinstance(found, dict):
     found = [found["value"], *found["aliases"]]
   elif isinstance(found, str | bytes):
     found = [found]
   return tuple(dict.fromkeys(text for text in map(_decoded, found) if text.strip()))
+
+
+def _short(answers: dict[str, Any]) -> list[bytes]:
+  """Texts of all annotators' short answers, which come as ragged tensors, an annotator a row."""
+  text, start, end = (answers[name].flat_values.numpy() for name in ("text", "start_token", "end_token"))
+  return list(text[end - start <= _LONGEST_ANSWER_TOKENS])
 
 
 def _decoded(text: Any) -> str:

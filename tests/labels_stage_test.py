@@ -152,6 +152,26 @@ def test_only_the_first_lists_are_used(recorded):
   assert [r.query_id for r in rankings(copy)] == [answer["query_id"] for answer in answers[:7]]
 
 
+def test_of_rankings_made_elsewhere_the_seed_draws_as_many_as_are_wanted(tmp_path):
+  workdir = small(tmp_path / "w", queries=40)
+  elsewhere = [records.RankedList(query_id=f"q{i}", passage_ids=("p1", "p0"), status="complete") for i in range(40)]
+  example.write_records(workdir.folder("collection"), tables.RANKINGS, elsewhere)
+
+  def taken(seed: int = 0, lists: int = 10) -> list[str]:
+    workdir.execute(stage.STAGE, config.Config(name="t", seed=seed, labels=config.Labels(lists=lists)))
+    return [one.query_id for one in rankings(workdir)]
+
+  # All of them, as they came.
+  whole = [one.query_id for one in elsewhere]
+  assert taken(lists=1000) == taken(seed=1, lists=40) == whole
+  ten, twenty, other = taken(), taken(lists=20), taken(seed=1)
+  assert len(ten) == len(other) == 10 and set(ten) < set(twenty) and set(ten) != set(other)
+  # A sample of the file and not its beginning, in the file's order.
+  for found in (ten, twenty, other):
+    assert found != whole[: len(found)] and sorted(found, key=whole.index) == found
+  assert taken() == ten
+
+
 def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
   recording = tmp_path / "r.jsonl"
   shown = ["p1", "p0", "p2", "p3"]

@@ -87,10 +87,13 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
 
 
 def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) -> None:
-  """Rankings that the collection brings are labels as they stand: nobody is asked."""
+  """Rankings that the collection brings are labels as they stand: nobody is asked.  Where fewer are wanted, the seed
+  draws them, as it does lists to be asked about, and they stay in their order."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
-  kept = list(usable(job, made_elsewhere, queries, passages))[: job.cfg.labels.lists]
+  found = list(usable(job, made_elsewhere, queries, passages))
+  places = sorted(range(len(found)), key=lambda place: (drawn(job.cfg.seed, found[place].query_id), place))
+  kept = [found[place] for place in sorted(places[: job.cfg.labels.lists])]
   if not kept:
     raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
   list_dropped(job, ())
@@ -121,17 +124,19 @@ def sampled(
   the first lists of a longer one: each query's place and shuffle depend on seed and id alone.
   """
 
-  def drawn(shown: records.CandidateList) -> tuple[str, str]:
-    return hashlib.sha256(f"{seed}/{shown.query_id}".encode()).hexdigest(), shown.query_id
-
   def arranged(found: records.CandidateList) -> tuple[str, ...]:
     best = found.passage_ids[:size]
     return shuffled(best, f"{seed}/{found.query_id}") if len(best) <= window else best
 
   return tuple(
     records.CandidateList(query_id=found.query_id, passage_ids=arranged(found), scores=())
-    for found in sorted(candidates, key=drawn)
+    for found in sorted(candidates, key=lambda shown: drawn(seed, shown.query_id))
   )
+
+
+def drawn(seed: int, query_id: str) -> tuple[str, str]:
+  """What lists are sorted by, so that the first of them are a sample."""
+  return hashlib.sha256(f"{seed}/{query_id}".encode()).hexdigest(), query_id
 
 
 def shuffled(ids: Sequence[str], seed: str) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 
+import config_test
 import jax
 import jobs
 import numpy as np
 import pytest
 
-from benchmarks import models, report, run, scaling, texts
+from benchmarks import first_stages, models, report, run, scaling, texts
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import tables
 from idistill_jax.hf import weights
@@ -154,6 +155,25 @@ def test_targets_are_held_against_the_best_line_of_each_peer_and_said_in_markdow
     ["first step, cold", "traced and compiled in 60 s", "61.00", "no"],
   ]
   assert set(report.TARGETS) == set(run.SIZES)
+
+
+def test_starting_points_that_are_not_as_published_end_the_command():
+  cfg = config_test.load("scifact")
+  ranges = first_stages.published(cfg)
+  means = lambda bm25, dense: {"BM25": {"nDCG@10": bm25}, "dense": {"nDCG@10": 0.1},
+                               first_stages.JOINED: {"nDCG@10": dense}}  # fmt: skip
+  # As measured here, and at the bounds to three places.
+  for within in ((0.676, 0.645), (0.6646, 0.6424), (0.6794, 0.6484)):
+    first_stages.gate(ranges, means(*within))
+  for bm25, dense, said in ((0.6644, 0.645, "BM25 has nDCG@10 0.664, published 0.665 to 0.679"),
+                            (0.681, 0.645, "BM25"), (0.676, 0.649, "joined by a space has nDCG@10 0.649")):
+    with pytest.raises(first_stages.OutsideError, match=said):
+      first_stages.gate(ranges, means(bm25, dense))
+  # A part of the collection, other weights and other collections are nobody's to compare.
+  assert not first_stages.published(config_test.load("scifact:tiny"))
+  cfg.encoder.weights = "intfloat/e5-small-v2"
+  assert set(first_stages.published(cfg)) == {"BM25"}
+  assert not first_stages.published(config_test.load("quickstart"))
 
 
 @pytest.mark.skipif(shutil.which("taskset") is None or len(os.sched_getaffinity(0)) < 2, reason="two cores, taskset")

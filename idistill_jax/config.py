@@ -272,7 +272,7 @@ class Index:
   """ScaNN beside exact search; `auto` is exact below 20,000 passages.
 
   ScaNN's settings follow from the corpus and are tuned until the index finds `recall_target` of exact search's
-  first `tuned_depth`, on at most `tuning_queries` queries of dev, or train.
+  first `tuned_depth`, on at most `tuning_queries` queries that were held out (`stages.index.tuned_on`).
   """
 
   kind: Literal["auto", "exact", "scann"] = "auto"
@@ -356,6 +356,11 @@ class Config:
 def writes_queries(cfg: Config) -> bool:
   """Whether the LLM writes queries of its own."""
   return cfg.queries.passages is not None
+
+
+def leaves_labels_out(cfg: Config) -> bool:
+  """Whether the retriever's teacher may have no list of a query whose list the LLM put in order."""
+  return cfg.retriever.teacher == "pairs" or (cfg.retriever.teacher == "ranker" and cfg.scores.lists == "unlabelled")
 
 
 def as_dict(cfg: Any) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from idistill_jax.train import inference
 
 _TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_bound=1)
 
+# How the passages of each kind of index are searched, in a reader's words.
+NAMED = {"exact": "exact search", "scann": "ScaNN"}
 # Longer texts would fill the screen.
 SHOWN_CHARACTERS = 160
 # What it reads of a workdir, as a stage would.
@@ -40,10 +42,12 @@ class EmptyQueryError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-  """passages: best first.  milliseconds: from the query's text to them, models loaded and compiled."""
+  """passages: best first.  milliseconds: from the query's text to them, models loaded and compiled.  by: the kind of
+  search that is part of these, as systems differ in it where the index is ScaNN."""
 
   passages: tuple[records.Passage, ...]
   milliseconds: float
+  by: str
 
 
 class Searcher:
@@ -85,6 +89,7 @@ class Searcher:
     self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)
+    self._by = {"distilled": NAMED[index.kind_of(folders["index"])]}
 
   def search(self, query: str, k: int = 5) -> dict[str, Answer]:
     """System -> its k best passages; "ranker" reorders the initial retriever's first `evaluate.rerank_depth`.
@@ -101,7 +106,7 @@ class Searcher:
       for find in finds.values():
         find()
       self._compiled.add(k)
-    return {system: self._answer(find, k) for system, find in finds.items()}
+    return {system: self._answer(system, find, k) for system, find in finds.items()}
 
   def _retrieve(
     self, retriever: inference.Retriever, searcher: hits.Searcher, query: str, k: int
@@ -118,11 +123,12 @@ class Searcher:
     )
     return order
 
-  def _answer(self, find: Callable[[], list[str]], k: int) -> Answer:
+  def _answer(self, system: str, find: Callable[[], list[str]], k: int) -> Answer:
     started = time.perf_counter()
     ids = find()
     milliseconds = 1000 * (time.perf_counter() - started)
-    return Answer(passages=tuple(self._passages.by_id(one) for one in ids[:k]), milliseconds=milliseconds)
+    return Answer(passages=tuple(self._passages.by_id(one) for one in ids[:k]), milliseconds=milliseconds,
+                  by=self._by.get(system, NAMED["exact"]))
 
 
 def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
@@ -164,13 +170,13 @@ def search(workdir: str | os.PathLike[str], query: str, k: int = 5) -> dict[str,
 
 
 def side_by_side(query: str, answers: Mapping[str, Answer]) -> table.Table:
-  """Ranks down, systems across, with the milliseconds of each."""
+  """Ranks down, systems across, with the milliseconds of each and the search that took them."""
   made = table.Table(
     title=Text(query), title_justify="left", box=box.SIMPLE_HEAD, show_lines=True, expand=True
   )
   made.add_column("", width=2)
   for system, answer in answers.items():
-    made.add_column(Text(f"{system}  {answer.milliseconds:.0f} ms"), ratio=1)
+    made.add_column(Text(f"{system}  {answer.milliseconds:.0f} ms, {answer.by}"), ratio=1)
   for place in range(max(len(answer.passages) for answer in answers.values())):
     cells = [
       _cell(answer.passages[place]) if place < len(answer.passages) else Text("")

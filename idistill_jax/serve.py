@@ -3,7 +3,8 @@
     python -m idistill_jax.serve --workdir=runs/quickstart --port=8008
 
 `GET /` is the page, `GET /?q=<question>` the page with what is found, so that a question can be kept and sent as a link
-and needs no script; `GET /api/search?q=<question>&k=5` answers in JSON with each system's passages and milliseconds.
+and needs no script; `GET /api/search?q=<question>&k=5` answers in JSON with each system's passages, milliseconds, and
+the kind of search that took them.
 Questions are cut off by length, by rate and by how long they wait, and answered one after the other: the models share
 one device.
 """
@@ -31,6 +32,8 @@ _RATE = flags.DEFINE_integer("per_minute", PER_MINUTE, "Questions a minute that 
 
 HOST = "127.0.0.1"
 LONGEST_QUESTION = 1000
+# So many are fetched for every question, whatever it asks for: another number is another program to be compiled, while
+# all others wait.
 MOST_PASSAGES = 20
 # Questions that may wait for the models; more are turned away at once.
 MOST_WAITING = 64
@@ -110,12 +113,12 @@ class Queue:
       await self._turn(gone)
       try:
         loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._models, self._searcher.search, question, k)
+        answers = await loop.run_in_executor(self._models, self._searcher.search, question, MOST_PASSAGES)
       finally:
         self._free.release()
     finally:
       self._taken -= 1
-    return {"question": question, "systems": {name: _as_json(answer) for name, answer in answers.items()}}
+    return {"question": question, "systems": {name: _as_json(answer, k) for name, answer in answers.items()}}
 
   async def _turn(self, gone: Callable[[], Awaitable[bool]]) -> None:
     """Returns when the models are this question's, first come first served; raises Refused where it gives up."""
@@ -134,9 +137,9 @@ class Queue:
       raise
 
 
-def _as_json(answer: search.Answer) -> dict[str, Any]:
-  passages = [{"id": one.id, "title": one.title, "text": one.text} for one in answer.passages]
-  return {"milliseconds": round(answer.milliseconds, 2), "passages": passages}
+def _as_json(answer: search.Answer, k: int) -> dict[str, Any]:
+  passages = [{"id": one.id, "title": one.title, "text": one.text} for one in answer.passages[:k]]
+  return {"milliseconds": round(answer.milliseconds, 2), "by": answer.by, "passages": passages}
 
 
 def application(searcher: Searching, per_minute: int) -> Any:
@@ -217,7 +220,7 @@ def server(searcher: Searching, port: int, per_minute: int) -> Any:
 def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
   """`server` over the workdir's models, which have answered once: the first who asks waits for no compiler."""
   searcher = search.Searcher(workdir)
-  searcher.search("a question", SHOWN)
+  searcher.search("a question", MOST_PASSAGES)
   return server(searcher, port, per_minute)
 
 

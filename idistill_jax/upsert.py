@@ -22,16 +22,20 @@ from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import files as corpus_files
 from idistill_jax.retrieval import index
+from idistill_jax.stages import index as index_stage
 from idistill_jax.train import inference
 
 _PASSAGES = flags.DEFINE_string("passages", None, "Passages to add or to replace: a .jsonl or .tsv file (or .gz).")
 _INTO = flags.DEFINE_string("into", None, "A new folder that is searched like the workdir.")
+# Queries whose recall is looked at afterwards: exact search is slow where ScaNN pays.
+LOOKED_AT = 100
 
 
 def upsert(
   workdir: str | os.PathLike[str], path: str | os.PathLike[str], into: str | os.PathLike[str]
-) -> dict[str, int]:
-  """Makes the folder `into`; returns how many passages were added and replaced, and how many there are.
+) -> dict[str, int | float]:
+  """Makes the folder `into`; returns how many passages were added and replaced, how many there are, and where ScaNN
+  searches them, its recall, of which it warns below the config's target.
 
   Raises FileExistsError where `into` is there, collection.CollectionError for a malformed file, ValueError for a file
   without passages and for an index of 8-bit integers, and as `search.Searcher` does for an unfinished workdir.
@@ -39,6 +43,8 @@ def upsert(
   cfg, into = cli.load_config(workdir), pathlib.Path(into)
   old = artifacts.Workdir(workdir)
   old.inputs(search.STAGE, cfg)
+  # Before anything is done: they name what is missing.
+  tuned = _tuned_on(cfg, old)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
   read = list(corpus_files.read_passages(outside.at(path)))
@@ -53,7 +59,7 @@ def upsert(
   try:
     _copy(old, part)
     cli.save_config(cfg, part)
-    counts = _grow(cfg, part, new)
+    counts = _grow(cfg, part, new, tuned)
     for name in ("collection", "candidates", "train_direct", "index"):
       _mark(part, name, outside.sha256(path), counts)
     part.root.rename(into)
@@ -72,7 +78,16 @@ def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
     )
 
 
-def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int]:
+def _tuned_on(cfg: config_lib.Config, old: artifacts.Workdir) -> list[str]:
+  """Some of the questions that ScaNN was tuned on; none where search is exact."""
+  if index.kind_of(old.folder("index")) == "exact":
+    return []
+  found = index_stage.tuned_on(cfg, old.inputs(index_stage.STAGE, cfg))
+  return [query.text for queries in found.values() for query in queries][:LOOKED_AT]
+
+
+def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage],
+          tuned: Sequence[str]) -> dict[str, int | float]:
   before = tables.load_passages(part.folder("collection"))
   latest = {passage.id: passage for passage in new}
   added = [passage for passage in new if passage.id not in before]
@@ -92,15 +107,31 @@ def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records
     path.unlink()
     np.save(path, grown)
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
-  index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
-  return {"added": len(added), "replaced": len(rows), "passages": len(after)}
+  grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
+  counts = {"added": len(added), "replaced": len(rows), "passages": len(after)}
+  if not tuned:
+    return counts
+  found = recall(cfg.index, part.folder("index"), grown_ids, distilled.encode_queries(tuned))
+  return counts | {f"recall@{cfg.index.tuned_depth}": round(found, 4)}
 
 
-def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int]) -> None:
+def recall(cfg: config_lib.Index, folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray) -> float:
+  """The share of exact search's first that ScaNN still finds; warns where it is below the target."""
+  found = index.recall(folder, ids, queries_QxE, cfg.tuned_depth)
+  if found < cfg.recall_target:
+    logging.warning("ScaNN finds %.3f of exact search's first %d now, less than index.recall_target %g: it was built "
+                    "and tuned without the new passages; put them into the collection and run the index stage", found,
+                    cfg.tuned_depth, cfg.recall_target)
+  return found
+
+
+def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int | float]) -> None:
   """Gives a folder that has grown a key of its own, and says what came into it."""
   manifest = part.manifest(stage) or {}
   manifest["key"] = config_lib.digest([manifest["key"], what])
   manifest["counts"] |= {"passages": counts["passages"], "upserted": counts["added"] + counts["replaced"]}
+  if stage == "index":
+    manifest["counts"] |= {f"{name} since": value for name, value in counts.items() if name.startswith("recall@")}
   path = part.folder(stage) / artifacts.MANIFEST
   path.unlink()
   path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

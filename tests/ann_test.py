@@ -1,6 +1,8 @@
 """ScaNN is honest against exact search, and everything that it stumbles over is settled before."""
 
+import dataclasses
 import importlib.util
+import logging
 import shutil
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from idistill_jax import config
+from idistill_jax import config, upsert
 from idistill_jax.retrieval import ann, compact, exact, hits, index, tuning
 
 # Not importorskip: importing scann in this process brings TensorFlow in, where that is installed.
@@ -88,6 +90,20 @@ def test_passages_may_come_later(corpus, tmp_path):
       index.upsert(moved, all_ids, *bad)
 
 
+def test_what_scann_finds_once_passages_have_come_is_held_against_the_target(corpus, tmp_path, caplog):
+  ids, queries = names(1000), clustered(60, seed=1)
+  cfg = config.Index(kind="scann", tuned_depth=20, recall_target=0.9)
+  index.write(tmp_path, corpus[:1000], ids, cfg, queries)
+  grown = index.upsert(tmp_path, ids, names(1500)[1000:], corpus[1000:1500])
+  truth = exact.Exact(corpus[:1500], grown).search(queries, 20)
+  found = tuning.recall(truth, index.open_scann(tmp_path, grown).search(queries, 20))
+  with caplog.at_level(logging.WARNING):
+    assert upsert.recall(dataclasses.replace(cfg, recall_target=found), tmp_path, grown, queries) == found
+    assert not caplog.text
+    upsert.recall(dataclasses.replace(cfg, recall_target=found + 0.001), tmp_path, grown, queries)
+  assert f"ScaNN finds {found:.3f} of exact search's first 20 now, less than index.recall_target" in caplog.text
+
+
 def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
   ids = names(3000)
   options = compact.options(corpus, ids, clustered(50, seed=1), 20)
@@ -104,6 +120,28 @@ def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
     index.upsert(tmp_path, ids, ["new"], corpus[:1])
   with pytest.raises(ValueError, match=r"index\.dimensions is 64; the embeddings have 32"):
     compact.truncated(corpus, 64)
+
+
+def test_smaller_vectors_of_many_passages_are_measured_on_judged_ones_and_others_at_random(corpus, monkeypatch):
+  ids, queries = names(3000), clustered(20, seed=1)
+  best = exact.Exact(corpus, ids).search(queries, 1).rows[:, 0]
+  qrels = {f"q{i}": {ids[row]: 1, "not in the collection": 1} for i, row in enumerate(best)}
+  judged = compact.Judged(query_ids=list(qrels), qrels=qrels, own=frozenset(), relevant_from=1)
+  whole = compact.options(corpus, ids, queries, 20, judged=judged)
+  assert list(compact.measured_rows(ids)) == list(range(3000))
+  assert whole[0]["MRR@10"] == 1.0 > whole[2]["MRR@10"] > 0 and whole[0]["nDCG@10"] < 1.0
+  # What is measured without judgements is the same, and no more.
+  named = {"dimensions", "precision", "recall@20 of exact", "bytes a passage"}
+  assert compact.options(corpus, ids, queries, 20) == [{name: one[name] for name in named} for one in whole]
+  monkeypatch.setattr(compact, "MEASURED_PASSAGES", 200)
+  rows = compact.measured_rows(ids, judged)
+  assert len(set(rows)) == 200 and set(best) <= set(rows) and list(rows) == sorted(rows)
+  # The control: without judgements chance decides, over the whole collection and not its beginning.
+  assert not set(best) <= set(drawn := compact.measured_rows(ids)) and len(drawn) == 200
+  assert (drawn < 1500).mean() == pytest.approx(0.5, abs=0.15)
+  part = compact.options(corpus, ids, queries, 20, judged=judged)
+  assert part[0]["MRR@10"] == 1.0 and [one["bytes a passage"] for one in part] == [
+    one["bytes a passage"] for one in whole]
 
 
 def test_models_that_leave_lengths_alone_keep_them(corpus, tmp_path):
@@ -268,7 +306,7 @@ def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
   assert said["index"] == kind and said["recall@10 of exact"] > 0.9
   assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
   assert said["exact_milliseconds"] > 0 and all(point["milliseconds"] > 0 for point in said["curve"])
-  assert said["options_against"] == "the whole vectors"
+  assert said["options_against"] == "the whole vectors" and said["options_passages"] == [200, 200]
 
 
 def test_one_query_is_timed_as_one(corpus):

@@ -17,6 +17,7 @@ DOCUMENTS = ("README.md", "BUILD.md")
 COMMAND = re.compile(
   r'^(?:[A-Z][A-Z0-9_]*=(?:"[^"]*"|\S*) +)*(?:python3? -m \S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$'
 )
+LOOP = re.compile(r"^for (\w+) in ([\w. ]+); do$")
 # What takes a stage and its flags.
 ELSEWHERE = (
   *([f"launch/{where}.sh"] for where in ("local", "gpu", "docker", "slurm", "sky")),
@@ -102,15 +103,22 @@ class Command:
 
 
 def commands_in(text: str, where: str) -> list[Command]:
-  """Lines that are a command, `\\\\` continued; a `$ ` before it and a `  # remark` behind it are no part of it."""
+  """Lines that are a command, `\\\\` continued; a `$ ` before it and a `  # remark` behind it are no part of it.  One
+  of a loop `for x in 1 2; do` is one for each value."""
   found = []
+  name, values = "", [""]
   for line in text.replace("\\\n", " ").splitlines():
     line = line.strip().removeprefix("$ ")
-    if COMMAND.match(line):
-      words = shlex.split(line, comments=True)
-      while re.match(r"^[A-Z][A-Z0-9_]*=", words[0]):
-        words = words[1:]
-      found.append(Command(where, tuple(words)))
+    if loop := LOOP.match(line):
+      name, values = f"${loop[1]}", loop[2].split()
+    elif line == "done":
+      name, values = "", [""]
+    elif COMMAND.match(line):
+      for value in values:
+        words = shlex.split(line.replace(name, value) if name else line, comments=True)
+        while re.match(r"^[A-Z][A-Z0-9_]*=", words[0]):
+          words = words[1:]
+        found.append(Command(where, tuple(words)))
   return found
 
 
@@ -162,7 +170,10 @@ def test_commands_are_found() -> None:
     ("python", "-m", "idistill_jax.pipeline", "--x=1", "--y"),
     ("launch/test.sh", "-k", "a"),
   ]
+  loop = "for n in 1 2; do\n  launch/test.sh tests/$n\ndone\nlaunch/test.sh $n"
+  assert [command.words[1] for command in commands_in(loop, "t")] == ["tests/1", "tests/2", "$n"]
   found = all_commands()
+  assert not [command for command in found if "$" in "".join(command.words)], "a loop's variable has another name"
   assert {"README.md", "BUILD.md", "idistill_jax/pipeline.py"} <= {command.where for command in found}
   assert len(found) > 20
 

@@ -76,6 +76,8 @@ def test_both_retrievers_are_fused_with_bm25():
   found = stage.fused(single, depth=2)
   assert {name: runs.ranked(run["q"])[0] for name, run in found.items()} == {"hybrid": "c", "initial+bm25": "b"}
   assert ("hybrid", "initial+bm25") in stage.TESTS
+  # What ScaNN loses is not counted among what distilling gives.
+  assert [pair for pair in stage.TESTS if "distilled+scann" in pair] == [("distilled+scann", "distilled")]
   assert {*single, *found, "direct", "ranker"} <= set(stage.OURS)
 
 
@@ -126,3 +128,9 @@ def test_a_run_file_is_refused_before_anything_is_searched(tmp_path, name, said)
   job = artifacts.Job(cfg=cfg, out=tmp_path / "out", inputs={}, cache=tmp_path / "cache")
   with pytest.raises(runs.RunError, match=said):
     stage.run(job)
+
+
+def test_who_has_scann_whatever_the_size_is_measured_anew_and_nobody_else():
+  """Distilled used to be searched by ScaNN where the index is."""
+  of = lambda kind: stage.fingerprint(config.Config(name="t", index=config.Index(kind=kind)))
+  assert of("auto") == of("exact") == config.digest({}) != of("scann")

@@ -1,5 +1,6 @@
 """A query that is a passage too is nobody's result: as candidates, for the ranker, when measured, in others' runs."""
 
+import json
 import types
 
 import numpy as np
@@ -90,6 +91,11 @@ def test_no_system_is_measured_by_it(job, tmp_path):
     found = runs.read_trec(path)
     assert "d" not in found["d"] and "c" in found["c"], path
   assert job.drops["passage of bing that is its query"] == ["d"] == job.drops["passage of distilled that is its query"]
+  # Nor are smaller vectors: those that are not smaller find what the system finds.
+  metrics = json.loads((job.out / evaluate.METRICS).read_text())
+  whole, *_, smallest = metrics["ann"]["options"]
+  measured = lambda of: (of["MRR@10"], of["nDCG@10"])
+  assert measured(whole) == pytest.approx(measured(metrics["systems"]["distilled"])) != measured(smallest)
 
 
 def test_rankings_made_elsewhere_lose_it_too(tmp_path):

@@ -3,6 +3,7 @@
 Real: config, stages, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -18,6 +19,8 @@ from idistill_jax import artifacts, cli, pipeline, records, search, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import tfds
 from idistill_jax.report import gather
+from idistill_jax.retrieval import ann_shards, hits
+from idistill_jax.stages import evaluate
 
 PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
           ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip
@@ -47,9 +50,11 @@ def questions(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
   parts = {"train": rows[:24], "validation": rows[24:]}
   builder = types.SimpleNamespace(
     info=types.SimpleNamespace(splits=parts, features=rows[0]), version="1.0.0", download_and_prepare=lambda: None,
-    as_dataset=lambda split: parts[split],
+    as_dataset=lambda split, decoders: parts[split],
   )  # fmt: skip
-  monkeypatch.setattr(tfds, "_package", lambda: types.SimpleNamespace(builder=lambda name: builder, as_numpy=iter))
+  decode = types.SimpleNamespace(PartialDecoding=dict)
+  package = types.SimpleNamespace(builder=lambda name: builder, as_numpy=iter, decode=decode)
+  monkeypatch.setattr(tfds, "_package", lambda: package)
 
 
 def reply(number: int, prompt: str) -> Reply:
@@ -58,6 +63,11 @@ def reply(number: int, prompt: str) -> Reply:
     return reversed_order(number, prompt)
   _, found, rest = prompt.partition("thing")
   return Reply(f"thing{rest.partition(' ')[0]}".replace('"', "") if found else "nothing")
+
+
+def backwards(shards: ann_shards.Sharded, queries_QxE: np.ndarray, k: int, of=ann_shards.Sharded.search) -> hits.Hits:
+  found = of(shards, queries_QxE, k)
+  return dataclasses.replace(found, rows=found.rows[:, ::-1])
 
 
 @pytest.mark.slow
@@ -86,6 +96,7 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   # Every place is in its passage's title.
   assert metrics["systems"]["bm25"]["answer@1"] == 1.0 > metrics["systems"]["initial"]["answer@1"]
   assert metrics["ann"]["index"] == "scann" and metrics["leakage"]["test_queries"] == 16
+  assert "distilled+scann vs distilled" in metrics["tests"]
   answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
   assert answered["questions"] == 16 and np.isfinite(answered["systems"]["distilled"]["EM"])
   # By inner products from the first search to the exported folder, as Contriever was published.
@@ -100,19 +111,36 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   for one in example.read_records(workdir.folder("candidates"), artifacts.CANDIDATES, records.CandidateList):
     products_P = embedded.passages_PxE @ embedded.queries_QxE[question.row(one.query_id)]
     np.testing.assert_allclose(one.scores, np.sort(products_P)[::-1][: len(one.scores)], rtol=1e-4)
+  # The index was tuned on what was held out, and on what taught as there is little of it.
+  held_out = question.of_split("dev")
+  assert workdir.manifest("index")["counts"]["tuned on"] == {
+    "dev": len(held_out), "used train": len(question.of_split("train"))}
+  assert 0 < len(held_out) < 10
   # What is found in the finished workdir, and after a passage has come to it, is so as well.
   asked = question.of_split("train")[0]
   found = search.Searcher(workdir.root).search(asked.text, 3)
   of_asked_P = embedded.passages_PxE @ embedded.queries_QxE[question.row(asked.id)]
   assert found["initial"].passages[0].id == passages_of.ids[int(of_asked_P.argmax())]
+  assert {name: one.by for name, one in found.items()} == {
+    "initial": "exact search", "distilled": "ScaNN", "ranker": "exact search"}
   (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "new", "text": asked.text}) + "\n")
-  upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
+  counts = upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
+  assert counts["added"] == 1 and 0.9 < counts["recall@100"] <= 1
+  counted = artifacts.Workdir(tmp_path / "grown").manifest("index")["counts"]
+  assert counted["recall@100 since"] == counts["recall@100"]
   grown = np.load(tmp_path / "grown" / "index" / "passages.npy")
   assert len(grown) == len(passages_of) + 1 and np.linalg.norm(grown[-1]) > 1.1
   report = gather.gather(workdir)
   assert report.evaluation.main_measure == "answer@20" and report.reader.main_measure == "F1"
   assert report.shown.queries[0].answers and report.shown.queries[0].said
   assert "Answers of a reader" in (workdir.root / "report.html").read_text()
+  # Before and after are searched alike: were ScaNN to find everything the wrong way round, only its own system would.
+  of = lambda system: (workdir.folder("evaluate") / "runs" / f"{system}.trec").read_text()
+  before, cfg.evaluate.rerank = {name: of(name) for name in evaluate.OURS}, "initial"
+  monkeypatch.setattr(ann_shards.Sharded, "search", backwards)
+  workdir.execute(evaluate.STAGE, cfg)
+  again = ("initial", "bm25", "direct", "distilled", "distilled+scann", "initial+bm25", "hybrid", "ranker")
+  assert [name for name in again if of(name) != before[name]] == ["distilled+scann"]
 
 
 @pytest.mark.slow

@@ -355,6 +355,28 @@ def test_page_holds_what_it_promises(text):
   assert all(found in data["passages"] for query in data["queries"] for found in query["results"]["ranker"])
 
 
+def test_tokens_and_cost_stand_in_the_row_of_the_stage_that_asked(text):
+  table = text.partition('id="stages"')[2].partition("</table>")[0]
+  rows = {row.partition("</th>")[0]: re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr><th>")[1:]}
+  # Time, its bar, tokens, cost, counts, drops.
+  assert rows["labels"][2:5] == ["1,511,434", "$0.6715", "lists 993"]
+  others = {name: cells[2:4] for name, cells in rows.items() if name not in ("stage", "labels")}
+  assert len(others) == len(gather.STAGES) - 1 and set(map(tuple, others.values())) == {("–", "–")}
+  assert "and $0.67 for an LLM's answers" in html.unescape(text)
+
+
+def test_what_the_index_was_tuned_and_measured_on_is_said_as_it_is(report):
+  index = next(stage for stage in report.stages if stage.name == "index")
+  tuned = lambda **counts: claims.tuned([dataclasses.replace(index, counts=counts)])
+  taught = tuned(**{"tuned on": {"dev": 1, "used train": 99}})
+  assert "1 of dev, 99 of train; training learned from the last, so it may find less for others." in taught
+  assert "learned" not in claims.tuned(report.stages)
+  assert tuned() == tuned(**{"tuned on": {}}) == claims.tuned([]) == ""
+  assert claims.measured_on({"options_passages": [3743, 3743]}) == "all 3,743 passages"
+  assert claims.measured_on({"options_passages": [7, 9], "options": [{}]}) == "7 of 9 passages, drawn at random"
+  assert claims.measured_on({}) == "the index's passages"
+
+
 def test_page_asks_nobody_for_anything(text):
   """No element that fetches, and no address in any attribute or style."""
   elements = Elements(text)
@@ -582,6 +604,9 @@ def test_readers_tests_show_what_is_corrected(text):
 def test_index_reader_and_corrected_tests_are_shown(text):
   assert "ScaNN: recall and latency" in text and "milliseconds of one query" in text and "Smaller vectors" in text
   assert "first results of the whole vectors" in text and "bytes a passage" in text
+  assert "exactly over 100,000 of 21,015,324 passages, the judged ones and others drawn at random" in text
+  assert "nDCG@10</th>" in text.partition("Smaller vectors")[2].partition("</thead>")[0]
+  assert "Queries that ScaNN was tuned on: 155 of dev, 345 of train that taught nothing." in text
   assert "Answers of a reader" in text and "p, corrected" in text and "effect size" in text
   assert "read from distilled: thing 0" in text or '"said":{"initial":"nothing","distilled":"thing 0"}' in text
 

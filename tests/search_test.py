@@ -119,6 +119,7 @@ def test_retrievers_search_their_own_embeddings(workdir, cfg, answers):
     assert order(answers[system]) == best_first(passages_PxE @ query_E), system
   assert order(answers["distilled"]) != order(answers["initial"])
   assert all(0 < answer.milliseconds < 60_000 for answer in answers.values())
+  assert {answer.by for answer in answers.values()} == {"exact search"}
 
 
 def test_stages_count_what_they_cut(workdir):
@@ -247,7 +248,7 @@ def test_command_prints_three_columns(workdir):
   done = run_command(f"--workdir={workdir.root}", "--top=2", *QUESTION.split())
   assert done.returncode == 0, done.stderr
   assert all(f"{system} " in done.stdout for system in ("initial", "distilled", "ranker"))
-  assert done.stdout.count(" ms") == 3 and QUESTION in done.stdout
+  assert done.stdout.count(" ms, exact search") == 3 and QUESTION in done.stdout
   assert [line.split()[0] for line in done.stdout.splitlines() if line[1:3].strip().isdigit()] == ["1", "2"]
 
 

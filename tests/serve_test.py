@@ -44,7 +44,8 @@ class Echo:
     self.questions.append(query)
     self.at_once -= 1
     passages = tuple(records.Passage(id=f"p{i}", title=f"{query} {i}", text=HOSTILE) for i in range(k))
-    return {name: search.Answer(passages=passages, milliseconds=1.25) for name in ("initial", "distilled")}
+    return {name: search.Answer(passages=passages, milliseconds=1.25, by=by)
+            for name, by in (("initial", "exact search"), ("distilled", "ScaNN"))}
 
 
 class Served:
@@ -88,6 +89,8 @@ def test_answers_and_what_is_no_question():
     assert set(found["systems"]) == {"initial", "distilled"}
     assert [one["id"] for one in found["systems"]["initial"]["passages"]] == ["p0", "p1"]
     assert found["systems"]["initial"]["milliseconds"] == 1.25
+    assert {name: of["by"] for name, of in found["systems"].items()} == {
+      "initial": "exact search", "distilled": "ScaNN"}
     for question, k, expected, message in (
       ("", 5, 400, "the query is empty"),
       ("x" * 1001, 5, 413, "1001 characters"),
@@ -130,6 +133,7 @@ def test_a_question_lives_in_the_address_and_needs_no_script():
     assert page(url, q="  ") == (200, empty) and searcher.asked == 0
     status, found = page(url, q="where is it?", k=2)
     assert status == 200 and len(re.findall("<li[ >]", found)) == 4 and "<b>where is it? 1</b>" in found
+    assert re.findall(r"1\.2 ms, [\w ]+", found) == ["1.2 ms, exact search", "1.2 ms, ScaNN"]
     assert 'value="where is it?"' in found and "<title>where is it? · idistill_jax: search</title>" in found
     for said in (empty, found):
       assert "<script" not in said and '<link rel="icon" href="data:image/svg+xml,' in said
@@ -159,7 +163,7 @@ def test_what_another_system_puts_elsewhere_is_marked():
     def search(self, query: str, k: int) -> dict[str, search.Answer]:
       one, other, third = (records.Passage(id=f"p{i}", title="", text="") for i in range(3))
       orders = {"initial": (one, other), "distilled": (one, third, other), "ranker": (other, one)}
-      return {name: search.Answer(passages=found, milliseconds=1) for name, found in orders.items()}
+      return {name: search.Answer(passages=found, milliseconds=1, by="exact search") for name, found in orders.items()}
 
   with Served(Moving()) as url:
     _, shown = page(url, q="x")
@@ -228,7 +232,19 @@ def test_models_are_compiled_before_anybody_asks(monkeypatch):
   monkeypatch.setattr(Echo, "search", lambda self, query, k: asked.append(k))
   monkeypatch.setattr(search, "Searcher", Echo)
   serve.ready("w", 0, 1)
-  assert asked == [5]
+  assert asked == [20]
+
+
+def test_every_number_of_passages_is_cut_from_one_that_is_compiled(monkeypatch):
+  asked, real = [], Echo.search
+  monkeypatch.setattr(Echo, "search", lambda self, query, k: asked.append(k) or real(self, query, k))
+  with Served(Echo()) as url:
+    for k in (1, 7, 20):
+      found = ask(url, "x", k)[1]["systems"]
+      assert {name: len(of["passages"]) for name, of in found.items()} == {"initial": k, "distilled": k}
+    # The page, which names no number, shows as many as ever.
+    assert len(re.findall("<li[ >]", page(url, q="x")[1])) == 2 * serve.SHOWN
+  assert asked == [20] * 4
 
 
 def test_more_than_may_wait_are_turned_away_and_nobodys_page_waits():

@@ -1,7 +1,7 @@
 """Measured numbers -> the sentences and formats in which the page and the terminal say them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from idistill_jax.report import gather
@@ -111,6 +111,29 @@ def _without_familiar(found: Mapping[str, Any]) -> str:
     f" The result does not rest on the {count(int(found['familiar_queries']))} test queries whose right passage stood "
     f"first: {_with_and_without(rest)}."
   )
+
+
+def tuned(stages: Iterable[gather.StageRun]) -> str:
+  """Which queries ScaNN was tuned on, as the index stage counted them; "" where it was not, or did not say."""
+  found = next((stage.counts.get("tuned on") for stage in stages if stage.name == "index"), None) or {}
+  words = {"dev": "of dev", "unused train": "of train that taught nothing", "used train": "of train"}
+  parts = [f"{count(int(number))} {words.get(what, what)}" for what, number in found.items()]
+  if not parts:
+    return ""
+  warned = "; training learned from the last, so it may find less for others" if "used train" in found else ""
+  return f"Queries that ScaNN was tuned on: {', '.join(parts)}{warned}."
+
+
+def measured_on(ann: Mapping[str, Any]) -> str:
+  """Over which passages smaller vectors were measured: "all 3,743 passages"."""
+  if "options_passages" not in ann:
+    return "the index's passages"
+  measured, of = map(int, ann["options_passages"])
+  if measured == of:
+    return f"all {count(of)} passages"
+  # Where there are judgements, each option has measures of its own.
+  judged = any("nDCG@10" in option for option in ann.get("options", ()))
+  return f"{count(measured)} of {count(of)} passages, {'the judged ones and others ' if judged else ''}drawn at random"
 
 
 def about(evaluation: gather.Evaluation) -> str:

@@ -125,6 +125,8 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "longest": max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
     "ann": _ann(evaluation.ann) if evaluation else {},
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],
+    "measured_on": claims.measured_on(evaluation.ann) if evaluation else "",
+    "tuned": claims.tuned(report.stages),
     "leak": claims.leak(evaluation.leakage) if evaluation else None,
     "seen": claims.seen(evaluation.leakage) if evaluation else None,
     "reader": report.reader,
@@ -203,7 +205,7 @@ def _ann(found: Mapping[str, Any]) -> dict[str, str]:
   return {
     _ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one)
     for name, one in found.items()
-    if name not in ("curve", "options", "options_against")
+    if name not in ("curve", "options", "options_against", "options_passages")
   }
 
 

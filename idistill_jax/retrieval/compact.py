@@ -8,18 +8,20 @@ a float query needs no other constant.
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import jax
 import numpy as np
 
 from idistill_jax import config as config_lib
-from idistill_jax.retrieval import exact, tuning
+from idistill_jax.retrieval import exact, itself, measures, runs, tuning
 from idistill_jax.retrieval import hits as hits_lib
 
 VECTORS, SCALES = "passages.npy", "scales.npy"
 # Options are measured on so many passages: recall on a part tells them apart as well.
 MEASURED_PASSAGES = 100_000
+# What is measured of each where there are judgements.
+MEASURES = ("MRR@10", "nDCG@10")
 
 
 def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -84,12 +86,42 @@ class Truncating:
     return self._inner.search(queries_QxE, k)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+  """The measured queries: ids in the order of their vectors, judgements, which of them are passages (`itself.of`), and
+  the lowest grade that counts."""
+
+  query_ids: Sequence[str]
+  qrels: Mapping[str, Mapping[str, int]]
+  own: Set[str]
+  relevant_from: int
+
+  def measure(self, ids: Sequence[str], found: hits_lib.Hits) -> dict[str, float]:
+    run = itself.without(runs.from_hits(self.query_ids, ids, found), self.own, None, lambda query_id: None)
+    judged = {query_id: self.qrels[query_id] for query_id in self.query_ids}
+    values = measures.per_query(judged, run, MEASURES, relevant_from=self.relevant_from)
+    return {name: measures.mean(of) for name, of in values.items()}
+
+
+def measured_rows(ids: Sequence[str], judged: Judged | None = None) -> np.ndarray:
+  """Rows of the passages that options are measured on: all; of more than MEASURED_PASSAGES, the judged ones and others
+  drawn at random."""
+  if len(ids) <= MEASURED_PASSAGES:
+    return np.arange(len(ids))
+  known = {one for of in judged.qrels.values() for one in of} if judged is not None else set()
+  drawn = np.random.default_rng(0).permutation(len(ids))
+  is_known = np.array([ids[row] in known for row in drawn])
+  return np.sort(np.concatenate([drawn[is_known], drawn[~is_known]])[:MEASURED_PASSAGES])
+
+
 def options(
   vectors_PxE: np.ndarray, ids: Sequence[str], queries_QxE: np.ndarray, k: int,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh | None = None, judged: Judged | None = None,
 ) -> list[dict[str, float | int | str]]:
-  """What each kind of smaller vector keeps of exact search's first k over the given ones, and its bytes a passage."""
-  vectors_PxE, ids = vectors_PxE[:MEASURED_PASSAGES], ids[:MEASURED_PASSAGES]
+  """What each kind of smaller vector keeps of exact search's first k over the given ones, its bytes a passage on the
+  disk, and where there are judgements its measures; over the passages of `measured_rows`."""
+  if len(rows := measured_rows(ids, judged)) < len(ids):
+    vectors_PxE, ids = vectors_PxE[rows], [ids[row] for row in rows]
   width = vectors_PxE.shape[1]
   truth = exact.Exact(vectors_PxE, ids, mesh=mesh).search(queries_QxE, k)
   found = []
@@ -100,6 +132,6 @@ def options(
     size = dimensions * (1 if precision == "int8" else 4)
     found.append({
       "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),
-      "bytes a passage": size,
+      "bytes a passage": size, **({} if judged is None else judged.measure(ids, hits)),
     })  # fmt: skip
   return found

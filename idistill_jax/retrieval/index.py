@@ -53,7 +53,7 @@ def write(
     return {"index": kind}
   built = _build(folder, ids, cfg_index, folder / SCANN)
   if not len(queries_QxE):
-    logging.warning("ScaNN is not tuned: there are no training queries to tune it on")
+    logging.warning("ScaNN is not tuned: there are no queries of dev or train to tune it on")
     return {"index": kind, **_said(built)}
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
   truth = open_exact(folder, ids, mesh).search(queries_QxE, cfg_index.tuned_depth)
@@ -103,12 +103,23 @@ def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vec
   return [*ids, *(new_ids[place] for place in added)]
 
 
+def recall(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int) -> float:
+  """The share of exact search's first k that ScaNN finds, of a folder that has it, as it is set."""
+  truth = open_exact(folder, ids).search(queries_QxE, k)
+  return tuning.recall(truth, open_default(folder, ids).search(queries_QxE, k))
+
+
 def open_exact(
   folder: pathlib.Path, ids: Sequence[str], mesh: jax.sharding.Mesh | None = None
 ) -> hits_lib.Searcher:
   """Exact search over the vectors of an index folder, which the devices of a mesh share."""
   vectors_PxE = compact.read(folder)
   return compact.Truncating(exact.Exact(vectors_PxE, ids, mesh=mesh), vectors_PxE.shape[1])
+
+
+def kind_of(folder: pathlib.Path) -> str:
+  """The kind of search that the folder was written for."""
+  return "scann" if (folder / SCANN).exists() else "exact"
 
 
 def open_default(
@@ -124,7 +135,7 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann_shards.Sharded |
 
   Raises ValueError where it was built over other passages.
   """
-  if not (folder / SCANN).exists():
+  if kind_of(folder) != "scann":
     return None
   found = ann_shards.load(folder / SCANN)
   if found.ids != list(ids):
@@ -137,12 +148,13 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann_shards.Sharded |
 
 def honesty(
   folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, cfg_index: config_lib.Index,
-  mesh: jax.sharding.Mesh | None = None,
+  mesh: jax.sharding.Mesh | None = None, judged: compact.Judged | None = None,
 ) -> dict[str, object]:
   """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
 
   `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep of what `options_against`
-  names.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
+  names, over so many passages of how many there are (`options_passages`).  judged: what options are measured against,
+  too.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
   measured on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
   """
   exact_index, written = open_exact(folder, ids, mesh), open_scann(folder, ids)
@@ -150,7 +162,8 @@ def honesty(
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
   half = len(queries_QxE) // 2
   options = {
-    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh),
+    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh, judged),
+    "options_passages": [min(len(ids), compact.MEASURED_PASSAGES), len(ids)],
     "options_against": _against(vectors_PxE, cfg_index),
   }  # fmt: skip
   try:

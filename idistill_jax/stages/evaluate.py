@@ -18,6 +18,7 @@ from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import (
   answers,
   bm25,
+  compact,
   exact,
   index,
   itself,
@@ -38,6 +39,7 @@ TESTS = (
   ("distilled", "direct"),
   ("ranker", "direct"),
   ("distilled", "bm25"),
+  ("distilled+scann", "distilled"),
   ("ranker", "distilled"),
   ("hybrid", "distilled"),
   ("hybrid", "initial+bm25"),
@@ -57,8 +59,8 @@ RERANKED = {
   }},
 }
 # Counted on when the same config gives other rankings.
-REORDERING = 2
-OURS = ("initial", "bm25", "direct", "distilled", *FUSED, *RERANKED["all"].values())
+REORDERING, OF_SCANN = 2, 2
+OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
@@ -83,9 +85,12 @@ def run(job: artifacts.Job) -> None:
   by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
-  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
+  # As exactly as what it is compared with; what ScaNN loses is a difference of its own.
+  distilled = index.open_exact(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
 
   searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}
+  if index.kind_of(job.inputs["index"]) == "scann":
+    searched["distilled+scann"] = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, depth)
   systems = {
     name: without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth) for name, hits in searched.items()
   }
@@ -131,6 +136,8 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
   pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
   tests = [pair for pair in pairs if set(pair) <= systems.keys()]
   seen = leaked(job, queries, table, qrels or {}, measured)
+  judged = None if qrels is None else compact.Judged(
+    query_ids=ids, qrels=qrels, own=itself.of(queries, passages, qrels), relevant_from=cfg.relevant_from)
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
@@ -138,7 +145,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
     "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index,
-                         sharding.local_mesh(job.cfg.mesh)),
+                         sharding.local_mesh(job.cfg.mesh), judged),
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -272,9 +279,10 @@ def leaked(
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """The runs of other systems, and how the ranker reorders what is not only the initial retriever's."""
+  """The runs of other systems, and what is not measured as it once was."""
   read = {path.name: outside.sha256(path) for path in run_files(cfg)}
-  return config.digest(read | ({"reordering": REORDERING} if cfg.evaluate.rerank == "all" else {}))
+  anew = {"reordering": REORDERING} if cfg.evaluate.rerank == "all" else {}
+  return config.digest(read | anew | ({"scann": OF_SCANN} if cfg.index.kind == "scann" else {}))
 
 
 STAGE = artifacts.Stage(

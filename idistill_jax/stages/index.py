@@ -2,25 +2,40 @@
 
     python -m idistill_jax.stages.index --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, train_retriever -> passages.npy ([P, E], collection order), and scann/ where ScaNN is used: tuned to
-`index.recall_target` on queries of dev, and of train where there are too few.
+collection, train_retriever (and labels) -> passages.npy ([P, E], collection order), and scann/ where ScaNN is used:
+tuned to `index.recall_target` on queries that were held out, as `tuned_on` says.
 """
 
-from idistill_jax import artifacts, cli, processes, sharding
-from idistill_jax.data import tables
+import hashlib
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from absl import logging
+
+from idistill_jax import artifacts, cli, config, processes, records, sharding
+from idistill_jax.data import example, tables
 from idistill_jax.retrieval import index
 from idistill_jax.train import inference
+
+# What queries for tuning are, as the manifest counts them.
+TUNED_ON, DEV, UNUSED, USED = "tuned on", "dev", "unused train", "used train"
+# With fewer that were held out, those that training learned from make up for what lacks.
+ENOUGH = 100
 
 
 def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
-  # Of those that the retriever learned from it finds more than of others, and those of test are for measuring.
-  queries = tables.load_queries(job.inputs["collection"])
-  tuned_on = [*queries.of_split("dev"), *queries.of_split("train")][: job.cfg.index.tuning_queries]
-  if index.choose(job.cfg.index.kind, len(passages)) == "exact":
-    tuned_on = []
-  queries_QxE = retriever.encode_queries([query.text for query in tuned_on])
+  tuned: dict[str, list[records.Query]] = {}
+  if index.choose(job.cfg.index.kind, len(passages)) == "scann":
+    tuned = tuned_on(job.cfg, job.inputs)
+    job.count(**{TUNED_ON: {what: len(queries) for what, queries in tuned.items()}})
+  if USED in tuned and processes.is_first():
+    held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
+    logging.warning(
+      "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
+      "others than it says", len(tuned[USED]), held_out)
+  queries_QxE = retriever.encode_queries([query.text for queries in tuned.values() for query in queries])
   passages_PxE = retriever.encode_passages(passages.texts)
   write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,
                               sharding.local_mesh(job.cfg.mesh))
@@ -28,9 +43,49 @@ def run(job: artifacts.Job) -> None:
   job.count(passages=len(passages), **made)
 
 
+def tuned_on(cfg: config.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, list[records.Query]]:
+  """Queries that ScaNN is tuned on, by what they are; at most `index.tuning_queries`, and none of test.
+
+  Those of dev; where they are few, those of train that neither the LLM nor the teacher gave a list; and of those that
+  have one no more than make up ENOUGH: of what the retriever learned from, it finds more than of others.
+  """
+  table = tables.load_queries(inputs["collection"])
+  train, taught = _drawn(table.of_split("train")), _taught(inputs)
+  parts = {
+    DEV: _drawn(table.of_split("dev")),
+    UNUSED: [query for query in train if query.id not in taught],
+    USED: [query for query in train if query.id in taught],
+  }
+  found: dict[str, list[records.Query]] = {}
+  left = cfg.index.tuning_queries
+  for what, queries in parts.items():
+    if what == USED:
+      left = min(left, ENOUGH - (cfg.index.tuning_queries - left))
+    if kept := queries[: max(0, left)]:
+      found[what] = kept
+      left -= len(kept)
+  return found
+
+
+def _drawn(queries: Iterable[records.Query]) -> list[records.Query]:
+  """In an order that has nothing to do with the collection's, and is the same at any time."""
+  return sorted(queries, key=lambda query: (hashlib.sha256(query.id.encode()).digest(), query.id))
+
+
+def _taught(inputs: Mapping[str, pathlib.Path]) -> set[str]:
+  """Ids of the queries whose lists training learned from."""
+  teacher = example.read_records(inputs["train_retriever"], artifacts.TEACHER, records.ScoredList)
+  taught = {one.query_id for one in teacher}
+  if "labels" in inputs:
+    ordered = example.read_records(inputs["labels"], artifacts.RANKINGS, records.RankedList)
+    taught |= {one.query_id for one in ordered}
+  return taught
+
+
 STAGE = artifacts.Stage(
   name="index",
   reads=("collection", "train_retriever"),
+  reads_if={"labels": config.leaves_labels_out},
   config=("encoder", "index"),
   run=run,
   together=True,

@@ -108,7 +108,7 @@ def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records
     np.save(path, grown)
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
-  counts = {"added": len(added), "replaced": len(rows), "passages": len(after)}
+  counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(after)}
   if not tuned:
     return counts
   found = recall(cfg.index, part.folder("index"), grown_ids, distilled.encode_queries(tuned))

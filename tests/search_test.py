@@ -297,7 +297,7 @@ def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(
   def link(*args, **kwargs):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-  def grow(cfg, part, new):
+  def grow(cfg, part, new, tuned):
     for stage in search.STAGE.reads:
       copied = {path.relative_to(part.root): path for path in part.folder(stage).rglob("*") if path.is_file()}
       assert copied and all((workdir.root / one).read_bytes() == path.read_bytes() for one, path in copied.items())

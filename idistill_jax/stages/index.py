@@ -34,7 +34,7 @@ def run(job: artifacts.Job) -> None:
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(
       "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
-      "others than it says", len(tuned[USED]), held_out)
+      "others than it says; queries of a split dev would be taken first", len(tuned[USED]), held_out)
   queries_QxE = retriever.encode_queries([query.text for queries in tuned.values() for query in queries])
   passages_PxE = retriever.encode_passages(passages.texts)
   write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,

@@ -23,9 +23,9 @@ from idistill_jax.train import pieces as pieces_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6
-# Of a collection, so many times as many as texts of their mean length would fill a row: what is pooled is fetched,
-# places that no text takes too.
-ROOM_FOR_SHORTER = 1.5
+# Of a collection, so many times as many as texts of their mean length would fill a row: half of the texts are shorter,
+# and rows that may hold no more of them stay open.  What is pooled is fetched, places that no text takes too.
+ROOM_FOR_SHORTER = 4
 MODEL = "model"
 
 T = TypeVar("T")

@@ -10,13 +10,11 @@ extra `bench`.  Exact search cuts the passages over all devices there are, as th
 """
 
 import concurrent.futures
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import resource
 import tempfile
 import time
@@ -42,6 +40,7 @@ _SHARD = flags.DEFINE_integer("shard_passages", 250_000, "Passages of a shard of
 _OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
 _PLOT = flags.DEFINE_string("plot", None, "A picture of them (.svg, .png); needs the extra `report`.")
 
+PACKAGES = ("idistill-jax", "jax", "scann", "faiss-cpu")
 PASSAGES, QUERIES, TRUTH = "passages.npy", "queries.npy", "truth.npy"
 # Centres, centres around each of them, and how far from them: cosines of about 0.4 and 0.7 between neighbours.  Few of
 # the first and many of the second: what is near a query lies in more leaves than one, as in a real collection.
@@ -200,22 +199,12 @@ def plot(lines: list[dict[str, Any]], path: str, title: str) -> None:
   figure.savefig(path)
 
 
-def versions() -> dict[str, str]:
-  found = {"python": platform.python_version()}
-  for package in ("idistill_jax", "jax", "scann", "faiss-cpu"):
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
-
-
 def main(argv: Sequence[str]) -> None:
   options = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__")}
   if any(one.startswith("faiss") for one in _SYSTEMS.value) and importlib.util.find_spec("faiss") is None:
     raise app.UsageError(f"FAISS is not installed: {extras.install('bench')}; or name the --system that is")
-  lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": versions(), "cpus": len(os.sched_getaffinity(0)),
-                                  "options": options}]
+  lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": extras.versions(PACKAGES),
+                                  "cpus": len(os.sched_getaffinity(0)), "options": options}]
   print(json.dumps(lines[0]), flush=True)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

@@ -544,7 +544,7 @@ def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(trainings, tmp_pa
   with bucket_lib.running(scheme) as found:
     root = f"{found.url}/training/run"
     # Sending a checkpoint is tried again: of what writes it, TensorStore's client is another than that of the rest.
-    found.busy, found.busy_with = 5, artifacts.CHECKPOINTS
+    found.busy, found.busy_with = 3, artifacts.CHECKPOINTS
     for number, how in enumerate(ends):
       code = trainings.end(f"{scheme} {number}", root, how, steps=3 + 2 * number)
       assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: processes.TERMINATED}[how]

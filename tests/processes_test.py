@@ -61,6 +61,17 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
     assert did(job.said(number)) >= {"encode passages", "score pairs"}, job.said(number)
 
 
+def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
+  for stage in ("collection", "labels", "train_direct"):
+    shutil.copytree(alone / stage, tmp_path / "run" / stage)
+  stages = ("candidates", "train_ranker", "scores", "train_retriever", "index", "evaluate")
+  axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--stages={','.join(stages)}")
+  with jobs.started(tmp_path, 4, *CONFIG, *axes, f"--workdir={tmp_path / 'run'}") as job:
+    job.succeed()
+  for stage in stages:
+    assert_same(alone / stage, tmp_path / "run" / stage)
+
+
 def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_the_loss_of_one(
     alone, tmp_path, monkeypatch):
   """Four devices a host.  One host is lost in a training; then the same command goes on, on new ones."""

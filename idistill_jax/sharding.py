@@ -6,7 +6,7 @@ over.  Change a strategy here, never in a model.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -96,10 +96,16 @@ def _put(array: Any, layout: jax.sharding.Sharding) -> jax.Array:
   if layout.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
     return jax.device_put(array, layout)
   host = np.asarray(array)
-  parts = layout.addressable_devices_indices_map(host.shape)
+  return put_parts(host.shape, layout, lambda part: host[part])
+
+
+def put_parts(shape: tuple[int, ...], layout: jax.sharding.Sharding,
+              read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+  """An array of which `read` gives parts, each a device's share; it is asked for those of this process's devices."""
+  parts = layout.addressable_devices_indices_map(shape)
   # Not `make_array_from_callback`, whose transfers a guard takes for accidents.
   return jax.make_array_from_single_device_arrays(
-    host.shape, layout, [jax.device_put(host[part], device) for device, part in parts.items()])
+    shape, layout, [jax.device_put(read(part or ()), device) for device, part in parts.items()])
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

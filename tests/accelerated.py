@@ -1,5 +1,5 @@
 """Stages up to the evaluation, as `python -m accelerated` with a stage's flags; work is cut small enough to share, and
-every process says what it did of it.
+every process says what it did of it, how much of a corpus its devices hold, and whether it indexes the corpus's terms.
 """
 
 import itertools
@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from idistill_jax import cli, pipeline, processes
+from idistill_jax.retrieval import bm25, exact
 from idistill_jax.train import loop, pieces
 
 STAGES = flags.DEFINE_list("stages", [
@@ -28,4 +29,13 @@ if __name__ == "__main__":
   finish = pieces.Pieces.finish
   pieces.Pieces.finish = lambda work, piece, made: (print("finished", work._name, piece), finish(work, piece, made))[1]
   loop.place = stopping(loop.place, itertools.count())
+  spread, indexed = exact._spread, bm25.Bm25.__init__
+
+  def telling(*what):
+    made = spread(*what)
+    print("holds", sum(shard.data.size for shard in made.addressable_shards) / made.size, "of a block")
+    return made
+
+  exact._spread = telling
+  bm25.Bm25.__init__ = lambda *what: (print("indexes terms"), indexed(*what))[1]
   cli.run_app(lambda runner: [runner.run(stage) for stage in pipeline.STAGES if stage.name in STAGES.value])

@@ -1,5 +1,6 @@
 """Several processes are one job: the same numbers as alone, shared work, one end with one reason."""
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -42,7 +43,13 @@ def alone(tmp_path_factory, tiny_weights) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("alone")
   with jobs.started(folder, 1, *CONFIG, f"--workdir={folder / 'run'}") as job:
     job.succeed()
+  assert shares(job.said()) == {1.0}
   return folder / "run"
+
+
+def shares(said: str) -> set[float]:
+  """How much of the blocks of a corpus the devices of a process held."""
+  return {float(share) for share in re.findall(r"^holds (\S+) of a block$", said, re.MULTILINE)}
 
 
 # -- The same numbers ------------------------------------------------------------------------------------------------
@@ -53,6 +60,9 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
     job.succeed()
   # The first does the talking, and the others nothing twice.
   assert "evaluate: done in" in job.said(0) and "done in" not in job.said(1)
+  # What it takes much memory for, each does a part of, or one alone.
+  assert shares(job.said(0)) == shares(job.said(1)) == {0.5}
+  assert "indexes terms" in job.said(0) and "indexes terms" not in job.said(1)
   stages = [path.name for path in alone.iterdir() if (path / artifacts.MANIFEST).exists()]
   assert len(stages) == 9
   for stage in stages:
@@ -117,15 +127,14 @@ def did(said: str) -> set[str]:
 def test_evaluation_puts_no_block_of_a_corpus_on_one_device(alone, tmp_path, monkeypatch):
   for stage in evaluate.STAGE.reads:
     shutil.copytree(alone / stage, tmp_path / stage)
-  place, shares = exact._place, []
+  spread, shares = exact._spread, []
 
-  def placed(array, *where):
-    made = place(array, *where)
-    if array.ndim == 3:  # passages, not queries
-      shares.append(max(shard.data.size for shard in made.addressable_shards) / array.size)
+  def placed(*what):
+    made = spread(*what)
+    shares.append(max(shard.data.size for shard in made.addressable_shards) / made.size)
     return made
 
-  monkeypatch.setattr(exact, "_place", placed)
+  monkeypatch.setattr(exact, "_spread", placed)
   artifacts.Workdir(tmp_path).execute(evaluate.STAGE, cli.load_config(alone))
   assert set(shares) == {1 / 8}
 
@@ -265,6 +274,23 @@ def test_exact_search_waits_for_its_devices_and_for_nobody_when_alone(tmp_path, 
   assert set(codes) <= set(AGAIN), codes
   reason = "exact search, queries from 0 on did not end within 5 s; processes that are not waiting for it: [1]"
   assert reason in job.said(0), job.said(0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="the extra `retrieval` is not installed")
+def test_an_index_is_written_and_measured_with_a_corpus_that_no_process_holds_alone(tmp_path):
+  said = []
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    with jobs.started(folder, count, "-m", "indexed", str(folder)) as job:
+      job.succeed(120)
+    said.append([json.loads((folder / f"{number}.json").read_text()) for number in range(count)])
+  (alone,), (first, second) = said
+  assert first["shares"] == second["shares"] == [0.5] and alone["shares"] == [1.0]
+  assert (alone["opens ScaNN"], first["opens ScaNN"], second["opens ScaNN"]) == (True, True, False)
+  for kind in ("exact", "scann"):
+    assert first[kind] == second[kind], "the second is told what the first has made alone"
+    assert first[kind]["made"]["index"] == kind and first[kind]["recall"] > 0.9
+  assert first["exact"]["rows"] == alone["exact"]["rows"]
 
 
 # -- Restarts --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from idistill_jax.retrieval import hits as hits_lib
 VECTORS, SCALES = "passages.npy", "scales.npy"
 # Options are measured on so many passages: recall on a part tells them apart as well.
 MEASURED_PASSAGES = 100_000
+# Vectors that are computed with at once.
+_ROWS = 16_384
 
 
 def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -32,9 +34,15 @@ def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
   if not 1 <= dimensions <= vectors_NxE.shape[1]:
     raise ValueError(f"index.dimensions is {dimensions}; the embeddings have {vectors_NxE.shape[1]}")
   cut = vectors_NxE[:, :dimensions]
-  if not np.allclose(np.linalg.norm(vectors_NxE, axis=1), 1.0, atol=1e-2):
+  if not np.allclose(_lengths(vectors_NxE), 1.0, atol=1e-2):
     return cut
-  return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+  return cut / np.maximum(_lengths(cut)[:, None], 1e-12)
+
+
+def _lengths(vectors_NxE: np.ndarray) -> np.ndarray:
+  """float32 [N]; of a block at a time, as numpy squares all that it is given first."""
+  blocks = [np.linalg.norm(vectors_NxE[i : i + _ROWS], axis=1) for i in range(0, len(vectors_NxE), _ROWS)]
+  return np.concatenate([np.zeros(0, np.float32), *blocks])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,23 +54,37 @@ class Int8:
 
   @classmethod
   def of(cls, vectors_PxE: np.ndarray) -> "Int8":
-    scales = (np.abs(vectors_PxE).max(axis=0) / 127).astype(np.float32)
+    largest = np.maximum(vectors_PxE.max(axis=0), -vectors_PxE.min(axis=0))
+    scales = (largest / 127).astype(np.float32)
     scales[scales == 0] = 1.0
-    return cls(np.rint(vectors_PxE / scales).astype(np.int8), scales)
+    codes = np.empty(vectors_PxE.shape, np.int8)
+    for i in range(0, len(codes), _ROWS):
+      codes[i : i + _ROWS] = np.rint(vectors_PxE[i : i + _ROWS] / scales)
+    return cls(codes, scales)
 
   def restored(self) -> np.ndarray:
     """float32 [P, E], off by at most half a scale."""
-    return self.codes.astype(np.float32) * self.scales
+    restored = self.codes.astype(np.float32)
+    restored *= self.scales
+    return restored
 
 
 def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None:
-  """Vectors of an index folder, as float32 or as codes with their scales."""
-  if precision == "int8":
-    small = Int8.of(vectors_PxE)
-    np.save(folder / VECTORS, small.codes)
-    np.save(folder / SCALES, small.scales)
-  else:
-    np.save(folder / VECTORS, vectors_PxE)
+  """Vectors of an index folder, as float32 or as codes with their scales; they may be mapped from the file there."""
+  half = folder / f"{VECTORS}.half"
+  with half.open("wb") as out:
+    if precision == "int8":
+      small = Int8.of(vectors_PxE)
+      np.save(out, small.codes)
+      np.save(folder / SCALES, small.scales)
+    else:
+      np.save(out, vectors_PxE)
+  half.replace(folder / VECTORS)
+
+
+def as_read(vectors_PxE: np.ndarray, precision: str) -> np.ndarray:
+  """What `read` gives of vectors that were written so."""
+  return Int8.of(vectors_PxE).restored() if precision == "int8" else vectors_PxE
 
 
 def read(folder: pathlib.Path, rows: slice = slice(None)) -> np.ndarray:

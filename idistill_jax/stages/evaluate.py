@@ -19,6 +19,7 @@ from idistill_jax.retrieval import (
   answers,
   bm25,
   exact,
+  hits,
   index,
   itself,
   leakage,
@@ -80,14 +81,16 @@ def run(job: artifacts.Job) -> None:
     exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
-  by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
+  by_terms = hits.by_first(job.pieces / "bm25.npz",
+                           lambda: bm25.Bm25(passages.texts, passages.ids).search(texts, depth))
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
-  distilled = index.open_default(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
+  distilled = index.search(job.inputs["index"], passages.ids, distilled_QxE, depth, mesh, job.pieces / "distilled.npz")
 
   searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}
   systems = {
-    name: without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth) for name, hits in searched.items()
+    name: without(job, name, runs.from_hits(ids, passages.ids, found), own, cfg.depth)
+    for name, found in searched.items()
   }
   systems |= fused(systems, cfg.depth)
 
@@ -99,8 +102,9 @@ def run(job: artifacts.Job) -> None:
                                lambda place, found: start(rows[place], found), cfg.rerank_depth)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
   theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
+  ann = index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index, mesh)
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
-                               accepted=accepted, distilled_QxE=distilled_QxE))
+                               accepted=accepted, ann=ann))
 
 
 def without(job: artifacts.Job, name: str, found: runs.Run, own: Set[str], depth: int | None) -> runs.Run:
@@ -114,8 +118,8 @@ def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:
 
 def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
           passages: tables.Passages, table: tables.Queries, queries: Sequence[records.Query],
-          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], distilled_QxE: np.ndarray) -> None:
-  """Measures our systems and those that came as files, and writes what came out."""
+          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], ann: Mapping[str, object]) -> None:
+  """Measures our systems and those that came as files, and writes what came out; ann: what `index.honesty` says."""
   cfg, ids = job.cfg.evaluate, [query.id for query in queries]
   systems = {**ours, **others(job, ids, theirs, passages)}
   for name, found_run in systems.items():
@@ -137,8 +141,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
-    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index,
-                         sharding.local_mesh(job.cfg.mesh)),
+    "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

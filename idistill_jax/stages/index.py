@@ -6,9 +6,9 @@ collection, train_retriever -> passages.npy ([P, E], collection order), and scan
 `index.recall_target` on queries of dev, and of train where there are too few.
 """
 
-from idistill_jax import artifacts, cli, processes, sharding
+from idistill_jax import artifacts, cli, sharding
 from idistill_jax.data import tables
-from idistill_jax.retrieval import index
+from idistill_jax.retrieval import compact, index
 from idistill_jax.train import inference
 
 
@@ -21,10 +21,10 @@ def run(job: artifacts.Job) -> None:
   if index.choose(job.cfg.index.kind, len(passages)) == "exact":
     tuned_on = []
   queries_QxE = retriever.encode_queries([query.text for query in tuned_on])
-  passages_PxE = retriever.encode_passages(passages.texts)
-  write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,
-                              sharding.local_mesh(job.cfg.mesh))
-  made = processes.once(write, "the index")
+  passages_PxE = retriever.encode_passages(passages.texts, into=job.out / compact.VECTORS)
+  if job.helps:
+    return
+  made = index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE, sharding.make_mesh(job.cfg.mesh))
   job.count(passages=len(passages), **made)
 
 

@@ -175,7 +175,7 @@ def honesty(
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
   half = 0 if (folder / SCANN).exists() else len(queries_QxE) // 2
   oracle = _oracle(folder, ids, queries_QxE[:half], queries_QxE[half:], k, mesh)
-  vectors_PxE = compact.read(folder)
+  vectors_PxE = compact.read(folder, slice(compact.MEASURED_PASSAGES))
   options = compact.options(vectors_PxE, ids, queries_QxE, k, mesh)
   against_scann = lambda: _against_scann(folder, ids, queries_QxE[:half], queries_QxE[half:], oracle, cfg_index)
   return {

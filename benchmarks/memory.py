@@ -25,7 +25,7 @@ from idistill_jax.hf import weights
 from idistill_jax.retrieval import bm25
 
 _PASSAGES = flags.DEFINE_integer("passages", 100_000, "Passages of the collection.", lower_bound=1000)
-_WEIGHTS = flags.DEFINE_string("weights", config.Encoder().weights, "Whose tokenizer; as encoder.weights.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", config.Encoder().weights, "Whose it is, as encoder.weights.")
 
 TITLE_WORDS, WORDS, MOST_TOKENS = 2, 100, 256
 
@@ -84,7 +84,7 @@ def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[s
 
 
 def main(argv: Sequence[str]) -> None:
-  folder = pathlib.Path(weights.resolve(_WEIGHTS.value))
+  folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
     example.write_records(collection, tables.PASSAGES, draw(_PASSAGES.value, vocabulary(folder)))

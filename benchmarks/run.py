@@ -12,11 +12,9 @@ Rates are of real tokens: padding counts for nobody.
 
 import concurrent.futures
 import dataclasses
-import importlib.metadata
 import json
 import multiprocessing
 import pathlib
-import platform
 import resource
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from absl import app, flags
 
 from benchmarks import report
 from benchmarks.report import ST
+from idistill_jax import extras
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +55,7 @@ SIZES = {
   "gpu": Sizes(weights="drawn-bert-base", queries=2048, lists_per_batch=64, large_batch=2048, passes=32, row_tokens=512,
                tokens_per_step=65536, peer_steps=24),
 }
+PACKAGES = ("idistill-jax", "jax", "flax", "torch", "transformers", "sentence-transformers", "accelerate")
 STEPS = ("retriever step", "ranker step")
 COMPARED = (*STEPS, "encode", "score")
 # What no peer does: the control of packing, GradCache, the input alone, compiling, and where a step goes.
@@ -208,17 +208,6 @@ def say(line: report.Line, lines: list[report.Line]) -> None:
       out.write(json.dumps(line) + "\n")
 
 
-def versions() -> dict[str, str]:
-  packages = ("idistill_jax", "jax", "flax", "torch", "transformers", "sentence-transformers", "accelerate")
-  found = {}
-  for package in packages:
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return {"python": platform.python_version(), **found}
-
-
 def chosen() -> Sizes:
   asked = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Sizes)}
   return dataclasses.replace(SIZES[_SIZES.value], **{name: one for name, one in asked.items() if one is not None})
@@ -228,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f"unexpected {argv[1:]}")
   lines: list[report.Line] = []
-  say({"versions": versions(), "sizes": dataclasses.asdict(chosen())}, lines)
+  say({"versions": extras.versions(PACKAGES), "sizes": dataclasses.asdict(chosen())}, lines)
   with tempfile.TemporaryDirectory() as kept:
     own: report.Line = {}
     for one in measurements(chosen(), pathlib.Path(kept)):

@@ -1,21 +1,20 @@
 """Queries a second against recall: exact search and ScaNN as the package runs them, FAISS beside them.
 
     python -m benchmarks.search --passages=100000 --out=search.jsonl --plot=search.svg
-    python -m benchmarks.search --passages=1000000 --system=exact --system=scann
+    python -m benchmarks.search --passages=1000000 --system=exact --system=scann_shards --shard_passages=250000
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m benchmarks.search --system=exact
 
 One JSON line for each way to search: recall of the first `--depth` of exact search, speed, seconds and CPU seconds to
 build, peak memory.  Every system has a process of its own and reads the vectors from a file.  FAISS is the
-extra `bench`.
+extra `bench`.  Exact search cuts the passages over all devices there are, as the second command pretends on a CPU.
 """
 
 import concurrent.futures
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import resource
 import tempfile
 import time
@@ -25,8 +24,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from idistill_jax import extras
-from idistill_jax.retrieval import ann, exact, hits, tuning
+from idistill_jax import config, extras, sharding
+from idistill_jax.retrieval import ann, ann_shards, exact, hits, tuning
 
 _PASSAGES = flags.DEFINE_integer("passages", 100_000, "Passages of the collection.", lower_bound=1000)
 _WIDTH = flags.DEFINE_integer("width", 768, "Dimensions of a vector.", lower_bound=2)
@@ -34,11 +33,14 @@ _QUERIES = flags.DEFINE_integer("queries", 200, "Queries, all asked in one call.
 _DEPTH = flags.DEFINE_integer("depth", 100, "Passages of each query.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls, of which the fastest counts.", lower_bound=1)
 _SYSTEMS = flags.DEFINE_multi_enum(
-  "system", ["exact", "scann", "faiss_ivf", "faiss_pq"], ["exact", "scann", "faiss_ivf", "faiss_pq"],
+  "system", ["exact", "scann", "faiss_ivf", "faiss_pq"], ["exact", "scann", "scann_shards", "faiss_ivf", "faiss_pq"],
   "Repeat the flag for several; exact search always comes first, as recall is measured by it.")
+_SHARD = flags.DEFINE_integer("shard_passages", 250_000, "Passages of a shard of scann_shards at most.",
+                              lower_bound=1000)
 _OUT = flags.DEFINE_string("out", None, "A file that the lines are added to.")
 _PLOT = flags.DEFINE_string("plot", None, "A picture of them (.svg, .png); needs the extra `report`.")
 
+PACKAGES = ("idistill-jax", "jax", "scann", "faiss-cpu")
 PASSAGES, QUERIES, TRUTH = "passages.npy", "queries.npy", "truth.npy"
 # Centres, centres around each of them, and how far from them: cosines of about 0.4 and 0.7 between neighbours.  Few of
 # the first and many of the second: what is near a query lies in more leaves than one, as in a real collection.
@@ -77,11 +79,23 @@ def _ids(count: int) -> list[str]:
 
 
 def exact_ways(vectors_PxE: np.ndarray) -> Ways:
-  yield {}, exact.Exact(vectors_PxE, _ids(len(vectors_PxE)))
+  mesh = sharding.make_mesh(config.Mesh())
+  yield {"parts": mesh.size}, exact.Exact(vectors_PxE, _ids(len(vectors_PxE)), mesh=mesh)
 
 
 def scann_ways(vectors_PxE: np.ndarray) -> Ways:
-  built = ann.build(vectors_PxE, _ids(len(vectors_PxE)))
+  return _scann_ways(ann.build(vectors_PxE, _ids(len(vectors_PxE))))
+
+
+def scann_shards_ways(vectors_PxE: np.ndarray) -> Ways:
+  """As the index stage builds a corpus that one index would not hold: one shard after another, on disk."""
+  ids = _ids(len(vectors_PxE))
+  with tempfile.TemporaryDirectory() as folder:
+    runs = ann_shards.runs(len(vectors_PxE), _SHARD.value)
+    yield from _scann_ways(ann_shards.build(folder, ((vectors_PxE[run], ids[run]) for run in runs)))
+
+
+def _scann_ways(built: ann.Scann | ann_shards.Sharded) -> Ways:
   for leaves in _counts(built.settings.leaves):
     reorder = _DEPTH.value * max(tuning.REORDERS)
     yield {"leaves_to_search": leaves, "reorder": reorder}, built.searching(leaves=leaves, reorder=reorder)
@@ -130,7 +144,8 @@ def _counts(leaves: int) -> list[int]:
 
 
 WAYS: dict[str, Callable[[np.ndarray], Ways]] = {
-  "exact": exact_ways, "scann": scann_ways, "faiss_ivf": faiss_ivf_ways, "faiss_pq": faiss_pq_ways,
+  "exact": exact_ways, "scann": scann_ways, "scann_shards": scann_shards_ways, "faiss_ivf": faiss_ivf_ways,
+  "faiss_pq": faiss_pq_ways,
 }
 
 
@@ -184,29 +199,19 @@ def plot(lines: list[dict[str, Any]], path: str, title: str) -> None:
   figure.savefig(path)
 
 
-def versions() -> dict[str, str]:
-  found = {"python": platform.python_version()}
-  for package in ("idistill_jax", "jax", "scann", "faiss-cpu"):
-    try:
-      found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return found
-
-
 def main(argv: Sequence[str]) -> None:
   options = {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module("__main__")}
   if any(one.startswith("faiss") for one in _SYSTEMS.value) and importlib.util.find_spec("faiss") is None:
     raise app.UsageError(f"FAISS is not installed: {extras.install('bench')}; or name the --system that is")
-  lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": versions(), "cpus": len(os.sched_getaffinity(0)),
-                                  "options": options}]
+  lines: list[dict[str, Any]] = [{"benchmark": "search", "versions": extras.versions(PACKAGES),
+                                  "cpus": len(os.sched_getaffinity(0)), "options": options}]
   print(json.dumps(lines[0]), flush=True)
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     draw(folder, _PASSAGES.value, _QUERIES.value, _WIDTH.value)
     for system in ["exact", *(one for one in _SYSTEMS.value if one != "exact")]:
       context = multiprocessing.get_context("spawn")
-      arguments = [f"--{flag}={options[flag]}" for flag in ("depth", "repeats")]
+      arguments = [f"--{flag}={options[flag]}" for flag in ("depth", "repeats", "shard_passages")]
       with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
         found = alone.submit(measure, folder, system, arguments).result()
       for line in found:

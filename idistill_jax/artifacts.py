@@ -81,13 +81,14 @@ class Job:
   out: a local folder.  shared: the same folder where every process of a job sees it, in the bucket if that is where
   the workdir is; what goes straight there need not be sent.  keep: makes a file in `out`, or all of it (""), outlive
   this machine.  publish: writes a file beside the stages' folders.  still_alone: raises leases.LostError where another
-  run has taken the stage over from this one.
+  run has taken the stage over from this one.  helps: it makes pieces of another run's stage, and no more of it.
   """
 
   def __init__(self, *, cfg: config_lib.Config, out: pathlib.Path, inputs: Mapping[str, pathlib.Path],
                cache: pathlib.Path, shared: epath.Path | None = None, keep: Callable[[str], None] = lambda name: None,
-               publish: Callable[[str, str], None] | None = None, still_alone: Callable[[], None] = lambda: None):
-    self.cfg, self.out, self.inputs = cfg, out, inputs
+               publish: Callable[[str, str], None] | None = None, still_alone: Callable[[], None] = lambda: None,
+               helps: bool = False):
+    self.cfg, self.out, self.inputs, self.helps = cfg, out, inputs, helps
     self.shared = epath.Path(out) if shared is None else shared
     self.keep, self.still_alone = keep, still_alone
     self.publish = Workdir(out.parent).write if publish is None else publish
@@ -261,7 +262,7 @@ class Workdir:
     def keep(name: str) -> None:
       (pieces.parent / begun_lib.of_helper(name)).write_bytes((out / name).read_bytes())
 
-    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent, keep=keep)
+    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent, helps=True, keep=keep)
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
     """Removes what a helper may have begun when the stage was committed already."""

@@ -46,7 +46,8 @@ class Bucket:
   def __init__(self, url: str):
     url = url.rstrip("/")
     self._url = url
-    self._fs, self._base = remote.file_system(url)
+    fs, self._base = remote.file_system(url)
+    self._fs = remote.Asked(fs, url)
     self.local = remote.kept() / _digest(url.encode()) / url.rpartition("/")[2]
     self.local.mkdir(parents=True, exist_ok=True)
     self._held: tuple[leases.Leases, str] | None = None  # what `alone` keeps to this run
@@ -253,7 +254,10 @@ class Bucket:
 
   def _find(self, name: str) -> dict[str, str]:
     """Files in the bucket under a folder, or the file of this name -> what changes with their content."""
-    found = remote.files(self._fs, f"{self._base}/{name}")
+    try:
+      found = remote.files(self._fs, f"{self._base}/{name}")
+    except FileNotFoundError as e:  # a folder without files is no error
+      raise FileNotFoundError(f"{self._url}: no such bucket ({e}); make it first, or name another") from e
     return {path.removeprefix(f"{self._base}/"): tag for path, tag in found.items()}
 
   # -- What has been sent ----------------------------------------------------------------------------------------------

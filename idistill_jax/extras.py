@@ -2,7 +2,8 @@
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterable, Iterator
 
 
 @contextlib.contextmanager
@@ -22,10 +23,14 @@ def install(extra: str) -> str:
   )
 
 
-def versions() -> dict[str, str]:
-  """Of the packages that a result may depend on, those that are here."""
-  found = {}
-  for name in ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann"):
+# Those that a result may depend on.
+_CORE = ("idistill-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "scann")
+
+
+def versions(packages: Iterable[str] = _CORE) -> dict[str, str]:
+  """Of Python, and of those packages that are here."""
+  found = {"python": platform.python_version()}
+  for name in packages:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[name] = importlib.metadata.version(name)
   return found

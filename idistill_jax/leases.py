@@ -126,8 +126,15 @@ class Leases:
       # fsspec looks whether the file is there, and then opens it: two workers may both find it is not.
       with open(path, "xb") as lease:
         lease.write(text)
-    else:
+      return
+    try:
       self._fs.pipe_file(path, text, mode="create")
+    except FileExistsError:
+      # It may be this worker's own: sent, and the answer was lost.
+      with contextlib.suppress(FileNotFoundError):
+        if self._fs.cat_file(path) == text:
+          return
+      raise
 
   def give_back(self, piece: str) -> None:
     with self._writing:

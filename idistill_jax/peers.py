@@ -9,6 +9,7 @@ import faulthandler
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,10 @@ _LINGER_SECONDS = 5.0
 _GRACE_SECONDS = 30.0
 # After so long a wait says what it is for, and again after twice, four times as long.
 _TELL_SECONDS = 60.0
+# After so long without a word of its watcher, which has one every second, a process is gone, or stopped as a whole.
+_SILENT_SECONDS = 5.0
+# What only the way to another process can be the cause of, in the words of Gloo (CPU), NCCL (GPU), and gRPC's states.
+_OF_THE_WAY = re.compile(r"\bGloo\b|\bNCCL\b|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
 # A process that uses more of a core than this is at work, though it may say nothing of it, as ScaNN does for hours.
 _BUSY_SHARE = 0.1
 
@@ -63,6 +68,7 @@ class Peers:
     # When the watcher last looked at this process's work, and how much it had done.
     self._told = time.monotonic(), time.process_time(), 0
     self._leaving = threading.Lock()
+    self._beat()
     self._watcher = threading.Thread(target=self._watch, daemon=True)
     self._watcher.start()
 
@@ -139,11 +145,11 @@ class Peers:
     """Ends all processes because of this one's error."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way
     awaited: Sequence[int] = ()
-    match error:
+    match self._of_another(error):
       case SystemExit(code=int(code)):
         reason = "it was asked to end (SIGTERM)" if code == TERMINATED else f"it left with {code}"
-      case ProcessError():
-        code, reason, awaited = error.exit_code, str(error), error.awaited
+      case ProcessError() as lost:
+        code, reason, awaited = lost.exit_code, str(lost), lost.awaited
         print(reason, file=sys.stderr)
       case SystemExit():
         code, reason = 1, str(error)
@@ -152,6 +158,30 @@ class Peers:
         code, reason = 1, "".join(traceback.format_exception_only(error)).strip()
         traceback.print_exception(error)
     self._end(code, reason, awaited)
+
+  def _of_another(self, error: BaseException) -> BaseException:
+    """The error, or a ProcessError in its place where a computation failed because another process is gone.
+
+    JAX has no class of errors for that: Gloo's "Connection closed by peer" comes as UNKNOWN or INTERNAL, as others do.
+    """
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+      return error
+    silent = self._silent()
+    if not silent and not _OF_THE_WAY.search(str(error)):
+      return error
+    traceback.print_exception(error)
+    return ProcessError(f"{' '.join(str(error).split())}; processes that are silent: {silent}", silent)
+
+  def _silent(self) -> list[int]:
+    try:
+      before = self._said("beats")
+      time.sleep(_SILENT_SECONDS)
+      now = self._said("beats")
+    except RuntimeError:  # the store is gone, and process 0 with it
+      return [0]
+    return [one for one in range(self._all) if one != self.index and now.get(one) == before.get(one)]
 
   def _end(self, code: int, reason: str, awaited: Sequence[int] = ()) -> NoReturn:
     """awaited: processes that the others waited for in vain."""
@@ -189,6 +219,7 @@ class Peers:
   def _watch(self) -> None:
     """Until the job ends: leaves when another process has, or when one keeps this one waiting for too long."""
     while (said := self._read("ended")) is None:
+      self._beat()
       if self.index == 0:
         self._tell_moves()
       if (awaited := self.awaited) is not None and time.monotonic() - awaited[1] > self.patience:
@@ -200,6 +231,11 @@ class Peers:
       else:
         self._ask_to_end()
       self._leave(end["code"])
+
+  def _beat(self) -> None:
+    """Says that this process lives."""
+    with contextlib.suppress(RuntimeError):  # process 0 is gone, see `_read`
+      self._store.key_value_set(f"beats/{self.index}", str(time.monotonic()), allow_overwrite=True)
 
   def _ask_to_end(self) -> None:
     """Gives the main thread time to come to `fail` by itself, so that it can keep what it has.

@@ -40,16 +40,34 @@ def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
   return fsspec.core.url_to_fs(url, use_listings_cache=False)
 
 
+class Asked:
+  """A file system whose every request is made within `asked`."""
+
+  def __init__(self, fs: fsspec.AbstractFileSystem, url: str):
+    self._fs, self._url = fs, url
+
+  def __getattr__(self, name: str) -> Any:
+    request = getattr(self._fs, name)
+
+    def ask(*args: Any, **more: Any) -> Any:
+      with asked(self._url):
+        return request(*args, **more)
+
+    return ask
+
+
 @contextlib.contextmanager
 def asked(url: str) -> Iterator[None]:
-  """Makes an OSError that names the url of whatever a bucket's backend raises, but for FileNotFoundError.
+  """Makes an OSError that names the url of whatever a bucket's backend raises, but for FileNotFoundError and
+  FileExistsError, which are answers.
 
   What is refused comes as the cloud's own kinds of errors: gcsfs's HttpError, botocore's NoCredentialsError.
   """
   try:
     yield
   except Exception as e:
-    if isinstance(e, FileNotFoundError) or getattr(e, "errno", None) == errno.ENOSPC:  # that is this machine's disk
+    answered = isinstance(e, FileNotFoundError | FileExistsError)
+    if answered or getattr(e, "errno", None) == errno.ENOSPC:  # that is this machine's disk
       raise
     raise OSError(f"{url}: {str(e) or type(e).__name__}; are there credentials for it?") from e
 

@@ -6,11 +6,12 @@ over.  Change a strategy here, never in a model.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from idistill_jax import config as config_lib
@@ -52,8 +53,27 @@ def make_mesh(cfg: config_lib.Mesh, of: Sequence[Any] | None = None) -> jax.shar
       f"mesh data={data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} needs {data * fixed} devices, "
       f"but {devices} are here; set --config.mesh.data/fsdp/tensor so that they multiply to {devices}"
     )
+  shape = data, cfg.fsdp, cfg.tensor
   # Auto, not Explicit (the default of make_mesh): XLA propagates the layouts of intermediates.
-  return jax.make_mesh((data, cfg.fsdp, cfg.tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=of)
+  types = (AxisType.Auto,) * len(AXES)
+  across = _across_slices(shape, jax.devices() if of is None else of)
+  if math.prod(across) == 1:
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=of)
+  within = [size // slices for size, slices in zip(shape, across, strict=True)]
+  arranged = mesh_utils.create_hybrid_device_mesh(within, across, of, allow_split_physical_axes=True)
+  return jax.sharding.Mesh(arranged, AXES, axis_types=types)
+
+
+def _across_slices(shape: Sequence[int], devices: Sequence[Any]) -> list[int]:
+  """Into how many slices each axis is cut; a slice is what a fast network joins: TPU chips, the GPUs of a node.
+
+  Outer axes, which say least to each other, are cut first, and one within only where those do not do.
+  """
+  left, across = len({getattr(device, "slice_index", 0) for device in devices}), []
+  for size in shape:
+    across.append(math.gcd(size, left))
+    left //= across[-1]
+  return across
 
 
 def local_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
@@ -76,10 +96,16 @@ def _put(array: Any, layout: jax.sharding.Sharding) -> jax.Array:
   if layout.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
     return jax.device_put(array, layout)
   host = np.asarray(array)
-  parts = layout.addressable_devices_indices_map(host.shape)
+  return put_parts(host.shape, layout, lambda part: host[part])
+
+
+def put_parts(shape: tuple[int, ...], layout: jax.sharding.Sharding,
+              read: Callable[[tuple[slice, ...]], np.ndarray]) -> jax.Array:
+  """An array of which `read` gives parts, each a device's share; it is asked for those of this process's devices."""
+  parts = layout.addressable_devices_indices_map(shape)
   # Not `make_array_from_callback`, whose transfers a guard takes for accidents.
   return jax.make_array_from_single_device_arrays(
-    host.shape, layout, [jax.device_put(host[part], device) for device, part in parts.items()])
+    shape, layout, [jax.device_put(read(part or ()), device) for device, part in parts.items()])
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:

@@ -5,7 +5,7 @@
 #   launch/gke.sh logs
 #   launch/gke.sh delete
 #
-# JOB: its name.  CLUSTER, TYPE, SLICES: where.  EXTRAS: what to install beside.  IMAGE: where its container goes, as REGION-docker.pkg.dev/PROJECT/REPO/NAME.
+# JOB: its name.  CLUSTER, TYPE, SLICES: where, and how many of it.  EXTRAS: what to install beside.  IMAGE: where its container goes, as REGION-docker.pkg.dev/PROJECT/REPO/NAME.
 # xpk restarts a job whose exit code is 127 or more: 143 is, which says that it was asked to end.  75, for another
 # process that was lost, it is told.
 set -euo pipefail

@@ -4,6 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export EXTRAS="retrieval report ${CUDA:-cuda13}${EXTRAS:+ $EXTRAS}" CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}"
-# Named, a platform that does not start is an error; unnamed, jax would go on with the CPU.
-export JAX_PLATFORMS=cuda,cpu
 exec launch/local.sh "$@"

@@ -18,5 +18,5 @@ if [[ -e ../.idistill_jax.keys ]]; then
   source ../.idistill_jax.keys
   rm ../.idistill_jax.keys
 fi
-export EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}" JAX_PLATFORMS=tpu,cpu
+export EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}"
 exec launch/local.sh "$@" --coordinator=auto

@@ -139,7 +139,7 @@ def test_smaller_vectors_of_many_passages_are_measured_on_judged_ones_and_others
   # The control: without judgements chance decides, over the whole collection and not its beginning.
   assert not set(best) <= set(drawn := compact.measured_rows(ids)) and len(drawn) == 200
   assert (drawn < 1500).mean() == pytest.approx(0.5, abs=0.15)
-  part = compact.options(corpus, ids, queries, 20, judged=judged)
+  part = compact.options(corpus[rows], [ids[row] for row in rows], queries, 20, judged=judged)
   assert part[0]["MRR@10"] == 1.0 and [one["bytes a passage"] for one in part] == [
     one["bytes a passage"] for one in whole]
 

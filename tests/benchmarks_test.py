@@ -13,9 +13,9 @@ import jobs
 import numpy as np
 import pytest
 
-from benchmarks import first_stages, models, report, run, scaling, texts
+from benchmarks import first_stages, memory, models, report, run, scaling, texts
 from idistill_jax import artifacts, config, records, sharding
-from idistill_jax.data import tables
+from idistill_jax.data import example, tables
 from idistill_jax.hf import weights
 from idistill_jax.train import utilization
 
@@ -196,3 +196,12 @@ def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights
   job = artifacts.Job(cfg=cfg, out=tmp_path, inputs={}, cache=tmp_path)
   _, (lengths, text) = scaling.TASKS[work](job, queries, passages, 8)
   assert len(lengths) >= 8 and [len(text(i)[0]) for i in range(len(lengths))] == lengths.tolist()
+
+
+def test_memory_is_told_a_passage(minilm_weights, tmp_path):
+  folder = weights.resolve(minilm_weights)
+  example.write_records(tmp_path, tables.PASSAGES, memory.draw(1500, memory.vocabulary(folder)))
+  said = memory.measure(tmp_path, folder, "tokens")
+  # Each word is one token; a full stop behind the title, and two that frame the text.
+  assert said["tokens"] == memory.TITLE_WORDS + memory.WORDS + 3
+  assert said["bytes_of_texts"] >= 0 and said["bytes_beside_texts"] >= 0

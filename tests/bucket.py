@@ -20,17 +20,27 @@ NAME = "idistill-test"
 class Bucket:
   """url: of the bucket.  environment: what a process needs to find it in place of the real one.
 
-  busy: how many of the next requests are answered with `status`: 503 is how Google and Amazon say "try again".
+  busy: how many of the next requests, of those whose line has `busy_with` in it, are answered with `status`: 503 is how
+  Google and Amazon say "try again".  lost: how many of the next uploads are so answered although they are done.
   requests: how many there were.
   """
 
   def __init__(self, url: str, environment: dict[str, str]):
-    self.url, self.environment, self.busy, self.status, self.requests = url, environment, 0, 503, 0
+    self.url, self.environment, self.status, self.requests = url, environment, 503, 0
+    self.busy, self.busy_with, self.lost = 0, "", 0
 
-  def is_busy(self) -> bool:
+  def is_busy(self, line: str) -> bool:
     self.requests += 1
-    self.busy -= self.busy > 0
-    return self.busy > 0
+    if self.busy == 0 or self.busy_with not in line:
+      return False
+    self.busy -= 1
+    return True
+
+  def is_lost(self) -> bool:
+    if self.lost == 0:
+      return False
+    self.lost -= 1
+    return True
 
 
 @contextlib.contextmanager
@@ -47,14 +57,14 @@ def google() -> Iterator[Bucket]:
 
   def sometimes(router, method) -> None:
     with alone:
-      if bucket.is_busy():
+      if bucket.is_busy(router._request_handler.path):
         router._request_handler.send_error(bucket.status)
       else:
         handle(router, method)
 
   # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
   threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
-  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded, _generations():
+  with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded, _uploads(bucket):
     server.start()
     try:
       yield bucket
@@ -63,7 +73,7 @@ def google() -> Iterator[Bucket]:
 
 
 @contextlib.contextmanager
-def _generations() -> Iterator[None]:
+def _uploads(bucket: Bucket) -> Iterator[None]:
   """What Google's has and the emulator lacks: an object's generation beside its content, and uploads on condition of
   it, https://cloud.google.com/storage/docs/request-preconditions; "0" is that of what is not there."""
 
@@ -72,6 +82,8 @@ def _generations() -> Iterator[None]:
       name = request.query["name"][0] if "name" in request.query else request.data["meta"]["name"]
       if request.query.get("ifGenerationMatch", [now := generation(request, storage, name)])[0] == now:
         upload(request, response, storage)
+        if bucket.is_lost():
+          response.status = http.HTTPStatus(bucket.status)
       else:
         response.status = http.HTTPStatus.PRECONDITION_FAILED
     return uploaded
@@ -105,7 +117,11 @@ def amazon() -> Iterator[Bucket]:
   answer = moto.server.DomainDispatcherApplication.__call__
 
   def sometimes(application, environ, start_response):
-    if bucket.is_busy():
+    if bucket.is_busy(environ["PATH_INFO"]):
+      start_response(f"{bucket.status} No", [("Content-Length", "0")])
+      return [b""]
+    if environ["REQUEST_METHOD"] == "PUT" and bucket.is_lost():
+      list(answer(application, environ, lambda *_: None))
       start_response(f"{bucket.status} No", [("Content-Length", "0")])
       return [b""]
     return answer(application, environ, start_response)

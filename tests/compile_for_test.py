@@ -35,6 +35,29 @@ def test_the_quickstart_compiles_for_a_slice(topology, mesh):
   assert all(int(line[-1]) >= 1 for line in lines.values()), done.stdout
 
 
+TWO_SLICES = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from idistill_jax import compile_for, config, sharding
+
+compile_for.mesh_of("v5e:2x2", config.Mesh())  # which finds the compiler
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
+mesh = sharding.make_mesh(config.Mesh(fsdp=2), devices)
+print(dict(mesh.shape), [{one.slice_index for one in part.flat} for part in mesh.devices])
+total = jax.jit(lambda x: x.sum(), out_shardings=sharding.replicated(mesh))
+rows = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=sharding.rows(mesh))
+print("all-reduce" in total.lower(rows).compile().as_text())
+"""
+
+
+def test_a_job_of_two_slices_has_a_mesh_and_compiles_for_it():
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
+  # In a process of its own: the compiler ends at flags of the CPU's that it does not know.
+  done = subprocess.run([sys.executable, "-c", TWO_SLICES], env=os.environ | {"XLA_FLAGS": ""}, capture_output=True,
+                        text=True, timeout=300)  # fmt: skip
+  assert done.stdout == "{'data': 4, 'fsdp': 2, 'tensor': 1} [{0}, {0}, {1}, {1}]\nTrue\n", done.stderr[-2000:]
+
+
 def test_every_layer_is_counted(tiny_weights):
   """On a CPU, whose compiler counts as a TPU's does."""
   encoder = config.Encoder(weights=tiny_weights, query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=512)

@@ -3,12 +3,11 @@
 import json
 import pathlib
 
-import numpy as np
 import pytest
 
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.retrieval import index, runs
+from idistill_jax.retrieval import runs
 from idistill_jax.stages import evaluate as stage
 
 PASSAGES = tables.Passages(
@@ -20,17 +19,15 @@ QRELS = {"q0": {"p1": 1}, "q1": {"p2": 1}}
 
 
 def prepared(root: pathlib.Path) -> artifacts.Job:
-  """Labels of nothing, and an index of random vectors."""
-  vectors_PxE = np.random.default_rng(0).standard_normal((len(PASSAGES), 8)).astype(np.float32)
+  """Labels of nothing."""
   cfg = config.Config(name="t", evaluate=config.Evaluate(resamples=50))
-  for folder in ("out", "labels", "train_retriever", "index"):
+  for folder in ("out", "labels", "train_retriever"):
     (root / folder).mkdir()
   ranking = records.RankedList(query_id="other", passage_ids=("p5", "p6"), status="complete")
   example.write_records(root / "labels", artifacts.RANKINGS, [ranking])
   taught = records.ScoredList(query_id="another", passage_ids=("p7", "p2"), scores=(2.0, 1.0))
   example.write_records(root / "train_retriever", artifacts.TEACHER, [taught])
-  index.write(root / "index", vectors_PxE, PASSAGES.ids, cfg.index, vectors_PxE[:0])
-  inputs = {name: root / name for name in ("labels", "train_retriever", "index")}
+  inputs = {name: root / name for name in ("labels", "train_retriever")}
   return artifacts.Job(cfg=cfg, out=root / "out", inputs=inputs, cache=root / "cache")
 
 
@@ -39,7 +36,7 @@ def written(job: artifacts.Job, theirs: dict[str, runs.Run], qrels: tables.Qrels
   queries = stage.measurable(job, QUERIES, qrels)
   ours = {name: {query.id: {"p9": 1.0} for query in queries} for name in ("initial", "distilled")}
   stage.write(job, ours, theirs, passages=PASSAGES, table=QUERIES, queries=queries, qrels=qrels, accepted=accepted,
-              distilled_QxE=np.ones((len(queries), 8), np.float32))
+              ann={})
   return json.loads((job.out / stage.METRICS).read_text())
 
 

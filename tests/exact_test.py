@@ -110,7 +110,7 @@ for block in (exact.PASSAGE_BLOCK, 5):
   np.testing.assert_array_equal(found.scores, alone.scores)
 
 # What travels between devices is the best of each, never all scores.
-place = lambda array: exact._place(array, mesh, None)
+place = lambda array: exact._place(array, mesh)
 best = (place(np.zeros((4, 10), np.float32)), place(np.zeros((4, 10), np.int32)))
 index = exact.Exact(np.ones((8 * 512, 16)), [str(n) for n in range(8 * 512)], mesh=mesh)
 queries, block = place(np.ones((4, 16), np.float32)), index._blocks_SxPxE[0]
@@ -134,14 +134,14 @@ def test_no_device_holds_a_whole_index(tmp_path, monkeypatch, kind):
   ids, vectors, queries = [f"p{i}" for i in range(803)], rng.normal(size=(803, 16)), rng.normal(size=(20, 16))
   cfg = config.Index(kind=kind, tuned_depth=5)
   mesh = sharding.make_mesh(config.Mesh(fsdp=2))
-  place, largest = exact._place, []
+  spread, largest = exact._spread, []
 
   def placed(*what):
-    made = place(*what)
+    made = spread(*what)
     largest.append(max(shard.data.nbytes for shard in made.addressable_shards))
     return made
 
-  monkeypatch.setattr(exact, "_place", placed)
+  monkeypatch.setattr(exact, "_spread", placed)
   index.write(tmp_path, vectors, ids, cfg, queries, mesh)
   index.open_default(tmp_path, ids, mesh)
   found = index.open_exact(tmp_path, ids, mesh).search(queries, 7)

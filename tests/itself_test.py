@@ -1,7 +1,9 @@
 """A query that is a passage too is nobody's result: as candidates, for the ranker, when measured, in others' runs."""
 
 import json
+import pathlib
 import types
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -23,8 +25,11 @@ QRELS = {"c": {"c": 1}, "d": {"e": 1, "d": 0}, "other": {"a": 1}}
 VECTORS = np.eye(5, dtype=np.float32) + 0.5 * np.eye(5, k=1, dtype=np.float32)
 
 
-def embedded(texts: list[str]) -> np.ndarray:
-  return np.stack([VECTORS[IDS.index(text[-1])] if text[-1] in IDS else np.ones(5, np.float32) for text in texts])
+def embedded(texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarray:
+  made = np.stack([VECTORS[IDS.index(text[-1])] if text[-1] in IDS else np.ones(5, np.float32) for text in texts])
+  if into is not None:
+    np.save(into, made)
+  return made
 
 
 @pytest.fixture
@@ -43,7 +48,8 @@ def job(tmp_path, monkeypatch) -> artifacts.Job:
   example.write_records(inputs["collection"], tables.QUERIES, QUERIES)
   tables.write_qrels(inputs["collection"] / "qrels" / "test.tsv", QRELS)
   for stage in ("candidates", "train_direct"):
-    similarity.save(inputs[stage], similarity.Similarities(embedded(QUERIES.texts), embedded(PASSAGES.texts)))
+    embedded(QUERIES.texts, inputs[stage] / similarity.QUERIES)
+    embedded(PASSAGES.texts, inputs[stage] / similarity.PASSAGES)
   ranking = records.RankedList(query_id="a", passage_ids=("b", "c"), status="complete")
   example.write_records(inputs["labels"], artifacts.RANKINGS, [ranking])
   example.write_records(inputs["train_retriever"], artifacts.TEACHER, ())

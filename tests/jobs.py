@@ -16,17 +16,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 from benchmarks import ports
 from idistill_jax import stages
 
 TESTS = pathlib.Path(__file__).parent
-# As a user's laptop has; the suite itself runs on eight.  Of a flag that is there twice, XLA reads the last.
-ONE_DEVICE = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=1"}
 # Not the pipeline: whatever defines flags is run by each process itself, and could not be twice.
 IMPORTED = (*(f"idistill_jax.stages.{one.name}" for one in pkgutil.iter_modules(stages.__path__)), "tiny_world")
+
+
+def of_devices(count: int) -> dict[str, str]:
+  """The environment of a process that has so many; the suite itself has eight."""
+  # Of a flag that is there twice, XLA reads the last.
+  return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"}
+
+
+# As a user's laptop has.
+ONE_DEVICE = of_devices(1)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,32 +117,37 @@ class Job:
     numbers = range(len(self.processes)) if number is None else [number]
     return "\n".join((self.folder / f"{i}.log").read_text(errors="replace") for i in numbers)
 
+  def assert_running(self) -> None:
+    assert all(one.poll() is None for one in self.processes), f"ended too early\n{self.said()[-4000:]}"
+
   def until(self, path: pathlib.Path, lines: int = 1, seconds: float = 180) -> None:
     """Waits for so many lines in a file."""
     deadline = time.monotonic() + seconds
     while not path.exists() or len(path.read_text().splitlines()) < lines:
-      assert all(one.poll() is None for one in self.processes), f"ended too early\n{self.said()[-4000:]}"
+      self.assert_running()
       assert time.monotonic() < deadline, f"{path} has not {lines} lines after {seconds} s"
       time.sleep(0.02)
 
 
 @contextlib.contextmanager
 def started(
-  folder: pathlib.Path, count: int, *command: str, patience: float = 60, afresh: bool = False
+  folder: pathlib.Path, count: int, *command: str, patience: float = 60, afresh: bool = False, devices: int = 1,
+  machine: Callable[[int], Mapping[str, str]] = lambda number: {},
 ) -> Iterator[Job]:
   """`python <command>` so many times, with the flags that make one job of them; alone where count is 1.
 
-  afresh: by Python itself, as a user starts it.
+  afresh: by Python itself, as a user starts it.  devices: of each process.  machine: what the environment of a process
+  has beside that of this one.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  environment = os.environ | ONE_DEVICE | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+  shared = os.environ | of_devices(devices) | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
   address = f"127.0.0.1:{ports.free()}"
   running: list[subprocess.Popen | Forked] = []
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: [one.kill() for one in running])
     for number in range(count):
       several = [f"--coordinator={address}", f"--processes={count}", f"--process={number}", f"--patience={patience}"]
-      whole = (*command, *(several if count > 1 else []))
+      whole, environment = (*command, *(several if count > 1 else [])), shared | machine(number)
       log = folder / f"{number}.log"
       out = stack.enter_context(log.open("w"))
       running.append(

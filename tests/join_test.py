@@ -17,6 +17,7 @@ import pytest
 from idistill_jax import artifacts, cli, join, processes, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.retrieval import exact
 from idistill_jax.stages import candidates
 from idistill_jax.train import inference, pieces
 
@@ -56,7 +57,11 @@ def finished(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monkeypatch):
   cfg = cli.load_config(home.root)
   folder = under_way(home)
+  # Nor does it hold what all make together, or search it.
+  for owner, name in ((pieces.Pieces, "whole"), (exact, "Exact")):
+    monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a helper goes on after the pieces"))
   join.work(home, candidates.STAGE)
+  monkeypatch.undo()
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
   assert home.manifest("candidates") is None
   # Beside the pieces, how fast it was, under another name than the run's own.

@@ -227,6 +227,31 @@ def test_further_extras_are_installed_on_the_far_side(place: Place) -> None:
   assert calls[-1] == ["python", "-m", "idistill_jax.stages.labels", "--x=1"]
 
 
+@pytest.mark.parametrize(("where", "extras", "platforms"), [
+  ("gpu", "", "cuda,cpu"), ("tpu", "", "tpu,cpu"), ("gke", "", "tpu,cpu"),
+  ("docker", "retrieval report cuda12", "cuda,cpu"), ("docker", "", ""), ("local", "tpu-compile", ""),
+])
+def test_an_accelerator_that_does_not_start_is_no_cpu(place: Place, where: str, extras: str, platforms: str) -> None:
+  (place.root / "bin" / "python").write_text('#!/usr/bin/env bash\necho "$JAX_PLATFORMS"\n')
+  script, of = {"gpu": "gpu.sh", "tpu": "tpu_worker.sh"}.get(where, "local.sh"), {"EXTRAS": extras}
+  if where in ("docker", "gke"):
+    # What is installed in an image is in its environment.
+    assert place.start(*RUNS[where], "labels", *WHAT, **of).returncode == 0
+    (of["EXTRAS"],) = [word.removeprefix("--build-arg=EXTRAS=") for word in place.calls()[0] if "EXTRAS=" in word]
+  start = lambda asked: place.start(script, "labels", *WHAT, JAX_PLATFORMS=asked, PYTHON=sys.executable, **of)
+  assert start("").stdout == f"{platforms}\n"
+  assert start("cpu").stdout == "cpu\n"
+
+
+def test_on_skypilot_all_gpus_that_were_asked_for_are_used(place: Place) -> None:
+  (place.root / "bin" / "python").write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES"\n')
+  write_part(place, "run")
+  for count, chosen, used in (("4", "", "0,1,2,3"), ("1", "", "0"), ("4", "2,3", "2,3")):
+    done = place.start("part.sh", WHAT="pipeline --x=1", EXTRAS="s3", SKYPILOT_NUM_GPUS_PER_NODE=count,
+                       CUDA_VISIBLE_DEVICES=chosen)  # fmt: skip
+    assert done.stdout == f"{used}\n", done.stderr
+
+
 SECRET = "sk-0123 'secret'"
 
 
@@ -535,6 +560,9 @@ def test_scripts_are_clean() -> None:
   scripts = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "launch").glob("*.sh"))
   done = subprocess.run([found, "--external-sources", *scripts], cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert done.returncode == 0, done.stdout
+  for part in ("setup", "run"):
+    done = subprocess.run([found, "--shell=bash", "-"], input=sky()[part], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
   # The control: it does find things.
   bad = subprocess.run([found, "-"], input="#!/bin/bash\nrm $1\n", capture_output=True, text=True, timeout=60)
   assert bad.returncode == 1

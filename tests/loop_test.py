@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jobs
 import numpy as np
+import optax
 import pytest
 import tiny_world
 from jax.sharding import AxisType
@@ -99,23 +100,36 @@ def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str) -> 
   params, expected = (flat(inference.load_params(network, one, mesh_of(1, 1, 1), 0)) for one in (found, whole))
   for path, leaf in expected.items():
     np.testing.assert_array_equal(params[path], leaf, err_msg=path)
-  of_time = {"tokens_per_second", "mfu", "input_wait", "compiled", *windows.OF_START}
+  of_time = {"tokens_per_second", "mfu", "input_wait", "device_wait", "compiled", *windows.OF_START}
   timeless = lambda folder: [{k: v for k, v in row.items() if k not in of_time} for row in metrics(folder)]
   assert timeless(found) == timeless(whole)
   assert len(metrics(whole)) == 8
 
 
+def assert_slots_lie_as_their_parameters(state) -> None:
+  """Of a state's leaves: how each lies on the mesh, and which share of it a device has."""
+  is_leaf = lambda leaf: isinstance(leaf, tuple) and len(leaf) == 2 and isinstance(leaf[0], jax.sharding.PartitionSpec)
+  flat = lambda tree: jax.tree.leaves_with_path(tree, is_leaf=is_leaf)
+  shares = sorted({share for _, (_, share) in flat(state.params)})
+  assert shares == [1 / 4, 1 / 2, 1], shares
+  for slot in ("mu", "nu"):
+    assert flat(optax.tree.get(state.opt_state, slot)) == flat(state.params), slot
+
+
 @pytest.mark.parametrize("pairs", [True, False], ids=["ranker", "retriever"])
-def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs):
-  seen = {}
+def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs, monkeypatch):
+  seen, states = {}, []
+  monkeypatch.setattr(loop, "save", lambda checkpoints, step, state, data: states.append(
+    jax.tree.map(lambda leaf: (leaf.sharding.spec, leaf.addressable_shards[0].data.size / leaf.size), state)))
   for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
     folder = tmp_path / "x".join(map(str, sizes))
     folder.mkdir()
-    training = tiny_world.training(folder, tiny_weights, mesh_of(*sizes), pairs=pairs, checkpoint_every=100)
+    training = tiny_world.training(folder, tiny_weights, mesh_of(*sizes), pairs=pairs, checkpoint_every=7)
     params = loop.train(training)
     seen[sizes] = flat(params), [row["loss"] for row in metrics(folder)]
     if sizes == (2, 2, 2):
       assert {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec if axis} == {"fsdp", "tensor"}
+      assert_slots_lie_as_their_parameters(states[-1])
   # Adam divides by the gradient's own size, so rounding decides where a gradient is nearly zero: what the mesh must
   # not change is the update as a whole.
   start = {path: np.asarray(leaf) for path, leaf in table.flatten(training.network.initial(0)).items()}
@@ -335,7 +349,8 @@ def test_metrics_are_curves_and_windows_as_well(trained):
   folder = trained[0]
   (window,) = [json.loads(line) for line in windows.path(folder, 0).read_text().splitlines()]
   assert (window["process"], window["step"], window["steps"]) == (0, 8, 8)
-  np.testing.assert_allclose(window["loss"], np.mean([row["loss"] for row in metrics(folder)]), rtol=1e-6)
+  for name in windows.MEANS:
+    np.testing.assert_allclose(window[name], np.mean([row[name] for row in metrics(folder)]), rtol=1e-6)
   events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
   read = events.EventAccumulator(str(folder / curves.FOLDER))
   read.Reload()
@@ -348,5 +363,5 @@ def test_a_window_whose_steps_are_taken_again_is_written_once(tmp_path):
   path.write_text('{"step": 20}\n{"step": 40}\n{"st')
   again = windows.Windows(tmp_path, 3, start=30, total=50)
   for step in range(31, 51):
-    again.add({"step": step, "loss": 1.0, "tokens_per_second": 2})
+    again.add({"step": step, **dict.fromkeys(windows.MEANS, 1.0)})
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 50]

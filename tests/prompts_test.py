@@ -77,7 +77,8 @@ def test_the_retriever_is_trained_behind_them_and_the_ranker_reads_none(folder, 
     records.Query(id=str(i), text=text, split="train") for i, text in enumerate(QUERIES)])
   example.write_records(tmp_path, tables.PASSAGES, [
     records.Passage(id=str(i), title="", text=text) for i, text in enumerate(PASSAGES)])
-  similarity.save(tmp_path, similarity.Similarities(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)))
+  for name in (similarity.QUERIES, similarity.PASSAGES):
+    np.save(tmp_path / name, np.zeros((3, 2), np.float32))
   cfg = config.Config(name="prompts", encoder=encoder(folder, **E5))
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={"collection": tmp_path, "candidates": tmp_path})
   networks_of = {"query: ": networks.retriever(cfg.encoder), "": networks.ranker(cfg.encoder, "pair_cosine")}

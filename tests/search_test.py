@@ -74,8 +74,8 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
     def run(job: artifacts.Job) -> None:
       train(job)
       retriever = inference.load_retriever(cfg, job.out)
-      vectors = retriever.encode_passages([passage.full_text for passage in PASSAGES])
-      similarity.save(job.out, similarity.Similarities(retriever.encode_queries([QUESTION]), vectors))
+      retriever.encode_passages([passage.full_text for passage in PASSAGES], into=job.out / similarity.PASSAGES)
+      retriever.encode_queries([QUESTION], into=job.out / similarity.QUERIES)
 
     return run
 

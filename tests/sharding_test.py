@@ -1,6 +1,10 @@
 """Logical axes either lie on the mesh or are an error that names them."""
 
+import collections
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
@@ -43,6 +47,31 @@ def test_alone_all_rows_are_ones_own_and_the_local_mesh_is_the_whole(mesh):
 
 def test_data_takes_what_is_left_over():
   assert dict(sharding.make_mesh(config.Mesh(fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpu:
+  """What JAX says of one."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  platform: str = "gpu"
+  device_kind: str = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.mark.parametrize("sizes, together", [
+  ({"fsdp": 2, "tensor": 2}, 1), ({"fsdp": 8}, 1), ({"fsdp": 16}, 2), ({"data": 1, "fsdp": 8, "tensor": 2}, 2),
+  ({"data": 2, "fsdp": 1, "tensor": 8}, 1)])
+def test_slices_are_laid_over_data_and_over_what_lies_within_only_where_that_does_not_do(sizes, together):
+  """Two nodes of eight GPUs, which JAX tells apart as slices.  together: how many slices share an array over `fsdp`."""
+  nodes = [Gpu(id=i, slice_index=i // 8, process_index=i) for i in range(16)]
+  found = sharding.make_mesh(config.Mesh(**sizes), nodes)
+  assert dict(found.shape) == {"data": 16 // (sizes["fsdp"] * sizes.get("tensor", 1)), "tensor": 1, **sizes}
+  assert collections.Counter(one.id for one in found.devices.flat) == dict.fromkeys(range(16), 1)
+  slices = np.vectorize(lambda one: one.slice_index)(found.devices)
+  assert {len(set(row)) for row in slices.reshape(-1, slices.shape[2])} == {1}, "a matrix product is cut within one"
+  assert {len(set(slices[i, :, j])) for i in range(slices.shape[0]) for j in range(slices.shape[2])} == {together}
 
 
 @pytest.mark.parametrize("sizes, needed", [

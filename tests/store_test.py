@@ -410,6 +410,19 @@ def test_pieces_in_a_bucket_are_claimed_as_on_a_disk(server, tmp_path, monkeypat
     one.close()
 
 
+def test_a_claim_is_its_workers_although_the_answer_to_it_was_lost(server, tmp_path):
+  """Asked for again, as a client does, it is refused: the lease is there already."""
+  one, other = (leases.Leases(f"{server.url}/{tmp_path.name}") for _ in range(2))
+  server.lost = 1
+  assert one.take("0", None, one.names()) and server.lost == 0
+  one.hold("0")
+  # The control: what another one has claimed is refused for good, and what is given back holds nobody up.
+  assert not other.take("0", None, set())
+  one.close()
+  assert other.take("0", None, other.names())
+  other.close()
+
+
 def test_every_process_keeps_its_own_windows(machines, cfg, monkeypatch):
   def run(job: artifacts.Job) -> None:
     for number in range(2):
@@ -427,11 +440,28 @@ def test_every_process_keeps_its_own_windows(machines, cfg, monkeypatch):
 
 
 def test_what_fails_for_a_moment_is_tried_again(machines, cfg, server):
-  server.busy = 4
-  machines.workdir("a").execute(writes("first"), cfg)
   server.busy = 3
+  machines.workdir("a").execute(writes("first"), cfg)
+  server.busy = 2
   assert (machines.workdir("b").folder("labels") / "parts" / "text").read_text() == "first"
   assert server.busy == 0
+
+
+def test_what_is_wrong_with_the_bucket_is_said_with_the_workdirs_name(server, tmp_path, monkeypatch):
+  monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+  url = f"{server.url}/{tmp_path.name}"
+  save = lambda url: artifacts.Workdir(url).write("x", f"of {url}")
+  read = lambda url: artifacts.Workdir(url).read("x")
+  monkeypatch.setattr(server, "status", 403)
+  for touch in (save, read, lambda url: artifacts.Workdir(url).names()):
+    server.busy = 99
+    with pytest.raises(OSError, match=f"(?s)^{url}: .*; are there credentials for it"):
+      touch(url)
+  server.busy = 0
+  save(url)  # the control
+  nowhere = url.replace(bucket_lib.NAME, "nowhere")
+  with pytest.raises(FileNotFoundError, match=f"^{nowhere}: no such bucket"):
+    save(nowhere)
 
 
 def test_taken_over_between_a_disk_and_a_bucket(machines, cfg, tmp_path):
@@ -513,9 +543,12 @@ def trainings(tmp_path_factory, tiny_weights) -> Trainings:
 def test_a_training_goes_on_from_the_checkpoints_in_the_bucket(trainings, tmp_path, monkeypatch, scheme, ends):
   with bucket_lib.running(scheme) as found:
     root = f"{found.url}/training/run"
+    # Sending a checkpoint is tried again: of what writes it, TensorStore's client is another than that of the rest.
+    found.busy, found.busy_with = 3, artifacts.CHECKPOINTS
     for number, how in enumerate(ends):
       code = trainings.end(f"{scheme} {number}", root, how, steps=3 + 2 * number)
       assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: processes.TERMINATED}[how]
+    assert found.busy == 0
     machines = Machines(root, tmp_path, monkeypatch)
     begun = machines.workdir("watching").begun("train_ranker")
     assert len(begun.metrics) >= 2 and min(begun.written.values()) > 0

@@ -19,7 +19,7 @@ def test_rows_follow_the_collection_order(tmp_path):
   table = tables.load_passages(tmp_path)
   assert table.ids == ["b", "a"]
   assert [table.row(passage_id) for passage_id in table.ids] == [0, 1]
-  assert table.texts == ["T. x", "y"]
+  assert list(table.texts) == table.texts[:2] == ["T. x", "y"] and table.texts[-1] == "y"
   assert (table.by_id("a"), len(table), list(table)) == (PASSAGES[1], 2, PASSAGES)
   assert "a" in table and "c" not in table
   with pytest.raises(tables.UnknownIdError, match="Passages: none of 2 has the id 'c'"):

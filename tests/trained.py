@@ -8,21 +8,24 @@ import jobs
 import tiny_world
 
 from idistill_jax import config, processes, sharding
-from idistill_jax.train import checkpoint, loop
+from idistill_jax.train import checkpoint, loop, windows
 
 parser = jobs.parser()
 parser.add_argument("weights")
 parser.add_argument("--fsdp", type=int, default=1)
-parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step")
+parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step, of the last process")
 parser.add_argument("--hang", type=int, default=None, help="which process stops before its fifth step")
 
 
 def main(args: argparse.Namespace) -> None:
   place, placed = loop.place, itertools.count()
+  slow = processes.index() == processes.count() - 1
+  # Few enough for those that are ended to write some.
+  windows.STEPS = 2
 
   def slowly(*batch):
     # The first batch is placed twice: once to compile for it.
-    time.sleep(3600 if args.hang == processes.index() and next(placed) == 5 else args.pause)
+    time.sleep(3600 if args.hang == processes.index() and next(placed) == 5 else args.pause * slow)
     return place(*batch)
 
   loop.place = slowly

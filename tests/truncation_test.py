@@ -1,7 +1,11 @@
 """Texts that lose their end: cut as their tokenizer itself would, counted without reading them twice, and told."""
 
 import logging
+import pathlib
+import resource
+import sys
 
+import jobs
 import numpy as np
 import pytest
 import tokenizers
@@ -33,6 +37,30 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(tiny_weights, texts, at):
   assert [table[i].tolist() for i in range(len(texts))] == [theirs.encode(text).ids for text in texts]
   assert table.cut == tokenize.Cut(at=at, texts=sum(n > at for n in lengths), of=201, longest=max(lengths))
   assert (table.cut.texts > 0) == (at < 999) and table.cut.texts < 201
+
+
+def peaks() -> None:
+  """Of many short texts, a block at a time and then all at once: prints bytes of the table, and by how many the memory
+  of this process grew in both."""
+  rng = np.random.default_rng(0)
+  texts = [" ".join(rng.choice(WORDS, 8)) for _ in range(60_000)]
+  tokenizer = tokenize.Tokenizer(pathlib.Path(sys.argv[1]))
+  most = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  tokenizer.table(texts[:tokenize.BLOCK], 999)
+  before = most()
+  table = tokenizer.table(texts, 999)
+  after = most()
+  assert len(tokenizer._tokenizer.encode_batch_fast(texts)) == len(table)
+  print(table.flat.nbytes + table.offsets.nbytes, after - before, most() - before)
+
+
+def test_tokenising_takes_little_more_memory_than_its_table(tiny_weights, tmp_path):
+  # A process of its own: what this one once used is not told apart.
+  command = ("-c", "import truncation_test; truncation_test.peaks()", str(weights.resolve(tiny_weights)))
+  with jobs.started(tmp_path, 1, *command) as job:
+    job.succeed(60)
+  table, blocks, at_once = map(int, job.said(0).split()[-3:])
+  assert blocks < 5 * table < at_once / 5
 
 
 def test_of_no_texts_none_is_cut(tiny_weights):

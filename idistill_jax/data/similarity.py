@@ -31,8 +31,3 @@ class Similarities:
 def load(folder: pathlib.Path) -> Similarities:
   """From the folder of the candidates or the train_direct stage."""
   return Similarities(np.load(folder / QUERIES, mmap_mode="r"), np.load(folder / PASSAGES, mmap_mode="r"))
-
-
-def save(folder: pathlib.Path, similarities: Similarities) -> None:
-  np.save(folder / QUERIES, similarities.queries_QxE)
-  np.save(folder / PASSAGES, similarities.passages_PxE)

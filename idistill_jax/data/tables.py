@@ -8,8 +8,8 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Generic, TypeVar, overload
 
 from idistill_jax import outside, records
 from idistill_jax.data import example, tfrecord
@@ -64,13 +64,34 @@ class Table(Generic[Item]):
     return self.items[self.row(item_id)]
 
 
+class FullTexts(Sequence[str]):
+  """Title and text of each passage, put together when it is asked for: a list would be the corpus a second time."""
+
+  def __init__(self, passages: Sequence[records.Passage]):
+    self._passages = passages
+
+  def __len__(self) -> int:
+    return len(self._passages)
+
+  @overload
+  def __getitem__(self, rows: int) -> str: ...
+
+  @overload
+  def __getitem__(self, rows: slice) -> list[str]: ...
+
+  def __getitem__(self, rows: int | slice) -> str | list[str]:
+    if isinstance(rows, slice):
+      return [passage.full_text for passage in self._passages[rows]]
+    return self._passages[rows].full_text
+
+
 class Passages(Table[records.Passage]):
   """Every passage of the collection."""
 
   @property
-  def texts(self) -> list[str]:
-    """Title and text of each passage, as every model reads it."""
-    return [passage.full_text for passage in self.items]
+  def texts(self) -> FullTexts:
+    """Of each passage, as every model reads it."""
+    return FullTexts(self.items)
 
 
 class Queries(Table[records.Query]):

@@ -1,8 +1,11 @@
 """Texts -> token ids, each text once.  Pairs are joined from the two texts' tokens, never tokenised again."""
 
+import array
 import dataclasses
+import functools
+import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +19,8 @@ class TokenizerError(ValueError):
 
 
 NOTHING = np.zeros(0, np.int32)
+# Texts that are encoded at once: a token is about a hundred bytes until its id is taken.
+BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +54,9 @@ class TokenTable:
   def __getitem__(self, i: int) -> np.ndarray:
     return self.flat[self.offsets[i]:self.offsets[i + 1]]
 
-  @property
+  @functools.cached_property
   def lengths(self) -> np.ndarray:
+    """Once, as those of a few texts are asked for again and again."""
     return np.diff(self.offsets)
 
 
@@ -89,20 +95,22 @@ class Tokenizer:
     """One more than the largest id that it gives."""
     return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-  def table(self, texts: Sequence[str], max_tokens: int) -> TokenTable:
-    """Token ids of each text cut at `max_tokens`, special tokens included."""
-    ids, too_long, longest = [], 0, 0
-    for encoded in self._tokenizer.encode_batch_fast(list(texts)):
-      whole = np.asarray(encoded.ids, np.int32)
-      longest = max(longest, len(whole))
-      if len(whole) > max_tokens:
-        too_long += 1
-        whole = np.append(whole[:max_tokens - 1], whole[-1])
-      ids.append(whole)
-    offsets = np.zeros(len(ids) + 1, np.int64)
-    np.cumsum([len(i) for i in ids], out=offsets[1:])
-    cut = Cut(at=max_tokens, texts=too_long, of=len(ids), longest=longest)
-    return TokenTable(np.concatenate(ids) if ids else NOTHING, offsets, self.between, cut)
+  def table(self, texts: Iterable[str], max_tokens: int) -> TokenTable:
+    """Token ids of each text cut at `max_tokens`, special tokens included; beside them, a block of texts is held."""
+    # Arrays of the standard library, as they grow in place: numpy's would be copied once more to be put end to end.
+    flat, offsets = array.array("i"), array.array("q", [0])
+    too_long, longest, waiting = 0, 0, iter(texts)
+    while block := list(itertools.islice(waiting, BLOCK)):
+      for encoded in self._tokenizer.encode_batch_fast(block):
+        ids = encoded.ids
+        longest = max(longest, len(ids))
+        if len(ids) > max_tokens:
+          too_long += 1
+          ids = ids[:max_tokens - 1] + ids[-1:]
+        flat.extend(ids)
+        offsets.append(len(flat))
+    cut = Cut(at=max_tokens, texts=too_long, of=len(offsets) - 1, longest=longest)
+    return TokenTable(np.frombuffer(flat, np.int32), np.frombuffer(offsets, np.int64), self.between, cut)
 
 
 def pair(query: np.ndarray, passage: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -71,7 +71,7 @@ class Bm25:
     if not len(texts):
       return []
     return self._bm25s.tokenize(
-      list(texts), stopwords="english", stemmer=self._stemmer, return_ids=False, show_progress=False
+      texts, stopwords="english", stemmer=self._stemmer, return_ids=False, show_progress=False
     )
 
 

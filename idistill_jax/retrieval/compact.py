@@ -22,6 +22,8 @@ VECTORS, SCALES = "passages.npy", "scales.npy"
 MEASURED_PASSAGES = 100_000
 # What is measured of each where there are judgements.
 MEASURES = ("MRR@10", "nDCG@10")
+# Vectors that are computed with at once.
+_ROWS = 16_384
 
 
 def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -34,9 +36,15 @@ def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
   if not 1 <= dimensions <= vectors_NxE.shape[1]:
     raise ValueError(f"index.dimensions is {dimensions}; the embeddings have {vectors_NxE.shape[1]}")
   cut = vectors_NxE[:, :dimensions]
-  if not np.allclose(np.linalg.norm(vectors_NxE, axis=1), 1.0, atol=1e-2):
+  if not np.allclose(_lengths(vectors_NxE), 1.0, atol=1e-2):
     return cut
-  return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+  return cut / np.maximum(_lengths(cut)[:, None], 1e-12)
+
+
+def _lengths(vectors_NxE: np.ndarray) -> np.ndarray:
+  """float32 [N]; of a block at a time, as numpy squares all that it is given first."""
+  blocks = [np.linalg.norm(vectors_NxE[i : i + _ROWS], axis=1) for i in range(0, len(vectors_NxE), _ROWS)]
+  return np.concatenate([np.zeros(0, np.float32), *blocks])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,26 +56,40 @@ class Int8:
 
   @classmethod
   def of(cls, vectors_PxE: np.ndarray) -> "Int8":
-    scales = (np.abs(vectors_PxE).max(axis=0) / 127).astype(np.float32)
+    largest = np.maximum(vectors_PxE.max(axis=0), -vectors_PxE.min(axis=0))
+    scales = (largest / 127).astype(np.float32)
     scales[scales == 0] = 1.0
-    return cls(np.rint(vectors_PxE / scales).astype(np.int8), scales)
+    codes = np.empty(vectors_PxE.shape, np.int8)
+    for i in range(0, len(codes), _ROWS):
+      codes[i : i + _ROWS] = np.rint(vectors_PxE[i : i + _ROWS] / scales)
+    return cls(codes, scales)
 
   def restored(self) -> np.ndarray:
     """float32 [P, E], off by at most half a scale."""
-    return self.codes.astype(np.float32) * self.scales
+    restored = self.codes.astype(np.float32)
+    restored *= self.scales
+    return restored
 
 
 def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None:
-  """Vectors of an index folder, as float32 or as codes with their scales."""
-  if precision == "int8":
-    small = Int8.of(vectors_PxE)
-    np.save(folder / VECTORS, small.codes)
-    np.save(folder / SCALES, small.scales)
-  else:
-    np.save(folder / VECTORS, vectors_PxE)
+  """Vectors of an index folder, as float32 or as codes with their scales; they may be mapped from the file there."""
+  half = folder / f"{VECTORS}.half"
+  with half.open("wb") as out:
+    if precision == "int8":
+      small = Int8.of(vectors_PxE)
+      np.save(out, small.codes)
+      np.save(folder / SCALES, small.scales)
+    else:
+      np.save(out, vectors_PxE)
+  half.replace(folder / VECTORS)
 
 
-def read(folder: pathlib.Path, rows: slice = slice(None)) -> np.ndarray:
+def as_read(vectors_PxE: np.ndarray, precision: str) -> np.ndarray:
+  """What `read` gives of vectors that were written so."""
+  return Int8.of(vectors_PxE).restored() if precision == "int8" else vectors_PxE
+
+
+def read(folder: pathlib.Path, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
   """float32 [P, E] of an index folder, or some of its rows; mapped where they are stored as such."""
   vectors = np.load(folder / VECTORS, mmap_mode="r")[rows]
   return Int8(vectors, np.load(folder / SCALES)).restored() if (folder / SCALES).exists() else vectors
@@ -119,9 +141,7 @@ def options(
   mesh: jax.sharding.Mesh | None = None, judged: Judged | None = None,
 ) -> list[dict[str, float | int | str]]:
   """What each kind of smaller vector keeps of exact search's first k over the given ones, its bytes a passage on the
-  disk, and where there are judgements its measures; over the passages of `measured_rows`."""
-  if len(rows := measured_rows(ids, judged)) < len(ids):
-    vectors_PxE, ids = vectors_PxE[rows], [ids[row] for row in rows]
+  disk, and where there are judgements its measures."""
   width = vectors_PxE.shape[1]
   truth = exact.Exact(vectors_PxE, ids, mesh=mesh).search(queries_QxE, k)
   found = []

@@ -9,8 +9,7 @@ A TPU sorts slowly, and finds the best of parts of a row while it multiplies: Ch
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +51,21 @@ class Exact:
     shards = mesh.size if mesh is not None else 1
     self._block = min(passage_block, -(-passages // shards))
     per_step = shards * self._block
-    self._blocks_SxPxE = []
-    for start in range(0, passages, per_step):
-      block = vectors_PxE[self._order_P[start : start + per_step]]
-      block = np.pad(block, ((0, per_step - len(block)), (0, 0))).reshape(shards, self._block, self._width)
-      self._blocks_SxPxE.append(_place(block, mesh, mesh.axis_names if mesh is not None else None))
+    self._blocks_SxPxE = [
+      _spread((shards, self._block, self._width), mesh, functools.partial(self._read, vectors_PxE, start))
+      for start in range(0, passages, per_step)
+    ]
     self._mesh, self._recall = mesh, recall
 
   def __len__(self) -> int:
     return len(self._order_P)
+
+  def _read(self, vectors_PxE: np.ndarray, start: int, shards: range) -> np.ndarray:
+    """float32 [S, P, E]: the passages of some shards of the block that begins there, and zeros behind the last."""
+    rows = self._order_P[start + shards.start * self._block : start + shards.stop * self._block]
+    read = np.zeros((len(shards) * self._block, self._width), np.float32)
+    read[: len(rows)] = vectors_PxE[rows]
+    return read.reshape(len(shards), self._block, self._width)
 
   def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:
     """The min(k, P) best passages of each query; equal scores rank as `hits.tie_order` says.
@@ -91,9 +96,9 @@ class Exact:
     count = len(queries_QxE)
     # Few block sizes, few compilations: a lone query does not pay for 256.
     padded = min(QUERY_BLOCK, 1 << (count - 1).bit_length())
-    queries_BxE = _place(np.pad(queries_QxE, ((0, padded - count), (0, 0))), self._mesh, None)
+    queries_BxE = _place(np.pad(queries_QxE, ((0, padded - count), (0, 0))), self._mesh)
     best = tuple(
-      _place(start, self._mesh, None)
+      _place(start, self._mesh)
       for start in (np.full((padded, k), -np.inf, np.float32), np.zeros((padded, k), np.int32))
     )
     per_step = self._block * self._blocks_SxPxE[0].shape[0]
@@ -104,11 +109,18 @@ class Exact:
     return scores[:count], rows[:count]
 
 
-def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None, axes: Any) -> jax.Array:
-  """To the device, or to the mesh with the first axis laid over `axes`."""
+def _place(array: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:
+  """To the device, or to all of the mesh."""
+  return jnp.asarray(array) if mesh is None else sharding.put(array, sharding.replicated(mesh))
+
+
+def _spread(shape: tuple[int, int, int], mesh: jax.sharding.Mesh | None,
+            read: Callable[[range], np.ndarray]) -> jax.Array:
+  """Passages [S, P, E] to the device, or a shard to each of the mesh; a process reads those of its own devices."""
   if mesh is None:
-    return jnp.asarray(array)
-  return sharding.put(array, NamedSharding(mesh, PartitionSpec(axes)))
+    return jnp.asarray(read(range(shape[0])))
+  layout = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  return sharding.put_parts(shape, layout, lambda part: read(range(*part[0].indices(shape[0]))))
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "recall"))

@@ -6,14 +6,20 @@ is measured.
 """
 
 import dataclasses
+import io
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from etils import epath
+
+from idistill_jax import processes
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5
+# Vectors that are looked at at once: what is said of each of their values is a quarter of a corpus.
+_ROWS = 16_384
 
 
 class VectorError(ValueError):
@@ -72,6 +78,26 @@ def check_queries(queries_QxE: np.ndarray, width: int) -> np.ndarray:
   return _finite(queries_QxE, str, "query rows")
 
 
+def by_first(path: epath.Path, find: Callable[[], Hits]) -> Hits:
+  """What `find` gives in the first process of a job: it alone needs the memory, and the others read it from `path`.
+
+  path: where all see it, as in `Job.pieces`.
+  """
+  if processes.count() == 1:
+    return find()
+  found: list[Hits] = []
+
+  def keep() -> None:
+    found.append(find())
+    out = io.BytesIO()
+    np.savez(out, **dataclasses.asdict(found[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(out.getvalue())
+
+  processes.once(keep, f"the search of {path.stem}")
+  return found[0] if found else Hits(**np.load(io.BytesIO(path.read_bytes())))
+
+
 def check_k(k: int) -> None:
   if k < 1:
     raise ValueError(f"k must be at least 1, found {k}")
@@ -83,7 +109,8 @@ def _finite(vectors: np.ndarray, name: Callable[[int], str], what: str) -> np.nd
   # Float32 first: a float64 value may be finite and yet overflow to inf here.
   with np.errstate(over="ignore"):
     vectors = np.ascontiguousarray(vectors, np.float32)
-  bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+  finite = [np.isfinite(vectors[i : i + _ROWS]).all(axis=1) for i in range(0, len(vectors), _ROWS)]
+  bad = np.flatnonzero(~np.concatenate([np.zeros(0, bool), *finite]))
   if len(bad):
     named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])
     more = "" if len(bad) <= ROWS_NAMED else f" and {len(bad) - ROWS_NAMED} more"

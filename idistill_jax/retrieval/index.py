@@ -9,13 +9,14 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from absl import logging
 
 from idistill_jax import config as config_lib
+from idistill_jax import processes
 from idistill_jax.retrieval import ann, ann_shards, compact, exact, tuning
 from idistill_jax.retrieval import hits as hits_lib
 
@@ -44,24 +45,36 @@ def write(
 ) -> dict[str, float | int | str]:
   """Writes the index folder; returns its kind, and for ScaNN its settings and their recall on the queries.
 
-  mesh: where exact search finds what ScaNN is tuned to find.  Raises as `ann.build` does.
+  mesh: whose processes find together, by exact search, what ScaNN is tuned to find; the first does the rest alone.
+  Raises as `ann.build` does.
   """
   vectors_PxE = compact.truncated(hits_lib.check_passages(vectors_PxE, ids), cfg_index.dimensions)
-  kind = choose(cfg_index.kind, len(ids))
-  compact.write(folder, vectors_PxE, cfg_index.precision)
-  if kind == "exact":
-    return {"index": kind}
+  kind, truth = choose(cfg_index.kind, len(ids)), None
+  if kind == "scann" and len(queries_QxE):
+    queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
+    read_PxE = compact.as_read(vectors_PxE, cfg_index.precision)
+    truth = exact.Exact(read_PxE, ids, mesh=mesh).search(queries_QxE, cfg_index.tuned_depth)
+
+  def write_alone() -> dict[str, float | int | str]:
+    compact.write(folder, vectors_PxE, cfg_index.precision)
+    made = {} if kind == "exact" else _write_scann(folder, ids, cfg_index, queries_QxE, truth)
+    return {"index": kind, **made}
+
+  return processes.once(write_alone, "the index")
+
+
+def _write_scann(folder: pathlib.Path, ids: Sequence[str], cfg_index: config_lib.Index, queries_QxE: np.ndarray,
+                 truth: hits_lib.Hits | None) -> Mapping[str, float | int]:
+  """Over the vectors that are written; tuned to what exact search found."""
   built = _build(folder, ids, cfg_index, folder / SCANN)
-  if not len(queries_QxE):
+  if truth is None:
     logging.warning("ScaNN is not tuned: there are no queries of dev or train to tune it on")
-    return {"index": kind, **_said(built)}
-  queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
-  truth = open_exact(folder, ids, mesh).search(queries_QxE, cfg_index.tuned_depth)
+    return _said(built)
   tuned, recall = tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)
   if recall < cfg_index.recall_target:
     logging.warning("ScaNN finds %.3f of exact search at most, less than index.recall_target", recall)
   tuned.save_settings(folder / SCANN)
-  return {"index": kind, **_said(tuned), f"tuned recall@{cfg_index.tuned_depth}": round(recall, 4)}
+  return {**_said(tuned), f"tuned recall@{cfg_index.tuned_depth}": round(recall, 4)}
 
 
 def _build(
@@ -156,38 +169,67 @@ def honesty(
   names, over so many passages of how many there are (`options_passages`).  judged: what options are measured against,
   too.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
   measured on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
+
+  mesh: whose processes search exactly, together; what ScaNN finds of that, the first measures alone.
   """
-  exact_index, written = open_exact(folder, ids, mesh), open_scann(folder, ids)
-  vectors_PxE = compact.read(folder)
   queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
-  half = len(queries_QxE) // 2
-  options = {
-    "options": compact.options(vectors_PxE, ids, queries_QxE, k, mesh, judged),
-    "options_passages": [min(len(ids), compact.MEASURED_PASSAGES), len(ids)],
-    "options_against": _against(vectors_PxE, cfg_index),
+  half = 0 if kind_of(folder) == "scann" else len(queries_QxE) // 2
+  oracle = _oracle(folder, ids, queries_QxE[:half], queries_QxE[half:], k, mesh)
+  rows = compact.measured_rows(ids, judged)
+  vectors_PxE, measured = compact.read(folder, rows), [ids[row] for row in rows]
+  options = compact.options(vectors_PxE, measured, queries_QxE, k, mesh, judged)
+  against_scann = lambda: _against_scann(folder, ids, queries_QxE[:half], queries_QxE[half:], oracle, cfg_index)
+  return {
+    **processes.once(against_scann, "ScaNN against exact search"),
+    "options": options, "options_passages": [len(rows), len(ids)], "options_against": _against(vectors_PxE, cfg_index),
   }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Oracle:
+  """The first k that exact search finds for queries to tune on, None where there are none, and for those to measure on;
+  how many of these it answers in a second, all in one call, and the milliseconds that one takes."""
+
+  k: int
+  tuned_on: hits_lib.Hits | None
+  truth: hits_lib.Hits
+  queries_per_second: float
+  milliseconds: float
+
+
+def _oracle(folder: pathlib.Path, ids: Sequence[str], tuned_on_QxE: np.ndarray, measured_QxE: np.ndarray, k: int,
+            mesh: jax.sharding.Mesh | None) -> _Oracle:
+  """Its vectors leave the devices with it, before ScaNN needs memory."""
+  exact_index = open_exact(folder, ids, mesh)
+  truth, speed = tuning.timed(exact_index, measured_QxE, k)
+  tuned_on = exact_index.search(tuned_on_QxE, k) if len(tuned_on_QxE) else None
+  return _Oracle(k=k, tuned_on=tuned_on, truth=truth, queries_per_second=speed,
+                 milliseconds=tuning.latency(exact_index, measured_QxE, k))
+
+
+def _against_scann(
+  folder: pathlib.Path, ids: Sequence[str], tuned_on_QxE: np.ndarray, measured_QxE: np.ndarray, oracle: _Oracle,
+  cfg_index: config_lib.Index,
+) -> dict[str, object]:
+  k, written = oracle.k, open_scann(folder, ids)
   try:
-    scann = written or _tuned(folder, ids, exact_index, queries_QxE[:half], k, cfg_index)
+    scann = written or _tuned(folder, ids, tuned_on_QxE, oracle.tuned_on, cfg_index)
   except ann.ScannUnavailableError as e:
     logging.warning("ScaNN is not compared with exact search: %s", e)
-    _, speed = tuning.timed(exact_index, queries_QxE, k)
     return {
-      f"recall@{k} of exact": None, "exact_queries_per_second": speed, "scann_queries_per_second": None,
-      "exact_milliseconds": tuning.latency(exact_index, queries_QxE, k), "index": "exact", **options,
+      f"recall@{k} of exact": None, "exact_queries_per_second": oracle.queries_per_second,
+      "scann_queries_per_second": None, "exact_milliseconds": oracle.milliseconds, "index": "exact",
     }  # fmt: skip
-  measured_QxE = queries_QxE if written else queries_QxE[half:]
-  truth, speed = tuning.timed(exact_index, measured_QxE, k)
   found, scann_speed = tuning.timed(scann, measured_QxE, k)
   return {
-    f"recall@{k} of exact": tuning.recall(truth, found),
-    "exact_queries_per_second": speed,
+    f"recall@{k} of exact": tuning.recall(oracle.truth, found),
+    "exact_queries_per_second": oracle.queries_per_second,
     "scann_queries_per_second": scann_speed,
-    "exact_milliseconds": tuning.latency(exact_index, measured_QxE, k),
+    "exact_milliseconds": oracle.milliseconds,
     "scann_milliseconds": tuning.latency(scann, measured_QxE, k),
     "index": "scann" if written else "exact",
     **_said(scann),
-    "curve": [dataclasses.asdict(point) for point in tuning.curve(scann, truth, measured_QxE)],
-    **options,
+    "curve": [dataclasses.asdict(point) for point in tuning.curve(scann, oracle.truth, measured_QxE)],
   }
 
 
@@ -198,17 +240,8 @@ def _against(vectors_PxE: np.ndarray, cfg_index: config_lib.Index) -> str:
   return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {cfg_index.precision}), not the whole ones"
 
 
-def _tuned(
-  folder: pathlib.Path,
-  ids: Sequence[str],
-  exact_index: hits_lib.Searcher,
-  queries_QxE: np.ndarray,
-  k: int,
-  cfg_index: config_lib.Index,
-) -> ann_shards.Sharded:
+def _tuned(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, truth: hits_lib.Hits | None,
+           cfg_index: config_lib.Index) -> ann_shards.Sharded:
   with tempfile.TemporaryDirectory() as out:
     built = _build(folder, ids, cfg_index, out)
-  if not len(queries_QxE):
-    return built
-  truth = exact_index.search(queries_QxE, k)
-  return tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)[0]
+  return built if truth is None else tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)[0]

@@ -17,9 +17,10 @@ def run(job: artifacts.Job) -> None:
   queries = tables.load_queries(job.inputs["collection"])
 
   retriever = inference.load_retriever(job.cfg, None, job)
-  passages_PxE = retriever.encode_passages(passages.texts)
-  queries_QxE = retriever.encode_queries(queries.texts)
-  processes.once(lambda: similarity.save(job.out, similarity.Similarities(queries_QxE, passages_PxE)))
+  passages_PxE = retriever.encode_passages(passages.texts, into=job.out / similarity.PASSAGES)
+  queries_QxE = retriever.encode_queries(queries.texts, into=job.out / similarity.QUERIES)
+  if job.helps:
+    return
 
   train = queries.of_split("train")
   own = itself.of(train, passages, tables.load_some_qrels(job.inputs["collection"], "train"))

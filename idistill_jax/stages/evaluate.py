@@ -20,6 +20,7 @@ from idistill_jax.retrieval import (
   bm25,
   compact,
   exact,
+  hits,
   index,
   itself,
   leakage,
@@ -82,7 +83,8 @@ def run(job: artifacts.Job) -> None:
     exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
-  by_terms = bm25.Bm25(passages.texts, passages.ids).search(texts, depth)
+  by_terms = hits.by_first(job.pieces / "bm25.npz",
+                           lambda: bm25.Bm25(passages.texts, passages.ids).search(texts, depth))
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
   # As exactly as what it is compared with; what ScaNN loses is a difference of its own.
@@ -90,9 +92,10 @@ def run(job: artifacts.Job) -> None:
 
   searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}
   if index.kind_of(job.inputs["index"]) == "scann":
-    searched["distilled+scann"] = index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, depth)
+    by_scann = lambda: index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, depth)
+    searched["distilled+scann"] = hits.by_first(job.pieces / "scann.npz", by_scann)
   systems = {
-    name: without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth) for name, hits in searched.items()
+    name: without(job, name, runs.from_hits(ids, passages.ids, one), own, cfg.depth) for name, one in searched.items()
   }
   systems |= fused(systems, cfg.depth)
 
@@ -104,8 +107,10 @@ def run(job: artifacts.Job) -> None:
                                lambda place, found: start(rows[place], found), cfg.rerank_depth)
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
   theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
+  judged = compact.Judged(query_ids=ids, qrels=qrels, own=own, relevant_from=cfg.relevant_from) if qrels else None
+  ann = index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index, mesh, judged)
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
-                               accepted=accepted, distilled_QxE=distilled_QxE))
+                               accepted=accepted, ann=ann))
 
 
 def without(job: artifacts.Job, name: str, found: runs.Run, own: Set[str], depth: int | None) -> runs.Run:
@@ -119,8 +124,8 @@ def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:
 
 def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
           passages: tables.Passages, table: tables.Queries, queries: Sequence[records.Query],
-          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], distilled_QxE: np.ndarray) -> None:
-  """Measures our systems and those that came as files, and writes what came out."""
+          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], ann: Mapping[str, object]) -> None:
+  """Measures our systems and those that came as files, and writes what came out; ann: what `index.honesty` says."""
   cfg, ids = job.cfg.evaluate, [query.id for query in queries]
   systems = {**ours, **others(job, ids, theirs, passages)}
   for name, found_run in systems.items():
@@ -136,16 +141,13 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
   pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
   tests = [pair for pair in pairs if set(pair) <= systems.keys()]
   seen = leaked(job, queries, table, qrels or {}, measured)
-  judged = None if qrels is None else compact.Judged(
-    query_ids=ids, qrels=qrels, own=itself.of(queries, passages, qrels), relevant_from=cfg.relevant_from)
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
     "leakage": seen.as_json(),
-    "ann": index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index,
-                         sharding.local_mesh(job.cfg.mesh), judged),
+    "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, processes, records, sharding
 from idistill_jax.data import example, tables
-from idistill_jax.retrieval import index
+from idistill_jax.retrieval import compact, index
 from idistill_jax.train import inference
 
 # What queries for tuning are, as the manifest counts them.
@@ -36,10 +36,10 @@ def run(job: artifacts.Job) -> None:
       "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
       "others than it says; queries of a split dev would be taken first", len(tuned[USED]), held_out)
   queries_QxE = retriever.encode_queries([query.text for queries in tuned.values() for query in queries])
-  passages_PxE = retriever.encode_passages(passages.texts)
-  write = lambda: index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE,
-                              sharding.local_mesh(job.cfg.mesh))
-  made = processes.once(write, "the index")
+  passages_PxE = retriever.encode_passages(passages.texts, into=job.out / compact.VECTORS)
+  if job.helps:
+    return
+  made = index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE, sharding.make_mesh(job.cfg.mesh))
   job.count(passages=len(passages), **made)
 
 

@@ -42,6 +42,8 @@ def run(job: artifacts.Job) -> None:
   scores = ranker.score_rows(
     query_table, passage_table, query_of, passage_of, similarities.of_pairs(query_of, passage_of)
   )
+  if job.helps:
+    return
 
   ends = np.cumsum([len(ids) for _, ids in lists])
   scored = (

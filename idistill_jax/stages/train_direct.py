@@ -5,7 +5,7 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli, processes
+from idistill_jax import artifacts, cli
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs
@@ -18,8 +18,8 @@ def run(job: artifacts.Job) -> None:
   checkpoint.save_model(job.shared / inference.MODEL, params)
   retriever = inference.load_retriever(job.cfg, job.shared, job)
   passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
-  embedded = similarity.Similarities(retriever.encode_queries(queries.texts), retriever.encode_passages(passages.texts))
-  processes.once(lambda: similarity.save(job.out, embedded))
+  retriever.encode_queries(queries.texts, into=job.out / similarity.QUERIES)
+  retriever.encode_passages(passages.texts, into=job.out / similarity.PASSAGES)
 
 
 STAGE = artifacts.Stage(

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import operator
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -23,9 +24,9 @@ from idistill_jax.train import pieces as pieces_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6
-# Of a collection, so many times as many as texts of their mean length would fill a row: what is pooled is fetched,
-# places that no text takes too.
-ROOM_FOR_SHORTER = 1.5
+# Of a collection, so many times as many as texts of their mean length would fill a row: half of the texts are shorter,
+# and rows that may hold no more of them stay open.  What is pooled is fetched, places that no text takes too.
+ROOM_FOR_SHORTER = 4
 MODEL = "model"
 
 T = TypeVar("T")
@@ -39,18 +40,18 @@ class Retriever:
   forward: "Forward"
   tell: truncation.Tell | None = None
 
-  def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
-    """Embeddings float32 [Q, E]."""
-    return self._encode("queries", self.forward.network.query_table(texts, self.cfg.query_tokens))
+  def encode_queries(self, texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarray:
+    """Embeddings float32 [Q, E]; into: as in Forward."""
+    return self._encode("queries", self.forward.network.query_table(texts, self.cfg.query_tokens), into)
 
-  def encode_passages(self, texts: Sequence[str]) -> np.ndarray:
-    """Embeddings float32 [P, E]."""
-    return self._encode("passages", self.forward.network.passage_table(texts, self.cfg.passage_tokens))
+  def encode_passages(self, texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarray:
+    """Embeddings float32 [P, E]; into: as in Forward."""
+    return self._encode("passages", self.forward.network.passage_table(texts, self.cfg.passage_tokens), into)
 
-  def _encode(self, name: str, table: tokenize.TokenTable) -> np.ndarray:
+  def _encode(self, name: str, table: tokenize.TokenTable, into: pathlib.Path | None) -> np.ndarray:
     if self.tell is not None:
       self.tell(name, table.cut)
-    return self.forward(f"encode {name}", table.lengths, lambda i: (table[i], None))
+    return self.forward(f"encode {name}", table.lengths, lambda i: (table[i], None), into)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +138,13 @@ class Forward:
     self._job, self._calls = job, itertools.count()
 
   def __call__(
-    self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+    into: pathlib.Path | None = None,
   ) -> np.ndarray:
-    """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each."""
+    """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each.
+
+    into: a file that it is written to and mapped from, as in `Pieces.whole`.  Who only helps gets T zeros.
+    """
     job = self._job
     work_name = f"{next(self._calls)} {name}"
     work = (pieces_lib.Pieces(None, work_name, lengths) if job is None
@@ -161,7 +166,8 @@ class Forward:
             windows.add_piece(job, name, work.place(piece), texts=len(piece), seconds=time.perf_counter() - began,
                               tokens=int(lengths[piece.start:piece.stop].sum()))
           began = time.perf_counter()
-      return work.whole()
+      # Of a helper's outputs nothing is made: it need not hold those of the others, too.
+      return np.broadcast_to(np.float32(0), len(lengths)) if job is not None and job.helps else work.whole(into)
 
   def _outputs(
     self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]

@@ -201,6 +201,7 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
   A step's time runs from the end of the one before, or from its own dispatch where the device stood idle (which is
   after it was compiled).
   """
+  asked = time.perf_counter()
   seen = {name: float(value) for name, value in jax.device_get(dict(pending.seen)).items()}
   finished = time.perf_counter()
   # As it is counted in metrics.jsonl.
@@ -221,6 +222,7 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
              "input_wait": round(pending.waited, 4)}
   readout.log.write({"step": step, **seen,
                      "fill": round(tokens / readout.training.batches.room, 4), **of_time,
+                     "device_wait": round(finished - asked, 4),
                      "lr": readout.learning_rates[pending.step], "compiled": pending.compiled,
                      **readout.first(pending.step, finished)})
   bar.update(pending.step + 1, loss=seen["loss"], **of_time)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -56,13 +56,13 @@ class Network:
     leaves = table_lib.flatten(self.abstract)
     return next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("word/embedding"))
 
-  def query_table(self, texts: Sequence[str], max_tokens: int) -> tokenize.TokenTable:
+  def query_table(self, texts: Iterable[str], max_tokens: int) -> tokenize.TokenTable:
     """Token ids of queries, prompt included."""
-    return self.tokenizer.table([self.prompts.query + text for text in texts], max_tokens)
+    return self.tokenizer.table((self.prompts.query + text for text in texts), max_tokens)
 
-  def passage_table(self, texts: Sequence[str], max_tokens: int) -> tokenize.TokenTable:
+  def passage_table(self, texts: Iterable[str], max_tokens: int) -> tokenize.TokenTable:
     """Token ids of passages, prompt included."""
-    return self.tokenizer.table([self.prompts.passage + text for text in texts], max_tokens)
+    return self.tokenizer.table((self.prompts.passage + text for text in texts), max_tokens)
 
   def initial(self, seed: int) -> Any:
     """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""

@@ -10,6 +10,7 @@ weights, and on machines of one kind with the same bytes.
 
 import hashlib
 import io
+import pathlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -53,7 +54,8 @@ class Pieces:
                still_alone: Callable[[], None] = lambda: None):
     self._name, self._still_alone = name, still_alone
     self._all = cut(len(lengths))
-    self._made: dict[str, np.ndarray] = {}
+    # Without a folder: names of what is finished, and all of it, in order.
+    self._made, self._outputs = set[str](), np.zeros((0,), np.float32)
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
@@ -90,7 +92,7 @@ class Pieces:
 
   def _look(self) -> Collection[str]:
     """Names of what is finished, and in a folder of what is claimed."""
-    there = self._made.keys() if self._folder is None else self._leases.names()
+    there = self._made if self._folder is None else self._leases.names()
     self._left = sum(len(piece) for piece in self._all if _file(piece) not in there)
     return there
 
@@ -130,7 +132,10 @@ class Pieces:
     """Keeps the output [len(piece), ...] of a piece; raises leases.LostError where all was finished and swept up."""
     self._left -= len(piece)
     if self._folder is None:
-      self._made[_file(piece)] = values
+      if not self._made:
+        self._outputs = self._empty(values)
+      self._outputs[piece.start:piece.stop] = values
+      self._made.add(_file(piece))
       return
     made, path = io.BytesIO(), self._path(piece)
     if self._leases.is_made(_stem(piece), _file(piece)):
@@ -144,25 +149,65 @@ class Pieces:
       working.replace(path)
     self._leases.give_back(_stem(piece))
 
-  def whole(self) -> np.ndarray:
-    """The output of all pieces, in order, once there are no more rounds."""
-    if not self._all:
-      return np.zeros((0,), np.float32)
-    return np.concatenate([self._read(piece) for piece in self._all])
+  def whole(self, into: pathlib.Path | None = None) -> np.ndarray:
+    """The output of all pieces, in order, once there are no more rounds.
+
+    into: a file that the first process of a job writes it to, piece by piece, when all ask for it.  Those that see the
+    file read it there, mapped: one copy for a machine, in memory that is given back where others need it.
+    """
+    if into is None:
+      return self._read_all()
+    written = processes.once(lambda: self._write(into), f"{into.name} of {self._name}")
+    # Elsewhere there may be no such file, or an older one: a workdir in a bucket has a folder on each machine.
+    return np.load(into, mmap_mode="r") if self._all and _version(into) == written else self._read_all()
+
+  def _read_all(self) -> np.ndarray:
+    if self._folder is None or not self._all:
+      return self._outputs
+    first = self._read(self._all[0])
+    outputs = self._empty(first)
+    for piece in self._all:
+      outputs[piece.start:piece.stop] = first if piece.start == 0 else self._read(piece)
+    return outputs
+
+  def _write(self, into: pathlib.Path) -> list[int] | None:
+    """Not by a map of the file: a full disk would end the process without an error.  Returns the file's version."""
+    half = into.with_name(f"{into.name}.half")
+    with half.open("wb") as out:
+      if self._folder is None or not self._all:
+        np.save(out, self._outputs)
+      else:
+        header = np.lib.format.header_data_from_array_1_0(self._read(self._all[0]))
+        np.lib.format.write_array_header_1_0(out, header | {"shape": (self._all[-1].stop, *header["shape"][1:])})
+        for piece in self._all:
+          self._read(piece).tofile(out)
+          processes.moved()
+    half.replace(into)
+    return _version(into)
+
+  def _empty(self, like: np.ndarray) -> np.ndarray:
+    """For the outputs of all pieces, of which one has these."""
+    return np.empty((self._all[-1].stop, *like.shape[1:]), like.dtype)
 
   def close(self) -> None:
     if self._folder is not None:
       self._leases.close()
 
   def _read(self, piece: range) -> np.ndarray:
-    if self._folder is None:
-      return self._made[_file(piece)]
     with self._path(piece).open("rb") as found:
       return np.load(found)
 
   def _path(self, piece: range) -> epath.Path:
     assert self._folder is not None
     return self._folder / _file(piece)
+
+
+def _version(file: pathlib.Path) -> list[int] | None:
+  """What no other file has in its place, also as another machine sees it; None where there is no file."""
+  if not file.exists():
+    return None
+  state = file.stat()
+  return [state.st_ino, state.st_size, state.st_mtime_ns]
 
 
 def _stem(piece: range) -> str:

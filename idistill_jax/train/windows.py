@@ -15,6 +15,8 @@ from idistill_jax import artifacts, files, processes
 STEPS = 20
 # What the row of the first step since a start has more than others, and so the window that holds it.
 OF_START = ("first_step_seconds", "trace_seconds", "compile_seconds", "from_cache")
+# What a window has the mean of: of the job the first two, of this process the others.
+MEANS = ("loss", "tokens_per_second", "input_wait", "device_wait")
 
 
 def path(folder: pathlib.Path, process: int) -> pathlib.Path:
@@ -58,7 +60,9 @@ def add_piece(job: artifacts.Job, work: str, place: tuple[int, int], *, texts: i
 class Windows:
   """`add` takes a step's row of metrics.jsonl; after STEPS of them, and after the last of `total`, a line is written.
 
-  seconds: from the end of the window before.  loss, tokens_per_second: means over the window.
+  seconds: from the end of the window before.  MEANS: over the window; input_wait and device_wait are seconds a step
+  that this process waited for its batch, and for the devices and with them for the other processes.  The one that all
+  wait for is the one whose device_wait is least.
   """
 
   def __init__(self, folder: pathlib.Path, process: int, start: int, total: int):
@@ -74,7 +78,7 @@ class Windows:
     now, count = time.perf_counter(), len(self._rows)
     _add(self.path, self._process, {
       "step": row["step"], "steps": count, "seconds": round(now - self._began, 3),
-      **{name: sum(one[name] for one in self._rows) / count for name in ("loss", "tokens_per_second")},
+      **{name: sum(one[name] for one in self._rows) / count for name in MEANS},
       **{name: one[name] for one in self._rows for name in OF_START if name in one},
     })
     self._rows, self._began = [], now

@@ -1,0 +1,98 @@
+"""Host memory that a process needs for each passage of a collection: its text, its token ids, BM25's index of it.
+
+    python -m benchmarks.memory --passages=100000
+
+Passages have the form of DPR's, a title and a hundred words, whole words of the tokenizer's own vocabulary, drawn as
+often as Zipf's law has them.  One JSON line for each, from a process of its own: bytes by which its memory grew at
+most, divided by the passages.  Vectors are not measured: float32 are four bytes a dimension, in a file that is mapped.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import multiprocessing
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from absl import app, flags
+
+from idistill_jax import config, records
+from idistill_jax.data import example, tables, tokenize
+from idistill_jax.hf import weights
+from idistill_jax.retrieval import bm25
+
+_PASSAGES = flags.DEFINE_integer("passages", 100_000, "Passages of the collection.", lower_bound=1000)
+_TOKENIZER = flags.DEFINE_string("tokenizer", config.Encoder().weights, "Whose it is, as encoder.weights.")
+
+TITLE_WORDS, WORDS, MOST_TOKENS = 2, 100, 256
+
+
+def draw(passages: int, words: Sequence[str], seed: int = 0) -> Iterator[records.Passage]:
+  rng = np.random.default_rng(seed)
+  share = 1 / np.arange(1, len(words) + 1)
+  bounds = np.cumsum(share / share.sum())
+  for number in range(passages):
+    places = np.minimum(np.searchsorted(bounds, rng.random(TITLE_WORDS + WORDS)), len(words) - 1)
+    title, text = (" ".join(words[place] for place in some) for some in np.split(places, [TITLE_WORDS]))
+    yield records.Passage(id=str(number), title=title, text=text)
+
+
+def vocabulary(folder: pathlib.Path, seed: int = 1) -> list[str]:
+  """Words that are one token each, in a drawn order: that of the file is the alphabet's, or how often each occurs."""
+  entries = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+  words = sorted(one for one in entries if one.isascii() and one.isalpha() and len(one) > 2)
+  return [words[place] for place in np.random.default_rng(seed).permutation(len(words))]
+
+
+# -- What is measured, beside the texts of which it is made --------------------------------------------------------
+
+
+def tokens(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
+  table = tokenize.Tokenizer(folder).table(passages.texts, MOST_TOKENS)
+  return {"tokens": float(table.lengths.mean())}
+
+
+def terms(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
+  bm25.Bm25(passages.texts, passages.ids)
+  return {}
+
+
+BESIDE_TEXTS: dict[str, Callable[[tables.Passages, pathlib.Path], dict[str, float]]] = {"tokens": tokens, "bm25": terms}
+
+
+def most() -> int:
+  """Bytes of memory that this process has held at most; what `getrusage` says begins with those of its parent."""
+  found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
+  assert found, "only Linux tells"
+  return 1024 * int(found[1])
+
+
+def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[str, float | str]:
+  # Packages, tokenizer and the first block of texts are no more for more passages.
+  some = itertools.islice(example.read_records(collection, tables.PASSAGES, records.Passage), tokenize.BLOCK)
+  BESIDE_TEXTS[what](tables.Passages(some), folder)
+  before = most()
+  passages = tables.load_passages(collection)
+  with_texts = most()
+  said = BESIDE_TEXTS[what](passages, folder)
+  count = len(passages)
+  return {"what": what, "bytes_of_texts": round((with_texts - before) / count),
+          "bytes_beside_texts": round((most() - with_texts) / count), **said}
+
+
+def main(argv: Sequence[str]) -> None:
+  folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
+  with tempfile.TemporaryDirectory() as name:
+    collection = pathlib.Path(name)
+    example.write_records(collection, tables.PASSAGES, draw(_PASSAGES.value, vocabulary(folder)))
+    for what in BESIDE_TEXTS:
+      # Spawned: one that is forked begins with the memory of this one.
+      with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+        print(json.dumps(alone.submit(measure, collection, folder, what).result()), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)

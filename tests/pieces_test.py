@@ -1,0 +1,75 @@
+"""What pieces become once they are all finished: one array, in memory or in a file, never both a second time."""
+
+import pathlib
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from idistill_jax import processes
+from idistill_jax.train import pieces
+
+TEXTS, WIDTH = 4_000, 64
+VALUES = np.random.default_rng(0).standard_normal((TEXTS, WIDTH)).astype(np.float32)
+
+
+@pytest.fixture(params=["memory", "folder"])
+def work(request, tmp_path, monkeypatch) -> pieces.Pieces:
+  """Finished, in 16 pieces."""
+  monkeypatch.setattr(pieces, "LEAST", TEXTS // 16)
+  made = pieces.Pieces(tmp_path / "pieces" if request.param == "folder" else None, "test", np.full(TEXTS, 7))
+  for claimed in made.rounds():
+    for piece in claimed:
+      made.finish(piece, VALUES[piece.start:piece.stop])
+  made.close()
+  return made
+
+
+def peak(do: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+  """What it gives, and how much memory it took, as a share of all values."""
+  tracemalloc.start()
+  try:
+    return do(), tracemalloc.get_traced_memory()[1] / VALUES.nbytes
+  finally:
+    tracemalloc.stop()
+
+
+def test_outputs_are_held_once(work):
+  found, taken = peak(work.whole)
+  np.testing.assert_array_equal(found, VALUES)
+  assert taken < 1.2
+  # Control: put end to end they are there twice.
+  assert work._folder is None or peak(lambda: np.concatenate([work._read(piece) for piece in work._all]))[1] > 1.9
+
+
+def test_outputs_in_a_file_are_mapped_and_what_numpy_writes(work, tmp_path):
+  found, taken = peak(lambda: work.whole(tmp_path / "values.npy"))
+  np.testing.assert_array_equal(found, VALUES)
+  assert isinstance(found, np.memmap) and taken < 0.2
+  np.save(tmp_path / "saved.npy", VALUES)
+  assert (tmp_path / "values.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
+  assert not list(tmp_path.glob("*.half"))
+
+
+@pytest.mark.parametrize("there", [None, "older"])
+def test_a_file_that_the_first_did_not_write_is_not_read(work, tmp_path, monkeypatch, there):
+  """As on another machine than the first one's, whose folder is not this one."""
+  file = tmp_path / "values.npy"
+  if there is not None:
+    np.save(file, np.zeros_like(VALUES))
+
+  def elsewhere(write: Callable[[], object], what: str) -> object:
+    made = work._write(pathlib.Path(tmp_path / "elsewhere.npy"))
+    assert made is not None and what == "values.npy of test"
+    return made
+
+  monkeypatch.setattr(processes, "once", elsewhere)
+  found = work.whole(file)
+  np.testing.assert_array_equal(found, VALUES)
+  assert not isinstance(found, np.memmap) and file.exists() == (there is not None)
+
+
+def test_nothing_is_written_as_nothing(tmp_path):
+  none = pieces.Pieces(tmp_path / "pieces", "test", np.zeros(0, int))
+  assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0,)

@@ -358,11 +358,6 @@ def writes_queries(cfg: Config) -> bool:
   return cfg.queries.passages is not None
 
 
-def leaves_labels_out(cfg: Config) -> bool:
-  """Whether the retriever's teacher may have no list of a query whose list the LLM put in order."""
-  return cfg.retriever.teacher == "pairs" or (cfg.retriever.teacher == "ranker" and cfg.scores.lists == "unlabelled")
-
-
 def as_dict(cfg: Any) -> dict[str, Any]:
   """Nested plain dict of a config or of one of its sections."""
   return dataclasses.asdict(cfg)

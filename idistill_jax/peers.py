@@ -33,7 +33,9 @@ _GRACE_SECONDS = 30.0
 _TELL_SECONDS = 60.0
 # After so long without a word of its watcher, which has one every second, a process is gone, or stopped as a whole.
 _SILENT_SECONDS = 5.0
-# What only the way to another process can be the cause of, in the words of Gloo (CPU), NCCL (GPU), and gRPC's states.
+# What a computation is to blame for, or the device it runs on, whoever else is silent.
+_OWN = re.compile(r"^(RESOURCE_EXHAUSTED|INVALID_ARGUMENT|UNIMPLEMENTED)\b")
+# What tells of the way to another process, in the words of Gloo (CPU), NCCL (GPU), and gRPC's states.
 _OF_THE_WAY = re.compile(r"\bGloo\b|\bNCCL\b|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
 # A process that uses more of a core than this is at work, though it may say nothing of it, as ScaNN does for hours.
 _BUSY_SHARE = 0.1
@@ -166,7 +168,7 @@ class Peers:
     """
     import jax
 
-    if not isinstance(error, jax.errors.JaxRuntimeError):
+    if not isinstance(error, jax.errors.JaxRuntimeError) or _OWN.search(str(error)):
       return error
     silent = self._silent()
     if not silent and not _OF_THE_WAY.search(str(error)):
@@ -180,7 +182,7 @@ class Peers:
       time.sleep(_SILENT_SECONDS)
       now = self._said("beats")
     except RuntimeError:  # the store is gone, and process 0 with it
-      return [0]
+      return [0] if self.index else []
     return [one for one in range(self._all) if one != self.index and now.get(one) == before.get(one)]
 
   def _end(self, code: int, reason: str, awaited: Sequence[int] = ()) -> NoReturn:

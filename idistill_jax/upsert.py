@@ -7,6 +7,7 @@ the workdir stays as it is.  Its stages' keys say that they are not what the con
 in `into` makes them anew, from the config's collection.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, files, outside, records, search
+from idistill_jax import artifacts, cli, files, outside, records, search, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import files as corpus_files
@@ -42,9 +43,7 @@ def upsert(
   """
   cfg, into = cli.load_config(workdir), pathlib.Path(into)
   old = artifacts.Workdir(workdir)
-  old.inputs(search.STAGE, cfg)
-  # Before anything is done: they name what is missing.
-  tuned = _tuned_on(cfg, old)
+  old.inputs(search.STAGE, cfg)  # names what is missing
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
   read = list(corpus_files.read_passages(outside.at(path)))
@@ -59,7 +58,7 @@ def upsert(
   try:
     _copy(old, part)
     cli.save_config(cfg, part)
-    counts = _grow(cfg, part, new, tuned)
+    counts = _grow(cfg, part, new)
     for name in ("collection", "candidates", "train_direct", "index"):
       _mark(part, name, outside.sha256(path), counts)
     part.root.rename(into)
@@ -78,16 +77,17 @@ def _copy(old: artifacts.Workdir, part: artifacts.Workdir) -> None:
     )
 
 
-def _tuned_on(cfg: config_lib.Config, old: artifacts.Workdir) -> list[str]:
+def _tuned_on(part: artifacts.Workdir) -> list[str]:
   """Some of the questions that ScaNN was tuned on; none where search is exact."""
-  if index.kind_of(old.folder("index")) == "exact":
+  path = part.folder("index") / index_stage.TUNING
+  if not path.exists():
     return []
-  found = index_stage.tuned_on(cfg, old.inputs(index_stage.STAGE, cfg))
-  return [query.text for queries in found.values() for query in queries][:LOOKED_AT]
+  table = tables.load_queries(part.folder("collection"))
+  ids = itertools.chain.from_iterable(json.loads(path.read_text(encoding="utf-8")).values())
+  return [table.by_id(one).text for one in itertools.islice(ids, LOOKED_AT)]
 
 
-def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage],
-          tuned: Sequence[str]) -> dict[str, int | float]:
+def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int | float]:
   before = tables.load_passages(part.folder("collection"))
   latest = {passage.id: passage for passage in new}
   added = [passage for passage in new if passage.id not in before]
@@ -109,19 +109,20 @@ def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
   counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(after)}
-  if not tuned:
+  if not (tuned := _tuned_on(part)):
     return counts
-  found = recall(cfg.index, part.folder("index"), grown_ids, distilled.encode_queries(tuned))
+  found = recall(cfg, part.folder("index"), grown_ids, distilled.encode_queries(tuned))
   return counts | {f"recall@{cfg.index.tuned_depth}": round(found, 4)}
 
 
-def recall(cfg: config_lib.Index, folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray) -> float:
+def recall(cfg: config_lib.Config, folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray) -> float:
   """The share of exact search's first that ScaNN still finds; warns where it is below the target."""
-  found = index.recall(folder, ids, queries_QxE, cfg.tuned_depth)
-  if found < cfg.recall_target:
+  k, target = cfg.index.tuned_depth, cfg.index.recall_target
+  found = index.recall(folder, ids, queries_QxE, k, sharding.make_mesh(cfg.mesh))
+  if found < target:
     logging.warning("ScaNN finds %.3f of exact search's first %d now, less than index.recall_target %g: it was built "
                     "and tuned without the new passages; put them into the collection and run the index stage", found,
-                    cfg.tuned_depth, cfg.recall_target)
+                    k, target)
   return found
 
 

@@ -92,15 +92,15 @@ def test_passages_may_come_later(corpus, tmp_path):
 
 def test_what_scann_finds_once_passages_have_come_is_held_against_the_target(corpus, tmp_path, caplog):
   ids, queries = names(1000), clustered(60, seed=1)
-  cfg = config.Index(kind="scann", tuned_depth=20, recall_target=0.9)
-  index.write(tmp_path, corpus[:1000], ids, cfg, queries)
+  of = lambda target: config.Config(name="t", index=config.Index(kind="scann", tuned_depth=20, recall_target=target))
+  index.write(tmp_path, corpus[:1000], ids, of(0.9).index, queries)
   grown = index.upsert(tmp_path, ids, names(1500)[1000:], corpus[1000:1500])
   truth = exact.Exact(corpus[:1500], grown).search(queries, 20)
   found = tuning.recall(truth, index.open_scann(tmp_path, grown).search(queries, 20))
   with caplog.at_level(logging.WARNING):
-    assert upsert.recall(dataclasses.replace(cfg, recall_target=found), tmp_path, grown, queries) == found
+    assert upsert.recall(of(found), tmp_path, grown, queries) == found
     assert not caplog.text
-    upsert.recall(dataclasses.replace(cfg, recall_target=found + 0.001), tmp_path, grown, queries)
+    upsert.recall(of(found + 0.001), tmp_path, grown, queries)
   assert f"ScaNN finds {found:.3f} of exact search's first 20 now, less than index.recall_target" in caplog.text
 
 
@@ -120,6 +120,20 @@ def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
     index.upsert(tmp_path, ids, ["new"], corpus[:1])
   with pytest.raises(ValueError, match=r"index\.dimensions is 64; the embeddings have 32"):
     compact.truncated(corpus, 64)
+
+
+def test_vectors_that_an_index_maps_from_its_folder_are_not_written_again(corpus, tmp_path):
+  file = tmp_path / compact.VECTORS
+  np.save(file, corpus)
+  mapped, before = np.load(file, mmap_mode="r"), file.stat().st_ino
+  index.write(tmp_path, mapped, names(3000), config.Index(kind="exact"), corpus[:0])
+  assert file.stat().st_ino == before
+  # The controls: fewer of them, and smaller ones.
+  for wanted, cfg in ((mapped[:2000], config.Index()), (mapped, config.Index(precision="int8"))):
+    index.write(tmp_path, wanted, names(len(wanted)), dataclasses.replace(cfg, kind="exact"), corpus[:0])
+    assert file.stat().st_ino != before and len(np.load(file)) == len(wanted)
+    np.save(file, corpus)
+    mapped, before = np.load(file, mmap_mode="r"), file.stat().st_ino
 
 
 def test_smaller_vectors_of_many_passages_are_measured_on_judged_ones_and_others_at_random(corpus, monkeypatch):

@@ -127,7 +127,3 @@ def test_a_run_file_is_refused_before_anything_is_searched(tmp_path, name, said)
     stage.run(job)
 
 
-def test_who_has_scann_whatever_the_size_is_measured_anew_and_nobody_else():
-  """Distilled used to be searched by ScaNN where the index is."""
-  of = lambda kind: stage.fingerprint(config.Config(name="t", index=config.Index(kind=kind)))
-  assert of("auto") == of("exact") == config.digest({}) != of("scann")

@@ -1,6 +1,7 @@
 """Which queries ScaNN is tuned on: those that were held out as long as there are some, and never those of test."""
 
 import importlib.util
+import json
 import logging
 import pathlib
 
@@ -61,16 +62,6 @@ def test_fewer_are_drawn_not_the_first_and_are_part_of_more(tmp_path):
   assert more[:10] == few and set(few) != set(DEV[:10])
 
 
-def test_labels_are_read_where_the_teachers_lists_lack_them(tmp_path):
-  reads = lambda **retriever: stage.STAGE.inputs(config.Config(name="t", retriever=config.Retriever(**retriever)))
-  assert "labels" not in reads(teacher="ranker") and "labels" not in reads(teacher="both")
-  assert "labels" in reads(teacher="pairs")
-  job = prepared(tmp_path)
-  without = {name: folder for name, folder in job.inputs.items() if name != "labels"}
-  # The control: without them, what the LLM alone ordered counts as held out.
-  assert len(stage.tuned_on(job.cfg, without)["unused train"]) == 60
-
-
 class Retriever:
   """Embeds texts by chance, and notes them."""
 
@@ -98,6 +89,7 @@ def test_the_stage_tunes_on_them_counts_them_and_warns_of_those_that_taught(tmp_
     stage.run(job)
   assert job.counts["tuned on"] == {"dev": 30, "unused train": 40, "used train": 30} and job.counts["index"] == "scann"
   assert retriever.asked == [f"asks {one}" for ids in tuned(job).values() for one in ids]
+  assert json.loads((job.out / stage.TUNING).read_text()) == tuned(job)
   assert "30 queries that training learned from, as no more than 70 were held out" in caplog.text
   # Enough of dev, and nothing to tune: no warning.
   caplog.clear()

@@ -128,6 +128,9 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   assert counts["added"] == 1 and 0.9 < counts["recall@100"] <= 1
   counted = artifacts.Workdir(tmp_path / "grown").manifest("index")["counts"]
   assert counted["recall@100 since"] == counts["recall@100"]
+  # And once more, into what has grown.
+  (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "newer", "text": "Of nothing in particular."}) + "\n")
+  assert "recall@100" in upsert.upsert(tmp_path / "grown", tmp_path / "more.jsonl", tmp_path / "grown twice")
   grown = np.load(tmp_path / "grown" / "index" / "passages.npy")
   assert len(grown) == len(passages_of) + 1 and np.linalg.norm(grown[-1]) > 1.1
   report = gather.gather(workdir)

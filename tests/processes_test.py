@@ -320,7 +320,7 @@ def test_a_job_goes_on_with_other_processes_and_another_mesh(tmp_path, tiny_weig
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.wait() == [preemption.EXIT_CODE] * 2, job.said()
   waits = [json.loads(windows.path(moved, number).read_text().splitlines()[-1])["device_wait"] for number in range(2)]
-  assert waits[0] > 0.5 > waits[1], waits
+  assert waits[0] > waits[1] + 0.3, waits
   second = len(losses(moved))
   assert first < second < 8
   assert max(int(path.name) for path in (moved / "checkpoints").iterdir() if path.name.isdigit()) == second

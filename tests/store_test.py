@@ -454,7 +454,7 @@ def test_what_is_wrong_with_the_bucket_is_said_with_the_workdirs_name(server, tm
   read = lambda url: artifacts.Workdir(url).read("x")
   monkeypatch.setattr(server, "status", 403)
   for touch in (save, read, lambda url: artifacts.Workdir(url).names()):
-    server.busy = 99
+    monkeypatch.setattr(server, "busy", 99)
     with pytest.raises(OSError, match=f"(?s)^{url}: .*; are there credentials for it"):
       touch(url)
   server.busy = 0

@@ -207,6 +207,11 @@ def missing_cpu_features(cpuinfo: str, machine: str) -> list[str]:
   return [name for name in ("avx2", "fma") if name not in flags]
 
 
+def check_runs() -> None:
+  """Raises ScannUnavailableError where ScaNN is not installed, or would not run here."""
+  _scann()
+
+
 def _scann() -> ModuleType:
   """The scann package; raises ScannUnavailableError before its import could kill the process with SIGILL."""
   cpuinfo = pathlib.Path("/proc/cpuinfo")

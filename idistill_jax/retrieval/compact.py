@@ -72,7 +72,10 @@ class Int8:
 
 
 def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None:
-  """Vectors of an index folder, as float32 or as codes with their scales; they may be mapped from the file there."""
+  """Vectors of an index folder, as float32 or as codes with their scales; they may be mapped from the file there, which
+  then stays where it holds them already."""
+  if precision == "float32" and _is_of(folder / VECTORS, vectors_PxE):
+    return
   half = folder / f"{VECTORS}.half"
   with half.open("wb") as out:
     if precision == "int8":
@@ -82,6 +85,15 @@ def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None
     else:
       np.save(out, vectors_PxE)
   half.replace(folder / VECTORS)
+
+
+def _is_of(file: pathlib.Path, vectors: np.ndarray) -> bool:
+  """Whether the array is all of what is mapped from the file."""
+  mapped: np.ndarray | None = vectors
+  while isinstance(mapped, np.ndarray) and not isinstance(mapped, np.memmap):
+    mapped = mapped.base
+  return (isinstance(mapped, np.memmap) and mapped.filename is not None and pathlib.Path(mapped.filename) == file
+          and mapped.shape == vectors.shape and mapped.dtype == vectors.dtype)
 
 
 def as_read(vectors_PxE: np.ndarray, precision: str) -> np.ndarray:

@@ -52,8 +52,9 @@ def write(
   kind, truth = choose(cfg_index.kind, len(ids)), None
   if kind == "scann" and len(queries_QxE):
     queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
-    read_PxE = compact.as_read(vectors_PxE, cfg_index.precision)
-    truth = exact.Exact(read_PxE, ids, mesh=mesh).search(queries_QxE, cfg_index.tuned_depth)
+    # What is read of them lives no longer than this: ScaNN needs the memory.
+    truth = exact.Exact(compact.as_read(vectors_PxE, cfg_index.precision), ids, mesh=mesh).search(
+      queries_QxE, cfg_index.tuned_depth)
 
   def write_alone() -> dict[str, float | int | str]:
     compact.write(folder, vectors_PxE, cfg_index.precision)
@@ -116,9 +117,9 @@ def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vec
   return [*ids, *(new_ids[place] for place in added)]
 
 
-def recall(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int) -> float:
+def recall(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, mesh: jax.sharding.Mesh) -> float:
   """The share of exact search's first k that ScaNN finds, of a folder that has it, as it is set."""
-  truth = open_exact(folder, ids).search(queries_QxE, k)
+  truth = open_exact(folder, ids, mesh).search(queries_QxE, k)
   return tuning.recall(truth, open_default(folder, ids).search(queries_QxE, k))
 
 

@@ -59,8 +59,8 @@ RERANKED = {
     one: f"{one}+ranker" for one in ("bm25", "initial+bm25", "distilled", "hybrid")
   }},
 }
-# Counted on when the same config gives other rankings.
-REORDERING, OF_SCANN = 2, 2
+# Counted on when the same config gives other results.
+VERSION = 2
 OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
@@ -281,10 +281,8 @@ def leaked(
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """The runs of other systems, and what is not measured as it once was."""
-  read = {path.name: outside.sha256(path) for path in run_files(cfg)}
-  anew = {"reordering": REORDERING} if cfg.evaluate.rerank == "all" else {}
-  return config.digest(read | anew | ({"scann": OF_SCANN} if cfg.index.kind == "scann" else {}))
+  """The runs of other systems, and how all is measured."""
+  return config.digest({"version": VERSION, **{path.name: outside.sha256(path) for path in run_files(cfg)}})
 
 
 STAGE = artifacts.Stage(

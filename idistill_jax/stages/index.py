@@ -2,11 +2,12 @@
 
     python -m idistill_jax.stages.index --config=configs/quickstart.py --workdir=runs/quickstart
 
-collection, train_retriever (and labels) -> passages.npy ([P, E], collection order), and scann/ where ScaNN is used:
-tuned to `index.recall_target` on queries that were held out, as `tuned_on` says.
+collection, labels, train_retriever -> passages.npy ([P, E], collection order), and where ScaNN is used scann/, tuned to
+`index.recall_target` on queries that were held out, as `tuned_on` says, and tuned_on.json (their ids).
 """
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -14,11 +15,12 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, processes, records, sharding
 from idistill_jax.data import example, tables
-from idistill_jax.retrieval import compact, index
+from idistill_jax.retrieval import ann, compact, index
 from idistill_jax.train import inference
 
-# What queries for tuning are, as the manifest counts them.
+# What queries for tuning are, as the manifest counts them, and the file of their ids.
 TUNED_ON, DEV, UNUSED, USED = "tuned on", "dev", "unused train", "used train"
+TUNING = "tuned_on.json"
 # With fewer that were held out, those that training learned from make up for what lacks.
 ENOUGH = 100
 
@@ -28,9 +30,10 @@ def run(job: artifacts.Job) -> None:
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   tuned: dict[str, list[records.Query]] = {}
   if index.choose(job.cfg.index.kind, len(passages)) == "scann":
+    ann.check_runs()  # before the corpus is encoded
     tuned = tuned_on(job.cfg, job.inputs)
     job.count(**{TUNED_ON: {what: len(queries) for what, queries in tuned.items()}})
-  if USED in tuned and processes.is_first():
+  if USED in tuned and processes.is_first() and not job.helps:
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(
       "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
@@ -39,6 +42,9 @@ def run(job: artifacts.Job) -> None:
   passages_PxE = retriever.encode_passages(passages.texts, into=job.out / compact.VECTORS)
   if job.helps:
     return
+  if tuned:
+    ids = {what: [query.id for query in queries] for what, queries in tuned.items()}
+    processes.once(lambda: (job.out / TUNING).write_text(json.dumps(ids) + "\n", encoding="utf-8"))
   made = index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE, sharding.make_mesh(job.cfg.mesh))
   job.count(passages=len(passages), **made)
 
@@ -75,17 +81,14 @@ def _drawn(queries: Iterable[records.Query]) -> list[records.Query]:
 def _taught(inputs: Mapping[str, pathlib.Path]) -> set[str]:
   """Ids of the queries whose lists training learned from."""
   teacher = example.read_records(inputs["train_retriever"], artifacts.TEACHER, records.ScoredList)
-  taught = {one.query_id for one in teacher}
-  if "labels" in inputs:
-    ordered = example.read_records(inputs["labels"], artifacts.RANKINGS, records.RankedList)
-    taught |= {one.query_id for one in ordered}
-  return taught
+  # Not all of these are in the teacher's: it may score other queries' lists alone.
+  ordered = example.read_records(inputs["labels"], artifacts.RANKINGS, records.RankedList)
+  return {one.query_id for lists in (teacher, ordered) for one in lists}
 
 
 STAGE = artifacts.Stage(
   name="index",
-  reads=("collection", "train_retriever"),
-  reads_if={"labels": config.leaves_labels_out},
+  reads=("collection", "labels", "train_retriever"),
   config=("encoder", "index"),
   run=run,
   together=True,

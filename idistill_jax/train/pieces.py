@@ -10,6 +10,7 @@ weights, and on machines of one kind with the same bytes.
 
 import hashlib
 import io
+import os
 import pathlib
 import re
 import time
@@ -157,8 +158,13 @@ class Pieces:
     """
     if into is None:
       return self._read_all()
+    # A workdir in a bucket has a folder on each machine: nobody waits there until the first has filled its own.
+    apart = not processes.is_first() and self._folder is not None and remote.is_bucket(str(self._folder))
+    read = self._read_all() if apart else None
     written = processes.once(lambda: self._write(into), f"{into.name} of {self._name}")
-    # Elsewhere there may be no such file, or an older one: a workdir in a bucket has a folder on each machine.
+    if read is not None:
+      return read
+    # A file system may show others an older file, or none.
     return np.load(into, mmap_mode="r") if self._all and _version(into) == written else self._read_all()
 
   def _read_all(self) -> np.ndarray:
@@ -182,6 +188,8 @@ class Pieces:
         for piece in self._all:
           self._read(piece).tofile(out)
           processes.moved()
+      out.flush()
+      os.fsync(out.fileno())  # the pieces go when the stage is committed
     half.replace(into)
     return _version(into)
 

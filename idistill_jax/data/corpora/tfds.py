@@ -45,9 +45,9 @@ def load(cfg: config.Collection) -> collection.Collection:
 
 
 def fingerprint(cfg: config.Collection) -> str:
-  """Hash of the passages, and the data set's name and version."""
+  """Hash of the passages, the data set's name and version, and how much of it is held out."""
   path, questions = _checked(cfg)
-  return config.digest([questions, str(_builder(questions).version), outside.sha256(path)])
+  return config.digest([questions, str(_builder(questions).version), outside.sha256(path), _ONE_IN])
 
 
 def _checked(cfg: config.Collection) -> tuple[outside.Path, str]:

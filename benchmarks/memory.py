@@ -83,15 +83,19 @@ def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[s
           "bytes_beside_texts": round((most() - with_texts) / count), **said}
 
 
+def measured_alone(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[str, float | str]:
+  """In a process of its own; spawned, as one that is forked begins with the memory of this one."""
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
+    return alone.submit(measure, collection, folder, what).result()
+
+
 def main(argv: Sequence[str]) -> None:
   folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
     example.write_records(collection, tables.PASSAGES, draw(_PASSAGES.value, vocabulary(folder)))
     for what in BESIDE_TEXTS:
-      # Spawned: one that is forked begins with the memory of this one.
-      with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-        print(json.dumps(alone.submit(measure, collection, folder, what).result()), flush=True)
+      print(json.dumps(measured_alone(collection, folder, what)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 One JSON line for each way to search: recall of the first `--depth` of exact search, speed, seconds and CPU seconds to
 build, peak memory.  Every system has a process of its own and reads the vectors from a file.  FAISS is the
-extra `bench`.  Exact search cuts the passages over all devices there are, as the second command pretends on a CPU.
+extra `bench`.  Exact search cuts the passages over all devices there are, as the last command pretends on a CPU.
 """
 
 import concurrent.futures

@@ -41,7 +41,7 @@ class Collection:
 
   source: Literal["stdlib", "beir", "corpus", "jsonl", "tsv", "ir_datasets", "tfds"] = "beir"
   path: str | None = None
-  # For "tfds": natural_questions_open, trivia_qa/unfiltered.nocontext.
+  # For "tfds": natural_questions_open, natural_questions, trivia_qa/unfiltered.nocontext.
   questions: str | None = None
   # LLM rankings made elsewhere (JSONL or a TREC run), and whose; None takes the first of each query.
   rankings: str | None = None
@@ -282,7 +282,7 @@ class Index:
   # Smaller vectors, each measured against the whole ones: first dimensions alone, and whether as 8-bit integers.
   dimensions: int | None = None
   precision: Precision = "float32"
-  # ScaNN is built in shards of at most so many passages: 61 GB of host memory at 768 dimensions.
+  # ScaNN is built in shards of at most so many passages: 67 GB of host memory at 768 dimensions.
   scann_shard_passages: int = 5_000_000
 
 

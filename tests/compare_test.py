@@ -75,10 +75,12 @@ def test_runs_that_differ_in_their_seed_alone_get_a_line_with_mean_and_deviation
   seeds = [workdir(tmp_path / f"seed{seed}", 100, mean, seed=seed) for seed, mean in ((1, 15.0), (2, 12.0))]
   # Another seed of other lists, and of other queries: nobody's twin.
   strangers = [workdir(tmp_path / "other", 300, 9.0, seed=3), workdir(tmp_path / "fewer", 100, 5.0, 30, seed=4)]
-  found = compare.gather_runs([run.root for run in (runs[0], *seeds, *strangers)], resamples=100)
+  # One of their seeds once more, which is no draw of its own.
+  again = workdir(tmp_path / "again", 100, 3.0, seed=1)
+  found = compare.gather_runs([run.root for run in (runs[0], *seeds, again, *strangers)], resamples=100)
   assert found.settings == ("labels.lists", "seed")
   header, *lines = compare.rows(found)
-  assert [line[0] for line in lines] == ["lists100", "seed1", "seed2", "other", "fewer", "mean of 3"]
+  assert [line[0] for line in lines] == ["lists100", "seed1", "seed2", "again", "other", "fewer", "mean of 3"]
   of_three = dict(zip(header, lines[-1], strict=True))
   assert (of_three["labels.lists"], of_three["seed"]) == ("100", "0, 1, 2")
   values = [run.evaluation.systems["distilled"]["MRR@10"] for run in found.runs[:3]]
@@ -87,7 +89,7 @@ def test_runs_that_differ_in_their_seed_alone_get_a_line_with_mean_and_deviation
   assert of_three["p"] == "–" and "±" in of_three["initial MRR@10"]
   assert f"{mean:.3f} ± {deviation:.3f}" in page.render_comparison(found)
   # The control: where the seed is all alike, or not all that differs, there is no such line.
-  for chosen in (runs, (runs[0], strangers[0])):
+  for chosen in (runs, (runs[0], strangers[0]), (seeds[0], again)):
     apart = compare.gather_runs([run.root for run in chosen], resamples=100)
     assert not compare.of_seeds(apart) and len(compare.rows(apart)) == 1 + len(chosen)
 
@@ -114,6 +116,26 @@ def test_equal_query_ids_of_another_collection_are_no_pairs(runs, tmp_path):
     "graded is not tested against lists100: other split, lowest relevant grade, judgements.",
   ]
   assert "other is not tested against lists100" in page.render_comparison(found)
+
+
+def test_what_scann_found_is_not_tested_against_what_exact_search_did(runs, tmp_path):
+  def by_scann(name: str, systems: tuple[str, ...] = ()) -> artifacts.Workdir:
+    made = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / name))
+    path = made.folder("evaluate") / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["ann"]["index"] = "scann"
+    metrics["systems"] |= dict.fromkeys(systems, metrics["systems"]["distilled"])
+    path.write_text(json.dumps(metrics))
+    return made
+
+  # As evaluate wrote it when distilled was what the index finds, and as it does now.
+  old, new = by_scann("old"), by_scann("new", ("distilled+scann",))
+  found = compare.gather_runs([runs[0].root, old.root, new.root], resamples=100)
+  assert [run.test is None for run in found.runs] == [True, True, False]
+  assert compare.notes(found) == ["old is not tested against lists100: other kind of search (ScaNN or exact)."]
+  # Two old ones were searched alike.
+  twice = compare.gather_runs([old.root, by_scann("older").root], resamples=100)
+  assert twice.runs[1].test is not None and not compare.notes(twice)
 
 
 def test_a_collection_that_differs_in_what_taught_alone_is_paired(runs, tmp_path):

@@ -374,7 +374,36 @@ def test_what_the_index_was_tuned_and_measured_on_is_said_as_it_is(report):
   assert tuned() == tuned(**{"tuned on": {}}) == claims.tuned([]) == ""
   assert claims.measured_on({"options_passages": [3743, 3743]}) == "all 3,743 passages"
   assert claims.measured_on({"options_passages": [7, 9], "options": [{}]}) == "7 of 9 passages, drawn at random"
-  assert claims.measured_on({}) == "the index's passages"
+  # Older metrics do not say, and told of the first ones.
+  assert claims.measured_on({}) == "the index's passages (of more than 100,000, the first 100,000)"
+
+
+@pytest.mark.parametrize(("index", "systems", "settings", "said"), [
+  ("scann", (), {}, "by ScaNN,"),
+  ("exact", (), {"dimensions": 192}, "with smaller vectors (index.dimensions 192),"),
+  ("scann", ("distilled+scann",), {"precision": "int8"}, "with smaller vectors (index.precision int8),"),
+  ("scann", (), {"dimensions": 9, "precision": "int8"},
+   "with smaller vectors (index.dimensions 9, index.precision int8) and by ScaNN,"),
+  ("scann", ("distilled+scann",), {}, None),
+  ("exact", (), {}, None),
+])
+def test_a_difference_that_is_not_distillations_alone_is_said_beside_it(index, systems, settings, said):
+  found = evaluation(mrr=comparison())
+  found = dataclasses.replace(found, ann={"index": index}, systems={**found.systems, **{name: {} for name in systems}})
+  whole = {"dimensions": None, "precision": "float32"}
+  detail = claims.claim(found, None, gather.flat({"index": whole | settings})).detail
+  assert (f"Distilled was searched {said}" in detail) if said else ("was searched" not in detail)
+
+
+def test_page_and_terminal_tell_of_smaller_vectors(workdir, text, tmp_path):
+  smaller = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  cfg = json.loads((smaller.root / "config.json").read_text())
+  cfg["index"]["dimensions"] = 192
+  (smaller.root / "config.json").write_text(json.dumps(cfg))
+  said = "smaller vectors (index.dimensions 192)"
+  lead = lambda page_text: page_text.partition("</header>")[0]
+  assert said in lead(page.render(gather.gather(smaller))) and "smaller vectors" not in lead(text)
+  assert said in printed(smaller.root, width=400) and "smaller vectors" not in printed(workdir.root, width=400)
 
 
 def test_page_asks_nobody_for_anything(text):

@@ -1,6 +1,7 @@
 """Measured numbers -> the sentences and formats in which the page and the terminal say them."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def claim(
   detail = (
     f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
     f"{p_value(test.p)}, corrected for {count(len(evaluation.tests))} comparisons {p_value(test.p_holm)}, "
-    f"{measured}{count(evaluation.queries)} {evaluation.split} queries)."
+    f"{measured}{count(evaluation.queries)} {evaluation.split} queries).{_not_distillation(evaluation, settings)}"
   )
   lead = _lead(labels if _taught_by_lists(settings) else None)
   return Claim(headline=f"{lead}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
@@ -52,6 +53,20 @@ def claim(
 def _taught_by_lists(settings: Mapping[str, str]) -> bool:
   """Whether what is measured as distilled has any part in it that learned from the LLM's rankings."""
   return settings.get("retriever.teacher") != '"pairs"' or settings.get("retriever.direct_share", "null") != "null"
+
+
+def _not_distillation(evaluation: gather.Evaluation, settings: Mapping[str, str]) -> str:
+  """What else is in the difference, where distilled was searched in another way than what it is compared with."""
+  whole = {"index.dimensions": "null", "index.precision": '"float32"'}
+  smaller = [f"{path} {json.loads(settings[path])}" for path in whole if settings.get(path, whole[path]) != whole[path]]
+  said = [f"with smaller vectors ({', '.join(smaller)})"] if smaller else []
+  said += ["by ScaNN"] if evaluation.is_by_scann else []
+  if not said:
+    return ""
+  return (
+    f" Distilled was searched {' and '.join(said)}, the retrievers it is compared with exactly and with whole vectors: "
+    "what that costs is part of the difference."
+  )
 
 
 def leak(found: Mapping[str, Any]) -> str | None:
@@ -127,7 +142,8 @@ def tuned(stages: Iterable[gather.StageRun]) -> str:
 def measured_on(ann: Mapping[str, Any]) -> str:
   """Over which passages smaller vectors were measured: "all 3,743 passages"."""
   if "options_passages" not in ann:
-    return "the index's passages"
+    # As measured before it was written down.
+    return "the index's passages (of more than 100,000, the first 100,000)"
   measured, of = map(int, ann["options_passages"])
   if measured == of:
     return f"all {count(of)} passages"

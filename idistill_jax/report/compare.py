@@ -113,12 +113,14 @@ def _main(evaluations: Mapping[str, gather.Evaluation]) -> str:
 
 
 def _basis(workdir: artifacts.Workdir, evaluation: gather.Evaluation) -> dict[str, object]:
-  """What runs must share for their queries to be pairs: ids alone are equal by chance (q0, q1, ...)."""
+  """What runs must share for their queries to be pairs, whose differences come of the settings: ids alone are equal by
+  chance (q0, q1, ...), and ScaNN misses what exact search finds."""
   return {
     "split": evaluation.split,
     "lowest relevant grade": evaluation.relevant_from,
     "judgements": _judged(workdir, evaluation.split),
     "queries": evaluation.per_query.get(gather.AFTER, {}).keys(),
+    "kind of search (ScaNN or exact)": evaluation.is_by_scann,
   }
 
 
@@ -213,12 +215,13 @@ def rows(compared: Comparison) -> list[list[str]]:
 
 def of_seeds(compared: Comparison) -> list[list[Compared]]:
   """Runs that differ in nothing but their seed, together, where there are several: of those measured as the first
-  was."""
-  groups: dict[tuple[tuple[str, str], ...], list[Compared]] = {}
+  was.  Of two of one seed the first counts: the other may be its copy, and one run is not two draws."""
+  groups: dict[tuple[tuple[str, str], ...], dict[str | None, Compared]] = {}
   for run in compared.runs:
     if not run.differs:
-      groups.setdefault(tuple(one for one in run.settings.items() if one[0] != SEED), []).append(run)
-  return [runs for runs in groups.values() if len({run.settings.get(SEED) for run in runs}) > 1]
+      of_seed = groups.setdefault(tuple(one for one in run.settings.items() if one[0] != SEED), {})
+      of_seed.setdefault(run.settings.get(SEED), run)
+  return [list(of_seed.values()) for of_seed in groups.values() if len(of_seed) > 1]
 
 
 def _over_seeds(compared: Comparison, runs: Sequence[Compared], others: Sequence[str]) -> list[str]:

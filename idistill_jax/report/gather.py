@@ -66,6 +66,12 @@ class Evaluation:
     """System -> query id -> value of `main_measure`."""
     return self.values.get(self.main_measure, {})
 
+  @property
+  def is_by_scann(self) -> bool:
+    """Whether `distilled` is what ScaNN found, as it was wherever the index is ScaNN before that was a system of its
+    own."""
+    return self.ann.get("index") == "scann" and f"{AFTER}+scann" not in self.systems
+
   def known(self, measure: str) -> int:
     """Number of queries that the measure says something of: one of answers, those that have some."""
     of_systems = self.values.get(measure, {}).values()

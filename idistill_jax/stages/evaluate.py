@@ -87,7 +87,7 @@ def run(job: artifacts.Job) -> None:
                            lambda: bm25.Bm25(passages.texts, passages.ids).search(texts, depth))
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
-  # As exactly as what it is compared with; what ScaNN loses is a difference of its own.
+  # As exactly as what it is compared with, but over vectors that index.* may make smaller; ScaNN has a row of its own.
   distilled = index.open_exact(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
 
   searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}

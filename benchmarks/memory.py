@@ -1,6 +1,6 @@
 """Host memory that a process needs for each passage of a collection: its text, its token ids, BM25's index of it.
 
-    python -m benchmarks.memory --passages=100000
+    python -m benchmarks.memory --drawn=100000
 
 Passages have the form of DPR's, a title and a hundred words, whole words of the tokenizer's own vocabulary, drawn as
 often as Zipf's law has them.  One JSON line for each, from a process of its own: bytes by which its memory grew at
@@ -24,7 +24,7 @@ from idistill_jax.data import example, tables, tokenize
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import bm25
 
-_PASSAGES = flags.DEFINE_integer("passages", 100_000, "Passages of the collection.", lower_bound=1000)
+_DRAWN = flags.DEFINE_integer("drawn", 100_000, "Passages of the collection.", lower_bound=1000)
 _TOKENIZER = flags.DEFINE_string("tokenizer", config.Encoder().weights, "Whose it is, as encoder.weights.")
 
 TITLE_WORDS, WORDS, MOST_TOKENS = 2, 100, 256
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
   folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
-    example.write_records(collection, tables.PASSAGES, draw(_PASSAGES.value, vocabulary(folder)))
+    example.write_records(collection, tables.PASSAGES, draw(_DRAWN.value, vocabulary(folder)))
     for what in BESIDE_TEXTS:
       print(json.dumps(measured_alone(collection, folder, what)), flush=True)
 

@@ -85,8 +85,8 @@ def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
 def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_the_loss_of_one(
     alone, tmp_path, monkeypatch):
   """Four devices a host.  One host is lost in a training; then the same command goes on, on new ones."""
-  # All kinds of work: the later stages encode, search and score once more.
-  stages = ("candidates", "train_ranker", "scores", "train_retriever")
+  # One stage of pieces, and one of steps: the others are of one of these kinds.
+  stages = ("candidates", "train_ranker")
   with bucket_lib.running("gs") as found:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     workdir = artifacts.Workdir(f"{found.url}/pod")
@@ -114,7 +114,7 @@ def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_t
     for stage in stages:
       assert_same(alone / stage, workdir.folder(stage))
     for number in range(2):
-      assert did(before.said(number) + after.said(number)) >= {"encode passages", "score pairs"}
+      assert "encode passages" in did(before.said(number) + after.said(number))
       last = windows.path(workdir.folder("train_ranker"), number).read_text().splitlines()[-1]
       assert json.loads(last)["step"] == len(losses(alone / "train_ranker"))
 

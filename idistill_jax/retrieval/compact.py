@@ -89,8 +89,8 @@ def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None
 
 def _is_of(file: pathlib.Path, vectors: np.ndarray) -> bool:
   """Whether the array is all of what is mapped from the file."""
-  mapped: np.ndarray | None = vectors
-  while isinstance(mapped, np.ndarray) and not isinstance(mapped, np.memmap):
+  mapped = vectors
+  while isinstance(mapped.base, np.ndarray):  # a part of a map is one, too
     mapped = mapped.base
   return (isinstance(mapped, np.memmap) and mapped.filename is not None and pathlib.Path(mapped.filename) == file
           and mapped.shape == vectors.shape and mapped.dtype == vectors.dtype)

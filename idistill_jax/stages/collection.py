@@ -24,6 +24,8 @@ NO_TRAINING_QUERIES = (
   "no training queries, so no list that an LLM could order; --config.collection.train_fraction=0.5 trains on half of "
   "the others, which are then not measured"
 )
+# Counted on when other labels are made of the same rankings.
+RANKINGS = "2"
 _RECORDS_PER_SHARD = 50_000
 
 
@@ -100,10 +102,11 @@ def statistics(found: collection.Collection) -> dict[str, Any]:
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """Content hash of the files, or of the interpreter, that the collection is read from."""
+  """Content hash of the files, or of the interpreter, that the collection is read from, and what becomes of rankings
+  made elsewhere."""
   read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  return " ".join([read, *(outside.sha256(path) for path in (cfg.collection.rankings, cfg.collection.rankings_shown)
-                           if path is not None)])
+  rankings = [path for path in (cfg.collection.rankings, cfg.collection.rankings_shown) if path is not None]
+  return " ".join([read, *map(outside.sha256, rankings), *([RANKINGS] if rankings else [])])
 
 
 STAGE = artifacts.Stage(

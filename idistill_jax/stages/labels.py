@@ -27,8 +27,6 @@ from idistill_jax.llm.providers import replay
 STATUSES = "statuses.json"
 # One JSON object for each list that was left out; the manifest names a few of them.
 DROPPED = "dropped.jsonl"
-# How rankings made elsewhere are chosen; once it was the first ones.
-DRAWN = "drawn"
 _LONGEST_EXCERPT = 500
 _LISTS_PER_SHARD = 50_000
 Shown = TypeVar("Shown", records.CandidateList, records.RankedList)
@@ -266,11 +264,9 @@ def tally_of(drops: dict[str, list[str]]) -> str:
 
 
 def fingerprint(cfg: config.Config) -> str:
-  """Template and recorded answers: what the labels come from beside config and inputs; of rankings made elsewhere, how
-  they are drawn."""
+  """Template and recorded answers: what the labels come from beside config and inputs."""
   recording = cfg.labels.recording
-  answers = f"{prompt.fingerprint()} {recording and replay.fingerprint(recording)}"
-  return answers if cfg.collection.rankings is None else f"{answers} {DRAWN}"
+  return f"{prompt.fingerprint()} {recording and replay.fingerprint(recording)}"
 
 
 STAGE = artifacts.Stage(

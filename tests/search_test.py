@@ -82,6 +82,8 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
   stages = (
     artifacts.Stage(name="collection", reads=(), config=(), run=collection),
     candidates.STAGE,
+    # The index asks it which queries taught, and these few passages are searched exactly.
+    artifacts.Stage(name="labels", reads=(), config=(), run=lambda job: None),
     artifacts.Stage(
       name="train_direct", reads=("collection",), config=(), run=embedded(shifted(networks.retriever(cfg.encoder)))
     ),
@@ -297,7 +299,7 @@ def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(
   def link(*args, **kwargs):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-  def grow(cfg, part, new, tuned):
+  def grow(cfg, part, new):
     for stage in search.STAGE.reads:
       copied = {path.relative_to(part.root): path for path in part.folder(stage).rglob("*") if path.is_file()}
       assert copied and all((workdir.root / one).read_bytes() == path.read_bytes() for one, path in copied.items())

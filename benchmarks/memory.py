@@ -7,10 +7,8 @@ often as Zipf's law has them.  One JSON line for each, from a process of its own
 most, divided by the passages.  Vectors are not measured: float32 are four bytes a dimension, in a file that is mapped.
 """
 
-import concurrent.futures
 import itertools
 import json
-import multiprocessing
 import pathlib
 import re
 import tempfile
@@ -19,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from absl import app, flags
 
+from benchmarks import alone
 from idistill_jax import config, records
 from idistill_jax.data import example, tables, tokenize
 from idistill_jax.hf import weights
@@ -83,19 +82,13 @@ def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[s
           "bytes_beside_texts": round((most() - with_texts) / count), **said}
 
 
-def measured_alone(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[str, float | str]:
-  """In a process of its own; spawned, as one that is forked begins with the memory of this one."""
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
-    return alone.submit(measure, collection, folder, what).result()
-
-
 def main(argv: Sequence[str]) -> None:
   folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
     example.write_records(collection, tables.PASSAGES, draw(_DRAWN.value, vocabulary(folder)))
     for what in BESIDE_TEXTS:
-      print(json.dumps(measured_alone(collection, folder, what)), flush=True)
+      print(json.dumps(alone.call(measure, collection, folder, what)), flush=True)
 
 
 if __name__ == "__main__":

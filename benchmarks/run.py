@@ -10,10 +10,8 @@ Every measurement has a process of its own, so that none shares threads or memor
 Rates are of real tokens: padding counts for nobody.
 """
 
-import concurrent.futures
 import dataclasses
 import json
-import multiprocessing
 import pathlib
 import resource
 import sys
@@ -23,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import report
+from benchmarks import alone, report
 from benchmarks.report import ST
 from idistill_jax import extras
 
@@ -174,11 +172,9 @@ class Measurement:
   arguments: tuple[Any, ...]
 
   def take(self) -> report.Line:
-    context = multiprocessing.get_context("spawn")
     line: report.Line = {"work": self.work, "system": self.system}
     try:
-      with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
-        return line | alone.submit(self.function, *self.arguments).result()
+      return line | alone.call(self.function, *self.arguments)
     except Exception as e:  # What one of them cannot do on this machine costs the others nothing.
       return line | {"failed": f"{type(e).__name__}: {e}"}
 

@@ -9,10 +9,8 @@ build, peak memory.  Every system has a process of its own and reads the vectors
 extra `bench`.  Exact search cuts the passages over all devices there are, as the last command pretends on a CPU.
 """
 
-import concurrent.futures
 import importlib.util
 import json
-import multiprocessing
 import os
 import pathlib
 import resource
@@ -24,6 +22,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from benchmarks import alone
 from idistill_jax import config, extras, sharding
 from idistill_jax.retrieval import ann, ann_shards, exact, hits, tuning
 
@@ -210,10 +209,8 @@ def main(argv: Sequence[str]) -> None:
     folder = pathlib.Path(name)
     draw(folder, _PASSAGES.value, _QUERIES.value, _WIDTH.value)
     for system in ["exact", *(one for one in _SYSTEMS.value if one != "exact")]:
-      context = multiprocessing.get_context("spawn")
       arguments = [f"--{flag}={options[flag]}" for flag in ("depth", "repeats", "shard_passages")]
-      with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as alone:
-        found = alone.submit(measure, folder, system, arguments).result()
+      found = alone.call(measure, folder, system, arguments)
       for line in found:
         print(json.dumps(line), flush=True)
       lines += found

@@ -13,7 +13,7 @@ import jobs
 import numpy as np
 import pytest
 
-from benchmarks import first_stages, memory, models, report, run, scaling, texts
+from benchmarks import alone, first_stages, memory, models, report, run, scaling, texts
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import example, tables
 from idistill_jax.hf import weights
@@ -201,7 +201,7 @@ def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights
 def test_memory_is_told_a_passage(minilm_weights, tmp_path):
   folder = weights.resolve(minilm_weights)
   example.write_records(tmp_path, tables.PASSAGES, memory.draw(5000, memory.vocabulary(folder)))
-  said = memory.measured_alone(tmp_path, folder, "tokens")
+  said = alone.call(memory.measure, tmp_path, folder, "tokens")
   # Each word is one token; a full stop behind the title, and two that frame the text.
   assert said["tokens"] == memory.TITLE_WORDS + memory.WORDS + 3
   # Ids take four bytes a token.  So few texts fit into what the first block left free: only the sum is sure to be more.

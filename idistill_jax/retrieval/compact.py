@@ -22,8 +22,6 @@ VECTORS, SCALES = "passages.npy", "scales.npy"
 MEASURED_PASSAGES = 100_000
 # What is measured of each where there are judgements.
 MEASURES = ("MRR@10", "nDCG@10")
-# Vectors that are computed with at once.
-_ROWS = 16_384
 
 
 def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
@@ -43,8 +41,8 @@ def truncated(vectors_NxE: np.ndarray, dimensions: int | None) -> np.ndarray:
 
 def _lengths(vectors_NxE: np.ndarray) -> np.ndarray:
   """float32 [N]; of a block at a time, as numpy squares all that it is given first."""
-  blocks = [np.linalg.norm(vectors_NxE[i : i + _ROWS], axis=1) for i in range(0, len(vectors_NxE), _ROWS)]
-  return np.concatenate([np.zeros(0, np.float32), *blocks])
+  lengths = [np.linalg.norm(vectors_NxE[block], axis=1) for block in hits_lib.blocks(len(vectors_NxE))]
+  return np.concatenate([np.zeros(0, np.float32), *lengths])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,8 +58,8 @@ class Int8:
     scales = (largest / 127).astype(np.float32)
     scales[scales == 0] = 1.0
     codes = np.empty(vectors_PxE.shape, np.int8)
-    for i in range(0, len(codes), _ROWS):
-      codes[i : i + _ROWS] = np.rint(vectors_PxE[i : i + _ROWS] / scales)
+    for block in hits_lib.blocks(len(codes)):
+      codes[block] = np.rint(vectors_PxE[block] / scales)
     return cls(codes, scales)
 
   def restored(self) -> np.ndarray:

@@ -8,7 +8,7 @@ is measured.
 import dataclasses
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from idistill_jax import processes
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5
-# Vectors that are looked at at once: what is said of each of their values is a quarter of a corpus.
+# Vectors of a block.
 _ROWS = 16_384
 
 
@@ -98,6 +98,12 @@ def by_first(path: epath.Path, find: Callable[[], Hits]) -> Hits:
   return found[0] if found else Hits(**np.load(io.BytesIO(path.read_bytes())))
 
 
+def blocks(count: int) -> Iterator[slice]:
+  """Of so many vectors, those to look at, or compute with, at once: what comes of all their values is a quarter of a
+  corpus, or another corpus."""
+  return (slice(i, i + _ROWS) for i in range(0, count, _ROWS))
+
+
 def check_k(k: int) -> None:
   if k < 1:
     raise ValueError(f"k must be at least 1, found {k}")
@@ -109,7 +115,7 @@ def _finite(vectors: np.ndarray, name: Callable[[int], str], what: str) -> np.nd
   # Float32 first: a float64 value may be finite and yet overflow to inf here.
   with np.errstate(over="ignore"):
     vectors = np.ascontiguousarray(vectors, np.float32)
-  finite = [np.isfinite(vectors[i : i + _ROWS]).all(axis=1) for i in range(0, len(vectors), _ROWS)]
+  finite = [np.isfinite(vectors[block]).all(axis=1) for block in blocks(len(vectors))]
   bad = np.flatnonzero(~np.concatenate([np.zeros(0, bool), *finite]))
   if len(bad):
     named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])

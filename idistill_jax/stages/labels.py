@@ -92,7 +92,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   found = list(usable(job, made_elsewhere, queries, passages))
-  places = sorted(range(len(found)), key=lambda place: (drawn(job.cfg.seed, found[place].query_id), place))
+  places = sorted(range(len(found)), key=lambda place: drawn(job.cfg.seed, found[place].query_id))
   kept = [found[place] for place in sorted(places[: job.cfg.labels.lists])]
   if not kept:
     raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")

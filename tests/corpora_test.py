@@ -487,6 +487,27 @@ def test_recorded_rankings_become_labels():
     rankings.add(beir.load(cfg), nobody)
 
 
+def test_the_recording_of_scifact_orders_every_training_claims_list():
+  folder = shared("scifact")
+  cfg = config.Collection(path=str(folder), rankings=str(ROOT / "configs" / "scifact_answers.jsonl"),
+                          rankings_model="claude")
+  made = rankings.add(beir.load(cfg), cfg)
+  ordered = {one.query_id: one.passage_ids for one in made.rankings}
+  assert set(ordered) == set(made.qrels["train"]) and {one.status for one in made.rankings} == {"complete"}
+  assert {len(set(ids)) for ids in ordered.values()} == {20}
+  lines = (ROOT / "configs" / "scifact_answers.jsonl").read_text().splitlines()
+  shown = {row["qid"]: row["candidates"] for row in map(json.loads, lines)}
+
+  def first(lists):
+    """How often the first passage is judged relevant, of lists that have one such."""
+    right = {one: {passage for passage, grade in made.qrels["train"][one].items() if grade} for one in lists}
+    found = [ids[0] in right[one] for one, ids in lists.items() if right[one] & set(ids)]
+    return sum(found) / len(found)
+
+  # The judgements are not what was asked for: they say that whoever answered has read.
+  assert first(ordered) > 0.8 and first(shown) < 0.15
+
+
 @pytest.mark.parametrize(
   ("name", "text"),
   [

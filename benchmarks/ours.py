@@ -166,7 +166,8 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
       count = encoder.tokens_per_step // row_tokens
       here = order[start : start + count]
       alone = pack.Placement(np.arange(len(here)), np.zeros(len(here), np.int32), len(here))
-      rows = pack.fill([table[i] for i in here], None, alone, rows=count, row_tokens=row_tokens, text_count=count)
+      rows = pack.fill(table.lengths[here], lambda i, here=here: (table[here[i]], None), alone, rows=count,
+                       row_tokens=row_tokens, text_count=count)
       found.append(np.asarray(apply(params, sharding.put(rows, sharding.packed(rows, mesh))))[: len(here)])
       start += len(here)
     return np.concatenate(found)[np.argsort(order)]

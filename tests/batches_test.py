@@ -1,5 +1,9 @@
 """Batches: a pure function of records, seed and step; resumable; what is in them is what the lists say."""
 
+import dataclasses
+from unittest import mock
+
+import jax
 import numpy as np
 import pytest
 import tiny_world
@@ -55,6 +59,37 @@ def test_every_list_takes_part_once_an_epoch(stream):
   per_epoch = [[slot.record for step in range(len(stream)) for slot in stream.slots(step) if slot.epoch == epoch]
                for epoch in range(tiny_world.EPOCHS)]
   assert [sorted(records) for records in per_epoch] == [list(range(tiny_world.LISTS))] * tiny_world.EPOCHS
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["ranker", "retriever"])
+def test_of_several_processes_each_asks_for_the_texts_of_its_rows_and_plans_the_same(tmp_path, network, pairs):
+  tiny_world.write_lists(tmp_path)
+  rows = lambda mine: lambda count: np.arange(count) % 2 == mine
+  whole = tiny_world.stream(tmp_path, network, pairs)
+  even, odd = (tiny_world.stream(tmp_path, network, pairs, own=rows(mine)) for mine in (0, 1))
+  asked = {id(one): read_from(one) for one in (whole, even, odd)}
+  for step in range(len(whole)):
+    of_whole, of_even, of_odd = whole[step], even[step], odd[step]
+    texts = [asked[id(one)].pop() for one in (whole, even, odd)]
+    assert texts[0] == texts[1] | texts[2] and not texts[1] & texts[2] and all(texts), step
+    jax.tree.map(np.testing.assert_array_equal, *(
+      dataclasses.replace(one, rows=one.rows.starts) for one in (of_whole, of_even)))  # all that is not cut by rows
+    together = jax.tree.map(np.add, of_even.rows, of_odd.rows)
+    np.testing.assert_array_equal(together.token_ids, of_whole.rows.token_ids)
+    np.testing.assert_array_equal(together.halves, of_whole.rows.halves)
+
+
+def read_from(stream: batches.Batches) -> list[set[int]]:
+  """The texts that are asked for, by batch."""
+  asked, whole = [], stream._texts.batch
+
+  def batch(*lists):
+    lengths, text = whole(*lists)
+    asked.append(set())
+    return lengths, lambda i: (asked[-1].add(i), text(i))[1]
+
+  stream._texts = mock.Mock(batch=batch)
+  return asked
 
 
 def test_parts_share_the_steps_and_their_shape(stream):

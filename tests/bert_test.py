@@ -41,7 +41,7 @@ def case(request, tiny_weights) -> Case:
   texts = [np.concatenate([[101], rng.integers(1000, 20000, n - 2), [102]]).astype(np.int32) for n in LENGTHS]
   types = None
   if request.param == "ranker":
-    pairs = [tokenize.pair(text[:len(text) // 2], text[len(text) // 2 - 1:], tokenize.NOTHING) for text in texts]
+    pairs = [tokenize.pair(text[:len(text) // 2], text[len(text) // 2 - 1:], np.zeros(0, int)) for text in texts]
     texts, types = [ids for ids, _ in pairs], [kinds for _, kinds in pairs]
   shape = jax.eval_shape(network.apply, params, rows_of.one_a_row(texts, types, ROW)).shape
   cotangent = jnp.asarray(rng.normal(size=shape).astype(np.float32))

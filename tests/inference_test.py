@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import rows_of
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack
@@ -72,6 +73,6 @@ def test_reading_rounds_kernels_once_and_changes_no_bit(reader, monkeypatch):
   kinds = {path: leaf.dtype.name for path, leaf in table.flatten(short).items()}
   assert {kind for path, kind in kinds.items() if path.endswith("/kernel")} == {"bfloat16"}
   assert {kind for path, kind in kinds.items() if not path.endswith("/kernel")} == {"float32"}
-  rows = pack.fill([np.arange(5, 25, dtype=np.int32)], None, pack.place([20], 64), rows=1, row_tokens=64)
+  rows = rows_of.packed([np.arange(5, 25, dtype=np.int32)], None, 64)
   np.testing.assert_array_equal(reading.apply(short, rows), reading.apply(params, rows))
   assert not np.array_equal(reading.apply(short, rows), network.on(mesh, "float32").apply(params, rows))

@@ -10,18 +10,17 @@ from idistill_jax.data import pack, tokenize
 LENGTHS = st.lists(st.integers(0, 32), max_size=60)
 
 
-def _texts(lengths):
-  return [np.arange(1, n + 1) + 100 * i for i, n in enumerate(lengths)]
+def _text(lengths):
+  return lambda i: (np.arange(1, lengths[i] + 1) + 100 * i, None)
 
 
 @given(LENGTHS)
 def test_every_token_is_placed_exactly_once(lengths):
   placement = pack.place(lengths, 32)
-  texts = _texts(lengths)
-  rows = pack.fill(texts, None, placement, rows=placement.rows, row_tokens=32)
+  rows = pack.fill(lengths, _text(lengths), placement, rows=placement.rows, row_tokens=32)
   assert pack.real_tokens(rows) == sum(lengths)
-  for i, text in enumerate(texts):
-    mine = rows.text_ids == i
+  for i in range(len(lengths)):
+    text, mine = _text(lengths)(i)[0], rows.text_ids == i
     assert rows.token_ids[mine].tolist() == text.tolist()
     assert rows.positions[mine].tolist() == list(range(len(text)))
     if len(text):
@@ -34,8 +33,13 @@ def test_every_token_is_placed_exactly_once(lengths):
 def test_rows_that_several_fill_in_are_those_of_one(lengths, seed):
   placement = pack.place(lengths, 32)
   own = np.random.default_rng(seed).random(placement.rows) < 0.5
-  fill = lambda own: pack.fill(_texts(lengths), None, placement, rows=placement.rows, row_tokens=32, own=own)
-  whole, mine, others = fill(None), fill(own), fill(~own)
+  asked = []
+  text = lambda i: (asked.append(i), _text(lengths)(i))[1]
+  fill = lambda own: pack.fill(lengths, text, placement, rows=placement.rows, row_tokens=32, own=own)
+  whole, both = fill(None), asked[:]
+  asked.clear()
+  mine, others = fill(own), fill(~own)
+  assert sorted(asked) == sorted(both), "a text is asked for twice, or not at all"
   for name in ("token_ids", "positions", "segment_ids", "text_ids"):
     parts = np.where(own[:, None], getattr(mine, name), getattr(others, name))
     np.testing.assert_array_equal(parts, getattr(whole, name))
@@ -46,7 +50,7 @@ def test_rows_that_several_fill_in_are_those_of_one(lengths, seed):
 @given(LENGTHS)
 def test_texts_of_a_row_have_segments_of_their_own(lengths):
   placement = pack.place(lengths, 32)
-  rows = pack.fill(_texts(lengths), None, placement, rows=placement.rows, row_tokens=32)
+  rows = pack.fill(lengths, _text(lengths), placement, rows=placement.rows, row_tokens=32)
   for row in range(placement.rows):
     real = rows.segment_ids[row] > 0
     pairs = set(zip(rows.segment_ids[row][real].tolist(), rows.text_ids[row][real].tolist(), strict=True))
@@ -105,10 +109,10 @@ def test_stairs_are_few_and_no_text_is_longer():
 @pytest.mark.parametrize("lengths", [[12, 9, 3], [12, 4, 3, 1]])
 def test_texts_above_the_stairs_are_refused(lengths):
   placement = pack.place([12, 8, 3], 16)
-  whole = pack.fill(_texts([12, 8, 3]), None, placement, rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
+  whole = pack.fill([12, 8, 3], _text([12, 8, 3]), placement, rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
   assert whole.stairs == ((1, 12), (2, 8))
   with pytest.raises(pack.DoesNotFitError, match="longer, than the stairs"):
-    pack.fill(_texts(lengths), None, pack.place(lengths, 16), rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
+    pack.fill(lengths, _text(lengths), pack.place(lengths, 16), rows=2, row_tokens=16, stairs=((1, 12), (2, 8)))
 
 
 def test_rows_as_long_as_asked_for_are_not_planned():
@@ -123,7 +127,7 @@ def test_a_text_longer_than_a_row_is_refused():
 def test_too_few_rows_are_refused():
   placement = pack.place([30, 30], 32)
   with pytest.raises(pack.DoesNotFitError, match="need 2 rows, 1 are given"):
-    pack.fill(_texts([30, 30]), None, placement, rows=1, row_tokens=32)
+    pack.fill([30, 30], _text([30, 30]), placement, rows=1, row_tokens=32)
 
 
 def test_a_pair_is_what_the_tokenizer_makes_of_it(tiny_weights):

@@ -11,10 +11,16 @@ def packed(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, row_
            rows: int | None = None) -> pack.Rows:
   """As few rows as they need, or `rows` of which the last stay empty."""
   placement = pack.place([len(text) for text in texts], row_tokens)
-  return pack.fill(texts, types, placement, rows=rows or placement.rows, row_tokens=row_tokens)
+  return _fill(texts, types, placement, rows or placement.rows, row_tokens)
 
 
 def one_a_row(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, row_tokens: int) -> pack.Rows:
   n = len(texts)
   placement = pack.Placement(np.arange(n, dtype=np.int32), np.zeros(n, np.int32), n)
-  return pack.fill(texts, types, placement, rows=n, row_tokens=row_tokens)
+  return _fill(texts, types, placement, n, row_tokens)
+
+
+def _fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: pack.Placement, rows: int,
+          row_tokens: int) -> pack.Rows:
+  text = lambda i: (texts[i], None if types is None else types[i])
+  return pack.fill([len(one) for one in texts], text, placement, rows=rows, row_tokens=row_tokens)

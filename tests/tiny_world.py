@@ -1,13 +1,15 @@
 """A small world to train in: BERT-tiny, a few words' worth of passages, lists in TFRecords."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from etils import epath
 
-from idistill_jax import config, records
+from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, similarity, tables, tfrecord
 from idistill_jax.train import inputs, loop, networks, objectives
 
@@ -47,7 +49,8 @@ def write_lists(folder: pathlib.Path) -> None:
 
 
 def stream(
-  folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8
+  folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8,
+  **own: Callable[[int], np.ndarray],
 ) -> batches.Batches:
   data = _inputs(network)
   texts = batches.PairTexts if pairs else batches.DualTexts
@@ -61,7 +64,7 @@ def stream(
     records=tfrecord.ShardedRecords(folder, "lists"), decode=places if pairs else data.scored,
     texts=texts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=3, passages=4, always_best=1, row_tokens=32, row_multiple=row_multiple),
-    similarity=data.similarity, epochs=EPOCHS, seed=seed,
+    similarity=data.similarity, epochs=EPOCHS, seed=seed, **own,
   )
 
 
@@ -75,9 +78,10 @@ def training(
   ranker = config.Ranker(loss="listmle", similarity_weight=1.0)
   retriever = config.Retriever(loss="kl_batch", student_temperature=0.05)
   loss = objectives.ranker(ranker, network) if pairs else objectives.retriever(retriever, network)
+  own = functools.partial(sharding.own_rows, mesh=mesh)
   return loop.Training(
     name="test", network=network, start=lambda: network.initial(0), loss_fn=loss,
-    batches=stream(folder, network, pairs), optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder,
+    batches=stream(folder, network, pairs, own=own), optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder,
     checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=checkpoint_every, profile=None,
   )
 

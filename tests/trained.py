@@ -1,13 +1,18 @@
 """Eight steps of tiny_world's ranker, alone or as one process of a job: `python -m trained FOLDER WEIGHTS`."""
 
 import argparse
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
+from unittest import mock
 
 import jobs
+import numpy as np
 import tiny_world
 
 from idistill_jax import config, processes, sharding
+from idistill_jax.data import pack
 from idistill_jax.train import checkpoint, loop, windows
 
 parser = jobs.parser()
@@ -30,8 +35,22 @@ def main(args: argparse.Namespace) -> None:
 
   loop.place = slowly
   mesh = sharding.make_mesh(config.Mesh(fsdp=args.fsdp))
-  params = loop.train(tiny_world.training(args.folder, args.weights, mesh, pairs=True, checkpoint_every=2))
+  with texts_are_counted():
+    params = loop.train(tiny_world.training(args.folder, args.weights, mesh, pairs=True, checkpoint_every=2))
   checkpoint.save_model(args.folder / "model", params)
+
+
+@contextlib.contextmanager
+def texts_are_counted() -> Iterator[None]:
+  """Says in the end of how many of its batches' texts this process has put the tokens together."""
+  fill, there, read = pack.fill, [], []
+  counted = lambda lengths, text, *rest, **more: (
+    there.append(np.count_nonzero(lengths)), fill(lengths, lambda i: (read.append(i), text(i))[1], *rest, **more))[1]
+  try:
+    with mock.patch.object(pack, "fill", counted):
+      yield
+  finally:
+    print(f"reads {len(read) / sum(there):.2f} of the texts", flush=True)
 
 
 if __name__ == "__main__":

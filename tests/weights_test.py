@@ -232,7 +232,7 @@ def one_type(tensors: dict) -> None:
 
 def states_of_a_pair(folder: pathlib.Path) -> np.ndarray:
   network = networks.ranker(encoder(folder), "pair_cosine")
-  ids, halves = tokenize.pair(np.asarray([101, 2000, 102]), np.asarray([101, 2001, 102]), tokenize.NOTHING)
+  ids, halves = tokenize.pair(np.asarray([101, 2000, 102]), np.asarray([101, 2001, 102]), np.zeros(0, int))
   rows = rows_of.one_a_row([ids], [halves], 8)
   return np.asarray(nnx.merge(network.graph, network.initial(0)).encoder(rows, network.execution))[rows.segment_ids > 0]
 

@@ -62,8 +62,8 @@ class Texts(Protocol):
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """Token ids of the texts and, of pairs, which half each token is of."""
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+    """How long each of the texts is, 0 where it is absent, and what gives one of them."""
     ...
 
 
@@ -86,13 +86,16 @@ class PairTexts:
     return tokenize.pair_lengths(
       self.queries.lengths[query_row], self.passages.lengths[passage_rows], self.passages.between)
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    texts, halves = [tokenize.NOTHING] * (size * width), [tokenize.NOTHING] * (size * width)
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+    lengths_BxN = np.zeros((size, width), np.int64)
     for b, (query_row, passage_rows) in enumerate(lists):
-      for n, passage_row in enumerate(passage_rows):
-        texts[b * width + n], halves[b * width + n] = tokenize.pair(
-          self.queries[query_row], self.passages[passage_row], self.passages.between)
-    return texts, halves
+      lengths_BxN[b, :len(passage_rows)] = self.lengths(query_row, passage_rows)
+
+    def text(i: int) -> pack.Text:
+      query_row, passage_rows = lists[i // width]
+      return tokenize.pair(self.queries[query_row], self.passages[passage_rows[i % width]], self.passages.between)
+
+    return lengths_BxN.ravel(), text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,13 +108,19 @@ class DualTexts:
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
     return np.append(self.passages.lengths[passage_rows], self.queries.lengths[query_row])
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[list[np.ndarray], None]:
-    texts = [tokenize.NOTHING] * (size * (1 + width))
+  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+    of_queries_B, of_passages_BxN = np.zeros(size, np.int64), np.zeros((size, width), np.int64)
     for b, (query_row, passage_rows) in enumerate(lists):
-      texts[b] = self.queries[query_row]
-      for n, passage_row in enumerate(passage_rows):
-        texts[size + b * width + n] = self.passages[passage_row]
-    return texts, None
+      of_queries_B[b] = self.queries.lengths[query_row]
+      of_passages_BxN[b, :len(passage_rows)] = self.passages.lengths[passage_rows]
+
+    def text(i: int) -> pack.Text:
+      if i < size:
+        return self.queries[lists[i][0]], None
+      b, n = divmod(i - size, width)
+      return self.passages[lists[b][1][n]], None
+
+    return np.append(of_queries_B, of_passages_BxN), text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,10 +220,10 @@ class Batches:
     size, width = self._shape.lists, self._shape.passages
     whole = [self._lists[slot.record] for slot in self._steps[step]]
     lists = [self._sampled(one, slot) for one, slot in zip(whole, self._steps[step], strict=True)]
-    texts, halves = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
-    lengths = [len(text) for text in texts]
+    # Where each text goes depends on all of them; their tokens are put together by the process whose rows they are in.
+    lengths, text = self._texts.batch([(one.query_row, one.passage_rows) for one in lists], size, width)
     placement = pack.place(lengths, self.row_tokens)
-    rows = pack.fill(texts, halves, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own,
+    rows = pack.fill(lengths, text, placement, rows=self.rows, row_tokens=self.row_tokens, own=self._own,
                      stairs=self.stairs)
     values = np.zeros((size, width), np.float32)
     similarities = np.zeros((size, width), np.float32)

@@ -7,13 +7,15 @@ pooling is a segment sum.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 # (texts, tokens), longest first: that so many of the longest texts have at most so many tokens, the next so many...
 Stairs = tuple[tuple[int, int], ...]
+# Token ids and, of a pair, which half each is of.
+Text = tuple[np.ndarray, np.ndarray | None]
 
 
 @jax.tree_util.register_dataclass
@@ -155,24 +157,25 @@ def by_row_length(lengths: np.ndarray, rows: tuple[int, ...]) -> list[tuple[int,
   return [(row, np.flatnonzero(which == i)) for i, row in enumerate(rows)]
 
 
-def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, placement: Placement, *, rows: int,
+def fill(lengths: Sequence[int] | np.ndarray, text: Callable[[int], Text], placement: Placement, *, rows: int,
          row_tokens: int, text_ids: np.ndarray | None = None, text_count: int | None = None,
          own: np.ndarray | None = None, stairs: Stairs = ()) -> Rows:
-  """Writes the texts into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is then T.
+  """Writes texts of the given lengths into `rows` rows.  `text_ids` renumbers them (default 0..T-1), `text_count` is
+  then T.
 
-  own: bool [rows]; rows where it is False stay empty, though their texts have their starts.
+  own: bool [rows]; rows where it is False stay empty, and their texts are not asked for, though they have their starts.
 
   Raises DoesNotFitError where the placement needs more rows, or a text is longer than its stair.
   """
+  lengths = np.asarray(lengths, np.int64)
   if placement.rows > rows:
-    raise DoesNotFitError(f"{len(texts)} texts need {placement.rows} rows, {rows} are given")
-  ids = np.arange(len(texts)) if text_ids is None else np.asarray(text_ids)
-  count = len(texts) if text_count is None else text_count
+    raise DoesNotFitError(f"{len(lengths)} texts need {placement.rows} rows, {rows} are given")
+  ids = np.arange(len(lengths)) if text_ids is None else np.asarray(text_ids)
+  count = len(lengths) if text_count is None else text_count
   shape = (rows, row_tokens)
   token_ids, positions, of_half, segment_ids = (np.zeros(shape, np.int32) for _ in range(4))
   owners = np.full(shape, count, np.int32)
   starts = np.zeros(count, np.int32)
-  lengths = np.array([len(text) for text in texts], np.int64)
   firsts = placement.row.astype(np.int64) * row_tokens + placement.column
   if stairs:
     tops = np.repeat([tokens for _, tokens in stairs], [most for most, _ in stairs])
@@ -187,13 +190,14 @@ def fill(texts: Sequence[np.ndarray], halves: Sequence[np.ndarray] | None, place
     each = lengths[here]
     within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
     cells = np.repeat(firsts[here], each) + within
-    token_ids.flat[cells] = np.concatenate([texts[int(i)] for i in here])
+    texts = [text(int(i)) for i in here]
+    token_ids.flat[cells] = np.concatenate([tokens for tokens, _ in texts])
     positions.flat[cells] = within
     row = placement.row[here]
     segment_ids.flat[cells] = np.repeat(counted(row, np.argsort(row, kind="stable")) + 1, each)
     owners.flat[cells] = np.repeat(ids[here], each)
-    if halves is not None:
-      of_half.flat[cells] = np.concatenate([halves[int(i)] for i in here])
+    if halves := [half for _, half in texts if half is not None]:
+      of_half.flat[cells] = np.concatenate(halves)
   return Rows(token_ids=token_ids, positions=positions, halves=of_half, segment_ids=segment_ids,
               text_ids=owners, starts=starts, stairs=stairs)
 

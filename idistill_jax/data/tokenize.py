@@ -18,7 +18,6 @@ class TokenizerError(ValueError):
   """A model folder without a usable tokenizer.json."""
 
 
-NOTHING = np.zeros(0, np.int32)
 # Texts that are encoded at once: a token is about a hundred bytes until its id is taken.
 BLOCK = 1024
 

@@ -138,7 +138,7 @@ class Forward:
     self._job, self._calls = job, itertools.count()
 
   def __call__(
-    self, name: str, lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+    self, name: str, lengths: np.ndarray, text: Callable[[int], pack.Text],
     into: pathlib.Path | None = None,
   ) -> np.ndarray:
     """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each.
@@ -170,7 +170,7 @@ class Forward:
       return np.broadcast_to(np.float32(0), len(lengths)) if job is not None and job.helps else work.whole(into)
 
   def _outputs(
-    self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], pack.Text]
   ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """(piece, text indices, their outputs) of each step, fetched when the next one is on its way to the device."""
     execution = self.network.execution
@@ -190,7 +190,7 @@ class Forward:
 
   def _steps(
     self, window: np.ndarray, lengths: np.ndarray, shapes: Sequence["StepShape"],
-    text: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+    text: Callable[[int], pack.Text],
   ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
     """(text indices, their output slots, packed rows) of each step over the texts of a window."""
     row_lengths = tuple(shape.row_tokens for shape in shapes)
@@ -198,7 +198,7 @@ class Forward:
       placement = pack.place(lengths[window[apart]], shape.row_tokens, shape.texts_per_row)
       for first in range(0, placement.rows, shape.rows):
         here = np.flatnonzero((placement.row >= first) & (placement.row < first + shape.rows))
-        yield _step(window[apart[here]], placement.row[here] - first, placement.column[here], shape, text)
+        yield _step(window[apart[here]], placement.row[here] - first, placement.column[here], lengths, shape, text)
 
   def _shape(self, row_tokens: int, lengths: np.ndarray) -> "StepShape":
     """For texts of the given lengths; of few texts, all have the same, so that no other question compiles another."""
@@ -217,13 +217,12 @@ class StepShape:
   texts_per_row: int
 
 
-def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, shape: StepShape,
-          text: Callable[[int], tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
+def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, lengths: np.ndarray, shape: StepShape,
+          text: Callable[[int], pack.Text]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
   slots = pack.counted(row, np.lexsort((column, row))) + row * shape.texts_per_row
-  pairs = [text(int(i)) for i in indices]
-  halves = [half for _, half in pairs if half is not None]
-  rows = pack.fill([ids for ids, _ in pairs], halves or None, pack.Placement(row, column, shape.rows), rows=shape.rows,
-                   row_tokens=shape.row_tokens, text_ids=slots, text_count=shape.rows * shape.texts_per_row)
+  rows = pack.fill(lengths[indices], lambda i: text(int(indices[i])), pack.Placement(row, column, shape.rows),
+                   rows=shape.rows, row_tokens=shape.row_tokens, text_ids=slots,
+                   text_count=shape.rows * shape.texts_per_row)
   return indices, slots, rows
 
 

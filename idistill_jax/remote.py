@@ -14,6 +14,9 @@ import fsspec
 
 from idistill_jax import extras
 
+# Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
+# asks once, at its first path.
+os.environ.setdefault("EPATH_USE_TF", "false")
 # Scheme -> (package that speaks it, extra that installs the package).
 _BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
 

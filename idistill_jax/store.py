@@ -15,10 +15,6 @@ from etils import epath
 
 from idistill_jax import bucket, locks, remote
 
-# Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
-# asks once, at its first path.
-os.environ.setdefault("EPATH_USE_TF", "false")
-
 
 class Store(Protocol):
   """Names are relative to the top.  local: the folder on this machine in which work is done."""

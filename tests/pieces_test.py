@@ -1,9 +1,12 @@
 """What pieces become once they are all finished: one array, in memory or in a file, never both a second time."""
 
 import pathlib
+import shutil
 import tracemalloc
 from collections.abc import Callable
+from unittest import mock
 
+import bucket as bucket_lib
 import numpy as np
 import pytest
 
@@ -16,9 +19,19 @@ VALUES = np.random.default_rng(0).standard_normal((TEXTS, WIDTH)).astype(np.floa
 
 @pytest.fixture(params=["memory", "folder"])
 def work(request, tmp_path, monkeypatch) -> pieces.Pieces:
-  """Finished, in 16 pieces."""
+  return finished(tmp_path / "pieces" if request.param == "folder" else None, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+  with bucket_lib.running("gs") as found:
+    yield found
+
+
+def finished(folder: pathlib.Path | str | None, monkeypatch: pytest.MonkeyPatch) -> pieces.Pieces:
+  """In 16 pieces."""
   monkeypatch.setattr(pieces, "LEAST", TEXTS // 16)
-  made = pieces.Pieces(tmp_path / "pieces" if request.param == "folder" else None, "test", np.full(TEXTS, 7))
+  made = pieces.Pieces(folder, "test", np.full(TEXTS, 7))
   for claimed in made.rounds():
     for piece in claimed:
       made.finish(piece, VALUES[piece.start:piece.stop])
@@ -68,6 +81,35 @@ def test_a_file_that_the_first_did_not_write_is_not_read(work, tmp_path, monkeyp
   found = work.whole(file)
   np.testing.assert_array_equal(found, VALUES)
   assert not isinstance(found, np.memmap) and file.exists() == (there is not None)
+
+
+def test_on_another_machine_than_the_firsts_what_is_in_a_bucket_is_mapped(bucket, tmp_path, monkeypatch):
+  work = finished(f"{bucket.url}/pieces", monkeypatch)
+  elsewhere = lambda write, what: work._write(tmp_path / "elsewhere.npy")
+  monkeypatch.setattr(processes, "is_first", lambda: False)
+  monkeypatch.setattr(processes, "once", elsewhere)
+  (tmp_path / "here").mkdir()
+  found = work.whole(tmp_path / "here" / "values.npy")
+  np.testing.assert_array_equal(found, VALUES)
+  assert isinstance(found, np.memmap) and not list((tmp_path / "here").iterdir())
+  # What it takes, from a folder, as the bucket is in this process too; `whole` in memory is the control above.
+  found, taken = peak(lambda: finished(tmp_path / "pieces", monkeypatch)._fetched(tmp_path / "here"))
+  np.testing.assert_array_equal(found, VALUES)
+  assert taken < 0.3
+
+
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_a_disk_without_room_for_all_is_an_error_before_it_is_full(bucket, tmp_path, monkeypatch, where):
+  work = finished(tmp_path / "pieces" if where == "disk" else f"{bucket.url}/no room", monkeypatch)
+  monkeypatch.setattr(processes, "is_first", lambda: where == "disk")
+  room = lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=free))
+  room(VALUES.nbytes - 1)
+  both = rf"test: .* {VALUES.nbytes:,} bytes, and {VALUES.nbytes - 1:,} are free in {tmp_path}"
+  with pytest.raises(OSError, match=both):
+    work.whole(tmp_path / "values.npy")
+  assert not (tmp_path / "values.npy").exists()
+  room(VALUES.nbytes)
+  np.testing.assert_array_equal(work.whole(tmp_path / "values.npy"), VALUES)
 
 
 def test_nothing_is_written_as_nothing(tmp_path):

@@ -8,13 +8,17 @@ two finish one in the same moment, the last one stays: each is written as a whol
 weights, and on machines of one kind with the same bytes.
 """
 
+import errno
 import hashlib
 import io
 import os
 import pathlib
 import re
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -154,13 +158,15 @@ class Pieces:
     """The output of all pieces, in order, once there are no more rounds.
 
     into: a file that the first process of a job writes it to, piece by piece, when all ask for it.  Those that see the
-    file read it there, mapped: one copy for a machine, in memory that is given back where others need it.
+    file read it there, mapped: one copy for a machine, in memory that is given back where others need it.  Where the
+    folder is in a bucket, each of the others fetches it into such a file of its own.  Raises OSError where the disk has
+    no room for it.
     """
     if into is None:
       return self._read_all()
     # A workdir in a bucket has a folder on each machine: nobody waits there until the first has filled its own.
     apart = not processes.is_first() and self._folder is not None and remote.is_bucket(str(self._folder))
-    read = self._read_all() if apart else None
+    read = self._fetched(into.parent) if apart and self._all else None
     written = processes.once(lambda: self._write(into), f"{into.name} of {self._name}")
     if read is not None:
       return read
@@ -183,19 +189,40 @@ class Pieces:
       if self._folder is None or not self._all:
         np.save(out, self._outputs)
       else:
-        header = np.lib.format.header_data_from_array_1_0(self._read(self._all[0]))
-        np.lib.format.write_array_header_1_0(out, header | {"shape": (self._all[-1].stop, *header["shape"][1:])})
-        for piece in self._all:
-          self._read(piece).tofile(out)
-          processes.moved()
+        first = self._read(self._all[0])
+        header = np.lib.format.header_data_from_array_1_0(first)
+        np.lib.format.write_array_header_1_0(out, header | {"shape": self._shape(first)})
+        self._put_together(out, into.parent, first)
       out.flush()
       os.fsync(out.fileno())  # the pieces go when the stage is committed
     half.replace(into)
     return _version(into)
 
+  def _fetched(self, folder: pathlib.Path) -> np.ndarray:
+    """In a file of this process, without a name: the disk has its room back when the process ends, however it does."""
+    first = self._read(self._all[0])
+    with tempfile.TemporaryFile(dir=folder) as out:
+      self._put_together(out, folder, first)
+      return np.memmap(out, first.dtype, "r", shape=self._shape(first))
+
+  def _put_together(self, out: Any, folder: pathlib.Path, first: np.ndarray) -> None:
+    """The outputs of all pieces, of which the first is read already, into an open file of a folder; raises OSError
+    where they find no room there."""
+    needed, free = first.nbytes // len(first) * self._all[-1].stop, shutil.disk_usage(folder).free
+    if needed > free:
+      raise OSError(errno.ENOSPC, f"{self._name}: what it gives takes {needed:,} bytes, and {free:,} are free in "
+                    f"{folder}: make room there, or have the workdir (one in a bucket: TMPDIR) on a larger disk")
+    for piece in self._all:
+      (first if piece.start == 0 else self._read(piece)).tofile(out)
+      processes.moved()
+
+  def _shape(self, like: np.ndarray) -> tuple[int, ...]:
+    """Of the outputs of all pieces, of which one has these."""
+    return self._all[-1].stop, *like.shape[1:]
+
   def _empty(self, like: np.ndarray) -> np.ndarray:
     """For the outputs of all pieces, of which one has these."""
-    return np.empty((self._all[-1].stop, *like.shape[1:]), like.dtype)
+    return np.empty(self._shape(like), like.dtype)
 
   def close(self) -> None:
     if self._folder is not None:

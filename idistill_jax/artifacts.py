@@ -95,6 +95,8 @@ class Job:
     # Content-addressed files that outlive a change of config (LLM answers, compiled programs).
     self.cache = cache
     self.pieces = self.shared / PIECES
+    # Files in `out` that are put together from pieces: they go where the stage ends before its commit, as pieces stay.
+    self.of_pieces: list[pathlib.Path] = []
     self.counts: dict[str, Any] = {}
     self.drops: dict[str, list[str]] = collections.defaultdict(list)
 
@@ -228,6 +230,11 @@ class Workdir:
         processes.meet(f"the end of {stage.name}")
       else:
         processes.once(lambda: stage.run(job), f"the stage {stage.name}")
+    except BaseException:
+      # Else they would be sent beside their pieces, as many bytes again, by a machine that is about to go.
+      for path in job.of_pieces:
+        path.unlink(missing_ok=True)
+      raise
     finally:
       took = spent_before + time.time() - started
       if processes.is_first():
@@ -249,20 +256,6 @@ class Workdir:
   def pieces(self, stage: Stage, cfg: config_lib.Config) -> epath.Path:
     """Where the pieces of a stage lie while it is at any."""
     return self._store.path(f".{stage.name}-{self.key(stage, cfg)}") / PIECES
-
-  def helped(self, stage: Stage, cfg: config_lib.Config, out: pathlib.Path) -> Job | None:
-    """What a worker is given that helps another run with its pieces, has `out` for all else, and commits nothing.
-
-    None where the stage is not being made, or not at anything that is cut into pieces.  What it keeps has another name.
-    """
-    pieces = self.pieces(stage, cfg)
-    if not pieces.exists():
-      return None
-
-    def keep(name: str) -> None:
-      (pieces.parent / begun_lib.of_helper(name)).write_bytes((out / name).read_bytes())
-
-    return Job(cfg=cfg, out=out, inputs=self.inputs(stage, cfg), cache=out, shared=pieces.parent, helps=True, keep=keep)
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
     """Removes what a helper may have begun when the stage was committed already."""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from idistill_jax import artifacts, cli, processes
+from idistill_jax import artifacts, begun, cli, processes
 from idistill_jax import config as config_lib
 from idistill_jax.stages import candidates, index, scores
 
@@ -41,13 +41,13 @@ def watch(home: artifacts.Workdir) -> None:
     left = [stage for stage in JOINED.values() if not home.is_done(stage, cfg)]
     if not left:
       return
-    begun = {stage.name: home.pieces(stage, cfg) for stage in left
-             if any(name.startswith(f".{stage.name}-") for name in names)}  # fmt: skip
-    under_way = [name for name, pieces in begun.items() if pieces.exists()]
+    folders = {stage.name: home.pieces(stage, cfg) for stage in left
+               if any(name.startswith(f".{stage.name}-") for name in names)}  # fmt: skip
+    under_way = [name for name, pieces in folders.items() if pieces.exists()]
     if under_way:
-      _help(home, JOINED[under_way[0]], cfg, begun[under_way[0]].parent.name)
+      _help(home, JOINED[under_way[0]], cfg, folders[under_way[0]].parent.name)
     else:
-      _wait(functools.partial(_is_nothing_new, home, names, begun.values()), _WHOLE_LOOK_SECONDS)
+      _wait(functools.partial(_is_nothing_new, home, names, folders.values()), _WHOLE_LOOK_SECONDS)
 
 
 def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
@@ -55,11 +55,18 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
 
   Raises ValueError where the stage is not being made.
   """
+  cfg = cli.load_config(home.stated)
+  pieces = home.pieces(stage, cfg)
+  if not pieces.exists():
+    raise ValueError(f"{home.stated}: the stage {stage.name} is not under way, so there is nothing to join")
   with tempfile.TemporaryDirectory() as made:
-    job = home.helped(stage, cli.load_config(home.stated), pathlib.Path(made))
-    if job is None:
-      raise ValueError(f"{home.stated}: the stage {stage.name} is not under way, so there is nothing to join")
-    stage.run(job)
+    out = pathlib.Path(made)
+
+    def keep(name: str) -> None:
+      (pieces.parent / begun.of_helper(name)).write_bytes((out / name).read_bytes())
+
+    stage.run(artifacts.Job(cfg=cfg, out=out, inputs=home.inputs(stage, cfg), cache=out, shared=pieces.parent,
+                            keep=keep, helps=True))
 
 
 def _is_nothing_new(home: artifacts.Workdir, names: Sequence[str], pieces: Iterable[epath.Path]) -> bool:

@@ -18,6 +18,7 @@ from unittest import mock
 
 import bucket as bucket_lib
 import databases_test
+import encoded
 import jax
 import jobs
 import numpy as np
@@ -408,6 +409,29 @@ def test_pieces_in_a_bucket_are_claimed_as_on_a_disk(server, tmp_path, monkeypat
   assert held == range(10) and alive.whole().tolist() == [float(i // 10 * 10) for i in range(30)]
   for one in (lost, alive):
     one.close()
+
+
+def test_vectors_whose_pieces_are_sent_are_sent_with_the_commit_alone(google, cfg, tmp_path, tiny_weights, monkeypatch):
+  machines, ends = Machines(f"{google.url}/vectors/run", tmp_path, monkeypatch), [processes.TERMINATED]
+  cfg.encoder = tiny_world.encoder(tiny_weights)
+
+  def run(job: artifacts.Job) -> None:
+    inference.load_retriever(job.cfg, None, job).encode_passages(encoded.TEXTS, into=job.out / "passages.npy")
+    assert (job.out / "passages.npy").exists()
+    (job.out / "of no piece").write_text("kept")
+    if ends:
+      sys.exit(ends.pop())
+
+  stage = artifacts.Stage(name="candidates", reads=(), config=("encoder",), run=run)
+  with pytest.raises(SystemExit):
+    machines.workdir("a").execute(stage, cfg)
+  written = machines.workdir("b").begun("candidates").written
+  assert "of no piece" in written and "passages.npy" not in written
+  assert pieces.finished(written) == {"encode passages": (1, 1)}
+  # On another machine it goes on with the pieces, and what is committed is whole.
+  monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))
+  machines.workdir("b").execute(stage, cfg)
+  assert len(np.load(machines.workdir("c").folder("candidates") / "passages.npy")) == len(encoded.TEXTS)
 
 
 def test_a_claim_is_its_workers_although_the_answer_to_it_was_lost(server, tmp_path):

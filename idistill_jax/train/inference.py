@@ -166,8 +166,12 @@ class Forward:
             windows.add_piece(job, name, work.place(piece), texts=len(piece), seconds=time.perf_counter() - began,
                               tokens=int(lengths[piece.start:piece.stop].sum()))
           began = time.perf_counter()
-      # Of a helper's outputs nothing is made: it need not hold those of the others, too.
-      return np.broadcast_to(np.float32(0), len(lengths)) if job is not None and job.helps else work.whole(into)
+      if job is not None and job.helps:
+        # Of its outputs nothing is made: it need not hold those of the others, too.
+        return np.broadcast_to(np.float32(0), len(lengths))
+      if job is not None and into is not None:
+        job.of_pieces.append(into)
+      return work.whole(into)
 
   def _outputs(
     self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], pack.Text]

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
 import signal
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,30 +39,47 @@ def metrics(folder: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(folder: pathlib.Path, weights: str, *flags: str, afresh: bool = False):
-  return jobs.started(folder / "said", 1, "-m", "trained", str(folder), weights, *flags, afresh=afresh)
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """What is trained, and in how many processes."""
+
+  pairs: bool
+  processes: int = 1
+
+  def start(self, folder: pathlib.Path, weights: str, *flags: str, afresh: bool = False):
+    flags += () if self.pairs else ("--retriever",)
+    return jobs.started(folder / "said", self.processes, "-m", "trained", str(folder), weights, *flags, afresh=afresh)
+
+
+RANKER = Kind(pairs=True)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_weights) -> pathlib.Path:
-  """A run that nothing ended."""
-  folder = tmp_path_factory.mktemp("whole")
-  tiny_world.write_lists(folder)
-  with start(folder, tiny_weights, afresh=True) as job:
-    job.succeed()
-  return folder
+def whole(tmp_path_factory, tiny_weights) -> Callable[[Kind], pathlib.Path]:
+  """A run of each kind that nothing ended."""
+
+  @functools.cache
+  def made(kind: Kind) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_world.write_lists(folder)
+    with kind.start(folder, tiny_weights, afresh=kind == RANKER) as job:
+      job.succeed()
+    return folder
+
+  return made
 
 
-def end_at(lines: int, later: float, end: signal.Signals, folder: pathlib.Path, weights: str) -> int:
-  """Starts a run and ends it some seconds after it has logged so many steps -> its exit code.
+def end_at(lines: int, later: float, end: signal.Signals, folder: pathlib.Path, weights: str, kind: Kind = RANKER,
+           which: int = 0) -> list[int]:
+  """Starts a run and ends one of its processes some seconds after it has logged so many steps -> exit codes of all.
 
   It is slow enough to be killed between two checkpoints.
   """
-  with start(folder, weights, "--pause=0.5") as job:
+  with kind.start(folder, weights, "--pause=0.5") as job:
     job.until(folder / "metrics.jsonl", lines)
     time.sleep(later)
-    job.processes[0].send_signal(end)
-    return job.wait()[0]
+    job.processes[which].send_signal(end)
+    return job.wait(100)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
@@ -70,33 +89,41 @@ def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, tiny_weights,
   tiny_world.write_lists(killed)
   returned = end_at(5, 0.0, end, killed, tiny_weights)
   # Preempted, it says so and loses no step; killed, it goes back to the checkpoint before.
-  assert returned == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: preemption.EXIT_CODE}[end]
+  assert returned == [{signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: preemption.EXIT_CODE}[end]]
   assert not (killed / inference.MODEL).exists()
   steps_saved = [int(path.name) for path in (killed / "checkpoints").iterdir() if path.name.isdigit()]
   assert steps_saved and max(steps_saved) < 8
   if end == signal.SIGTERM:
     assert max(steps_saved) == metrics(killed)[-1]["step"]
-  with start(killed, tiny_weights) as job:
+  with RANKER.start(killed, tiny_weights) as job:
     job.succeed()
-  assert_same_bits(killed, whole, tiny_weights)
+  assert_same_bits(killed, whole(RANKER), tiny_weights)
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_run_that_is_killed_anywhere_again_and_again_comes_to_the_same_bits(tmp_path, tiny_weights, whole, seed):
-  rng, killed = np.random.default_rng(seed), tmp_path / "killed"
+@pytest.mark.parametrize(("kind", "kills"), [
+  pytest.param(RANKER, 3, id="ranker"),
+  pytest.param(Kind(pairs=False), 1, id="retriever"),
+  pytest.param(Kind(pairs=True, processes=2), 1, id="ranker, one of two processes"),
+])
+def test_a_run_that_is_killed_anywhere_again_and_again_comes_to_the_same_bits(
+    tmp_path, tiny_weights, whole, kind, kills):
+  rng, killed = np.random.default_rng(0), tmp_path / "killed"
   killed.mkdir()
   tiny_world.write_lists(killed)
-  for lines in sorted(rng.choice(np.arange(1, 7), 3, replace=False)):
-    end_at(lines, rng.uniform(0, 0.5), signal.SIGKILL, killed, tiny_weights)
+  for lines in sorted(rng.choice(np.arange(1, 7), kills, replace=False)):
+    which = rng.integers(kind.processes)
+    codes = end_at(lines, rng.uniform(0, 0.5), signal.SIGKILL, killed, tiny_weights, kind, which)
+    assert codes[which] == -signal.SIGKILL and all(codes), codes
   assert not (killed / inference.MODEL).exists()
-  with start(killed, tiny_weights) as job:
+  with kind.start(killed, tiny_weights) as job:
     job.succeed()
-  assert_same_bits(killed, whole, tiny_weights)
+  assert_same_bits(killed, whole(kind), tiny_weights, kind.pairs)
 
 
-def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str) -> None:
+def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str, pairs: bool = True) -> None:
   """Weights, and metrics of every step: losses would differ if other lists had come, or in another order."""
-  network = networks.ranker(tiny_world.encoder(weights), "pair_cosine")
+  encoder = tiny_world.encoder(weights)
+  network = networks.ranker(encoder, "pair_cosine") if pairs else networks.retriever(encoder)
   params, expected = (flat(inference.load_params(network, one, mesh_of(1, 1, 1), 0)) for one in (found, whole))
   for path, leaf in expected.items():
     np.testing.assert_array_equal(params[path], leaf, err_msg=path)

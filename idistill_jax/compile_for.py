@@ -23,7 +23,7 @@ from rich import console as rich_console
 from idistill_jax import cli, extras, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches, pack, tokenize
-from idistill_jax.models import bert, families
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, objectives, optim
@@ -179,9 +179,10 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
   whole program with two layers a turn, or with none in a loop: the TPU's compiler takes as long over it as over the
   program itself, or minutes more; over a layer it takes seconds.
   """
-  sizes, execution = families.read_config(network.source), network.execution
-  graph, _ = nnx.split(nnx.eval_shape(lambda: bert.Layer(sizes, rngs=nnx.Rngs(0))))
+  execution = network.execution
   by_rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
+  encoder = lambda params: nnx.merge(network.graph, params).encoder
+  graph, _ = nnx.split(encoder(params).layers)
 
   def unstacked(leaf: Any) -> Any:
     layout = NamedSharding(mesh, PartitionSpec(*leaf.sharding.spec[1:]))
@@ -189,22 +190,23 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
 
   own = jax.tree.map(unstacked, params["encoder"]["layers"])
   count, length = rows.token_ids.shape
-  x = _abstract(jax.ShapeDtypeStruct((count, length, sizes.hidden_size), execution.states), by_rows)
-  bias = None if sizes.relative_buckets is None else _abstract(
-    jax.ShapeDtypeStruct((sizes.num_attention_heads, length, length), jnp.float32), everywhere)
+  x = _abstract(jax.ShapeDtypeStruct((count, length, network.width), execution.states), by_rows)
+  each, every = jax.eval_shape(lambda params, rows: encoder(params).beside(rows), params, rows)
+  of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each)
+  beside = jax.tree.map(lambda leaf: _abstract(leaf, everywhere), encoder_lib.Beside(of_one, every))
 
-  def values(params: Any, x: Any, rows: Any, bias: Any) -> Any:
-    layer = lambda params, x: nnx.merge(graph, params)(x, rows, bias, execution)
+  def values(params: Any, x: Any, rows: Any, beside: Any) -> Any:
+    layer = lambda params, x: nnx.merge(graph, params)(x, rows, beside, execution)
     return execution_lib.rematerialised(layer, execution.remat)(params, x)
 
-  def gradients(params: Any, x: Any, rows: Any, bias: Any) -> Any:
-    y, backward = jax.vjp(lambda params, x: values(params, x, rows, bias), params, x)
+  def gradients(params: Any, x: Any, rows: Any, beside: Any) -> Any:
+    y, backward = jax.vjp(lambda params, x: values(params, x, rows, beside), params, x)
     # Any cotangent will do that has its shape, but for a constant, which the compiler would calculate with.
     return y, backward(x)
 
   layouts = (by_rows, (jax.tree.map(lambda leaf: leaf.sharding, own), by_rows)) if gradient else by_rows
   made = jax.jit(gradients if gradient else values, out_shardings=layouts)
-  cost: Any = made.lower(own, x, rows, bias).compile().cost_analysis()
+  cost: Any = made.lower(own, x, rows, beside).compile().cost_analysis()
   return {what: cost[what] for what in COUNTED}
 
 

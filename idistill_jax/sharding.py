@@ -31,6 +31,9 @@ RULES: dict[str, str | None] = {
   "heads": "tensor",
   "head_dim": None,
   "mlp": "tensor",
+  # Of products that are one matrix: query, key and value; and a gated MLP's two.
+  "qkv": None,
+  "gate": None,
   "position": None,
   "type": None,
   "bucket": None,

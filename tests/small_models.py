@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 TEXTS = [
   "how do I merge two sorted files?", "heapq.merge Merge multiple sorted inputs into a single sorted output.",
@@ -50,9 +50,33 @@ def _word_pieces(name: str, special: list[str]) -> Any:
   return getattr(transformers, name)(vocab=learnt["vocab"])
 
 
+def _framed_byte_pairs() -> Any:
+  """As ModernBERT has them: byte pairs without a class of their own, framed by what tokenizer.json says."""
+  import transformers
+
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made = tokenizers.Tokenizer(models.BPE())
+  made.normalizer, made.pre_tokenizer, made.decoder = normalizers.NFC(), byte_level, decoders.ByteLevel()
+  made.train_from_iterator(TEXTS, trainers.BpeTrainer(
+    vocab_size=330, special_tokens=BRACKETED, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False))  # fmt: skip
+  made.post_processor = processors.TemplateProcessing(
+    single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0",
+    special_tokens=[(one, made.token_to_id(one)) for one in ("[CLS]", "[SEP]")])
+  named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BRACKETED, strict=True))
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=made, model_input_names=["input_ids", "attention_mask"], **named)
+
+
 BRACKETED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _BERT_SIZES = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 64}
 _DISTIL_SIZES = {"n_layers": LAYERS, "dim": WIDTH, "n_heads": HEADS, "hidden_dim": 64}
+# Every second layer sees 4 tokens to either side: texts are longer.
+_MODERN_SIZES = _BERT_SIZES | {
+  "num_hidden_layers": 3, "global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "mean",
+  "global_rope_theta": 500.0, "local_rope_theta": 20.0, "pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2,
+  "sep_token_id": 3, "eos_token_id": 3,
+}  # fmt: skip
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
 
@@ -74,6 +98,9 @@ SMALL = {
   "camembert": Small("camembert", _ROBERTA | {"type_vocab_size": 2}, lambda: _unigrams("CamembertTokenizer")),
   "distilbert": Small("distilbert", _DISTIL_SIZES, lambda: _word_pieces("DistilBertTokenizer", BRACKETED)),
   "mpnet": Small("mpnet", _BERT_SIZES, lambda: _word_pieces("MPNetTokenizer", [*ANGLED, "[UNK]", "<mask>"])),
+  "modernbert": Small("modernbert", _MODERN_SIZES, _framed_byte_pairs),
+  "modernbert of the first token": Small(
+    "modernbert", _MODERN_SIZES | {"classifier_pooling": "cls"}, _framed_byte_pairs),
 }
 
 

@@ -184,8 +184,8 @@ def test_optional_leaves_may_be_absent_and_ignored_keys_present():
   table, abstract = MODELS["ranker"][1](TINY), abstract_of("ranker", TINY)
   tensors = counting_checkpoint("retriever", TINY) | {
     "embeddings.position_ids": np.arange(7), "cls.predictions.bias": np.zeros(11, np.float32)}
-  flat = table_lib.from_hf(table, tensors, abstract, optional=cross_encoder.HEADS["classifier"].fresh)
-  assert set(table_lib.flatten(abstract)) - set(flat) == set(cross_encoder.HEADS["classifier"].fresh)
+  flat = table_lib.from_hf(table, tensors, abstract, optional=cross_encoder.HEADS["classifier"].fresh(TINY))
+  assert set(table_lib.flatten(abstract)) - set(flat) == set(cross_encoder.HEADS["classifier"].fresh(TINY))
   with pytest.raises(table_lib.WeightsError, match=r"- pooler\.dense\.weight"):
     table_lib.from_hf(table, tensors, abstract)
 

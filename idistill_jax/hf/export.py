@@ -18,7 +18,8 @@ import tokenizers
 from idistill_jax.data import tokenize
 from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.hf import weights
-from idistill_jax.models import bert, cross_encoder, dual_encoder, families, pooling
+from idistill_jax.models import cross_encoder, dual_encoder, families, pooling
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
 # Facts about the machine and the file that the starting checkpoint was written with; ours differ.
@@ -30,7 +31,7 @@ _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _MODULES = "sentence_transformers"
 # What a sequence classifier's own tensors begin with, of whichever family.
-_HEADS = ("classifier.", "pre_classifier.")
+_HEADS = ("classifier.", "pre_classifier.", "head.")
 # Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
 _CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
 
@@ -84,7 +85,7 @@ class _Ranker:
 
   tensors: Mapping[str, np.ndarray]
   source: pathlib.Path
-  sizes: bert.BertConfig
+  sizes: encoder_lib.Sizes
   tokenizer: tokenize.Tokenizer
   folder: pathlib.Path
   cut: Cut
@@ -255,7 +256,7 @@ def _config(source: pathlib.Path) -> dict[str, Any]:
   return {key: value for key, value in raw.items() if key not in _NOT_CARRIED}
 
 
-def _write_tokenizer(source: pathlib.Path, sizes: bert.BertConfig, folder: pathlib.Path, max_tokens: int) -> None:
+def _write_tokenizer(source: pathlib.Path, sizes: encoder_lib.Sizes, folder: pathlib.Path, max_tokens: int) -> None:
   """tokenizer.json without the padding and cutting that it may carry, and what transformers asks for beside it.
 
   Why the generic class and not BertTokenizer or another: those make a tokenizer of their own from the vocabulary, with
@@ -274,7 +275,7 @@ def _write_tokenizer(source: pathlib.Path, sizes: bert.BertConfig, folder: pathl
   })
 
 
-def _special_tokens(source: pathlib.Path, sizes: bert.BertConfig) -> dict[str, str]:
+def _special_tokens(source: pathlib.Path, sizes: encoder_lib.Sizes) -> dict[str, str]:
   """As tokenizer_config.json or else the family calls them, but for those that the tokenizer lacks."""
   path = source / "tokenizer_config.json"
   raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -16,7 +16,8 @@ from idistill_jax import config as config_lib
 from idistill_jax import extras, outside
 from idistill_jax.data import tokenize
 from idistill_jax.hf import prompts, torch_file
-from idistill_jax.models import bert, cross_encoder, families
+from idistill_jax.models import cross_encoder, families
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
 # Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
@@ -67,7 +68,7 @@ def check(cfg: config_lib.Encoder) -> None:
       torch_file.check(path)
 
 
-def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[bert.BertConfig, tokenize.Tokenizer]:
+def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[encoder_lib.Sizes, tokenize.Tokenizer]:
   """As `read_model`, where the texts of `cfg` fit.
 
   Raises ConfigError where a text of `cfg` has more tokens than the checkpoint positions, or a pair more than a row.
@@ -99,7 +100,7 @@ def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[bert.Be
   return sizes, tokenizer
 
 
-def read_model(folder: pathlib.Path) -> tuple[bert.BertConfig, tokenize.Tokenizer]:
+def read_model(folder: pathlib.Path) -> tuple[encoder_lib.Sizes, tokenize.Tokenizer]:
   """Sizes and tokenizer; the halves of a pair have types where both know of them.
 
   Raises tokenize.TokenizerError where the tokenizer gives ids that the checkpoint has no embedding of.

@@ -1,6 +1,6 @@
 """Attention within the texts of packed rows: one plain form, and those that an accelerator has a kernel for.
 
-All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H, L, L] or None) -> [R, L, H, K].
+All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H or 1, L, L] or None) -> [R, L, H, K].
 """
 
 import dataclasses
@@ -195,12 +195,18 @@ def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_
   weights = weights / total
   carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
   dlogits = weights * (_product(dmixed, _transposed(v)) - carried)
-  dbias = None if bias_HxLxL is None else dlogits.sum(0).astype(bias_HxLxL.dtype)
+  dbias = None if bias_HxLxL is None else _as_bias(dlogits.sum(0), bias_HxLxL)
   dlogits = dlogits.astype(short)
   dq = _product(dlogits, k) * scale
   dk = _product(_transposed(dlogits), q) * scale
   dv = _product(_transposed(weights.astype(short)), dmixed)
   return dq.astype(short), dk.astype(short), dv.astype(short), dbias
+
+
+def _as_bias(dlogits_HxLxL: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
+  """What all heads that share the bias send back."""
+  shared = bias_HxLxL.shape[0] == 1
+  return (dlogits_HxLxL.sum(0, keepdims=True) if shared else dlogits_HxLxL).astype(bias_HxLxL.dtype)
 
 
 def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,

@@ -7,56 +7,34 @@ padding.  One text a row is the special case of one segment.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 from flax import nnx
 
 from idistill_jax.data import pack
+from idistill_jax.models import encoder, layers
 from idistill_jax.models import execution as execution_lib
-from idistill_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BertConfig:
-  """Sizes, under the names that Hugging Face's config.json gives BERT's, and what else a family differs in from BERT.
+class BertConfig(encoder.Sizes):
+  """And what else a family differs in from BERT.
 
-  model_type: a key of families.FAMILIES.  type_vocab_size: 0 where there are no token types.
-  first_position: a text's first token has this row of the table of positions.
-  types_tell_halves: the passage of a pair has type 1; else all tokens have type 0.
+  type_vocab_size: 0 where there are no token types.
   relative_buckets: of distances between tokens, each of which adds to the logits of attention; None adds nothing.
   """
 
   model_type: str = "bert"
-  vocab_size: int
-  hidden_size: int
-  num_hidden_layers: int
-  num_attention_heads: int
-  intermediate_size: int
-  max_position_embeddings: int
   type_vocab_size: int
-  layer_norm_eps: float
-  first_position: int = 0
   types_tell_halves: bool = True
   relative_buckets: int | None = None
-
-  @property
-  def head_dim(self) -> int:
-    return self.hidden_size // self.num_attention_heads
-
-  @property
-  def max_tokens(self) -> int:
-    """Tokens of a text that have a position."""
-    return self.max_position_embeddings - self.first_position
 
 
 _HEADS_IN, _HEADS = ("layer", "embed", "heads", "head_dim"), ("layer", "heads", "head_dim")
 _BIAS = ("layer", "embed_out")
 
-# Our path, its logical axes, and the layout of HF's tensor -> ours (see table.Row).
-Parameter = tuple[str, tuple[str, ...], str]
 # A family has the modules that it has a name for.
-PARAMETERS: tuple[Parameter, ...] = (
+PARAMETERS: tuple[encoder.Parameter, ...] = (
   ("word/embedding", ("vocab", "embed"), "v d -> v d"),
   ("position/embedding", ("position", "embed"), "p d -> p d"),
   ("type/embedding", ("type", "embed"), "t d -> t d"),
@@ -96,11 +74,11 @@ class Layer(nnx.Module):
     self.down = layers.Dense("rlf,fd->rld", (f, d), (d,), rngs=rngs)
     self.mlp_norm = layers.LayerNorm(d, cfg.layer_norm_eps, rngs=rngs)
 
-  def __call__(self, x_RxLxD: jax.Array, rows: pack.Rows, bias_HxLxL: jax.Array | None,
+  def __call__(self, x_RxLxD: jax.Array, rows: pack.Rows, beside: encoder.Beside,
                execution: execution_lib.Execution) -> jax.Array:
     products = execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
-    mixed_RxLxHxK = execution.attend(q, k, v, rows, bias_HxLxL)
+    mixed_RxLxHxK = execution.attend(q, k, v, rows, beside.all)
     x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed_RxLxHxK, products))
     hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
@@ -118,11 +96,7 @@ class Bert(nnx.Module):
     self.norm = layers.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
     if cfg.relative_buckets is not None:
       self.relative = layers.RelativeBias(cfg.relative_buckets, cfg.num_attention_heads, rngs=rngs)
-    # mypy: `...` is a filter too, which nnx's annotation of StateAxes leaves out.
-    keys = nnx.split_rngs(splits=cfg.num_hidden_layers)(
-      nnx.vmap(lambda rngs: Layer(cfg, rngs=rngs), in_axes=(nnx.StateAxes({...: 0}),), out_axes=0)  # type: ignore[arg-type]
-    )
-    self.layers = keys(rngs)
+    self.layers = encoder.stack(lambda rngs: Layer(cfg, rngs=rngs), cfg.num_hidden_layers, rngs)
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     """Token states [R, L, D]."""
@@ -133,12 +107,9 @@ class Bert(nnx.Module):
     elif cfg.type_vocab_size:
       x_RxLxD = x_RxLxD + layers.lift(self.type.embedding[0], x_RxLxD)
     x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
+    return encoder.through(self.layers, x_RxLxD, rows, self.beside(rows), execution)
+
+  def beside(self, rows: pack.Rows) -> encoder.Beside:
+    """Of all layers a bias of distances [H, L, L], if the family has one."""
     # Of the columns of a row alone: within a text they are as far apart as its positions.
-    bias_HxLxL = None if cfg.relative_buckets is None else self.relative(x_RxLxD.shape[1])
-    graph, stacked = nnx.split(self.layers)
-
-    def layer(x_RxLxD: jax.Array, params: Any) -> tuple[jax.Array, None]:
-      return nnx.merge(graph, params)(x_RxLxD, rows, bias_HxLxL, execution), None
-
-    layer_kept = execution_lib.rematerialised(layer, execution.remat)
-    return jax.lax.scan(layer_kept, x_RxLxD, stacked, unroll=execution.unroll_layers)[0]
+    return encoder.Beside(all=None if self.cfg.relative_buckets is None else self.relative(rows.token_ids.shape[1]))

@@ -14,24 +14,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, families, layers, pooling
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
+from idistill_jax.models import families, layers, pooling
 from idistill_jax.models import table as table_lib
 
 
 class CrossEncoder(nnx.Module):
   """Packed pairs -> scores [T], float32, without the similarity term."""
 
-  def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
-    width = cfg.hidden_size
-    self.encoder = bert.Bert(cfg, rngs=rngs)
-    self.pooler = layers.Dense("td,de->te", (width, width), (width,), rngs=rngs)
+  def __init__(self, cfg: encoder_lib.Sizes, *, rngs: nnx.Rngs):
+    width, family = cfg.hidden_size, families.FAMILIES[cfg.model_type]
+    self.encoder = families.encoder(cfg, rngs)
+    self.pool, self.activation = pooling.POOLINGS[cfg.classifier_pooling], family.activation
+    bias = None if "pooler/bias" in family.lacks else (width,)
+    self.pooler = layers.Dense("td,de->te", (width, width), bias, rngs=rngs)
+    self.norm = layers.ScaleNorm(width, cfg.layer_norm_eps, rngs=rngs) if "norm" in family.classifier else None
     self.classifier = layers.Dense("td,dl->tl", (width, 1), (1,), rngs=rngs)
-    self.activation = families.FAMILIES[cfg.model_type].activation
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
-    first_TxD = pooling.first(self.encoder(rows, execution), rows)
-    return self.classifier(self.activation(self.pooler(first_TxD)))[:, 0]
+    hidden_TxD = self.activation(self.pooler(self.pool(self.encoder(rows, execution), rows)))
+    return self.classifier(hidden_TxD if self.norm is None else self.norm(hidden_TxD))[:, 0]
 
 
 class MeanLinear(nnx.Module):
@@ -43,8 +46,8 @@ class MeanLinear(nnx.Module):
 
   SCALE = 20.0
 
-  def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
-    self.encoder = bert.Bert(cfg, rngs=rngs)
+  def __init__(self, cfg: encoder_lib.Sizes, *, rngs: nnx.Rngs):
+    self.encoder = families.encoder(cfg, rngs)
     self.classifier = layers.Dense("td,dl->tl", (cfg.hidden_size, 1), (1,), rngs=rngs)
     self.classifier.kernel[...] = jnp.zeros((cfg.hidden_size, 1))
 
@@ -57,8 +60,8 @@ class PairCosine(nnx.Module):
 
   SCALE = 20.0
 
-  def __init__(self, cfg: bert.BertConfig, *, rngs: nnx.Rngs):
-    self.encoder = bert.Bert(cfg, rngs=rngs)
+  def __init__(self, cfg: encoder_lib.Sizes, *, rngs: nnx.Rngs):
+    self.encoder = families.encoder(cfg, rngs)
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, execution), rows))
@@ -66,9 +69,10 @@ class PairCosine(nnx.Module):
 
 
 #  our path             logical axes             layout
-PARAMETERS = (
+PARAMETERS: tuple[encoder_lib.Parameter, ...] = (
   ("pooler/kernel", ("embed", "embed_out"), "o d -> d o"),
   ("pooler/bias", ("embed_out",), "o -> o"),
+  ("norm/scale", ("embed_out",), "d -> d"),
   ("classifier/kernel", ("embed", "label"), "l d -> d l"),
   ("classifier/bias", ("label",), "l -> l"),
 )
@@ -82,12 +86,11 @@ class Head:
   tensors: Callable[[families.Family], Mapping[str, str]]
 
   def rows(self, family: families.Family) -> tuple[table_lib.Row, ...]:
-    return families.rows_of(PARAMETERS, self.tensors(family))
+    return families.rows_of(PARAMETERS, self.tensors(family), family.lacks)
 
-  @property
-  def fresh(self) -> tuple[str, ...]:
+  def fresh(self, cfg: encoder_lib.Sizes) -> tuple[str, ...]:
     """What an embedding checkpoint lacks and training makes."""
-    return tuple(row.path for row in self.rows(families.BERT))
+    return tuple(row.path for row in self.rows(families.FAMILIES[cfg.model_type]))
 
 
 # config.Ranker.head -> Head.
@@ -99,5 +102,5 @@ HEADS = {
 }
 
 
-def table(cfg: bert.BertConfig, head: str) -> table_lib.Table:
+def table(cfg: encoder_lib.Sizes, head: str) -> table_lib.Table:
   return families.table_of(cfg, HEADS[head].rows(families.FAMILIES[cfg.model_type]))

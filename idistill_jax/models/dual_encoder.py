@@ -9,8 +9,9 @@ import jax
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import bert, families, pooling
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
+from idistill_jax.models import families, pooling
 from idistill_jax.models import table as table_lib
 
 
@@ -66,8 +67,8 @@ def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
 class DualEncoder(nnx.Module):
   """Packed rows -> embeddings [T, E], float32."""
 
-  def __init__(self, cfg: bert.BertConfig, embedding: EmbeddingConfig, *, rngs: nnx.Rngs):
-    self.encoder = bert.Bert(cfg, rngs=rngs)
+  def __init__(self, cfg: encoder_lib.Sizes, embedding: EmbeddingConfig, *, rngs: nnx.Rngs):
+    self.encoder = families.encoder(cfg, rngs)
     self.embedding = embedding
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
@@ -75,5 +76,5 @@ class DualEncoder(nnx.Module):
     return pooling.unit(vectors_TxE) if self.embedding.normalize else vectors_TxE
 
 
-def table(cfg: bert.BertConfig) -> table_lib.Table:
+def table(cfg: encoder_lib.Sizes) -> table_lib.Table:
   return families.table_of(cfg, ())

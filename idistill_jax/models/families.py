@@ -1,4 +1,4 @@
-"""Encoder families by the model_type of config.json: what each calls the sizes and the tensors of BERT's encoder.
+"""Encoder families by the model_type of config.json: what each calls the sizes and the tensors of its encoder.
 
 A family is an entry of FAMILIES; import, export, shardings and decay follow from the rows that its names make.
 """
@@ -6,13 +6,15 @@ A family is an entry of FAMILIES; import, export, shardings and decay follow fro
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from idistill_jax.models import bert
+from idistill_jax.models import bert, modern_bert, pooling
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
 
@@ -26,35 +28,42 @@ class Family:
 
   name: of its classes in transformers, as in BertModel.
   prefix: of the encoder's tensors in models for a task.
-  sizes: field of bert.BertConfig -> its name in config.json.
-  other: config.json -> the fields that are no sizes of it.
+  encoder: makes it of `config`'s sizes.  parameters: those that it may have.
+  sizes: field of `config` -> its name in config.json.
+  other: config.json -> the fields that are no sizes of it.  Raises UnsupportedModelError without the file's name.
   needs: what config.json must say where it says anything.
-  tensors: module of bert.Bert -> HF's.
-  classifier: pooler and classifier of its sequence classifiers -> HF's.  activation: between the two.
+  tensors: module of the encoder -> HF's.
+  classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
+  activation: behind the pooler.  lacks: paths of parameters that they have in other families.
   special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
   """
 
   name: str
   prefix: str
+  encoder: Callable[..., Any] = bert.Bert
+  config: Callable[..., encoder_lib.Sizes] = bert.BertConfig
+  parameters: Sequence[encoder_lib.Parameter] = bert.PARAMETERS
   sizes: Mapping[str, str]
   other: Callable[[Mapping[str, Any]], Mapping[str, Any]]
   needs: Mapping[str, Any]
   tensors: Mapping[str, str]
   classifier: Mapping[str, str]
   activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+  lacks: frozenset[str] = frozenset()
   special_tokens: Mapping[str, str]
 
   @property
   def rows(self) -> tuple[table_lib.Row, ...]:
     """Of the encoder, which every model here calls `encoder`."""
     return tuple(
-      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(bert.PARAMETERS, self.tensors)
+      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(self.parameters, self.tensors)
     )
 
 
-def rows_of(parameters: Iterable[bert.Parameter], tensors: Mapping[str, str]) -> tuple[table_lib.Row, ...]:
-  """A row for each parameter (path, axes, layout) of a module that `tensors` has HF's name of."""
-  split = ((path.rpartition("/"), axes, layout) for path, axes, layout in parameters)
+def rows_of(parameters: Iterable[encoder_lib.Parameter], tensors: Mapping[str, str],
+            lacks: frozenset[str] = frozenset()) -> tuple[table_lib.Row, ...]:
+  """A row for each parameter (path, axes, layout) of a module that `tensors` has HF's name of, but for `lacks`."""
+  split = ((path.rpartition("/"), axes, layout) for path, axes, layout in parameters if path not in lacks)
   return tuple(
     table_lib.Row(f"{module}/{leaf}", axes, f"{tensors[module]}.{'bias' if leaf == 'bias' else 'weight'}", layout)
     for (module, _, leaf), axes, layout in split if module in tensors
@@ -148,6 +157,66 @@ MPNET = Family(
   },
   classifier=ROBERTA.classifier,
 )
+# Of the layers of a kind, before `rope_parameters`: the field of their theta, and its default in transformers.
+_MODERN_THETAS = {
+  "full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0),
+}  # fmt: skip
+
+
+def _modern_theta(raw: Mapping[str, Any], kind: str) -> float:
+  """Of the layers of a kind."""
+  stated = (raw.get("rope_parameters") or {}).get(kind) or {}
+  old_name, default = _MODERN_THETAS[kind]
+  theta = stated.get("rope_theta", raw.get(old_name, default))
+  plain = {"rope_type": "default", "rope_theta": theta}
+  if not isinstance(theta, int | float) or plain | stated != plain:
+    raise UnsupportedModelError(
+      f"{kind} has rope_parameters {stated} and {old_name} {raw.get(old_name)!r}; only rope_type 'default' with a "
+      "rope_theta is supported"
+    )
+  return theta
+
+
+def _modern(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+  count, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
+  kinds = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+  if len(kinds) != count or not set(kinds) <= set(_MODERN_THETAS):
+    raise UnsupportedModelError(f"layer_types is {kinds}; {count} of {', '.join(_MODERN_THETAS)} are supported")
+  if unknown := set(raw.get("rope_parameters") or {}) - set(_MODERN_THETAS):
+    raise UnsupportedModelError(f"rope_parameters has {sorted(unknown)}; {', '.join(_MODERN_THETAS)} are supported")
+  pooled = raw.get("classifier_pooling", "cls")
+  if pooled not in pooling.POOLINGS:
+    raise UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
+  return {
+    "local": tuple(kind == "sliding_attention" for kind in kinds), "reach": raw.get("local_attention", 128) // 2,
+    "global_theta": _modern_theta(raw, "full_attention"), "local_theta": _modern_theta(raw, "sliding_attention"),
+    "classifier_pooling": pooled,
+  }
+
+
+_MODERN_LAYER = "layers.{i}."
+MODERNBERT = Family(
+  name="ModernBert", prefix="model.", encoder=modern_bert.ModernBert, config=modern_bert.ModernBertConfig,
+  parameters=modern_bert.PARAMETERS, special_tokens=_BRACKETED,
+  sizes=_without(_SIZES, "type_vocab_size") | {"layer_norm_eps": "norm_eps"}, other=_modern,
+  needs={
+    "hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
+    "mlp_bias": False, "classifier_bias": False, "rope_scaling": None,
+  },
+  tensors={
+    "word": "embeddings.tok_embeddings",
+    "norm": "embeddings.norm",
+    "attention_norms": "layers.{next}.attn_norm",
+    "layers/qkv": _MODERN_LAYER + "attn.Wqkv",
+    "layers/out": _MODERN_LAYER + "attn.Wo",
+    "layers/mlp_norm": _MODERN_LAYER + "mlp_norm",
+    "layers/up": _MODERN_LAYER + "mlp.Wi",
+    "layers/down": _MODERN_LAYER + "mlp.Wo",
+    "final_norm": "final_norm",
+  },
+  classifier={"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+  activation=lambda x: jax.nn.gelu(x, approximate=False), lacks=frozenset({"pooler/bias"}),
+)
 
 FAMILIES = {
   "bert": BERT,
@@ -156,18 +225,19 @@ FAMILIES = {
   "camembert": dataclasses.replace(ROBERTA, name="Camembert"),
   "distilbert": DISTILBERT,
   "mpnet": MPNET,
+  "modernbert": MODERNBERT,
 }
 
 PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values()))
 # HF keys that belong to a family but not to an encoder: a buffer of constants, and heads of tasks.
 IGNORED = (
   "embeddings.position_ids", "pooler.*", "classifier.*", "pre_classifier.*", "cls.*", "lm_head.*", "vocab_transform.*",
-  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*",
+  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*", "head.*", "decoder.*",
 )  # fmt: skip
 
 
-def read_config(folder: pathlib.Path) -> bert.BertConfig:
-  """BertConfig from a folder's config.json; raises UnsupportedModelError for what no encoder here can express."""
+def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
+  """A family's sizes from a folder's config.json; raises UnsupportedModelError for what no encoder here can express."""
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
@@ -185,14 +255,22 @@ def read_config(folder: pathlib.Path) -> bert.BertConfig:
   if missing:
     raise UnsupportedModelError(f"{path}: lacks {missing}")
   sizes = {field: raw[name] for field, name in family.sizes.items()}
-  return bert.BertConfig(model_type=model_type, **sizes, **family.other(raw))
+  try:
+    return family.config(model_type=model_type, **sizes, **family.other(raw))
+  except UnsupportedModelError as e:
+    raise UnsupportedModelError(f"{path}: {e}") from e
 
 
-def table_of(cfg: bert.BertConfig, extra_rows: tuple[table_lib.Row, ...]) -> table_lib.Table:
+def encoder(cfg: encoder_lib.Sizes, rngs: nnx.Rngs) -> Any:
+  """The module that reads rows: called with (rows, execution), it gives token states [R, L, D]."""
+  return FAMILIES[cfg.model_type].encoder(cfg, rngs=rngs)
+
+
+def table_of(cfg: encoder_lib.Sizes, extra_rows: tuple[table_lib.Row, ...]) -> table_lib.Table:
   """The table of a model that has this encoder and adds parameters of its own."""
   return table_lib.Table(
     rows=FAMILIES[cfg.model_type].rows + extra_rows,
     layers=cfg.num_hidden_layers,
-    sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim},
+    sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim, "two": 2},
     ignored=IGNORED,
   )

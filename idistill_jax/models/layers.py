@@ -21,22 +21,35 @@ def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
 
 
 class Dense(nnx.Module):
-  """x @ kernel + bias; kernel axes may be split (heads, head_dim), so the contraction is an equation."""
+  """x @ kernel + bias; kernel axes may be split (heads, head_dim), so the contraction is an equation.
 
-  def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...], *, rngs: nnx.Rngs):
+  bias: its shape; None adds nothing.
+  """
+
+  def __init__(self, equation: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None, *, rngs: nnx.Rngs):
     self.equation = equation
     self.kernel = nnx.Param(_normal(kernel, rngs))
-    self.bias = nnx.Param(jnp.zeros(bias, jnp.float32))
+    self.bias = None if bias is None else nnx.Param(jnp.zeros(bias, jnp.float32))
 
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
     y = execution.product(self.equation, products, x, self.kernel[...])
     y = ad_checkpoint.checkpoint_name(y, execution.PRODUCT)
-    return y + lift(self.bias[...], y)
+    return y if self.bias is None else y + lift(self.bias[...], y)
+
+
+def normalised(x: jax.Array, scale: jax.Array, eps: float, bias: jax.Array | None = None) -> jax.Array:
+  """Layer norm over the last axis, statistics in float32 whatever the type of x, which is that of the result."""
+  x32 = x.astype(jnp.float32)
+  centred = x32 - x32.mean(-1, keepdims=True)
+  variance = jnp.square(centred).mean(-1, keepdims=True)
+  y = centred * jax.lax.rsqrt(variance + eps)
+  y = y * lift(scale, y)
+  return (y if bias is None else y + lift(bias, y)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
-  """Statistics in float32 whatever the type of x."""
+  """With a scale and a bias."""
 
   def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
     self.eps = eps
@@ -44,11 +57,18 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    centred = x32 - x32.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    y = centred * jax.lax.rsqrt(variance + self.eps)
-    return (y * lift(self.scale[...], y) + lift(self.bias[...], y)).astype(x.dtype)
+    return normalised(x, self.scale[...], self.eps, self.bias[...])
+
+
+class ScaleNorm(nnx.Module):
+  """Layer norm without a bias."""
+
+  def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return normalised(x, self.scale[...], self.eps)
 
 
 class Embedding(nnx.Module):

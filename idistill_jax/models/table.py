@@ -1,7 +1,7 @@
 """The parameter table: one row a parameter; shapes, shardings, HF import, HF export and decay masks read the same rows.
 
-A row's path uses "/" between the names of nested modules.  Rows whose HF key holds `{i}` describe one parameter of
-every layer, stacked on a leading "layer" axis.  Params are nested dicts of arrays (`nnx.to_pure_dict`).
+A row's path uses "/" between the names of nested modules.  Rows whose HF key holds `{i}` or `{next}` describe one
+parameter of many layers, stacked on a leading "layer" axis.  Params are nested dicts of arrays (`nnx.to_pure_dict`).
 """
 
 import dataclasses
@@ -22,7 +22,10 @@ class WeightsError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-  """path | logical axes | HF key | HF layout -> ours (an einops pattern of a single layer's parameter)."""
+  """path | logical axes | HF key | HF layout -> ours (an einops pattern of a single layer's parameter).
+
+  An HF key with `{i}` is one of every layer, with `{next}` one of every layer but the first.
+  """
 
   path: str
   axes: tuple[str, ...]
@@ -31,7 +34,7 @@ class Row:
 
   @property
   def stacked(self) -> bool:
-    return "{i}" in self.hf_key
+    return "{i}" in self.hf_key or "{next}" in self.hf_key
 
   @property
   def is_kernel_of_layer(self) -> bool:
@@ -153,7 +156,8 @@ def listing(table: Table, abstract: Mapping[str, Any], mesh: jax.sharding.Mesh) 
 def _hf_keys(table: Table, row: Row) -> list[str]:
   if not row.stacked:
     return [row.hf_key]
-  return [row.hf_key.replace("{i}", str(i)) for i in range(table.layers)]
+  return [row.hf_key.replace("{i}", str(i)).replace("{next}", str(i))
+          for i in range("{next}" in row.hf_key, table.layers)]
 
 
 def _used(sizes: Mapping[str, int], layout: str) -> dict[str, int]:

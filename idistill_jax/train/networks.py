@@ -103,7 +103,7 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
   return _network(Network, source, tokenizer, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
-                  cross_encoder.table(sizes, head), chosen.fresh, cfg.remat)
+                  cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)
 
 
 Made = TypeVar("Made", bound=Network)

@@ -1,0 +1,145 @@
+"""ModernBERT's encoder: packed token rows -> token states.  (Warner et al. 2024, arXiv 2412.13663.)
+
+Norms stand before attention and MLP, and have no bias, nor has a product; positions turn queries and keys; most layers
+attend to near tokens alone; the MLP is gated.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from idistill_jax.data import pack
+from idistill_jax.models import attention, encoder, layers
+from idistill_jax.models import execution as execution_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ModernBertConfig(encoder.Sizes):
+  """And how far each layer attends.
+
+  local: of every layer, whether its tokens attend to those at most `reach` tokens away alone.
+  global_theta, local_theta: base of the turns' frequencies in layers that see all of a text, and in local ones.
+  """
+
+  model_type: str = "modernbert"
+  types_tell_halves: bool = False
+  local: tuple[bool, ...]
+  reach: int
+  global_theta: float
+  local_theta: float
+
+
+PARAMETERS: tuple[encoder.Parameter, ...] = (
+  ("word/embedding", ("vocab", "embed"), "v d -> v d"),
+  ("norm/scale", ("embed_out",), "d -> d"),
+  # Of all layers but the first, which reads the embeddings as they are normalised.
+  ("attention_norms/scale", ("layer", "embed_out"), "d -> d"),
+  ("layers/qkv/kernel", ("layer", "embed", "qkv", "heads", "head_dim"), "(three h k) d -> d three h k"),
+  ("layers/out/kernel", ("layer", "heads", "head_dim", "embed"), "d (h k) -> h k d"),
+  ("layers/mlp_norm/scale", ("layer", "embed_out"), "d -> d"),
+  ("layers/up/kernel", ("layer", "embed", "gate", "mlp"), "(two f) d -> d two f"),
+  ("layers/down/kernel", ("layer", "mlp", "embed"), "d f -> f d"),
+  ("final_norm/scale", ("embed_out",), "d -> d"),
+)
+
+
+class OfLayer(NamedTuple):
+  """What layers differ in beside their kernels; of all of them, each field has a leading "layer" axis.
+
+  first: bool []; the layer reads its states as they are.  scale: [D]; of the norm before attention, where it does not.
+  reach: int32 []; how many tokens away its tokens see.  frequencies: [K / 2], radians a token.
+  """
+
+  first: jax.Array
+  scale: jax.Array
+  reach: jax.Array
+  frequencies: jax.Array
+
+
+class Layer(nnx.Module):
+  """Self-attention and gated MLP, each of normalised states, and added to them."""
+
+  def __init__(self, cfg: ModernBertConfig, *, rngs: nnx.Rngs):
+    d, h, k, f = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size
+    self.eps, self.longest_seen = cfg.layer_norm_eps, cfg.reach + 1
+    self.qkv = layers.Dense("rld,dthk->rlthk", (d, 3, h, k), None, rngs=rngs)
+    self.out = layers.Dense("rlhk,hkd->rld", (h, k, d), None, rngs=rngs)
+    self.mlp_norm = layers.ScaleNorm(d, cfg.layer_norm_eps, rngs=rngs)
+    self.up = layers.Dense("rld,dtf->rltf", (d, 2, f), None, rngs=rngs)
+    self.down = layers.Dense("rlf,fd->rld", (f, d), None, rngs=rngs)
+
+  def __call__(self, x_RxLxD: jax.Array, rows: pack.Rows, beside: encoder.Beside,
+               execution: execution_lib.Execution) -> jax.Array:
+    products, own = execution.products, beside.each
+    read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
+    qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
+    q, k = (turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
+    # No text reaches beyond the window: then local layers are global ones, and the platform's kernel can read them.
+    near = None if _longest(rows) <= self.longest_seen else within(own.reach, rows.token_ids.shape[1])
+    x_RxLxD = x_RxLxD + self.out(execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, near), products)
+    up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
+    gated_RxLxF = jax.nn.gelu(up_RxLx2xF[:, :, 0], approximate=False) * up_RxLx2xF[:, :, 1]
+    return x_RxLxD + self.down(gated_RxLxF, products)
+
+
+def turned(x_RxLxHxK: jax.Array, positions_RxL: jax.Array | np.ndarray, frequencies: jax.Array) -> jax.Array:
+  """Feature i and feature i + K / 2 of every head turned by position x frequency i, so that products of two tokens know
+  how far apart they are.  (Su et al. 2021, arXiv 2104.09864.)  In the type of x.
+
+  In float32: in bfloat16, the angles of tokens a few hundred apart are the same.
+  """
+  positions_RxLx1x1 = jnp.asarray(positions_RxL, jnp.float32)[:, :, None, None]
+  angles_RxLx1xK = positions_RxLx1x1 * layers.lift(frequencies, positions_RxLx1x1)
+  cos, sin = jnp.cos(angles_RxLx1xK), jnp.sin(angles_RxLx1xK)
+  left, right = jnp.split(x_RxLxHxK.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_RxLxHxK.dtype)
+
+
+def within(reach: jax.Array, length: int) -> jax.Array:
+  """[1, L, L], to be added to scores; attention.APART for columns that are farther apart than `reach`.
+
+  Of columns alone: within a text they are as far apart as its positions.
+  """
+  columns = np.arange(length)
+  return jnp.where(np.abs(columns[None, :] - columns[:, None]) <= reach, 0.0, attention.APART)[None]
+
+
+def _longest(rows: pack.Rows) -> int:
+  """No text has more tokens, as far as is known before the rows are."""
+  return rows.stairs[0][1] if rows.stairs else rows.token_ids.shape[1]
+
+
+class ModernBert(nnx.Module):
+  """Embeddings and a stack of layers whose parameters carry a leading "layer" axis."""
+
+  def __init__(self, cfg: ModernBertConfig, *, rngs: nnx.Rngs):
+    width, eps = cfg.hidden_size, cfg.layer_norm_eps
+    self.cfg = cfg
+    self.word = layers.Embedding(cfg.vocab_size, width, rngs=rngs)
+    self.norm = layers.ScaleNorm(width, eps, rngs=rngs)
+    # Beside the layers, not in them: the first has none, and a stack is of like parts.
+    self.attention_norms = encoder.stack(
+      lambda rngs: layers.ScaleNorm(width, eps, rngs=rngs), cfg.num_hidden_layers - 1, rngs)
+    self.layers = encoder.stack(lambda rngs: Layer(cfg, rngs=rngs), cfg.num_hidden_layers, rngs)
+    self.final_norm = layers.ScaleNorm(width, eps, rngs=rngs)
+
+  def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
+    """Token states [R, L, D]."""
+    x_RxLxD = self.norm(self.word(rows.token_ids)).astype(execution.states)
+    return self.final_norm(encoder.through(self.layers, x_RxLxD, rows, self.beside(rows), execution))
+
+  def beside(self, rows: pack.Rows) -> encoder.Beside:
+    """Of each layer what OfLayer says."""
+    cfg, local = self.cfg, np.array(self.cfg.local)
+    theta = np.where(local, cfg.local_theta, cfg.global_theta)
+    scales = self.attention_norms.scale[...]
+    return encoder.Beside(each=OfLayer(
+      first=jnp.arange(len(local)) == 0,
+      scale=jnp.concatenate([jnp.ones_like(scales, shape=(1, cfg.hidden_size)), scales]),
+      reach=jnp.asarray(np.where(local, cfg.reach, rows.token_ids.shape[1]), jnp.int32),
+      frequencies=jnp.asarray(theta[:, None] ** -(np.arange(0, cfg.head_dim, 2) / cfg.head_dim), jnp.float32),
+    ))

@@ -55,8 +55,9 @@ def test_value_and_gradients_equal_those_of_jax():
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
-  bias = jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
+@pytest.mark.parametrize("heads", [H, 1])
+def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient(heads):
+  bias = jax.random.normal(jax.random.key(4), (heads, L, L), jnp.float32)
   operands, cotangent = [*(drawn(seed) for seed in range(3)), bias], drawn(3)
 
   def plainly(q, k, v, bias):
@@ -72,11 +73,11 @@ def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
   assert float(jnp.abs(ours - attention.attend(*operands[:3], ROWS)).max()) > 0.1
 
 
-@pytest.mark.parametrize("biased", [False, True])
-def test_text_by_text_equals_whole_rows(biased):
+@pytest.mark.parametrize("heads", [None, H, 1])
+def test_text_by_text_equals_whole_rows(heads):
   # Of distances, as all biases are: a text's tokens are as far apart in its piece as in its row.
-  of_distance = jax.random.normal(jax.random.key(4), (H, 2 * L), jnp.float32)
-  bias = of_distance[:, L + np.arange(L)[:, None] - np.arange(L)[None]] if biased else None
+  distances = L + np.arange(L)[:, None] - np.arange(L)[None]
+  bias = None if heads is None else jax.random.normal(jax.random.key(4), (heads, 2 * L), jnp.float32)[:, distances]
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3) * REAL
   with jax.default_matmul_precision("float32"):
     whole, whole_pull = jax.vjp(lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:]), *qkv, bias)
@@ -85,10 +86,10 @@ def test_text_by_text_equals_whole_rows(biased):
   np.testing.assert_allclose(found, whole * REAL, atol=2e-6)
   for gradient, expected in zip(pull(cotangent)[:3], whole_pull(cotangent)[:3], strict=True):
     np.testing.assert_allclose(gradient, expected * REAL, atol=2e-5)
-  if biased:
+  if heads is not None:
     # A piece lies elsewhere in the bias than its text in the row: what distances get is the same.
-    of = lambda pulled: jax.ops.segment_sum(pulled(cotangent)[3].reshape(H, -1).T, np.ravel(
-      L + np.arange(L)[:, None] - np.arange(L)[None]), num_segments=2 * L)
+    of = lambda pulled: jax.ops.segment_sum(
+      pulled(cotangent)[3].reshape(heads, -1).T, np.ravel(distances), num_segments=2 * L)
     np.testing.assert_allclose(of(pull), of(whole_pull), atol=2e-5)
   # Control: a text longer than its stair is not read whole.
   low = dataclasses.replace(BY_TEXT, stairs=((1, 16), (1, 7), (4, 7)))

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 
+import adamw
 import gradients
 import jax
 import numpy as np
@@ -119,7 +120,7 @@ def torch_batch(world: World, network: networks.Network, tokenizer) -> dict:
   return {"input_ids": ids, "attention_mask": mask} | told
 
 
-def test_a_sequence_classifier_gives_our_scores_and_gradients(distinct):
+def test_a_sequence_classifier_gives_our_scores_gradients_and_steps(distinct):
   """The exported ranker in torch, with every tensor that transformers expects of it and no other."""
   world, cotangent = distinct, np.linspace(-1.0, 1.5, len(QUERIES), dtype=np.float32)
   network = networks.ranker(world.cfg, "classifier")
@@ -141,6 +142,7 @@ def test_a_sequence_classifier_gives_our_scores_and_gradients(distinct):
   assert np.ptp(found) > 0.1
   # transformers gives the row of padding no gradient: no text of these holds it.
   gradients.assert_equal(table_lib.to_hf(network.table, ours), expected)
+  adamw.assert_equal(network, params, model)
 
 
 def test_sentence_transformer_gives_our_embeddings(world):

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from idistill_jax import sharding
-from idistill_jax.models import bert, cross_encoder, dual_encoder
+from idistill_jax.models import bert, cross_encoder, dual_encoder, encoder, modern_bert
 from idistill_jax.models import table as table_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -37,7 +37,7 @@ MODELS = {
 }
 
 
-def abstract_of(model: str, cfg: bert.BertConfig):
+def abstract_of(model: str, cfg: encoder.Sizes):
   return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: MODELS[model][0](cfg))))
 
 
@@ -103,6 +103,23 @@ def test_heads_are_cut_from_the_output_axis():
   assert out[2, 1, 0, 5] == tensors["encoder.layer.2.attention.output.dense.weight"][5, 1 * 3 + 0]
 
 
+def test_what_modernbert_keeps_in_one_matrix_is_cut_in_its_order():
+  """Written out without einops: query, key and value, each head by head; what is gated, then the gates."""
+  cfg = dataclasses.replace(small("ModernBERT-base"), num_hidden_layers=3)
+  d, f = cfg.hidden_size, cfg.intermediate_size
+  table, abstract = MODELS["retriever"][1](cfg), abstract_of("retriever", cfg)
+  rng = np.random.default_rng(0)
+  tensors = table_lib.to_hf(table, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), abstract))
+  flat = table_lib.from_hf(table, tensors, abstract)
+  qkv, up = flat["encoder/layers/qkv/kernel"], flat["encoder/layers/up/kernel"]
+  their_qkv, their_up = tensors["layers.2.attn.Wqkv.weight"], tensors["layers.2.mlp.Wi.weight"]
+  assert their_qkv.shape == (3 * d, d) and their_up.shape == (2 * f, d)
+  assert qkv[2, 5, 1, 1, 3] == their_qkv[d + 4 + 3, 5] and up[2, 5, 1, 7] == their_up[f + 7, 5]
+  # The first layer has no norm before its attention.
+  assert "layers.0.attn_norm.weight" not in tensors
+  np.testing.assert_array_equal(flat["encoder/attention_norms/scale"][1], tensors["layers.2.attn_norm.weight"])
+
+
 @pytest.mark.parametrize("cfg", [TINY, MINILM, BASE, LARGE], ids=["tiny", "minilm", "base", "large"])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_leaf_has_one_row_and_every_row_a_leaf(model, cfg):
@@ -121,13 +138,24 @@ DISTILBERT = dataclasses.replace(
 MPNET = dataclasses.replace(
   DISTILBERT, model_type="mpnet", vocab_size=30527, num_hidden_layers=12, max_position_embeddings=514, first_position=2,
   relative_buckets=32)
+MODERNBERT = modern_bert.ModernBertConfig(
+  vocab_size=50368, hidden_size=768, num_hidden_layers=22, num_attention_heads=12, intermediate_size=1152,
+  max_position_embeddings=8192, layer_norm_eps=1e-5, local=tuple(i % 3 > 0 for i in range(22)), reach=64,
+  global_theta=160_000.0, local_theta=10_000.0, classifier_pooling="mean",
+)
 PUBLISHED = {
   "bert-base-uncased": (BASE, 108_891_648), "bert-large-uncased": (LARGE, 334_092_288),
   "roberta-base": (ROBERTA, 124_055_040), "distilbert-base-uncased": (DISTILBERT, 66_362_880),
   "xlm-roberta-base": (dataclasses.replace(ROBERTA, model_type="xlm-roberta", vocab_size=250002), 277_453_056),
   "camembert-base": (dataclasses.replace(ROBERTA, model_type="camembert", vocab_size=32005), 110_031_360),
-  "mpnet-base": (MPNET, 108_895_872),
+  "mpnet-base": (MPNET, 108_895_872), "ModernBERT-base": (MODERNBERT, 149_014_272),
 }  # fmt: skip
+
+
+def small(name: str) -> encoder.Sizes:
+  """A published model with less of everything."""
+  return dataclasses.replace(PUBLISHED[name][0], vocab_size=11, hidden_size=8, num_attention_heads=2,
+                             intermediate_size=10, num_hidden_layers=2)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -140,9 +168,7 @@ def test_sizes_of_the_published_models(name):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_parameter_of_every_family_goes_out_under_one_name_and_comes_back(name, model):
-  cfg = dataclasses.replace(PUBLISHED[name][0], vocab_size=11, hidden_size=8, num_attention_heads=2,
-                            intermediate_size=10, num_hidden_layers=2)
-  table, abstract = MODELS[model][1](cfg), abstract_of(model, cfg)
+  table, abstract = MODELS[model][1](small(name)), abstract_of(model, small(name))
   assert sorted(row.path for row in table.rows) == sorted(table_lib.flatten(abstract))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract)
@@ -200,14 +226,13 @@ def test_a_leaf_with_no_row_or_two_is_an_error(copies):
                       counting_checkpoint("ranker", TINY), abstract_of("ranker", TINY))
 
 
-def test_matrices_and_embeddings_decay_and_nothing_else():
-  flat = table_lib.flatten(table_lib.decay_mask(MODELS["ranker"][1](TINY), abstract_of("ranker", TINY)))
-  tensors = counting_checkpoint("ranker", TINY)
-  marks = {path: np.full(leaf.shape, flat[path], np.float32)
-           for path, leaf in table_lib.flatten(abstract_of("ranker", TINY)).items()}
-  back = table_lib.to_hf(MODELS["ranker"][1](TINY), table_lib.unflatten(marks))
-  for name in tensors:
-    assert back[name].all() == (tensors[name].ndim == 2), name
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_matrices_and_embeddings_decay_and_nothing_else(name):
+  table, abstract = MODELS["ranker"][1](small(name)), abstract_of("ranker", small(name))
+  flat = table_lib.flatten(table_lib.decay_mask(table, abstract))
+  marks = {path: np.full(leaf.shape, flat[path], np.float32) for path, leaf in table_lib.flatten(abstract).items()}
+  for key, tensor in table_lib.to_hf(table, table_lib.unflatten(marks)).items():
+    assert tensor.all() == (tensor.ndim == 2), key
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -219,12 +244,13 @@ def test_a_tensor_axis_need_not_divide_the_vocabulary(model):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=["1x1x1", "2x2x2"])
 @pytest.mark.parametrize("model", MODELS)
-def test_golden_listing(model, sizes):
+@pytest.mark.parametrize("name, cfg", [("minilm", MINILM), ("modernbert", MODERNBERT)])
+def test_golden_listing(name, cfg, model, sizes):
   """UPDATE_GOLDEN=1 writes the files anew."""
   devices = jax.devices()[:int(np.prod(sizes))]
   mesh = jax.make_mesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
-  found = table_lib.listing(MODELS[model][1](MINILM), abstract_of(model, MINILM), mesh)
-  path = GOLDEN / f"minilm_{model}_{'x'.join(map(str, sizes))}.txt"
+  found = table_lib.listing(MODELS[model][1](cfg), abstract_of(model, cfg), mesh)
+  path = GOLDEN / f"{name}_{model}_{'x'.join(map(str, sizes))}.txt"
   if os.environ.get("UPDATE_GOLDEN") == "1":
     path.parent.mkdir(exist_ok=True)
     path.write_text(found)

@@ -32,6 +32,11 @@ class ModernBertConfig(encoder.Sizes):
   global_theta: float
   local_theta: float
 
+  @property
+  def longest_seen(self) -> int:
+    """Tokens of the longest text of which every layer sees all."""
+    return self.reach + 1 if any(self.local) else self.max_tokens
+
 
 PARAMETERS: tuple[encoder.Parameter, ...] = (
   ("word/embedding", ("vocab", "embed"), "v d -> v d"),
@@ -65,7 +70,7 @@ class Layer(nnx.Module):
 
   def __init__(self, cfg: ModernBertConfig, *, rngs: nnx.Rngs):
     d, h, k, f = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size
-    self.eps, self.longest_seen = cfg.layer_norm_eps, cfg.reach + 1
+    self.eps, self.longest_seen = cfg.layer_norm_eps, cfg.longest_seen
     self.qkv = layers.Dense("rld,dthk->rlthk", (d, 3, h, k), None, rngs=rngs)
     self.out = layers.Dense("rlhk,hkd->rld", (h, k, d), None, rngs=rngs)
     self.mlp_norm = layers.ScaleNorm(d, cfg.layer_norm_eps, rngs=rngs)

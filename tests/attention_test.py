@@ -40,24 +40,24 @@ def drawn(seed: int) -> jax.Array:
   return jax.random.normal(jax.random.key(seed), (R, L, H, K), jnp.float32)
 
 
-def reference(q, k, v):
-  together = SEGMENTS[:, :, None] == SEGMENTS[:, None, :]
+def reference(q, k, v, reach=L):
+  together = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (np.abs(np.arange(L)[:, None] - np.arange(L)) <= reach)
   return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(together)[:, None])
 
 
-def test_value_and_gradients_equal_those_of_jax():
-  qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3)
+@pytest.mark.parametrize("reach", [None, 0, 3])
+def test_value_and_gradients_equal_those_of_jax(reach):
+  qkv, cotangent, window = [drawn(seed) for seed in range(3)], drawn(3), None if reach is None else jnp.int32(reach)
   with jax.default_matmul_precision("float32"):
-    ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS), *qkv)
-    theirs, their_pull = jax.vjp(reference, *qkv)
+    ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS, None, window), *qkv)
+    theirs, their_pull = jax.vjp(lambda q, k, v: reference(q, k, v, L if reach is None else reach), *qkv)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("heads", [H, 1])
-def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient(heads):
-  bias = jax.random.normal(jax.random.key(4), (heads, L, L), jnp.float32)
+def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
+  bias = jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
   operands, cotangent = [*(drawn(seed) for seed in range(3)), bias], drawn(3)
 
   def plainly(q, k, v, bias):
@@ -73,27 +73,28 @@ def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient(heads):
   assert float(jnp.abs(ours - attention.attend(*operands[:3], ROWS)).max()) > 0.1
 
 
-@pytest.mark.parametrize("heads", [None, H, 1])
-def test_text_by_text_equals_whole_rows(heads):
+@pytest.mark.parametrize("biased, reach", [(False, None), (True, None), (False, 3)])
+def test_text_by_text_equals_whole_rows(biased, reach):
   # Of distances, as all biases are: a text's tokens are as far apart in its piece as in its row.
-  distances = L + np.arange(L)[:, None] - np.arange(L)[None]
-  bias = None if heads is None else jax.random.normal(jax.random.key(4), (heads, 2 * L), jnp.float32)[:, distances]
+  of_distance = jax.random.normal(jax.random.key(4), (H, 2 * L), jnp.float32)
+  bias = of_distance[:, L + np.arange(L)[:, None] - np.arange(L)[None]] if biased else None
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3) * REAL
   with jax.default_matmul_precision("float32"):
-    whole, whole_pull = jax.vjp(lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:]), *qkv, bias)
+    whole, whole_pull = jax.vjp(
+      lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:], reach), *qkv, bias)
     found, pull = jax.jit(lambda *operands: jax.vjp(
-      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:]), *operands))(*qkv, bias)
+      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:], reach), *operands))(*qkv, bias)
   np.testing.assert_allclose(found, whole * REAL, atol=2e-6)
   for gradient, expected in zip(pull(cotangent)[:3], whole_pull(cotangent)[:3], strict=True):
     np.testing.assert_allclose(gradient, expected * REAL, atol=2e-5)
-  if heads is not None:
+  if biased:
     # A piece lies elsewhere in the bias than its text in the row: what distances get is the same.
-    of = lambda pulled: jax.ops.segment_sum(
-      pulled(cotangent)[3].reshape(heads, -1).T, np.ravel(distances), num_segments=2 * L)
+    of = lambda pulled: jax.ops.segment_sum(pulled(cotangent)[3].reshape(H, -1).T, np.ravel(
+      L + np.arange(L)[:, None] - np.arange(L)[None]), num_segments=2 * L)
     np.testing.assert_allclose(of(pull), of(whole_pull), atol=2e-5)
   # Control: a text longer than its stair is not read whole.
   low = dataclasses.replace(BY_TEXT, stairs=((1, 16), (1, 7), (4, 7)))
-  assert float(jnp.abs(attention.attend(*qkv, low, bias) - found).max()) > 0.01
+  assert float(jnp.abs(attention.attend(*qkv, low, bias, reach) - found).max()) > 0.01
 
 
 def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_once(caplog):
@@ -103,7 +104,9 @@ def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_onc
   for kernel in (attention.splash(mesh), attention.cudnn(mesh)) * 2:
     np.testing.assert_array_equal(kernel(*map(drawn, range(3)), ROWS, bias),
                                   attention.attend(*map(drawn, range(3)), ROWS, bias))
-  said = [one.getMessage().partition(" takes no bias")[0] for one in caplog.records]
+  np.testing.assert_array_equal(attention.splash(mesh)(*map(drawn, range(3)), ROWS, None, 3),
+                                attention.attend(*map(drawn, range(3)), ROWS, None, 3))
+  said = [one.getMessage().partition(" takes no distances")[0] for one in caplog.records]
   assert said == ["splash attention", "cuDNN's attention"]
 
 
@@ -157,7 +160,8 @@ def test_rows_that_the_kernel_cannot_cut_are_read_plainly():
   np.testing.assert_array_equal(kernel(q, k, v, ROWS), attention.attend(q, k, v, ROWS))
 
 
-def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(monkeypatch):
+@pytest.mark.parametrize("reach", [None, 3])
+def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(reach, monkeypatch):
   """As far as it goes without a GPU: what jax asks of the device is answered for it."""
   from jax._src.cudnn import fused_attention_stablehlo
 
@@ -168,7 +172,8 @@ def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(monke
   attend = attention.cudnn(mesh)
   whole, segments = jax.ShapeDtypeStruct((8, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)
   texts = lambda segments: dataclasses.replace(packed(np.ones((8, 128), np.int32)), segment_ids=segments)
-  gradients = jax.grad(lambda q, k, v, segments: attend(q, k, v, texts(segments)).astype(jnp.float32).sum(), (0, 1, 2))
+  total = lambda q, k, v, segments: attend(q, k, v, texts(segments), None, reach).astype(jnp.float32).sum()
+  gradients = jax.grad(total, (0, 1, 2))
   lowered = jax.jit(gradients).trace(whole, whole, whole, segments).lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmhaScaleBiasSoftmax" in lowered and "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered
   # A quarter of the rows and half of the heads on each device.

@@ -1,6 +1,6 @@
 """Attention within the texts of packed rows: one plain form, and those that an accelerator has a kernel for.
 
-All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H or 1, L, L] or None) -> [R, L, H, K].
+All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H, L, L], reach) -> [R, L, H, K].
 """
 
 import dataclasses
@@ -17,16 +17,17 @@ from jax.sharding import PartitionSpec
 from idistill_jax import sharding
 from idistill_jax.data import pack
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, pack.Rows, jax.Array | None], jax.Array]
+Attend = Callable[..., jax.Array]
 
 # Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
 
 
 def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-           bias_HxLxL: jax.Array | None = None) -> jax.Array:
+           bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
   """softmax(q k' / sqrt(K) + bias) v over tokens of the same text [R, L, H, K], in the type of q; sums in float32.
 
+  reach: int32 []; of the same text, those at most so many columns away.
   Text by text where it is planned how long they are (`pack.Rows.stairs`): of whole rows, most products are of tokens of
   two texts.  Padding then comes out as 0.
 
@@ -35,8 +36,8 @@ def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, row
   weights costs less than keeping them.
   """
   if rows.stairs:
-    return _by_text(rows.stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, _spans(rows), bias_HxLxL)
-  return _by_row(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids, bias_HxLxL)
+    return _by_text(rows.stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, _spans(rows), bias_HxLxL, reach)
+  return _by_row(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids, bias_HxLxL, reach)
 
 
 # -- Whole rows --------------------------------------------------------------------------------------------------------
@@ -44,32 +45,42 @@ def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, row
 
 @jax.custom_vjp
 def _by_row(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
-            bias_HxLxL: jax.Array | None) -> jax.Array:
-  return _by_row_forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL)[0]
+            bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> jax.Array:
+  return _by_row_forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, reach)[0]
 
 
 def _by_row_forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
-                    bias_HxLxL: jax.Array | None) -> tuple[jax.Array, Any]:
+                    bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> tuple[jax.Array, Any]:
   q, k, v = map(_heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
-  mixed = _heads_first(_mixed(q, k, v, _apart(segments_RxL), bias_HxLxL)).astype(q_RxLxHxK.dtype)
-  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, mixed)
+  mixed = _heads_first(_mixed(q, k, v, _apart(segments_RxL, reach), bias_HxLxL)).astype(q_RxLxHxK.dtype)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, reach, mixed)
 
 
-def _by_row_backward(saved: Any, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-  *qkv, segments, bias, mixed = saved
+def _by_row_backward(saved: Any, dmixed: jax.Array) -> tuple[Any, ...]:
+  *qkv, segments, bias, reach, mixed = saved
   q, k, v, mixed, dmixed = map(_heads_first, (*qkv, mixed, dmixed))
-  *gradients, dbias = _gradients(q, k, v, _apart(segments), bias, mixed, dmixed)
-  dq, dk, dv = map(_heads_first, gradients)
-  return dq, dk, dv, None, dbias
+  *gradients, dbias = _gradients(q, k, v, _apart(segments, reach), bias, mixed, dmixed)
+  return *map(_heads_first, gradients), None, dbias, None
 
 
 _by_row.defvjp(_by_row_forward, _by_row_backward)
 
 
-def _apart(segments_RxL: jax.Array) -> jax.Array:
-  """[R, 1, L, L]; APART for two tokens of different segments."""
+def _apart(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
+  """[R, 1, L, L]; APART for two tokens that do not see each other."""
   # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
-  return jnp.where(segments_RxL[:, :, None] == segments_RxL[:, None, :], 0.0, APART)[:, None]
+  return jnp.where(_together(segments_RxL, reach), 0.0, APART)[:, None]
+
+
+def _together(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
+  """bool [R, L, L]; whether two tokens are of one segment, and within reach."""
+  return (segments_RxL[:, :, None] == segments_RxL[:, None, :]) & _near(segments_RxL.shape[1], reach)
+
+
+def _near(length: int, reach: jax.Array | None) -> jax.Array | bool:
+  """bool [1, L, L]"""
+  columns = np.arange(length)
+  return True if reach is None else (np.abs(columns[:, None] - columns[None, :]) <= reach)[None]
 
 
 # -- Text by text ------------------------------------------------------------------------------------------------------
@@ -103,35 +114,33 @@ def _spans(rows: pack.Rows) -> _Spans:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_text(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, spans: _Spans,
-             bias_HxLxL: jax.Array | None) -> jax.Array:
-  return _by_text_forward(stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL)[0]
+             bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> jax.Array:
+  return _by_text_forward(stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, reach)[0]
 
 
 def _by_text_forward(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
-                     spans: _Spans, bias_HxLxL: jax.Array | None) -> tuple[jax.Array, Any]:
+                     spans: _Spans, bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> tuple[jax.Array, Any]:
   found = []
   for step in _steps(stairs):
     q, k, v = (step.pieces(x, spans) for x in (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
-    found.append(_mixed(q, k, v, step.apart(spans), step.bias(bias_HxLxL)))
+    found.append(_mixed(q, k, v, step.apart(spans, reach), step.bias(bias_HxLxL)))
   mixed = _gathered(found, spans).astype(q_RxLxHxK.dtype)
-  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, mixed)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, reach, mixed)
 
 
-def _by_text_backward(stairs: pack.Stairs, saved: Any,
-                      dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None, jax.Array | None]:
-  *qkv, spans, bias_HxLxL, mixed = saved
+def _by_text_backward(stairs: pack.Stairs, saved: Any, dmixed: jax.Array) -> tuple[Any, ...]:
+  *qkv, spans, bias_HxLxL, reach, mixed = saved
   found = []
   dbias_HxLxL = None if bias_HxLxL is None else jnp.zeros_like(bias_HxLxL)
   for step in _steps(stairs):
     q, k, v, mixed_here, dmixed_here = (step.pieces(x, spans) for x in (*qkv, mixed, dmixed))
     # What is not the text's own is another piece's to send back.
     dmixed_here = jnp.where(step.inside(spans)[:, None, :, None], dmixed_here, 0)
-    *gradients, dbias = _gradients(q, k, v, step.apart(spans), step.bias(bias_HxLxL), mixed_here, dmixed_here)
+    *gradients, dbias = _gradients(q, k, v, step.apart(spans, reach), step.bias(bias_HxLxL), mixed_here, dmixed_here)
     found.append(gradients)
     if dbias_HxLxL is not None:
       dbias_HxLxL = dbias_HxLxL.at[:, : step.tokens, : step.tokens].add(dbias)
-  dq, dk, dv = (_gathered(parts, spans) for parts in zip(*found, strict=True))
-  return dq, dk, dv, None, dbias_HxLxL
+  return *(_gathered(parts, spans) for parts in zip(*found, strict=True)), None, dbias_HxLxL, None
 
 
 _by_text.defvjp(_by_text_forward, _by_text_backward)
@@ -156,9 +165,9 @@ class _Step:
     column = jnp.arange(self.tokens)[None]
     return (column >= before) & (column < before + length)
 
-  def apart(self, spans: _Spans) -> jax.Array:
-    """[S', 1, 1, tokens], to be added to scores of keys."""
-    return jnp.where(self.inside(spans), 0.0, APART)[:, None, None]
+  def apart(self, spans: _Spans, reach: jax.Array | None) -> jax.Array:
+    """[S', 1, 1 or tokens, tokens], to be added to scores of keys."""
+    return jnp.where(self.inside(spans)[:, None] & _near(self.tokens, reach), 0.0, APART)[:, None]
 
   def bias(self, bias_HxLxL: jax.Array | None) -> jax.Array | None:
     return None if bias_HxLxL is None else bias_HxLxL[:, : self.tokens, : self.tokens]
@@ -195,18 +204,12 @@ def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_
   weights = weights / total
   carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
   dlogits = weights * (_product(dmixed, _transposed(v)) - carried)
-  dbias = None if bias_HxLxL is None else _as_bias(dlogits.sum(0), bias_HxLxL)
+  dbias = None if bias_HxLxL is None else dlogits.sum(0).astype(bias_HxLxL.dtype)
   dlogits = dlogits.astype(short)
   dq = _product(dlogits, k) * scale
   dk = _product(_transposed(dlogits), q) * scale
   dv = _product(_transposed(weights.astype(short)), dmixed)
   return dq.astype(short), dk.astype(short), dv.astype(short), dbias
-
-
-def _as_bias(dlogits_HxLxL: jax.Array, bias_HxLxL: jax.Array) -> jax.Array:
-  """What all heads that share the bias send back."""
-  shared = bias_HxLxL.shape[0] == 1
-  return (dlogits_HxLxL.sum(0, keepdims=True) if shared else dlogits_HxLxL).astype(bias_HxLxL.dtype)
 
 
 def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
@@ -236,31 +239,31 @@ SPLASH_BLOCK = 128
 
 
 def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
-  """The TPU's splash attention: reads segment ids, never holds the weights.  Rows that are no multiple of SPLASH_BLOCK
-  tokens, or have a bias, are read by `attend`.  interpret: run the kernel on a CPU, to hold it against the plain form.
-  """
+  """The TPU's splash attention: reads segment ids, never holds the weights.  With a bias or a reach, or in rows of no
+  multiple of SPLASH_BLOCK tokens, `attend` does it.  interpret: run the kernel on a CPU, to compare the two."""
 
   def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                    bias_HxLxL: jax.Array | None = None) -> jax.Array:
-    if bias_HxLxL is not None:
+                    bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
+    if bias_HxLxL is not None or reach is not None:
       _say_plain("splash attention")
-    if bias_HxLxL is not None or q_RxLxHxK.shape[1] % SPLASH_BLOCK:
-      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL)
-    return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
-      q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
+    elif not q_RxLxHxK.shape[1] % SPLASH_BLOCK:
+      return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
+        q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
+    return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
 
   return attend_splash
 
 
 def cudnn(mesh: jax.sharding.Mesh) -> Attend:
-  """cuDNN's fused attention, texts kept apart by a mask; for 16-bit types, which alone it takes, and without a bias."""
+  """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias."""
 
   def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                   bias_HxLxL: jax.Array | None = None) -> jax.Array:
+                   bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
     if bias_HxLxL is not None:
       _say_plain("cuDNN's attention")
-      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL)
-    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
+      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
+    together_RxLxL = _together(jnp.asarray(rows.segment_ids), reach)
+    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
 
   return attend_cudnn
 
@@ -268,7 +271,7 @@ def cudnn(mesh: jax.sharding.Mesh) -> Attend:
 @functools.cache
 def _say_plain(kernel: str) -> None:
   """Said once."""
-  logging.info("%s takes no bias of distances here: this encoder attends by XLA's own products", kernel)
+  logging.info("%s takes no distances here: this encoder attends by XLA's own products", kernel)
 
 
 def _on_each_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
@@ -291,7 +294,6 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
   return _heads_first(jax.vmap(kernel)(q, k, v, segment_ids=segments)).astype(q_RxLxHxK.dtype)
 
 
-def _cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array) -> jax.Array:
-  together_RxLxL = segments_RxL[:, :, None] == segments_RxL[:, None, :]
+def _cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, together_RxLxL: jax.Array) -> jax.Array:
   return jax.nn.dot_product_attention(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, mask=together_RxLxL[:, None],
                                       implementation="cudnn")

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import attention, encoder, layers
+from idistill_jax.models import encoder, layers
 from idistill_jax.models import execution as execution_lib
 
 
@@ -83,9 +83,9 @@ class Layer(nnx.Module):
     read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
     qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
     q, k = (turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
-    # No text reaches beyond the window: then local layers are global ones, and the platform's kernel can read them.
-    near = None if _longest(rows) <= self.longest_seen else within(own.reach, rows.token_ids.shape[1])
-    x_RxLxD = x_RxLxD + self.out(execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, near), products)
+    # Where no text reaches beyond the window, local layers are global ones, and any platform's kernel can read them.
+    reach = None if _longest(rows) <= self.longest_seen else own.reach
+    x_RxLxD = x_RxLxD + self.out(execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, reach), products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
     gated_RxLxF = jax.nn.gelu(up_RxLx2xF[:, :, 0], approximate=False) * up_RxLx2xF[:, :, 1]
     return x_RxLxD + self.down(gated_RxLxF, products)
@@ -102,15 +102,6 @@ def turned(x_RxLxHxK: jax.Array, positions_RxL: jax.Array | np.ndarray, frequenc
   cos, sin = jnp.cos(angles_RxLx1xK), jnp.sin(angles_RxLx1xK)
   left, right = jnp.split(x_RxLxHxK.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_RxLxHxK.dtype)
-
-
-def within(reach: jax.Array, length: int) -> jax.Array:
-  """[1, L, L], to be added to scores; attention.APART for columns that are farther apart than `reach`.
-
-  Of columns alone: within a text they are as far apart as its positions.
-  """
-  columns = np.arange(length)
-  return jnp.where(np.abs(columns[None, :] - columns[:, None]) <= reach, 0.0, attention.APART)[None]
 
 
 def _longest(rows: pack.Rows) -> int:

@@ -110,7 +110,7 @@ PLAIN_ROPE = {"rope_type": "default"}
   {"global_attn_every_n_layers": 2, "global_rope_theta": 90.0, "local_rope_theta": 30.0, "classifier_pooling": "mean"},
   {},
   {"layer_types": ["sliding_attention"] * 2 + ["full_attention"] * 3, "global_attn_every_n_layers": 2},
-  {"rope_parameters": {"full_attention": PLAIN_ROPE | {"rope_theta": 90.0}, "sliding_attention": None},
+  {"rope_parameters": {"full_attention": PLAIN_ROPE | {"rope_theta": 90.0}, "sliding_attention": PLAIN_ROPE},
    "global_rope_theta": 70.0, "local_rope_theta": 30.0, "layer_types": None},
   {"rope_parameters": {"sliding_attention": PLAIN_ROPE | {"rope_theta": 90}}, "global_attn_every_n_layers": 1},
 ], ids=range(5))

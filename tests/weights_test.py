@@ -52,6 +52,7 @@ def encoder(folder: pathlib.Path) -> config.Encoder:
   ("roberta.encoder.layer.0.output.dense.bias", "encoder.layer.0.output.dense.bias"),
   ("distilbert.transformer.layer.0.sa_layer_norm.weight", "transformer.layer.0.sa_layer_norm.weight"),
   ("mpnet.encoder.relative_attention_bias.weight", "encoder.relative_attention_bias.weight"),
+  ("model.layers.1.attn_norm.weight", "layers.1.attn_norm.weight"),
   ("classifier.weight", "classifier.weight"),
 ])
 def test_old_and_prefixed_names_become_canonical(theirs, ours):

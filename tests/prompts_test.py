@@ -81,9 +81,11 @@ def test_the_retriever_is_trained_behind_them_and_the_ranker_reads_none(folder, 
     np.save(tmp_path / name, np.zeros((3, 2), np.float32))
   cfg = config.Config(name="prompts", encoder=encoder(folder, **E5))
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={"collection": tmp_path, "candidates": tmp_path})
+  lists = [records.ScoredList(query_id="0", passage_ids=("2", "0"), scores=(1.0, 0.0)),
+           records.ScoredList(query_id="1", passage_ids=("1", "2"), scores=(1.0, 0.0))]
   networks_of = {"query: ": networks.retriever(cfg.encoder), "": networks.ranker(cfg.encoder, "pair_cosine")}
   for prompt, network in networks_of.items():
-    data, table = inputs.load(job, network, 32, "candidates"), network.tokenizer.table
+    data, table = inputs.load(job, network, 32, "candidates", lists), network.tokenizer.table
     expected = table([prompt + text for text in QUERIES], 16)
     np.testing.assert_array_equal(data.query_tokens.flat, expected.flat)
     expected = table([prompt.replace("query", "passage") + text for text in PASSAGES], 32)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from idistill_jax import artifacts, config
-from idistill_jax.data import tokenize
+from idistill_jax import artifacts, config, records
+from idistill_jax.data import example, similarity, tables, tokenize
 from idistill_jax.hf import weights
 from idistill_jax.report import claims
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference, inputs, networks, truncation
 
 WORDS = "merge sort naïve 北京 don't #include [MASK] unbelievably".split()
 
@@ -92,3 +92,21 @@ def test_a_retriever_tells_what_it_embeds(tiny_weights, tmp_path):
   retriever.encode_queries([])
   assert job.counts == {"queries cut": {"at": 6, "texts": 1, "of": 2, "longest": 8},
                         "passages cut": {"at": 8, "texts": 0, "of": 2, "longest": 8}}
+
+
+def test_a_training_reads_the_passages_of_its_lists_alone(tiny_weights, tmp_path):
+  texts = ["merge", "read one file after the other and wait", "sort", "open"]
+  example.write_records(tmp_path, tables.QUERIES, [records.Query(id="q", text="lists", split="train")])
+  example.write_records(tmp_path, tables.PASSAGES, [
+    records.Passage(id=f"p{row}", title="", text=text) for row, text in enumerate(texts)])
+  np.save(tmp_path / similarity.QUERIES, np.zeros((1, 2), np.float32))
+  np.save(tmp_path / similarity.PASSAGES, np.zeros((4, 2), np.float32))
+  cfg = config.Config(name="t", encoder=config.Encoder(weights=tiny_weights, query_tokens=6))
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={"collection": tmp_path, "candidates": tmp_path})
+  network = networks.retriever(cfg.encoder)
+  lists = [records.ScoredList(query_id="q", passage_ids=("p3", "p0"), scores=(1.0, 0.0)),
+           records.ScoredList(query_id="q", passage_ids=("p2", "p3"), scores=(1.0, 0.0))]
+  read, whole = inputs.load(job, network, 8, "candidates", lists).passage_tokens, network.passage_table(texts, 8)
+  assert [len(read[row]) for row in range(4)] == read.lengths.tolist() == [3, 0, 3, 3]
+  assert all(read[row].tolist() == whole[row].tolist() for row in (0, 2, 3)) and len(whole[1]) == 8
+  assert job.counts["passages of lists cut"] == {"at": 8, "texts": 0, "of": 3, "longest": 3}

@@ -53,6 +53,12 @@ class TokenTable:
   def __getitem__(self, i: int) -> np.ndarray:
     return self.flat[self.offsets[i]:self.offsets[i + 1]]
 
+  def among(self, rows: np.ndarray, count: int) -> "TokenTable":
+    """The same texts as these rows, ascending, of `count`; the others have no tokens."""
+    lengths = np.zeros(count, np.int64)
+    lengths[rows] = self.lengths
+    return dataclasses.replace(self, offsets=np.append(0, np.cumsum(lengths)))
+
   @functools.cached_property
   def lengths(self) -> np.ndarray:
     """Once, as those of a few texts are asked for again and again."""

@@ -35,12 +35,13 @@ def run(job: artifacts.Job) -> None:
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
   query_table = ranker.forward.network.query_table(queries.texts, job.cfg.encoder.query_tokens)
-  passage_table = ranker.forward.network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
+  rows, place_of = np.unique(passage_of, return_inverse=True)
+  passage_table = ranker.forward.network.passage_table((passages.texts[row] for row in rows), job.cfg.encoder.pair_cut)
   tell = truncation.telling(job)
   tell("queries", query_table.cut)
   tell("passages of lists", passage_table.cut)
   scores = ranker.score_rows(
-    query_table, passage_table, query_of, passage_of, similarities.of_pairs(query_of, passage_of)
+    query_table, passage_table, query_of, place_of, similarities.of_pairs(query_of, passage_of)
   )
   if job.helps:
     return

@@ -5,8 +5,8 @@
 collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from idistill_jax import artifacts, cli, sharding
-from idistill_jax.data import batches, tfrecord
+from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax.data import batches, example, tfrecord
 from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 
@@ -14,7 +14,8 @@ from idistill_jax.train import checkpoint, fit, inference, inputs, networks, obj
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
   network = networks.ranker(encoder, cfg.head).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage)
+  lists = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
+  data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage, lists)
   params = fit.fit(
     job, "train ranker", cfg, network=network, data=data,
     records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,

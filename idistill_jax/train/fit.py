@@ -72,7 +72,8 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
   if not tfrecord.exists(job.out, artifacts.TEACHER):  # on another machine that shares a bucket with the first
     example.write_records(job.out, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  data = inputs.load(job, network, encoder.list_cut, "candidates")
+  lists = example.read_records(job.out, artifacts.TEACHER, records_lib.ScoredList)
+  data = inputs.load(job, network, encoder.list_cut, "candidates", lists)
   # The similarities are those of the starting weights, and MarginMSE has no softmax.
   if start == "weights" and cfg.loss != "margin_mse" and processes.is_first():
     warn_of_sharpness(job, name, data, cfg.student_temperature)

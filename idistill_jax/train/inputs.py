@@ -1,7 +1,7 @@
 """What the trainings read: token tables, similarities, and lists decoded to rows."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from idistill_jax.train import networks, truncation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-  """The collection as numbers."""
+  """The collection as numbers; of passages in no list, passage_tokens has none."""
 
   passages: tables.Passages
   queries: tables.Queries
@@ -49,18 +49,22 @@ def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records
     yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
 
 
-def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str) -> Inputs:
-  """From a job's collection and the stage that made the similarities; passages are cut at `passage_tokens`."""
+def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str,
+         lists: Iterable[records.RankedList | records.ScoredList]) -> Inputs:
+  """From a job's collection, the stage that made the similarities, and the lists that are trained on; passages are cut
+  at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
-  passage_table = network.passage_table(passages.texts, passage_tokens)
+  # Of a corpus of millions, a thousand lists name thousands.
+  rows = np.array(sorted({passages.row(one) for each in lists for one in each.passage_ids}), np.int64)
+  passage_table = network.passage_table((passages.texts[row] for row in rows), passage_tokens)
   query_table = network.query_table(queries.texts, job.cfg.encoder.query_tokens)
   tell = truncation.telling(job)
   tell("queries", query_table.cut)
   tell("passages of lists", passage_table.cut)
   return Inputs(
     passages=passages, queries=queries,
-    passage_tokens=passage_table, query_tokens=query_table,
+    passage_tokens=passage_table.among(rows, len(passages)), query_tokens=query_table,
     similarity=similarity.load(job.inputs[similarities]),
   )
 

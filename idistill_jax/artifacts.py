@@ -231,8 +231,9 @@ class Workdir:
       else:
         processes.once(lambda: stage.run(job), f"the stage {stage.name}")
     except BaseException:
-      # Else they would be sent beside their pieces, as many bytes again, by a machine that is about to go.
-      for path in job.of_pieces:
+      # Else they would be sent beside their pieces, as many bytes again, by a machine that is about to go.  By the
+      # first process alone, which would have committed them: another one's end may come when it already has.
+      for path in job.of_pieces if processes.is_first() else ():
         path.unlink(missing_ok=True)
       raise
     finally:

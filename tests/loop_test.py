@@ -105,7 +105,7 @@ def test_a_run_that_was_ended_continues_to_the_same_bits(tmp_path, tiny_weights,
   pytest.param(Kind(pairs=False), 1, id="retriever"),
   pytest.param(Kind(pairs=True, processes=2), 1, id="ranker, one of two processes"),
 ])
-def test_a_run_that_is_killed_anywhere_again_and_again_comes_to_the_same_bits(
+def test_a_run_that_is_killed_at_drawn_moments_comes_to_the_same_bits(
     tmp_path, tiny_weights, whole, kind, kills):
   rng, killed = np.random.default_rng(0), tmp_path / "killed"
   killed.mkdir()

@@ -191,13 +191,14 @@ def fill(lengths: Sequence[int] | np.ndarray, text: Callable[[int], Text], place
     within = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
     cells = np.repeat(firsts[here], each) + within
     texts = [text(int(i)) for i in here]
-    token_ids.flat[cells] = np.concatenate([tokens for tokens, _ in texts])
+    # Not by `flat`, which repeats or cuts what is not as many.
+    token_ids.reshape(-1)[cells] = np.concatenate([tokens for tokens, _ in texts])
     positions.flat[cells] = within
     row = placement.row[here]
     segment_ids.flat[cells] = np.repeat(counted(row, np.argsort(row, kind="stable")) + 1, each)
     owners.flat[cells] = np.repeat(ids[here], each)
     if halves := [half for _, half in texts if half is not None]:
-      of_half.flat[cells] = np.concatenate(halves)
+      of_half.reshape(-1)[cells] = np.concatenate(halves)
   return Rows(token_ids=token_ids, positions=positions, halves=of_half, segment_ids=segment_ids,
               text_ids=owners, starts=starts, stairs=stairs)
 

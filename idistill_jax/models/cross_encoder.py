@@ -96,7 +96,7 @@ class Head:
 # config.Ranker.head -> Head.
 HEADS = {
   "classifier": Head(module=CrossEncoder, tensors=lambda family: family.classifier),
-  # The name is ours: no family's classifier reads a mean.
+  # The name is ours: no family's classifier reads a mean as it is, without a dense layer.
   "mean": Head(module=MeanLinear, tensors=lambda family: {"classifier": "classifier"}),
   "pair_cosine": Head(module=PairCosine, tensors=lambda family: {}),
 }

@@ -35,6 +35,7 @@ class Family:
   tensors: module of the encoder -> HF's.
   classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
   activation: behind the pooler.  lacks: paths of parameters that they have in other families.
+  ignored: HF keys, beside those of all families, that belong to no encoder.
   special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
   """
 
@@ -50,13 +51,14 @@ class Family:
   classifier: Mapping[str, str]
   activation: Callable[[jax.Array], jax.Array] = jnp.tanh
   lacks: frozenset[str] = frozenset()
+  ignored: tuple[str, ...] = ()
   special_tokens: Mapping[str, str]
 
   @property
   def rows(self) -> tuple[table_lib.Row, ...]:
     """Of the encoder, which every model here calls `encoder`."""
     return tuple(
-      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(self.parameters, self.tensors)
+      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(self.parameters, self.tensors, self.lacks)
     )
 
 
@@ -184,11 +186,14 @@ def _modern(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     raise UnsupportedModelError(f"layer_types is {kinds}; {count} of {', '.join(_MODERN_THETAS)} are supported")
   if unknown := set(raw.get("rope_parameters") or {}) - set(_MODERN_THETAS):
     raise UnsupportedModelError(f"rope_parameters has {sorted(unknown)}; {', '.join(_MODERN_THETAS)} are supported")
+  if count < 2:
+    raise UnsupportedModelError(f"num_hidden_layers is {count}; two or more are supported")
   pooled = raw.get("classifier_pooling", "cls")
   if pooled not in pooling.POOLINGS:
     raise UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
   return {
-    "local": tuple(kind == "sliding_attention" for kind in kinds), "reach": raw.get("local_attention", 128) // 2,
+    "local": tuple(kind == "sliding_attention" for kind in kinds),
+    "reach": raw.get("sliding_window", raw.get("local_attention", 128) // 2),
     "global_theta": _modern_theta(raw, "full_attention"), "local_theta": _modern_theta(raw, "sliding_attention"),
     "classifier_pooling": pooled,
   }
@@ -216,6 +221,7 @@ MODERNBERT = Family(
   },
   classifier={"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"},
   activation=lambda x: jax.nn.gelu(x, approximate=False), lacks=frozenset({"pooler/bias"}),
+  ignored=("head.*", "decoder.*"),
 )
 
 FAMILIES = {
@@ -232,7 +238,7 @@ PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values()))
 # HF keys that belong to a family but not to an encoder: a buffer of constants, and heads of tasks.
 IGNORED = (
   "embeddings.position_ids", "pooler.*", "classifier.*", "pre_classifier.*", "cls.*", "lm_head.*", "vocab_transform.*",
-  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*", "head.*", "decoder.*",
+  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*",
 )  # fmt: skip
 
 
@@ -272,5 +278,5 @@ def table_of(cfg: encoder_lib.Sizes, extra_rows: tuple[table_lib.Row, ...]) -> t
     rows=FAMILIES[cfg.model_type].rows + extra_rows,
     layers=cfg.num_hidden_layers,
     sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim, "two": 2},
-    ignored=IGNORED,
+    ignored=IGNORED + FAMILIES[cfg.model_type].ignored,
   )

@@ -32,11 +32,6 @@ class ModernBertConfig(encoder.Sizes):
   global_theta: float
   local_theta: float
 
-  @property
-  def longest_seen(self) -> int:
-    """Tokens of the longest text of which every layer sees all."""
-    return self.reach + 1 if any(self.local) else self.max_tokens
-
 
 PARAMETERS: tuple[encoder.Parameter, ...] = (
   ("word/embedding", ("vocab", "embed"), "v d -> v d"),
@@ -70,7 +65,7 @@ class Layer(nnx.Module):
 
   def __init__(self, cfg: ModernBertConfig, *, rngs: nnx.Rngs):
     d, h, k, f = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size
-    self.eps, self.longest_seen = cfg.layer_norm_eps, cfg.longest_seen
+    self.eps = cfg.layer_norm_eps
     self.qkv = layers.Dense("rld,dthk->rlthk", (d, 3, h, k), None, rngs=rngs)
     self.out = layers.Dense("rlhk,hkd->rld", (h, k, d), None, rngs=rngs)
     self.mlp_norm = layers.ScaleNorm(d, cfg.layer_norm_eps, rngs=rngs)
@@ -83,9 +78,8 @@ class Layer(nnx.Module):
     read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
     qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
     q, k = (turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
-    # Where no text reaches beyond the window, local layers are global ones, and any platform's kernel can read them.
-    reach = None if _longest(rows) <= self.longest_seen else own.reach
-    x_RxLxD = x_RxLxD + self.out(execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, reach), products)
+    mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, own.reach)
+    x_RxLxD = x_RxLxD + self.out(mixed_RxLxHxK, products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
     gated_RxLxF = jax.nn.gelu(up_RxLx2xF[:, :, 0], approximate=False) * up_RxLx2xF[:, :, 1]
     return x_RxLxD + self.down(gated_RxLxF, products)
@@ -102,11 +96,6 @@ def turned(x_RxLxHxK: jax.Array, positions_RxL: jax.Array | np.ndarray, frequenc
   cos, sin = jnp.cos(angles_RxLx1xK), jnp.sin(angles_RxLx1xK)
   left, right = jnp.split(x_RxLxHxK.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_RxLxHxK.dtype)
-
-
-def _longest(rows: pack.Rows) -> int:
-  """No text has more tokens, as far as is known before the rows are."""
-  return rows.stairs[0][1] if rows.stairs else rows.token_ids.shape[1]
 
 
 class ModernBert(nnx.Module):

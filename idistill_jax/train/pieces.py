@@ -185,6 +185,7 @@ class Pieces:
   def _write(self, into: pathlib.Path) -> list[int] | None:
     """Not by a map of the file: a full disk would end the process without an error.  Returns the file's version."""
     half = into.with_name(f"{into.name}.half")
+    into.unlink(missing_ok=True)  # of a run that was killed: beside the pieces, there is room for one
     with half.open("wb") as out:
       if self._folder is None or not self._all:
         np.save(out, self._outputs)

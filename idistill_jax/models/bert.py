@@ -80,7 +80,7 @@ class Layer(nnx.Module):
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
     mixed_RxLxHxK = execution.attend(q, k, v, rows, beside.all)
     x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed_RxLxHxK, products))
-    hidden_RxLxF = jax.nn.gelu(self.up(x_RxLxD, products), approximate=False)
+    hidden_RxLxF = layers.gelu(self.up(x_RxLxD, products))
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
 
 

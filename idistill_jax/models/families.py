@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idistill_jax.models import bert, modern_bert, pooling
+from idistill_jax.models import bert, layers, modern_bert, pooling
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
@@ -220,8 +220,7 @@ MODERNBERT = Family(
     "final_norm": "final_norm",
   },
   classifier={"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"},
-  activation=lambda x: jax.nn.gelu(x, approximate=False), lacks=frozenset({"pooler/bias"}),
-  ignored=("head.*", "decoder.*"),
+  activation=layers.gelu, lacks=frozenset({"pooler/bias"}), ignored=("head.*", "decoder.*"),
 )
 
 FAMILIES = {

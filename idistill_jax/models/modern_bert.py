@@ -81,7 +81,7 @@ class Layer(nnx.Module):
     mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, own.reach)
     x_RxLxD = x_RxLxD + self.out(mixed_RxLxHxK, products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
-    gated_RxLxF = jax.nn.gelu(up_RxLx2xF[:, :, 0], approximate=False) * up_RxLx2xF[:, :, 1]
+    gated_RxLxF = layers.gelu(up_RxLx2xF[:, :, 0]) * up_RxLx2xF[:, :, 1]
     return x_RxLxD + self.down(gated_RxLxF, products)
 
 

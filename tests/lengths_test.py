@@ -173,7 +173,7 @@ def test_a_temperature_for_cosines_is_told_to_be_too_sharp_for_products(
   np.save(tmp_path / similarity.PASSAGES, drawn(8))
   cfg = config.Config(name="sharp", encoder=config.Encoder(weights=tiny_weights))
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={"collection": tmp_path, "candidates": tmp_path})
-  data = inputs.load(job, networks.retriever(cfg.encoder), 32, "candidates")
+  data = inputs.load(job, networks.retriever(cfg.encoder), 32, "candidates", ())
   with caplog.at_level(logging.WARNING):
     fit.warn_of_sharpness(job, "train retriever", data, temperature)
   told = re.search(r"train retriever: .* student_temperature is 0.05; about ([\d.]+) leaves", caplog.text)

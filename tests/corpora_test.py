@@ -489,14 +489,13 @@ def test_recorded_rankings_become_labels():
 
 def test_the_recording_of_scifact_orders_every_training_claims_list():
   folder = shared("scifact")
-  cfg = config.Collection(path=str(folder), rankings=str(ROOT / "configs" / "scifact_answers.jsonl"),
-                          rankings_model="claude")
+  recording = ROOT / "configs" / "scifact_answers.jsonl"
+  cfg = config.Collection(path=str(folder), rankings=str(recording), rankings_model="claude")
   made = rankings.add(beir.load(cfg), cfg)
   ordered = {one.query_id: one.passage_ids for one in made.rankings}
   assert set(ordered) == set(made.qrels["train"]) and {one.status for one in made.rankings} == {"complete"}
   assert {len(set(ids)) for ids in ordered.values()} == {20}
-  lines = (ROOT / "configs" / "scifact_answers.jsonl").read_text().splitlines()
-  shown = {row["qid"]: row["candidates"] for row in map(json.loads, lines)}
+  shown = {row["qid"]: row["candidates"] for row in map(json.loads, recording.read_text().splitlines())}
 
   def first(lists):
     """How often the first passage is judged relevant, of lists that have one such."""

@@ -102,18 +102,6 @@ def _share_below(x32: jax.Array) -> jax.Array:
   return 0.5 * (1.0 + jax.lax.erf(x32 * math.sqrt(0.5)))
 
 
-class LayerNorm(nnx.Module):
-  """With a scale and a bias."""
-
-  def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
-    self.eps = eps
-    self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return normalised(x, self.scale[...], self.eps, self.bias[...])
-
-
 class ScaleNorm(nnx.Module):
   """Layer norm without a bias."""
 
@@ -123,6 +111,17 @@ class ScaleNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return normalised(x, self.scale[...], self.eps)
+
+
+class LayerNorm(ScaleNorm):
+  """And with one."""
+
+  def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
+    super().__init__(width, eps, rngs=rngs)
+    self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return normalised(x, self.scale[...], self.eps, self.bias[...])
 
 
 class Embedding(nnx.Module):

@@ -1,7 +1,6 @@
 """Scientific claims against abstracts (SciFact in BEIR's form), ranked by a live LLM.
 
     python -m idistill_jax.pipeline --config=configs/scifact.py --workdir=runs/scifact
-
     python -m idistill_jax.pipeline --config=configs/scifact.py:recorded --workdir=runs/scifact
 
 The folder is `scifact` where the environment variable IDISTILL_DATA points, else `data/scifact`.

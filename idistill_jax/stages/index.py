@@ -9,8 +9,9 @@ collection, labels, train_retriever -> passages.npy ([P, E], collection order), 
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from absl import logging
 
 from idistill_jax import artifacts, cli, config, processes, records, sharding
@@ -26,27 +27,31 @@ ENOUGH = 100
 
 
 def run(job: artifacts.Job) -> None:
+  passage_ids, tuned, passages_PxE, queries_QxE = encode(job)
+  if tuned:
+    job.count(**{TUNED_ON: {what: len(queries) for what, queries in tuned.items()}})
+    ids = {what: [query.id for query in queries] for what, queries in tuned.items()}
+    processes.once(lambda: (job.out / TUNING).write_text(json.dumps(ids) + "\n", encoding="utf-8"))
+  made = index.write(job.out, passages_PxE, passage_ids, job.cfg.index, queries_QxE, sharding.make_mesh(job.cfg.mesh))
+  job.count(passages=len(passage_ids), **made)
+
+
+def encode(job: artifacts.Job) -> tuple[Sequence[str], Mapping[str, list[records.Query]], np.ndarray, np.ndarray]:
+  """Passage ids, queries as of `tuned_on`, the embeddings of both, float32 [P, E] and [Q, E]: all that helpers do."""
   passages = tables.load_passages(job.inputs["collection"])
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   tuned: dict[str, list[records.Query]] = {}
   if index.choose(job.cfg.index.kind, len(passages)) == "scann":
     ann.check_runs()  # before the corpus is encoded
     tuned = tuned_on(job.cfg, job.inputs)
-    job.count(**{TUNED_ON: {what: len(queries) for what, queries in tuned.items()}})
-  if USED in tuned and processes.is_first() and not job.helps:
+  if USED in tuned and processes.is_first():
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(
       "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
       "others than it says; queries of a split dev would be taken first", len(tuned[USED]), held_out)
   queries_QxE = retriever.encode_queries([query.text for queries in tuned.values() for query in queries])
   passages_PxE = retriever.encode_passages(passages.texts, into=job.out / compact.VECTORS)
-  if job.helps:
-    return
-  if tuned:
-    ids = {what: [query.id for query in queries] for what, queries in tuned.items()}
-    processes.once(lambda: (job.out / TUNING).write_text(json.dumps(ids) + "\n", encoding="utf-8"))
-  made = index.write(job.out, passages_PxE, passages.ids, job.cfg.index, queries_QxE, sharding.make_mesh(job.cfg.mesh))
-  job.count(passages=len(passages), **made)
+  return passages.ids, tuned, passages_PxE, queries_QxE
 
 
 def tuned_on(cfg: config.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, list[records.Query]]:

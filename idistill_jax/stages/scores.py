@@ -5,7 +5,7 @@
 collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,14 +21,22 @@ Ranked = Mapping[str, tuple[str, ...]]
 
 
 def run(job: artifacts.Job) -> None:
+  lists, scores = score(job)
+  ends = np.cumsum([len(ids) for _, ids in lists])
+  scored = (
+    _best_first(query_id, ids, scores[end - len(ids):end]) for (query_id, ids), end in zip(lists, ends, strict=True)
+  )
+  processes.once(lambda: example.write_records(job.out, artifacts.SCORES, scored))
+  job.count(lists=len(lists), pairs=len(scores))
+
+
+def score(job: artifacts.Job) -> tuple[Sequence[Candidates], np.ndarray]:
+  """Lists, and a score for each of their passages, float32 [pairs], list after list: all that helpers do of the stage."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   lists = list(_lists(job, queries, passages))
   if not lists:
-    # The LLM ordered every query's list, and only others were asked for.
-    processes.once(lambda: example.write_records(job.out, artifacts.SCORES, ()))
-    job.count(lists=0, pairs=0)
-    return
+    return lists, np.zeros(0, np.float32)  # the LLM ordered every query's list, and only others were asked for
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
@@ -40,18 +48,8 @@ def run(job: artifacts.Job) -> None:
   tell = truncation.telling(job)
   tell("queries", query_table.cut)
   tell("passages of lists", passage_table.cut)
-  scores = ranker.score_rows(
-    query_table, passage_table, query_of, place_of, similarities.of_pairs(query_of, passage_of)
-  )
-  if job.helps:
-    return
-
-  ends = np.cumsum([len(ids) for _, ids in lists])
-  scored = (
-    _best_first(query_id, ids, scores[end - len(ids):end]) for (query_id, ids), end in zip(lists, ends, strict=True)
-  )
-  processes.once(lambda: example.write_records(job.out, artifacts.SCORES, scored))
-  job.count(lists=len(lists), pairs=len(scores))
+  return lists, ranker.score_rows(
+    query_table, passage_table, query_of, place_of, similarities.of_pairs(query_of, passage_of))
 
 
 def _lists(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> Iterator[Candidates]:

@@ -239,8 +239,11 @@ def test_an_accelerator_that_does_not_start_is_no_cpu(place: Place, where: str, 
     assert place.start(*RUNS[where], "labels", *WHAT, **of).returncode == 0
     (of["EXTRAS"],) = [word.removeprefix("--build-arg=EXTRAS=") for word in place.calls()[0] if "EXTRAS=" in word]
   start = lambda asked: place.start(script, "labels", *WHAT, JAX_PLATFORMS=asked, PYTHON=sys.executable, **of)
-  assert start("").stdout == f"{platforms}\n"
-  assert start("cpu").stdout == "cpu\n"
+  # The platforms that are set stay, and where the device is not among them, that is said.
+  device = platforms.removesuffix(",cpu")
+  for asked, used, said in (("", platforms, False), ("cpu", "cpu", bool(device)), (device, device, False)):
+    done = start(asked)
+    assert done.stdout == f"{used}\n" and ("JAX_PLATFORMS=cpu is set here" in done.stderr) == said, done.stderr
 
 
 def test_on_skypilot_all_gpus_that_were_asked_for_are_used(place: Place) -> None:

@@ -23,7 +23,7 @@ from etils import epath
 
 from idistill_jax import begun as begun_lib
 from idistill_jax import config as config_lib
-from idistill_jax import extras, files, processes, seconds
+from idistill_jax import extras, files, processes, remade, seconds
 from idistill_jax import store as store_lib
 
 MANIFEST = "manifest.json"
@@ -95,8 +95,6 @@ class Job:
     # Content-addressed files that outlive a change of config (LLM answers, compiled programs).
     self.cache = cache
     self.pieces = self.shared / PIECES
-    # Files in `out` that are put together from pieces: they go where the stage ends before its commit, as pieces stay.
-    self.of_pieces: list[pathlib.Path] = []
     self.counts: dict[str, Any] = {}
     self.drops: dict[str, list[str]] = collections.defaultdict(list)
 
@@ -231,10 +229,9 @@ class Workdir:
       else:
         processes.once(lambda: stage.run(job), f"the stage {stage.name}")
     except BaseException:
-      # Else they would be sent beside their pieces, as many bytes again, by a machine that is about to go.  By the
-      # first process alone, which would have committed them: another one's end may come when it already has.
-      for path in job.of_pieces if processes.is_first() else ():
-        path.unlink(missing_ok=True)
+      # By the first process alone, which would have committed them: another one's end may come when it already has.
+      if processes.is_first():
+        remade.remove(out)
       raise
     finally:
       took = spent_before + time.time() - started
@@ -284,10 +281,12 @@ class Workdir:
       if other != mine.name:
         self._store.remove(other)
     mine.mkdir(parents=True, exist_ok=True)
+    remade.remove(mine)  # of an attempt that was killed
     return mine
 
   def _commit(self, stage: str, out: pathlib.Path, manifest: dict[str, Any]) -> None:
     (out / seconds.FILE).unlink(missing_ok=True)
+    remade.keep(out)
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     self._store.commit(out.name, stage, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
     for reason, dropped in manifest["drops"].items():

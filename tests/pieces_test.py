@@ -1,5 +1,6 @@
 """What pieces become once they are all finished: one array, in memory or in a file, never both a second time."""
 
+import os
 import pathlib
 import shutil
 import tracemalloc
@@ -83,33 +84,34 @@ def test_a_file_that_the_first_did_not_write_is_not_read(work, tmp_path, monkeyp
   assert not isinstance(found, np.memmap) and file.exists() == (there is not None)
 
 
-def test_on_another_machine_than_the_firsts_what_is_in_a_bucket_is_mapped(bucket, tmp_path, monkeypatch):
-  work = finished(f"{bucket.url}/pieces", monkeypatch)
-  elsewhere = lambda write, what: work._write(tmp_path / "elsewhere.npy")
-  monkeypatch.setattr(processes, "is_first", lambda: False)
-  monkeypatch.setattr(processes, "once", elsewhere)
-  (tmp_path / "here").mkdir()
-  found = work.whole(tmp_path / "here" / "values.npy")
-  np.testing.assert_array_equal(found, VALUES)
-  assert isinstance(found, np.memmap) and not list((tmp_path / "here").iterdir())
-  # What it takes, from a folder, as the bucket is in this process too; `whole` in memory is the control above.
-  found, taken = peak(lambda: finished(tmp_path / "pieces", monkeypatch)._fetched(tmp_path / "here"))
-  np.testing.assert_array_equal(found, VALUES)
-  assert taken < 0.3
-
-
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_a_disk_without_room_for_all_is_an_error_before_it_is_full(bucket, tmp_path, monkeypatch, where):
   work = finished(tmp_path / "pieces" if where == "disk" else f"{bucket.url}/no room", monkeypatch)
-  monkeypatch.setattr(processes, "is_first", lambda: where == "disk")
+  (tmp_path / "made").mkdir()
   room = lambda free: monkeypatch.setattr(shutil, "disk_usage", lambda folder: mock.Mock(free=free))
-  room(VALUES.nbytes - 1)
-  both = rf"test: .* {VALUES.nbytes:,} bytes, and {VALUES.nbytes - 1:,} are free in {tmp_path}"
+  size = VALUES.nbytes + 128  # of np.save's header
+  room(size - 1)
+  both = rf"test: .* {size:,} bytes, and {size - 1:,} are free in {tmp_path}"
   with pytest.raises(OSError, match=both):
-    work.whole(tmp_path / "values.npy")
-  assert not (tmp_path / "values.npy").exists()
-  room(VALUES.nbytes)
-  np.testing.assert_array_equal(work.whole(tmp_path / "values.npy"), VALUES)
+    work.whole(tmp_path / "made" / "values.npy")
+  assert not list((tmp_path / "made").iterdir())
+  room(size)
+  np.testing.assert_array_equal(work.whole(tmp_path / "made" / "values.npy"), VALUES)
+  assert [path.name for path in (tmp_path / "made").iterdir()] == ["values.npy"]
+
+
+def test_its_room_is_taken_before_what_follows_is_read(work, tmp_path, monkeypatch):
+  if work._folder is None or not hasattr(os, "posix_fallocate"):
+    pytest.skip("what is in memory is written at once")
+  taken, read = [], work._read
+
+  def look(piece: range) -> np.ndarray:
+    taken.extend(512 * path.stat().st_blocks for path in tmp_path.glob("values.npy.half"))
+    return read(piece)
+
+  monkeypatch.setattr(work, "_read", look)
+  work.whole(tmp_path / "values.npy")
+  assert taken[0] == 0 and len(taken) == 16 and min(taken[1:]) >= VALUES.nbytes
 
 
 def test_nothing_is_written_as_nothing(tmp_path):

@@ -434,6 +434,46 @@ def test_vectors_whose_pieces_are_sent_are_sent_with_the_commit_alone(google, cf
   assert len(np.load(machines.workdir("c").folder("candidates") / "passages.npy")) == len(encoded.TEXTS)
 
 
+KILLED = """
+import os, signal, sys
+import encoded, tiny_world
+from idistill_jax import artifacts, config
+from idistill_jax.train import inference
+
+def run(job):
+  inference.load_retriever(job.cfg, None, job).encode_passages(encoded.TEXTS, into=job.out / "passages.npy")
+  assert (job.out / "passages.npy").exists()
+  os.kill(os.getpid(), signal.SIGKILL)
+
+root, weights = sys.argv[1:]
+artifacts.Workdir(root).execute(artifacts.Stage(name="candidates", reads=(), config=("encoder",), run=run),
+                                config.Config(name="x", encoder=tiny_world.encoder(weights)))
+"""
+
+
+def test_vectors_that_a_kill_left_are_not_sent_by_an_attempt_that_comes_to_none(
+    google, cfg, tmp_path, tiny_weights, monkeypatch):
+  """As a training that goes on after it, and sends all it has with every window."""
+  machines = Machines(f"{google.url}/killed/run", tmp_path, monkeypatch)
+  cfg.encoder = tiny_world.encoder(tiny_weights)
+  local = machines.workdir("a").root
+  monkeypatch.setenv("TMPDIR", str(tmp_path / "a"))
+  with jobs.started(tmp_path / "logs", 1, "-c", KILLED, machines.url, tiny_weights) as job:
+    assert job.wait(120) == [-signal.SIGKILL], job.said()
+  assert list(local.glob(".candidates-*/passages.npy"))
+
+  def run(job: artifacts.Job) -> None:
+    (job.out / "metrics").write_text("of a window")
+    job.keep("")
+    raise Ended
+
+  with pytest.raises(Ended):
+    machines.workdir("a").execute(artifacts.Stage(name="candidates", reads=(), config=("encoder",), run=run), cfg)
+  written = machines.workdir("b").begun("candidates").written
+  assert "metrics" in written and pieces.finished(written) == {"encode passages": (1, 1)}
+  assert "passages.npy" not in written
+
+
 def test_a_claim_is_its_workers_although_the_answer_to_it_was_lost(server, tmp_path):
   """Asked for again, as a client does, it is refused: the lease is there already."""
   one, other = (leases.Leases(f"{server.url}/{tmp_path.name}") for _ in range(2))

@@ -31,7 +31,7 @@ def run(job: artifacts.Job) -> None:
 
 
 def score(job: artifacts.Job) -> tuple[Sequence[Candidates], np.ndarray]:
-  """Lists, and a score for each of their passages, float32 [pairs], list after list: all that helpers do of the stage."""
+  """Lists, and scores of their passages, float32 [pairs], list after list: all that helpers do of the stage."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   lists = list(_lists(job, queries, passages))

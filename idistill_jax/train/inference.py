@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from idistill_jax import artifacts, progress, sharding
+from idistill_jax import artifacts, processes, progress, remade, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
 from idistill_jax.train import checkpoint, networks, truncation, windows
@@ -169,8 +169,8 @@ class Forward:
       if job is not None and job.helps:
         # Of its outputs nothing is made: it need not hold those of the others, too.
         return np.broadcast_to(np.float32(0), len(lengths))
-      if job is not None and into is not None:
-        job.of_pieces.append(into)
+      if job is not None and into is not None and processes.is_first():
+        remade.note(into)
       return work.whole(into)
 
   def _outputs(

@@ -8,23 +8,21 @@ two finish one in the same moment, the last one stays: each is written as a whol
 weights, and on machines of one kind with the same bytes.
 """
 
-import errno
 import hashlib
 import io
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import IO
 
 import numpy as np
 from etils import epath
 
 from idistill_jax import leases as leases_lib
 from idistill_jax import processes, remote
+from idistill_jax.train import copies
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
@@ -159,17 +157,16 @@ class Pieces:
 
     into: a file that the first process of a job writes it to, piece by piece, when all ask for it.  Those that see the
     file read it there, mapped: one copy for a machine, in memory that is given back where others need it.  Where the
-    folder is in a bucket, each of the others fetches it into such a file of its own.  Raises OSError where the disk has
-    no room for it.
+    folder is in a bucket, one of each other machine fetches it into such a file there.  Raises OSError where the disk
+    has no room for it.
     """
     if into is None:
       return self._read_all()
+    what = f"{into.name} of {self._name}"
     # A workdir in a bucket has a folder on each machine: nobody waits there until the first has filled its own.
-    apart = not processes.is_first() and self._folder is not None and remote.is_bucket(str(self._folder))
-    read = self._fetched(into.parent) if apart and self._all else None
-    written = processes.once(lambda: self._write(into), f"{into.name} of {self._name}")
-    if read is not None:
-      return read
+    if self._all and self._folder is not None and remote.is_bucket(str(self._folder)):
+      return copies.one_a_machine(into, self._write, what)
+    written = processes.once(lambda: self._write(into), what)
     # A file system may show others an older file, or none.
     return np.load(into, mmap_mode="r") if self._all and _version(into) == written else self._read_all()
 
@@ -186,33 +183,27 @@ class Pieces:
     """Not by a map of the file: a full disk would end the process without an error.  Returns the file's version."""
     half = into.with_name(f"{into.name}.half")
     into.unlink(missing_ok=True)  # of a run that was killed: beside the pieces, there is room for one
-    with half.open("wb") as out:
-      if self._folder is None or not self._all:
-        np.save(out, self._outputs)
-      else:
-        first = self._read(self._all[0])
-        header = np.lib.format.header_data_from_array_1_0(first)
-        np.lib.format.write_array_header_1_0(out, header | {"shape": self._shape(first)})
-        self._put_together(out, into.parent, first)
-      out.flush()
-      os.fsync(out.fileno())  # the pieces go when the stage is committed
-    half.replace(into)
+    try:
+      with half.open("wb") as out:
+        if self._folder is None or not self._all:
+          np.save(out, self._outputs)
+        else:
+          self._put_together(out, into.parent)
+        out.flush()
+        os.fsync(out.fileno())  # the pieces go when the stage is committed
+      half.replace(into)
+    finally:
+      half.unlink(missing_ok=True)  # else what it has taken of a disk that is full stays taken
     return _version(into)
 
-  def _fetched(self, folder: pathlib.Path) -> np.ndarray:
-    """In a file of this process, without a name: the disk has its room back when the process ends, however it does."""
+  def _put_together(self, out: IO[bytes], folder: pathlib.Path) -> None:
+    """The outputs of all pieces into an open file of a folder, as np.save writes them; raises as `take_room` does."""
     first = self._read(self._all[0])
-    with tempfile.TemporaryFile(dir=folder) as out:
-      self._put_together(out, folder, first)
-      return np.memmap(out, first.dtype, "r", shape=self._shape(first))
-
-  def _put_together(self, out: Any, folder: pathlib.Path, first: np.ndarray) -> None:
-    """The outputs of all pieces, of which the first is read already, into an open file of a folder; raises OSError
-    where they find no room there."""
-    needed, free = first.nbytes // len(first) * self._all[-1].stop, shutil.disk_usage(folder).free
-    if needed > free:
-      raise OSError(errno.ENOSPC, f"{self._name}: what it gives takes {needed:,} bytes, and {free:,} are free in "
-                    f"{folder}: make room there, or have the workdir (one in a bucket: TMPDIR) on a larger disk")
+    header = np.lib.format.header_data_from_array_1_0(first)
+    np.lib.format.write_array_header_1_0(out, header | {"shape": self._shape(first)})
+    out.flush()
+    size = out.tell() + first.nbytes // len(first) * self._all[-1].stop
+    copies.take_room(out, size, folder, self._name)
     for piece in self._all:
       (first if piece.start == 0 else self._read(piece)).tofile(out)
       processes.moved()

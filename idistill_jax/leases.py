@@ -18,13 +18,13 @@ import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
+from typing import Any
 
-import fsspec
 from absl import logging
 from etils import epath
 from fsspec.implementations import local
 
-from idistill_jax import peers
+from idistill_jax import peers, remote
 
 LEASE_SECONDS = 60.0
 _BEATS = 6
@@ -41,7 +41,8 @@ class Leases:
 
   def __init__(self, folder: epath.PathLike):
     # epath can neither create exclusively nor list past the cache of its file systems.
-    self._fs, self._base = fsspec.core.url_to_fs(os.fspath(folder), use_listings_cache=False)
+    fs, self._base = remote.file_system(os.fspath(folder))
+    self._fs: Any = remote.Asked(fs, os.fspath(folder)) if remote.is_bucket(os.fspath(folder)) else fs
     self.worker = uuid.uuid4().hex
     self._held: dict[str, str] = {}
     # Piece -> how much of it is done.

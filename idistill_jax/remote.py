@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import pathlib
+import re
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -72,7 +73,15 @@ def asked(url: str) -> Iterator[None]:
     answered = isinstance(e, FileNotFoundError | FileExistsError)
     if answered or getattr(e, "errno", None) == errno.ENOSPC:  # that is this machine's disk
       raise
-    raise OSError(f"{url}: {str(e) or type(e).__name__}; are there credentials for it?") from e
+    # TensorStore adds its whole specification, and a server a page that repeats its number.
+    said = " ".join(re.split(r"\[tensorstore_spec|<!DOCTYPE", str(e), flags=re.IGNORECASE)[0].split())
+    more = " ".join(f"({note})" for note in getattr(e, "__notes__", ()))
+    raise OSError(f"{url}: {said or type(e).__name__}; are there credentials for it? {more}".rstrip()) from e
+
+
+def reaching(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[None]:
+  """`asked` where the path is one in a bucket; what is wrong with a local file is said with its name as it comes."""
+  return asked(os.fspath(path)) if is_bucket(os.fspath(path)) else contextlib.nullcontext()
 
 
 def files(fs: fsspec.AbstractFileSystem, base: str) -> dict[str, str]:

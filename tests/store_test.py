@@ -29,7 +29,7 @@ from idistill_jax import artifacts, cli, config, dry_run, leases, locks, peers, 
 from idistill_jax import begun as begun_lib
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
-from idistill_jax.train import inference, loop, pieces, windows
+from idistill_jax.train import checkpoint, inference, loop, pieces, windows
 
 
 @pytest.fixture(scope="module", params=bucket_lib.SERVERS)
@@ -465,13 +465,14 @@ def test_vectors_that_a_kill_left_are_not_sent_by_an_attempt_that_comes_to_none(
   def run(job: artifacts.Job) -> None:
     (job.out / "metrics").write_text("of a window")
     job.keep("")
+    # Here already: at its end it would take away what it had sent.
+    written = machines.workdir("b").begun("candidates").written
+    assert "metrics" in written and pieces.finished(written) == {"encode passages": (1, 1)}
+    assert "passages.npy" not in written
     raise Ended
 
   with pytest.raises(Ended):
     machines.workdir("a").execute(artifacts.Stage(name="candidates", reads=(), config=("encoder",), run=run), cfg)
-  written = machines.workdir("b").begun("candidates").written
-  assert "metrics" in written and pieces.finished(written) == {"encode passages": (1, 1)}
-  assert "passages.npy" not in written
 
 
 def test_a_claim_is_its_workers_although_the_answer_to_it_was_lost(server, tmp_path):
@@ -521,6 +522,16 @@ def test_what_is_wrong_with_the_bucket_is_said_with_the_workdirs_name(server, tm
     monkeypatch.setattr(server, "busy", 99)
     with pytest.raises(OSError, match=f"(?s)^{url}: .*; are there credentials for it"):
       touch(url)
+  # Those that claim pieces and write them, and what writes and reads models.
+  piece = lambda url: pieces.Pieces(url, "test", np.full(30, 7))
+  lease = lambda url: leases.Leases(url).take("0", None, leases.Leases(url).names())
+  state = {"weights": jax.numpy.arange(8.0)}
+  for touch, what in (
+      (piece, "test"), (lease, "leases"), (lambda url: checkpoint.save_model(url, state), "model"),
+      (lambda url: checkpoint.load_model(url, state), "model"), (checkpoint.Checkpoints, "checkpoints")):
+    with pytest.raises(OSError, match=f"(?s)^{url}/{what}.*; are there credentials for it") as raised:
+      touch(f"{url}/{what}" if touch is not piece else url)
+    assert "\n" not in str(raised.value)
   server.busy = 0
   save(url)  # the control
   nowhere = url.replace(bucket_lib.NAME, "nowhere")

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from idistill_jax import processes
+from idistill_jax import processes, remote
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5
@@ -91,11 +91,15 @@ def by_first(path: epath.Path, find: Callable[[], Hits]) -> Hits:
     found.append(find())
     out = io.BytesIO()
     np.savez(out, **dataclasses.asdict(found[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out.getvalue())
+    with remote.reaching(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(out.getvalue())
 
   processes.once(keep, f"the search of {path.stem}")
-  return found[0] if found else Hits(**np.load(io.BytesIO(path.read_bytes())))
+  if found:
+    return found[0]
+  with remote.reaching(path):
+    return Hits(**np.load(io.BytesIO(path.read_bytes())))
 
 
 def blocks(count: int) -> Iterator[slice]:

@@ -1,9 +1,11 @@
 """Orbax, wrapped once: weights, optimizer and data position in one checkpoint; finished models by themselves."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -14,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from idistill_jax import processes
+from idistill_jax import processes, remote
 from idistill_jax.train import orbax_s3
 from idistill_jax.train import step as step_lib
 
@@ -37,7 +39,7 @@ class Checkpoints:
 
   def __init__(self, folder: epath.PathLike):
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
-    with processes.waiting(f"opening {folder}"):
+    with _reaching(folder), processes.waiting(f"opening {folder}"):
       self._manager = ocp.CheckpointManager(_absolute(folder), options=options)
 
   def save(self, step: int, state: step_lib.State, data: grain.DatasetIterator) -> None:
@@ -47,22 +49,29 @@ class Checkpoints:
     """
     # As it will be read.
     position = json.loads(json.dumps(data.get_state()))
-    self._manager.save(step, args=ocp.args.Composite(**{
-      STATE: ocp.args.StandardSave(state), SUMS: ocp.args.StandardSave(_sums(state)),
-      DATA: ocp.args.JsonSave({"position": position, "sum": _sum(position)}),
-    }))
+    with _reaching(self._manager.directory):
+      self._manager.save(step, args=ocp.args.Composite(**{
+        STATE: ocp.args.StandardSave(state), SUMS: ocp.args.StandardSave(_sums(state)),
+        DATA: ocp.args.JsonSave({"position": position, "sum": _sum(position)}),
+      }))
 
   def wait(self) -> None:
     """Until what was saved is on the disk, whichever process wrote it."""
-    self._manager.wait_until_finished()
+    with _reaching(self._manager.directory):
+      self._manager.wait_until_finished()
     processes.meet("the checkpoint")
 
   def restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
     """Newest state that is what was saved, with `data` moved to its position; None where nothing was saved yet.
 
     A torn or corrupted newest checkpoint is reported, and deleted once the one before it was read.  Raises
-    CheckpointsError where none can be read, and what is no damage as it came: either way every checkpoint stays.
+    CheckpointsError where none can be read, and what is no damage as it came, or as OSError with the bucket's url:
+    either way every checkpoint stays.
     """
+    with _reaching(self._manager.directory):
+      return self._restore(state, data)
+
+  def _restore(self, state: step_lib.State, data: grain.DatasetIterator) -> step_lib.State | None:
     damaged: dict[int, _Damage] = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
@@ -117,7 +126,7 @@ class Checkpoints:
     return found[STATE]
 
   def close(self) -> None:
-    with processes.waiting("the last checkpoint"):
+    with _reaching(self._manager.directory), processes.waiting("the last checkpoint"):
       self._manager.wait_until_finished()
       self._manager.close()
 
@@ -139,16 +148,29 @@ def _sum(position: dict[str, Any]) -> str:
 
 def save_model(folder: epath.PathLike, params: Any) -> None:
   """A finished model's parameters, readable under any mesh."""
-  with processes.waiting(f"saving {folder}"), ocp.StandardCheckpointer() as checkpointer:
+  with _reaching(folder), processes.waiting(f"saving {folder}"), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(_absolute(folder), params, force=True)
 
 
 def load_model(folder: epath.PathLike, abstract: Any) -> Any:
   """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
-  if not epath.Path(folder).exists():
-    raise FileNotFoundError(f"{folder}: no trained model there")
-  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
-    return checkpointer.restore(_absolute(folder), abstract)
+  with _reaching(folder):
+    if not epath.Path(folder).exists():
+      raise FileNotFoundError(f"{folder}: no trained model there")
+    with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+      return checkpointer.restore(_absolute(folder), abstract)
+
+
+@contextlib.contextmanager
+def _reaching(folder: epath.PathLike) -> Iterator[None]:
+  """As `remote.reaching`; what tells of a device, of another process or of damage keeps its kind."""
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, processes.ProcessError, CheckpointsError):
+    raise
+  except Exception as e:
+    with remote.reaching(folder):
+      raise e
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -64,7 +64,8 @@ class Pieces:
       # Other work under the same name would be the work of another program.
       digest = hashlib.sha256(np.asarray(lengths, np.int64).tobytes()).hexdigest()[:8]
       self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
-      self._folder.mkdir(parents=True, exist_ok=True)
+      with remote.reaching(self._folder):
+        self._folder.mkdir(parents=True, exist_ok=True)
       self._leases = leases_lib.Leases(self._folder)
     self._look()
 
@@ -147,7 +148,8 @@ class Pieces:
     np.save(made, values)
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
     working = path if remote.is_bucket(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")
-    working.write_bytes(made.getbuffer())
+    with remote.reaching(working):
+      working.write_bytes(made.getbuffer())
     if working != path:
       working.replace(path)
     self._leases.give_back(_stem(piece))
@@ -221,7 +223,7 @@ class Pieces:
       self._leases.close()
 
   def _read(self, piece: range) -> np.ndarray:
-    with self._path(piece).open("rb") as found:
+    with remote.reaching(self._path(piece)), self._path(piece).open("rb") as found:
       return np.load(found)
 
   def _path(self, piece: range) -> epath.Path:

@@ -5,37 +5,40 @@ bucket cannot rename a folder: one is committed by its last file, of which the o
 sent last.
 
 A run that was paused, or cut off, for longer than a lease lasts finds out (`still_alone`) before it claims a piece,
-sends a working folder, a checkpoint or a page, or commits, and ends.  It looks and then writes: stopped between the
-two, again for so long, it may still take away what the run that took over has committed.  It then commits nothing
-itself: it looks once more before the last file, which is created, never replaced.  Nor does it sweep up before a last
-look: the working folder may be the one that the other run is still at work in.
+sends a working folder, a checkpoint or a page, or commits, and ends.  It looks and then writes.  Stopped between the
+two within a commit, again for so long, it still does the one request that it was about to make, and this may
 
-`.sent.json` says what each file was like here and there when both were the same, so that a machine knows who changed
-it since: what changed here alone is sent, what changed there alone is fetched.  Where both did, databases are put
-together, and of other files the bucket's counts.
+  delete the last file of what the run that took over has committed: the stage is not done, and made again;
+  delete files of the other's whose last file stays, as their names are those of files that it found before;
+  copy nothing, as the other has swept it up, or what the other has sent to the working folder of both;
+  create its last file, which is never replaced, among files of the other, which is at work on its own commit;
+  send its version of a file, whole and of the same key, to the working folder, from where the other commits it.
+
+The second and fourth would be half a commit that looks like a whole one.  So the last file says what belongs to it
+(`sealed`), as found while the run was alone, and `fetch` refuses what differs.  The run that was stopped sweeps nothing
+up before a last look: the working folder may be the one that the other is still at work in.
+
+What changed here alone since it was sent (`sent`) is sent, what changed there alone is fetched.  Where both did,
+databases are put together, and of other files the bucket's counts.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import json
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from absl import logging
 from etils import epath
 
-from idistill_jax import databases, files, leases, locks, remote
+from idistill_jax import databases, leases, locks, remote, sealed
+from idistill_jax import sent as sent_lib
 
-_SENT = ".sent.json"
 _HALF = ".half"
 _LOCKS = ".locks"
-# Size in bytes, and time of the last writing in ns; None: as nothing else.
-Stamp = list[int] | None
 
 
 class Bucket:
@@ -106,16 +109,16 @@ class Bucket:
       self._fs.rm([f"{self._base}/{path}" for path in there])
     shutil.rmtree(self.local / name, ignore_errors=True)
     with self._alone():
-      self._note({}, gone=[path for path in self._sent() if path.startswith(f"{name}/")])
+      sent_lib.note(self.local, {}, gone=[path for path in sent_lib.read(self.local) if path.startswith(f"{name}/")])
 
   def receive(self, name: str, *, leave: Collection[str] = ()) -> None:
     with self._alone():
       left = tuple(f"{name}/{folder}/" for folder in leave)
       there = {path: tag for path, tag in self._find(name).items()
                if not (f"{path}/".startswith(left) or databases.is_beside(path))}  # fmt: skip
-      here, sent = self._here(name), self._sent()
+      here, sent = self._here(name), sent_lib.read(self.local)
       news = [path for path, tag in there.items() if path not in here or sent.get(path, {}).get("there") != tag]
-      both = {path for path in news if path in here and not _is_sent(sent, path, here[path])}
+      both = {path for path in news if path in here and not sent_lib.is_same(sent, path, here[path])}
       merged = {path for path in both if databases.is_one(path)}
       for path in both - merged:
         self._step_aside(path)
@@ -123,18 +126,19 @@ class Bucket:
         self._merge(path)
       self._get({path: self.local / path for path in news if path not in merged})
       gone = [path for path, stamp in here.items() if path in sent and path not in there
-              and _is_sent(sent, path, stamp) and not f"{path}/".startswith(left)]  # fmt: skip
+              and sent_lib.is_same(sent, path, stamp) and not f"{path}/".startswith(left)]  # fmt: skip
       for path in gone:
         # A database that is gone there is sent once more: it may have been paid for.
         if not databases.is_one(path):
           (self.local / path).unlink()
-      self._note({path: {"here": None if path in merged else _stamp(self.local / path), "there": there[path]}
-                  for path in news}, gone=gone)  # fmt: skip
+      same = {path: {"here": None if path in merged else sent_lib.stamp(self.local / path), "there": there[path]}
+              for path in news}  # fmt: skip
+      sent_lib.note(self.local, same, gone=gone)
 
   def send(self, name: str) -> None:
     with self._alone():
-      here, sent = self._here(name), self._sent()
-      changed = [path for path, stamp in here.items() if not _is_sent(sent, path, stamp)]
+      here, sent = self._here(name), sent_lib.read(self.local)
+      changed = [path for path, stamp in here.items() if not sent_lib.is_same(sent, path, stamp)]
       # Where even the folder is gone, somebody cleaned this machine up.
       gone = [path for path in sent if (self.local / name).is_dir()
               and path.startswith(f"{name}/") and path not in here and not databases.is_one(path)]  # fmt: skip
@@ -144,13 +148,13 @@ class Bucket:
       for path in changed:
         if databases.is_one(path) and there.get(path) not in (None, sent.get(path, {}).get("there")):
           self._merge(path)
-          here[path] = _stamp(self.local / path)
+          here[path] = sent_lib.stamp(self.local / path)
       # What another machine has written since is no longer what was deleted here.
       if ours := [path for path in gone if there.get(path) == sent[path]["there"]]:
         self._fs.rm([f"{self._base}/{path}" for path in ours])
       self._put(changed)
       there = self._find(name) if changed else {}
-      self._note({path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
+      sent_lib.note(self.local, {path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
     end = (self.local / working / last).read_bytes()
@@ -170,7 +174,10 @@ class Bucket:
                       [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
     except FileNotFoundError as e:
       raise leases.LostError(f"{self._url}/{working}: was swept up by another run while it was committed") from e
+    there = self._beside(final, last)
     self.still_alone()  # else what was copied may be half of this run's and half of the other's
+    end = sealed.say(end, f"{self._url}/{final}", there)
+    (self.local / working / last).write_bytes(end)
     try:
       self._fs.pipe_file(f"{self._base}/{final}/{last}", end, mode="create")
     except FileExistsError as e:
@@ -192,8 +199,11 @@ class Bucket:
       if not (folder / last).exists() or (folder / last).read_bytes() != end:
         parts = self._parts(name, end)
         parts.mkdir(parents=True, exist_ok=True)
-        targets = {path: parts / path.removeprefix(f"{name}/") for path in self._find(name) if path != f"{name}/{last}"}
-        self._get({path: target for path, target in targets.items() if not target.exists()})
+        there = self._beside(name, last)
+        sealed.check(end, f"{self._url}/{name}", there)
+        self._get({f"{name}/{file}": parts / file for file in there if not (parts / file).exists()})
+        if self._beside(name, last) != there:
+          raise OSError(f"{self._url}/{name}: was changed while it was fetched; run the same command again")
         (parts / last).write_bytes(end)
         shutil.rmtree(folder, ignore_errors=True)
         parts.rename(folder)
@@ -252,6 +262,12 @@ class Bucket:
     """Where a folder gathers until it is whole; another one of the same name gathers elsewhere."""
     return self.local / ".parts" / f"{name}-{_digest(end)}"
 
+  def _beside(self, folder: str, last: str) -> dict[str, str]:
+    """File, by its name in the folder -> what tells of its writing, but for the last."""
+    top = f"{self._base}/{folder}/"
+    found = remote.files(self._fs, top.rstrip("/"), remote.writing)
+    return {path.removeprefix(top): written for path, written in found.items() if path != f"{top}{last}"}
+
   def _find(self, name: str) -> dict[str, str]:
     """Files in the bucket under a folder, or the file of this name -> what changes with their content."""
     try:
@@ -260,35 +276,12 @@ class Bucket:
       raise FileNotFoundError(f"{self._url}: no such bucket ({e}); make it first, or name another") from e
     return {path.removeprefix(f"{self._base}/"): tag for path, tag in found.items()}
 
-  # -- What has been sent ----------------------------------------------------------------------------------------------
-
-  def _sent(self) -> dict[str, dict[str, Any]]:
-    """File -> what it was like here and there when both were the same."""
-    path = self.local / _SENT
-    return json.loads(path.read_text()) if path.exists() else {}
-
-  def _here(self, name: str) -> dict[str, Stamp]:
+  def _here(self, name: str) -> dict[str, sent_lib.Stamp]:
     """Files in the local folder, or the file of this name, as they are now."""
     top = self.local / name
     found = {str(path.relative_to(self.local)): path for path in (top, *top.rglob("*")) if path.is_file()}
-    return {name: _stamp(path) for name, path in found.items()
+    return {name: sent_lib.stamp(path) for name, path in found.items()
             if not name.endswith(_HALF) and not databases.is_beside(name)}  # fmt: skip
-
-  def _note(self, same: Mapping[str, dict[str, Any]], *, gone: Iterable[str] = ()) -> None:
-    noted = {path: how for path, how in (self._sent() | dict(same)).items() if path not in set(gone)}
-    files.write_atomically(self.local / _SENT, json.dumps(noted))
-
-
-def _is_sent(sent: Mapping[str, dict[str, Any]], path: str, stamp: Stamp) -> bool:
-  """Whether a local file is as it was sent or received."""
-  return stamp is not None and sent.get(path, {}).get("here") == stamp
-
-
-def _stamp(path: pathlib.Path) -> Stamp:
-  if databases.is_one(path.name) and not databases.settle(path):
-    return None
-  state = path.stat()
-  return [state.st_size, state.st_mtime_ns]
 
 
 def _digest(data: bytes) -> str:

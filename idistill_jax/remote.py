@@ -8,7 +8,7 @@ import pathlib
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -84,17 +84,23 @@ def reaching(path: str | os.PathLike[str]) -> contextlib.AbstractContextManager[
   return asked(os.fspath(path)) if is_bucket(os.fspath(path)) else contextlib.nullcontext()
 
 
-def files(fs: fsspec.AbstractFileSystem, base: str) -> dict[str, str]:
-  """Files under a folder, or the file of this name -> what changes with their content."""
-  found = fs.find(base, detail=True)
-  # A store may hold empty objects that stand for folders.
-  return {path: tag(info) for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
-
-
 def tag(info: Mapping[str, Any]) -> str:
   """What changes with a file's content, of what fsspec says about it."""
   said = [info.get(name) for name in ("ETag", "etag")]
   return str([info["size"], *(said if any(said) else [info.get("created")])])
+
+
+def writing(info: Mapping[str, Any]) -> str:
+  """As `tag`, but it outlives a change of what is said about a file, as a rule makes that stores old ones elsewhere:
+  in Google's buckets that is another etag, of the same generation."""
+  return str([info["size"], info["generation"]]) if info.get("generation") else tag(info)
+
+
+def files(fs: fsspec.AbstractFileSystem, base: str, say: Callable[[Mapping[str, Any]], str] = tag) -> dict[str, str]:
+  """Files under a folder, or the file of this name -> what is to be said of them."""
+  found = fs.find(base, detail=True)
+  # A store may hold empty objects that stand for folders.
+  return {path: say(info) for path, info in found.items() if info["type"] == "file" and not path.endswith("/")}
 
 
 def kept() -> pathlib.Path:

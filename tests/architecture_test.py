@@ -33,11 +33,12 @@ LAYERS = (
   ("begun",),
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
-  ("config", "databases", "outside", "remote", "extras", "files", "locks", "remade"),
+  ("sent",),
+  ("config", "databases", "outside", "remote", "extras", "files", "locks", "remade", "sealed"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("begun", "bucket", "databases", "leases", "outside", "remade", "remote", "seconds", "llm"),
+  *("begun", "bucket", "databases", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent", "llm"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

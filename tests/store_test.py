@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, cli, config, dry_run, leases, locks, peers, processes, sharding, store
+from idistill_jax import artifacts, cli, config, dry_run, leases, locks, peers, processes, remote, sharding, store
 from idistill_jax import begun as begun_lib
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
@@ -164,7 +164,7 @@ def test_a_machine_that_was_paused_while_another_took_over_commits_nothing(
     assert (other.folder("labels") / "parts" / "text").read_text() == "of the paused"
 
 
-@pytest.mark.parametrize("before", ["send", "rm_file", "copy", "pipe_file"])
+@pytest.mark.parametrize("before", ["send", "rm_file", "rm", "copy", "pipe_file"])
 def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch, before):
   """Wherever in a commit another one comes, the first ends: what is there afterwards is whole, or not done."""
   monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
@@ -174,7 +174,7 @@ def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch, before)
   def commit(one: artifacts.Workdir, name: str) -> None:
     (one.root / name).mkdir()
     for file in (artifacts.MANIFEST, "text"):
-      (one.root / name / file).write_text(f'"{name}"')
+      (one.root / name / file).write_text(json.dumps({"key": name}))
     one._store.commit(name, "labels", last=artifacts.MANIFEST)
 
   def meanwhile(*args, **more):
@@ -194,14 +194,23 @@ def test_of_two_that_commit_at_once_one_does(machines, cfg, monkeypatch, before)
     with pytest.raises(leases.LostError):
       commit(slow, "mine")
   found = machines.workdir("c")
-  assert found.manifest("labels") == (None if before == "rm_file" else "other")
-  if before != "rm_file":
-    assert (found.folder("labels") / "text").read_text() == '"other"'
+  assert (found.manifest("labels") or {}).get("key") == (None if before == "rm_file" else "other")
+  if before == "rm":
+    # What the other has committed under a name that was there before is gone, and its manifest is not.
+    with pytest.raises(OSError, match=f"^{machines.url}/labels: text is not what was committed there.* run its stage"):
+      found.folder("labels")
+  elif before != "rm_file":
+    assert (found.folder("labels") / "text").read_text() == '{"key": "other"}'
 
 
-@pytest.mark.parametrize("before", ["rm_file", "copy", "pipe_file"])
-def test_what_a_run_that_took_over_is_still_at_work_on_stays(machines, monkeypatch, before):
-  """Both use one working folder: the first, woken within its commit, neither commits a mixture nor sweeps up."""
+@pytest.mark.parametrize(("before", "at"), [
+  ("rm_file", "mine"), ("copy", "mine"), ("pipe_file", "mine"), ("pipe_file", "labels"),
+])
+def test_what_a_run_that_took_over_is_still_at_work_on_stays(machines, monkeypatch, before, at):
+  """Both use one working folder: the first, woken within its commit, neither commits a mixture nor sweeps up.
+
+  at: where the other is at work, `labels` where it is within its own commit.
+  """
   monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
   monkeypatch.setattr(leases.Leases, "_keep_writing", lambda self: None)
   slow, quick = machines.workdir("a"), machines.workdir("b")
@@ -213,22 +222,26 @@ def test_what_a_run_that_took_over_is_still_at_work_on_stays(machines, monkeypat
         return request(*args, **more)
       undone.undo()
       at_work.enter_context(quick._store.alone("labels", "labels"))
-      quick._store._fs.pipe_file(f"{quick._store._base}/mine/text", b"of the other, half")
+      quick._store._fs.pipe_file(f"{quick._store._base}/{at}/text", b"of the other, half")
       return request(*args, **more)
 
     for name in ("labels", "mine"):
       (slow.root / name).mkdir()
       for file in (artifacts.MANIFEST, "text"):
-        (slow.root / name / file).write_text(f'"{name}"')
+        (slow.root / name / file).write_text(json.dumps({"key": name}))
     slow._store.send("labels")
     with slow._store.alone("labels", "labels"):
       undone.setattr(slow._store._fs, before, meanwhile)
       with pytest.raises(leases.LostError):
         slow._store.commit("mine", "labels", last=artifacts.MANIFEST)
-    assert quick._store.read("mine/text") == b"of the other, half"
-    # Only what was copied before the other took over is whole.
-    if quick.manifest("labels") is not None:
-      assert before == "pipe_file" and quick._store.read("labels/text") == b'"mine"'
+    assert quick._store.read(f"{at}/text") == b"of the other, half"
+    # Only what was copied before the other took over is whole, and what was changed since is not taken for it.
+    assert (quick.manifest("labels") is not None) == (before == "pipe_file")
+    if at == "labels":
+      with pytest.raises(OSError, match="labels: text is not what was committed there"):
+        quick.folder("labels")
+    elif before == "pipe_file":
+      assert (quick.folder("labels") / "text").read_text() == '{"key": "mine"}'
 
 
 def test_what_one_machine_did_another_finds(machines, cfg):
@@ -257,6 +270,27 @@ def test_inputs_are_fetched_and_missing_ones_named(machines, cfg):
   machines.workdir("a").execute(writes("first"), cfg)
   machines.workdir("b").execute(reader, cfg)
   assert (machines.workdir("a").folder("scores") / "copy").read_text() == "first"
+
+
+def test_what_is_committed_is_what_its_manifest_holds(machines, cfg):
+  """Wherever it is copied to; there, and by earlier versions, nothing is said of it."""
+  home = machines.workdir("a")
+  home.execute(writes("first"), cfg)
+  fs, base = home._store._fs, home._store._base
+  fs.copy([f"{base}/labels/{name}" for name in ("parts/text", artifacts.MANIFEST)],
+          [f"{base}/copied/labels/{name}" for name in ("parts/text", artifacts.MANIFEST)])  # fmt: skip
+  copied = Machines(f"{machines.url}/copied", machines._folder, machines._monkeypatch)
+  assert (copied.workdir("b").folder("labels") / "parts" / "text").read_text() == "first"
+  assert (machines.workdir("a").folder("labels") / "parts" / "text").exists()
+  for change in (lambda: fs.pipe_file(f"{base}/labels/more", b"1"), lambda: fs.rm_file(f"{base}/labels/parts/text")):
+    change()
+    with pytest.raises(OSError, match=r"labels: .* is not what was committed there"):
+      machines.workdir("c").folder("labels")
+  # Who has fetched it before has it as it was.
+  assert (machines.workdir("a").folder("labels") / "parts" / "text").exists()
+  # What only says more of a file, as a rule does that moves old ones elsewhere, writes nothing.
+  said = {"size": 1, "generation": "7", "etag": "a"}
+  assert remote.writing(said) == remote.writing(said | {"etag": "b"}) != remote.writing(said | {"generation": "8"})
 
 
 def test_a_folder_is_no_result_before_its_manifest(machines, cfg, monkeypatch):

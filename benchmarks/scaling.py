@@ -3,8 +3,9 @@
     python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --task=encode
     python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --task=score
 
-Runs the stage collection, then what a job does between tokens and results, by pieces that its processes claim, with
-untrained models; one JSON line for each number of processes, and their ratio.  Compiling comes before the clock.
+Runs the stage collection, then what a job does between texts and results (of pairs, from their tokens), by pieces that
+its processes claim, with untrained models; one JSON line for each number of processes, and their ratio.  What is
+compiled is compiled before the clock.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from absl import flags
 from benchmarks import ports
 from benchmarks.clock import Clock
 from idistill_jax import artifacts, cli, processes
-from idistill_jax.data import tables, tokenize
+from idistill_jax.data import tables
 from idistill_jax.stages import collection
-from idistill_jax.train import inference
+from idistill_jax.train import inference, pieces, texts
 
 # Texts enough for a step of every shape.
 COMPILED_WITH = 256
@@ -35,10 +35,6 @@ _TASK = flags.DEFINE_enum("task", "encode", ["encode", "score"], "All passages, 
 _PASSAGES = flags.DEFINE_integer("passages_per_query", 10, "That each query of train is scored with.", lower_bound=1)
 _CORES = flags.DEFINE_list("cores", None, "Two of this machine's, by number; by default the first two there are.")
 _PIECES = flags.DEFINE_string("pieces", None, "For the processes that this starts: where they share their pieces.")
-
-# (lengths of the texts, text number -> token ids and halves), as inference.Forward takes them.
-Texts = tuple[np.ndarray, Callable[[int], tuple[np.ndarray, np.ndarray | None]]]
-
 
 def run(runner: cli.Runner) -> None:
   runner.run(collection.STAGE)
@@ -78,41 +74,41 @@ def measure(runner: cli.Runner) -> None:
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   out = pathlib.Path(str(_PIECES.value))
   job = artifacts.Job(cfg=runner.cfg, out=out, inputs={}, cache=out)
-  forward, (lengths, text) = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
-  for _ in forward._outputs([range(min(COMPILED_WITH, len(lengths)))], lengths, text):
+  forward, read = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
+  first = range(min(COMPILED_WITH, len(read)))
+  for _ in forward._outputs([(first, read.read(first))], read):
     pass
   processes.meet("the start")
   with Clock() as clock:
-    forward(_TASK.value, lengths, text)
+    forward(_TASK.value, read)
     processes.meet("the end")
   if processes.is_first():
+    tokens = sum(int(read.read(piece).lengths.sum()) for piece in pieces.cut(len(read)))
     print(json.dumps({
-      "task": _TASK.value, "processes": processes.count(), "texts": len(lengths), "tokens": int(lengths.sum()),
-      "seconds": round(clock.seconds, 4), "texts_per_second": round(len(lengths) / clock.seconds, 1),
-      "tokens_per_second": round(int(lengths.sum()) / clock.seconds),
+      "task": _TASK.value, "processes": processes.count(), "texts": len(read), "tokens": tokens,
+      "seconds": round(clock.seconds, 4), "texts_per_second": round(len(read) / clock.seconds, 1),
+      "tokens_per_second": round(tokens / clock.seconds),
     }))
 
 
 def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-            each: int) -> tuple[inference.Forward, Texts]:
+            each: int) -> tuple[inference.Forward, texts.Texts]:
   del queries, each
   forward = inference.load_retriever(job.cfg, None, job).forward
-  table = forward.network.passage_table(passages.texts, job.cfg.encoder.passage_tokens)
-  return forward, (table.lengths, lambda i: (table[i], None))
+  table = forward.network.passage_table
+  return forward, texts.Tokenised(passages.texts, lambda some: table(some, job.cfg.encoder.passage_tokens))
 
 
 def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-           each: int) -> tuple[inference.Forward, Texts]:
+           each: int) -> tuple[inference.Forward, texts.Texts]:
   """Each query of train with so many passages drawn for it."""
   forward = inference.load_ranker(job.cfg, None, job).forward
   network, asked = forward.network, queries.of_split("train")
   query_table = network.query_table([query.text for query in asked], job.cfg.encoder.query_tokens)
   passage_table = network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
-  between = passage_table.between
   query_of = np.repeat(np.arange(len(asked)), each)
   passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
-  lengths = tokenize.pair_lengths(query_table.lengths[query_of], passage_table.lengths[passage_of], between)
-  return forward, (lengths, lambda i: tokenize.pair(query_table[query_of[i]], passage_table[passage_of[i]], between))
+  return forward, texts.Pairs(query_table, passage_table, query_of, passage_of)
 
 
 TASKS = {"encode": _encode, "score": _score}

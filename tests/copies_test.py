@@ -30,7 +30,7 @@ reads, read = [], pieces.Pieces._read
 pieces.Pieces._read = lambda self, piece: (reads.append(piece.start), read(self, piece))[1]
 with processes.joined(launch):
   machine = args.folder / f"machine {min(args.process, 1)}"
-  work = pieces.Pieces(os.environ["PIECES"], "test", np.full(40, 7))
+  work = pieces.Pieces(os.environ["PIECES"], "test", 40, np.full(1, 7))
   for claimed in work.rounds():
     for piece in claimed:
       work.finish(piece, np.arange(piece.start, piece.stop, dtype=np.float32))

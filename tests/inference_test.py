@@ -1,13 +1,16 @@
 """Reading many texts: whichever rows they share, however long, gives what one text a row gives."""
 
+import threading
+
 import numpy as np
 import pytest
 import rows_of
 
-from idistill_jax import config, sharding
+from idistill_jax import artifacts, config, sharding
 from idistill_jax.data import pack
 from idistill_jax.models import execution, table
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference, networks, pieces
+from idistill_jax.train import texts as texts_lib
 
 BLOCK, DOUBLING = 64, 960.0
 
@@ -51,10 +54,24 @@ def reader(tiny_weights):
   return network, params, mesh, texts
 
 
+class Given:
+  """As Forward takes them, tokenised before."""
+
+  def __init__(self, texts: list[np.ndarray]):
+    self._texts, self.sample = texts, np.array([len(text) for text in texts])
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def read(self, rows: range) -> texts_lib.Piece:
+    here = self._texts[rows.start:rows.stop]
+    return texts_lib.Piece(lengths=self.sample[rows.start:rows.stop], text=lambda i: (here[i], None))
+
+
 def read(reader, row_tokens: int, dtype: str = "float32") -> tuple[np.ndarray, inference.Forward]:
   network, params, mesh, texts = reader
   forward = inference.Forward(network.on(mesh, dtype), params, mesh, row_tokens, 512)
-  return forward("texts", np.array([len(text) for text in texts]), lambda i: (texts[i], None)), forward
+  return forward("texts", Given(texts)), forward
 
 
 def test_rows_of_two_lengths_are_invisible(reader):
@@ -76,3 +93,56 @@ def test_reading_rounds_kernels_once_and_changes_no_bit(reader, monkeypatch):
   rows = rows_of.packed([np.arange(5, 25, dtype=np.int32)], None, 64)
   np.testing.assert_array_equal(reading.apply(short, rows), reading.apply(params, rows))
   assert not np.array_equal(reading.apply(short, rows), network.on(mesh, "float32").apply(params, rows))
+
+
+def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights, tmp_path, monkeypatch):
+  cfg = config.Config(name="t", encoder=config.Encoder(
+    weights=tiny_weights, passage_tokens=6, row_tokens=16, tokens_per_step=64))
+  texts = ["merge " * n for n in range(1, 21)]
+  whole = inference.load_retriever(cfg, None).encode_passages(texts)
+  monkeypatch.setattr(pieces, "LEAST", 5)
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={})
+  retriever = inference.load_retriever(cfg, None, job)
+  tokenised, table = [], retriever.forward.network.passage_table
+
+  def counting(some, max_tokens):
+    made = table(some, max_tokens)
+    tokenised.append(len(made))
+    if len(tokenised) == 4:
+      raise InterruptedError("in the third piece")
+    return made
+
+  object.__setattr__(retriever.forward, "network", type("Spied", (), {"__getattr__": lambda _, name: (
+    counting if name == "passage_table" else getattr(network, name))})())
+  network = inference.load_retriever(cfg, None).forward.network
+  with pytest.raises(InterruptedError):
+    retriever.encode_passages(texts)
+  # The sample, here all, and then a piece at a time.
+  assert tokenised == [20, 5, 5, 5] and not job.counts
+  again = inference.load_retriever(cfg, None, job)
+  np.testing.assert_allclose(again.encode_passages(texts), whole, atol=2e-6)
+  assert job.counts["passages cut"] == {"at": 6, "texts": 16, "of": 20, "longest": 22}
+
+
+def test_the_next_piece_is_made_while_one_is_read():
+  began, given = {2: threading.Event(), 3: threading.Event()}, threading.Event()
+
+  def make(item: int) -> int:
+    if item in began:
+      began[item].set()
+      assert given.wait(10) or item == 3
+    return -item
+
+  made = texts_lib.ahead(iter([1, 2, 3]), make)
+  assert next(made) == (1, -1)
+  # While 1 is at hand, 2 is being made, and 3 is not yet asked for.
+  assert began[2].wait(10) and not began[3].is_set()
+  given.set()
+  assert list(made) == [(2, -2), (3, -3)]
+
+
+def test_what_fails_in_making_the_next_piece_is_the_readers_error():
+  made = texts_lib.ahead(iter([1, 0]), lambda item: 1 // item)
+  assert next(made) == (1, 1)
+  with pytest.raises(ZeroDivisionError):
+    next(made)

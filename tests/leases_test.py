@@ -70,7 +70,7 @@ def test_giving_back_in_a_bucket_begins_no_swept_folder_anew(monkeypatch):
 def test_a_piece_that_was_made_meanwhile_stays(tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, "LEAST", 10)
   monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
-  lost, other = (pieces.Pieces(tmp_path, "test", np.full(10, 7)) for _ in range(2))
+  lost, other = (pieces.Pieces(tmp_path, "test", 10, np.full(1, 7)) for _ in range(2))
   silent(lost._leases, monkeypatch)
   held = next(next(lost.rounds()))
   for claimed in other.rounds():
@@ -79,7 +79,7 @@ def test_a_piece_that_was_made_meanwhile_stays(tmp_path, monkeypatch):
   lost.finish(held, np.zeros(10))
   assert other.whole().tolist() == lost.whole().tolist() == 10 * [1.0]
   # Once all is swept up, whoever comes back begins nothing anew.
-  again = pieces.Pieces(tmp_path / "swept", "test", np.full(10, 7))
+  again = pieces.Pieces(tmp_path / "swept", "test", 10, np.full(1, 7))
   silent(again._leases, monkeypatch)
   held = next(next(again.rounds()))
   shutil.rmtree(tmp_path / "swept")
@@ -97,7 +97,7 @@ def test_a_piece_is_waited_for_while_its_texts_are_done_and_not_while_its_worker
   monkeypatch.setattr(pieces, "_POLL_SECONDS", 0.02)
   monkeypatch.setattr(leases, "_BEATS", leases.LEASE_SECONDS / 0.05)
   monkeypatch.setattr(processes, "patience", lambda: 1.0)
-  slow, other = (pieces.Pieces(tmp_path, "test", np.full(20, 7)) for _ in range(2))
+  slow, other = (pieces.Pieces(tmp_path, "test", 20, np.full(1, 7)) for _ in range(2))
   held, began = next(next(slow.rounds())), time.monotonic()
 
   def wait() -> None:

@@ -32,7 +32,7 @@ def bucket():
 def finished(folder: pathlib.Path | str | None, monkeypatch: pytest.MonkeyPatch) -> pieces.Pieces:
   """In 16 pieces."""
   monkeypatch.setattr(pieces, "LEAST", TEXTS // 16)
-  made = pieces.Pieces(folder, "test", np.full(TEXTS, 7))
+  made = pieces.Pieces(folder, "test", TEXTS, np.full(1, 7))
   for claimed in made.rounds():
     for piece in claimed:
       made.finish(piece, VALUES[piece.start:piece.stop])
@@ -115,5 +115,5 @@ def test_its_room_is_taken_before_what_follows_is_read(work, tmp_path, monkeypat
 
 
 def test_nothing_is_written_as_nothing(tmp_path):
-  none = pieces.Pieces(tmp_path / "pieces", "test", np.zeros(0, int))
+  none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int))
   assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0,)

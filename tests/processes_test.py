@@ -438,7 +438,7 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
 def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_patience(tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, "LEAST", 10)
   monkeypatch.setattr(processes, "patience", lambda: 1.0)
-  one, other = (pieces.Pieces(tmp_path, "test", np.full(20, 7)) for _ in range(2))
+  one, other = (pieces.Pieces(tmp_path, "test", 20, np.full(1, 7)) for _ in range(2))
   held = next(next(one.rounds()))
   with pytest.raises(processes.ProcessError, match=r"others are at 1 of 2 pieces, .* within 1 s; .*00-000000010"):
     for claimed in other.rounds():
@@ -447,7 +447,7 @@ def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_pati
   one.finish(held, np.ones(10))
   assert not list(other.rounds()) and other.whole().tolist() == 10 * [1.0] + 10 * [0.0]
   # Control: other work finds nothing of it.
-  assert pieces.Pieces(tmp_path, "test", np.full(20, 8)).left() == 20
+  assert pieces.Pieces(tmp_path, "test", 20, np.full(1, 8)).left() == 20
 
 
 @pytest.mark.parametrize("total", [0, 1, 1023, 1024, 1025, 50_000, 10_000_001])

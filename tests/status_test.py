@@ -62,7 +62,7 @@ def test_a_stage_made_anew_is_begun(workdir):
 
 
 def test_pieces_and_answers_so_far(workdir, tmp_path):
-  scores = pieces.Pieces(tmp_path / ".scores-0123" / artifacts.PIECES, "0 score pairs", np.full(3 * pieces.LEAST, 7))
+  scores = pieces.Pieces(tmp_path / ".scores-0123" / artifacts.PIECES, "0 score pairs", 3 * pieces.LEAST, np.full(1, 7))
   claimed = next(next(scores.rounds()))
   assert "score pairs 0 of 3 pieces; last written 0:00:0" in of(workdir)["scores"].note
   scores.finish(claimed, np.zeros(len(claimed)))

@@ -432,7 +432,7 @@ def test_pieces_in_a_bucket_are_claimed_as_on_a_disk(server, tmp_path, monkeypat
   monkeypatch.setattr(pieces, "LEAST", 10)
   monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
   folder = f"{server.url}/{tmp_path.name}/pieces"
-  lost, alive = (pieces.Pieces(folder, "test", np.full(30, 7)) for _ in range(2))
+  lost, alive = (pieces.Pieces(folder, "test", 30, np.full(1, 7)) for _ in range(2))
   held = next(next(lost.rounds()))
   for claimed in alive.rounds():
     for piece in claimed:
@@ -715,7 +715,7 @@ def test_a_run_that_was_taken_over_publishes_no_page_and_claims_no_piece(machine
   another, claimed = leases.Leases(home._store.path(".locks")), []
 
   def run(job: artifacts.Job) -> None:
-    work = pieces.Pieces(job.pieces, "test", np.full(30, 7), job.still_alone)
+    work = pieces.Pieces(job.pieces, "test", 30, np.full(1, 7), job.still_alone)
     with contextlib.closing(work):
       claims = next(work.rounds())
       claimed.append(next(claims))

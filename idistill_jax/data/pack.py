@@ -43,6 +43,11 @@ class Rows:
 SAMPLE = 2048
 
 
+def sample(count: int) -> np.ndarray:
+  """Rows of at most SAMPLE texts that lie evenly among so many."""
+  return np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)
+
+
 class DoesNotFitError(ValueError):
   """A text longer than a row, or more texts than the given rows hold."""
 
@@ -139,13 +144,14 @@ def row_choices(longest: int, multiple: int) -> tuple[int, ...]:
   return tuple(range(least * multiple, 3 * least * multiple + 1, multiple))
 
 
-def row_lengths(lengths: np.ndarray, row_tokens: int, block: int, doubling: float) -> tuple[int, ...]:
+def row_lengths(sample: np.ndarray, row_tokens: int, block: int, doubling: float) -> tuple[int, ...]:
   """One or two lengths of rows, rising to `row_tokens`: each text goes into the shortest that holds it.
 
   Short rows are cheap to attend in and hard to fill: what is chosen costs least, `doubling` as in `cost`.  Lengths are
-  multiples of `block`.  Texts are placed here, in a sample of them at most.
+  multiples of `block`.
+
+  sample: lengths of the texts, or of some of them; all are placed here, once for each choice.
   """
-  sample = lengths[np.linspace(0, len(lengths) - 1, min(len(lengths), SAMPLE)).astype(int)] if len(lengths) else lengths
   choices = [(row_tokens,), *((short, row_tokens) for short in range(block, row_tokens, block))]
   return min(choices, key=lambda choice: sum(
     cost(place(sample[apart], row).rows, row, doubling) for row, apart in by_row_length(sample, choice)))

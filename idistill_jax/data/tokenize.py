@@ -31,6 +31,11 @@ class Cut:
   of: int
   longest: int
 
+  def __add__(self, other: "Cut") -> "Cut":
+    """Of both, cut at the same length."""
+    return dataclasses.replace(self, texts=self.texts + other.texts, of=self.of + other.of,
+                               longest=max(self.longest, other.longest))
+
   def __str__(self) -> str:
     return f"{self.texts:,} of {self.of:,} cut at {self.at:,} tokens (longest {self.longest:,})"
 

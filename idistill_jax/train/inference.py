@@ -1,10 +1,12 @@
 """Trained or initial models over any number of texts: embeddings and ranker scores, packed, with progress.
 
-The texts are cut into pieces that the processes of a job claim, each of which works on its own devices.
+The texts are cut into pieces that the processes of a job claim; each tokenises what it claims and works on its own
+devices.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import operator
 import pathlib
@@ -21,6 +23,7 @@ from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
 from idistill_jax.train import checkpoint, networks, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
+from idistill_jax.train import texts as texts_lib
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6
@@ -42,16 +45,17 @@ class Retriever:
 
   def encode_queries(self, texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarray:
     """Embeddings float32 [Q, E]; into: as in Forward."""
-    return self._encode("queries", self.forward.network.query_table(texts, self.cfg.query_tokens), into)
+    table = self.forward.network.query_table
+    return self._encode("queries", texts_lib.Tokenised(texts, lambda some: table(some, self.cfg.query_tokens)), into)
 
   def encode_passages(self, texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarray:
     """Embeddings float32 [P, E]; into: as in Forward."""
-    return self._encode("passages", self.forward.network.passage_table(texts, self.cfg.passage_tokens), into)
+    table = self.forward.network.passage_table
+    return self._encode("passages", texts_lib.Tokenised(texts, lambda some: table(some, self.cfg.passage_tokens)), into)
 
-  def _encode(self, name: str, table: tokenize.TokenTable, into: pathlib.Path | None) -> np.ndarray:
-    if self.tell is not None:
-      self.tell(name, table.cut)
-    return self.forward(f"encode {name}", table.lengths, lambda i: (table[i], None), into)
+  def _encode(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None) -> np.ndarray:
+    tell = None if self.tell is None else functools.partial(self.tell, name)
+    return self.forward(f"encode {name}", texts, into, tell)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +78,7 @@ class Ranker:
   def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,
                  passage_of: np.ndarray, similarities: np.ndarray) -> np.ndarray:
     """As `score`, over token tables and the rows of each pair."""
-    between = passages.between
-    lengths = tokenize.pair_lengths(queries.lengths[query_of], passages.lengths[passage_of], between)
-    learned = self.forward("score pairs", lengths,
-                           lambda i: tokenize.pair(queries[query_of[i]], passages[passage_of[i]], between))
+    learned = self.forward("score pairs", texts_lib.Pairs(queries, passages, query_of, passage_of))
     if self.similarity_weight is None:
       return learned
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
@@ -137,54 +138,52 @@ class Forward:
     self._apply = jax.jit(self.network.apply)
     self._job, self._calls = job, itertools.count()
 
-  def __call__(
-    self, name: str, lengths: np.ndarray, text: Callable[[int], pack.Text],
-    into: pathlib.Path | None = None,
-  ) -> np.ndarray:
-    """Output [T, ...] for texts of the given lengths, `text(i)` giving (token ids, halves) of each.
+  def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
+               tell: Callable[[tokenize.Cut], None] | None = None) -> np.ndarray:
+    """Output [T, ...] for T texts.
 
-    into: a file that it is written to and mapped from, as in `Pieces.whole`.  Who only helps gets T zeros.
+    into: a file that it is written to and mapped from, as in `Pieces.whole`.  tell: is told how they were cut, in the
+    process that writes.  Who only helps gets T zeros.
     """
-    job = self._job
+    job, total = self._job, len(texts)
     work_name = f"{next(self._calls)} {name}"
-    work = (pieces_lib.Pieces(None, work_name, lengths) if job is None
-            else pieces_lib.Pieces(job.pieces, work_name, lengths, job.still_alone))
-    with contextlib.closing(work), progress.bar(name, total=len(lengths), done=len(lengths) - work.left()) as bar:
+    work = (pieces_lib.Pieces(None, work_name, total, texts.sample) if job is None
+            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone))
+    with contextlib.closing(work), progress.bar(name, total=total, done=total - work.left()) as bar:
       for claimed in work.rounds():
-        bar.update(len(lengths) - work.left())
+        bar.update(total - work.left())
         began = time.perf_counter()
-        for piece, steps in itertools.groupby(self._outputs(claimed, lengths, text), key=operator.itemgetter(0)):
-          before, found = len(lengths) - work.left(), []
-          for _, indices, values in steps:
-            found.append((indices, values))
-            done = sum(len(some) for some, _ in found)
-            work.tell(piece, done)
-            bar.update(before + done)
-          indices, values = map(np.concatenate, zip(*found, strict=True))
-          work.finish(piece, values[np.argsort(indices)].astype(np.float32))
-          if job is not None:
-            windows.add_piece(job, name, work.place(piece), texts=len(piece), seconds=time.perf_counter() - began,
-                              tokens=int(lengths[piece.start:piece.stop].sum()))
-          began = time.perf_counter()
+        with contextlib.closing(texts_lib.ahead(claimed, texts.read)) as read:
+          for (rows, piece), steps in itertools.groupby(self._outputs(read, texts), key=operator.itemgetter(0)):
+            before, found = total - work.left(), []
+            for _, indices, values in steps:
+              found.append((indices, values))
+              done = sum(len(some) for some, _ in found)
+              work.tell(rows, done)
+              bar.update(before + done)
+            indices, values = map(np.concatenate, zip(*found, strict=True))
+            work.finish(rows, values[np.argsort(indices)].astype(np.float32), piece.cut)
+            if job is not None:
+              windows.add_piece(job, name, work.place(rows), texts=len(rows), seconds=time.perf_counter() - began,
+                                tokens=int(piece.lengths.sum()))
+            began = time.perf_counter()
       if job is not None and job.helps:
         # Of its outputs nothing is made: it need not hold those of the others, too.
-        return np.broadcast_to(np.float32(0), len(lengths))
+        return np.broadcast_to(np.float32(0), total)
+      if tell is not None and total and processes.is_first():
+        tell(work.cut())
       if job is not None and into is not None and processes.is_first():
         remade.note(into)
       return work.whole(into)
 
   def _outputs(
-    self, pieces: Iterable[range], lengths: np.ndarray, text: Callable[[int], pack.Text]
-  ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
-    """(piece, text indices, their outputs) of each step, fetched when the next one is on its way to the device."""
-    execution = self.network.execution
-    row_lengths = pack.row_lengths(lengths, self._row_tokens, execution.row_block,
-                                   execution.attention_doubles * self.network.width)
-    shapes = [self._shape(row, lengths[apart]) for row, apart in pack.by_row_length(lengths, row_lengths)]
+    self, read: Iterable[tuple[range, texts_lib.Piece]], texts: texts_lib.Texts
+  ) -> Iterator[tuple[tuple[range, texts_lib.Piece], np.ndarray, np.ndarray]]:
+    """(piece, indices of its texts, their outputs) of each step, fetched when the next is on its way to the device."""
+    shapes = self._shapes(texts)
     dispatched = (
       (piece, indices, slots, self._apply(self.params, self._place(rows)))
-      for piece in pieces
-      for indices, slots, rows in self._steps(np.arange(piece.start, piece.stop), lengths, shapes, text)
+      for piece in read for indices, slots, rows in self._steps(piece[1], shapes)
     )
     for piece, indices, slots, values in _one_late(dispatched):
       yield piece, indices, np.asarray(values)[slots]
@@ -192,23 +191,29 @@ class Forward:
   def _place(self, rows: pack.Rows) -> pack.Rows:
     return sharding.put(rows, sharding.packed(rows, self._mesh))
 
-  def _steps(
-    self, window: np.ndarray, lengths: np.ndarray, shapes: Sequence["StepShape"],
-    text: Callable[[int], pack.Text],
-  ) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
-    """(text indices, their output slots, packed rows) of each step over the texts of a window."""
-    row_lengths = tuple(shape.row_tokens for shape in shapes)
-    for shape, (_, apart) in zip(shapes, pack.by_row_length(lengths[window], row_lengths), strict=True):
-      placement = pack.place(lengths[window[apart]], shape.row_tokens, shape.texts_per_row)
+  def _steps(self, piece: texts_lib.Piece,
+             shapes: Sequence["StepShape"]) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
+    """(indices of the texts, their output slots, packed rows) of each step over a piece."""
+    lengths, row_lengths = piece.lengths, tuple(shape.row_tokens for shape in shapes)
+    for shape, (_, apart) in zip(shapes, pack.by_row_length(lengths, row_lengths), strict=True):
+      placement = pack.place(lengths[apart], shape.row_tokens, shape.texts_per_row)
       for first in range(0, placement.rows, shape.rows):
         here = np.flatnonzero((placement.row >= first) & (placement.row < first + shape.rows))
-        yield _step(window[apart[here]], placement.row[here] - first, placement.column[here], lengths, shape, text)
+        yield _step(apart[here], placement.row[here] - first, placement.column[here], piece, shape)
 
-  def _shape(self, row_tokens: int, lengths: np.ndarray) -> "StepShape":
-    """For texts of the given lengths; of few texts, all have the same, so that no other question compiles another."""
+  def _shapes(self, texts: texts_lib.Texts) -> list["StepShape"]:
+    """One for each length of rows; the same for all workers, as they see the same sample."""
+    execution, sample = self.network.execution, texts.sample
+    row_lengths = pack.row_lengths(sample, self._row_tokens, execution.row_block,
+                                   execution.attention_doubles * self.network.width)
+    return [self._shape(row, sample[apart], len(texts) * len(apart) // max(len(sample), 1))
+            for row, apart in pack.by_row_length(sample, row_lengths)]
+
+  def _shape(self, row_tokens: int, sample: np.ndarray, count: int) -> "StepShape":
+    """For `count` texts of such lengths; of few, all have the same, so that no other question compiles another."""
     shards = sharding.batch_shards(self._mesh)
     rows = -(-max(1, self._step_tokens // row_tokens) // shards) * shards
-    shortest = SHORTEST_TEXT if len(lengths) < pack.SAMPLE else max(SHORTEST_TEXT, lengths.mean() / ROOM_FOR_SHORTER)
+    shortest = SHORTEST_TEXT if count < pack.SAMPLE else max(SHORTEST_TEXT, sample.mean() / ROOM_FOR_SHORTER)
     return StepShape(rows=rows, row_tokens=row_tokens, texts_per_row=max(1, int(row_tokens / shortest)))
 
 
@@ -221,12 +226,12 @@ class StepShape:
   texts_per_row: int
 
 
-def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, lengths: np.ndarray, shape: StepShape,
-          text: Callable[[int], pack.Text]) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
+def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, piece: texts_lib.Piece,
+          shape: StepShape) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
   slots = pack.counted(row, np.lexsort((column, row))) + row * shape.texts_per_row
-  rows = pack.fill(lengths[indices], lambda i: text(int(indices[i])), pack.Placement(row, column, shape.rows),
-                   rows=shape.rows, row_tokens=shape.row_tokens, text_ids=slots,
-                   text_count=shape.rows * shape.texts_per_row)
+  rows = pack.fill(piece.lengths[indices], lambda i: piece.text(int(indices[i])),
+                   pack.Placement(row, column, shape.rows), rows=shape.rows, row_tokens=shape.row_tokens,
+                   text_ids=slots, text_count=shape.rows * shape.texts_per_row)
   return indices, slots, rows
 
 

@@ -8,8 +8,12 @@ two finish one in the same moment, the last one stays: each is written as a whol
 weights, and on machines of one kind with the same bytes.
 """
 
+import dataclasses
+import functools
 import hashlib
 import io
+import json
+import operator
 import os
 import pathlib
 import re
@@ -22,6 +26,7 @@ from etils import epath
 
 from idistill_jax import leases as leases_lib
 from idistill_jax import processes, remote
+from idistill_jax.data import tokenize
 from idistill_jax.train import copies
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
@@ -49,20 +54,22 @@ def finished(files: Iterable[str]) -> dict[str, tuple[int, int]]:
 class Pieces:
   """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
 
-  folder: where finished ones lie; None keeps them in memory, for one process.  still_alone: raises leases.LostError
+  folder: where finished ones lie; None keeps them in memory, for one process.  total: how many texts there are.
+  sample: lengths of some, by which work on others is another's.  still_alone: raises leases.LostError
   where the stage is another run's by now; it is asked with every piece that is claimed.
   """
 
-  def __init__(self, folder: epath.PathLike | None, name: str, lengths: np.ndarray,
+  def __init__(self, folder: epath.PathLike | None, name: str, total: int, sample: np.ndarray,
                still_alone: Callable[[], None] = lambda: None):
     self._name, self._still_alone = name, still_alone
-    self._all = cut(len(lengths))
+    self._all = cut(total)
     # Without a folder: names of what is finished, and all of it, in order.
     self._made, self._outputs = set[str](), np.zeros((0,), np.float32)
+    self._cuts: list[tokenize.Cut] = []
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
-      digest = hashlib.sha256(np.asarray(lengths, np.int64).tobytes()).hexdigest()[:8]
+      digest = hashlib.sha256(np.asarray([total, *sample], np.int64).tobytes()).hexdigest()[:8]
       self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
       with remote.reaching(self._folder):
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -132,27 +139,44 @@ class Pieces:
     if self._folder is not None:
       self._leases.tell(_stem(piece), texts)
 
-  def finish(self, piece: range, values: np.ndarray) -> None:
-    """Keeps the output [len(piece), ...] of a piece; raises leases.LostError where all was finished and swept up."""
+  def finish(self, piece: range, values: np.ndarray, cut: tokenize.Cut | None = None) -> None:
+    """Keeps the output [len(piece), ...] of a piece, and how its texts were cut.
+
+    Raises leases.LostError where all was finished and swept up.
+    """
     self._left -= len(piece)
     if self._folder is None:
       if not self._made:
         self._outputs = self._empty(values)
       self._outputs[piece.start:piece.stop] = values
       self._made.add(_file(piece))
+      self._cuts += [] if cut is None else [cut]
       return
-    made, path = io.BytesIO(), self._path(piece)
     if self._leases.is_made(_stem(piece), _file(piece)):
       self._leases.give_back(_stem(piece))
       return
+    if cut is not None:
+      # Before the output, by which others know that the piece is finished.
+      self._put(self._cut_path(piece), json.dumps(dataclasses.asdict(cut)).encode())
+    made = io.BytesIO()
     np.save(made, values)
+    self._put(self._path(piece), made.getbuffer())
+    self._leases.give_back(_stem(piece))
+
+  def _put(self, path: epath.Path, content: bytes | memoryview) -> None:
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
-    working = path if remote.is_bucket(str(path)) else path.with_name(f".{_stem(piece)}.{self._leases.worker}.npy")
+    own = f".{path.stem}.{self._leases.worker}{path.suffix}"
+    working = path if remote.is_bucket(str(path)) else path.with_name(own)
     with remote.reaching(working):
-      working.write_bytes(made.getbuffer())
+      working.write_bytes(content)
     if working != path:
       working.replace(path)
-    self._leases.give_back(_stem(piece))
+
+  def cut(self) -> tokenize.Cut:
+    """How the texts of all pieces were cut, once there are no more rounds."""
+    if self._folder is None:
+      return functools.reduce(operator.add, self._cuts)
+    return functools.reduce(operator.add, map(self._read_cut, self._all))
 
   def whole(self, into: pathlib.Path | None = None) -> np.ndarray:
     """The output of all pieces, in order, once there are no more rounds.
@@ -225,6 +249,13 @@ class Pieces:
   def _read(self, piece: range) -> np.ndarray:
     with remote.reaching(self._path(piece)), self._path(piece).open("rb") as found:
       return np.load(found)
+
+  def _read_cut(self, piece: range) -> tokenize.Cut:
+    with remote.reaching(self._cut_path(piece)):
+      return tokenize.Cut(**json.loads(self._cut_path(piece).read_text()))
+
+  def _cut_path(self, piece: range) -> epath.Path:
+    return self._path(piece).with_suffix(".json")
 
   def _path(self, piece: range) -> epath.Path:
     assert self._folder is not None

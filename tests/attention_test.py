@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack
-from idistill_jax.models import attention
+from idistill_jax.models import attention, kernels
 
 R, L, H, K = 3, 16, 2, 8
 # Two texts and padding; one text; three texts without padding.
@@ -100,11 +100,11 @@ def test_text_by_text_equals_whole_rows(biased, reach):
 def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_once(caplog):
   caplog.set_level("INFO", logger="absl")
   mesh, bias = sharding.make_mesh(config.Mesh()), jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
-  attention._say_plain.cache_clear()
-  for kernel in (attention.splash(mesh), attention.cudnn(mesh)) * 2:
+  kernels._say_plain.cache_clear()
+  for kernel in (kernels.splash(mesh), kernels.cudnn(mesh)) * 2:
     np.testing.assert_array_equal(kernel(*map(drawn, range(3)), ROWS, bias),
                                   attention.attend(*map(drawn, range(3)), ROWS, bias))
-  np.testing.assert_array_equal(attention.splash(mesh)(*map(drawn, range(3)), ROWS, None, 3),
+  np.testing.assert_array_equal(kernels.splash(mesh)(*map(drawn, range(3)), ROWS, None, 3),
                                 attention.attend(*map(drawn, range(3)), ROWS, None, 3))
   said = [one.getMessage().partition(" takes no distances")[0] for one in caplog.records]
   assert said == ["splash attention", "cuDNN's attention"]
@@ -145,7 +145,7 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor):
   qkv = [jax.random.normal(jax.random.key(seed), (rows, 128, 2, 64), jnp.float32) for seed in range(3)]
   texts = packed(np.repeat([[1] * 50 + [2] * 60 + [0] * 18], rows, 0).astype(np.int32))
   cotangent = jax.random.normal(jax.random.key(4), qkv[0].shape) * (texts.segment_ids > 0)[:, :, None, None]
-  kernel = attention.splash(mesh, interpret=True)
+  kernel = kernels.splash(mesh, interpret=True)
   with mesh:
     found, pull = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, texts)), *qkv)
   expected, plain_pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, texts), *qkv)
@@ -156,7 +156,7 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor):
 
 def test_rows_that_the_kernel_cannot_cut_are_read_plainly():
   q, k, v = map(drawn, range(3))
-  kernel = attention.splash(sharding.make_mesh(config.Mesh()))
+  kernel = kernels.splash(sharding.make_mesh(config.Mesh()))
   np.testing.assert_array_equal(kernel(q, k, v, ROWS), attention.attend(q, k, v, ROWS))
 
 
@@ -169,7 +169,7 @@ def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(reach
   monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
   devices = np.array(jax.devices()).reshape(2, 2, 2)
   mesh = jax.sharding.Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-  attend = attention.cudnn(mesh)
+  attend = kernels.cudnn(mesh)
   whole, segments = jax.ShapeDtypeStruct((8, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)
   texts = lambda segments: dataclasses.replace(packed(np.ones((8, 128), np.int32)), segment_ids=segments)
   total = lambda q, k, v, segments: attend(q, k, v, texts(segments), None, reach).astype(jnp.float32).sum()

@@ -1,33 +1,34 @@
-"""Attention within the texts of packed rows: one plain form, and those that an accelerator has a kernel for.
-
-All have the signature of `attend`: (q, k, v [R, L, H, K], rows, bias [H, L, L], reach) -> [R, L, H, K].
-"""
+"""Attention within the texts of packed rows: the plain form; `kernels` has those of accelerators."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
-from jax.sharding import PartitionSpec
 
-from idistill_jax import sharding
 from idistill_jax.data import pack
-
-Attend = Callable[..., jax.Array]
 
 # Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
 
 
+class Attend(Protocol):
+  """Within the texts of packed rows, queries, keys and values [R, L, H, K] -> [R, L, H, K], in the type of q.
+
+  bias: added to the scores of all rows.  reach: int32 []; how many columns away a token sees; None: all of its text.
+  """
+
+  def __call__(self, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
+               bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None, /) -> jax.Array: ...
+
+
 def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
            bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
-  """softmax(q k' / sqrt(K) + bias) v over tokens of the same text [R, L, H, K], in the type of q; sums in float32.
+  """softmax(q k' / sqrt(K) + bias) v over tokens of the same text, as `Attend` says; sums in float32.
 
-  reach: int32 []; of the same text, those at most so many columns away.
   Text by text where it is planned how long they are (`pack.Rows.stairs`): of whole rows, most products are of tokens of
   two texts.  Padding then comes out as 0.
 
@@ -51,16 +52,16 @@ def _by_row(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
 
 def _by_row_forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
                     bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> tuple[jax.Array, Any]:
-  q, k, v = map(_heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
-  mixed = _heads_first(_mixed(q, k, v, _apart(segments_RxL, reach), bias_HxLxL)).astype(q_RxLxHxK.dtype)
+  q, k, v = map(heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
+  mixed = heads_first(_mixed(q, k, v, _apart(segments_RxL, reach), bias_HxLxL)).astype(q_RxLxHxK.dtype)
   return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, reach, mixed)
 
 
 def _by_row_backward(saved: Any, dmixed: jax.Array) -> tuple[Any, ...]:
   *qkv, segments, bias, reach, mixed = saved
-  q, k, v, mixed, dmixed = map(_heads_first, (*qkv, mixed, dmixed))
+  q, k, v, mixed, dmixed = map(heads_first, (*qkv, mixed, dmixed))
   *gradients, dbias = _gradients(q, k, v, _apart(segments, reach), bias, mixed, dmixed)
-  return *map(_heads_first, gradients), None, dbias, None
+  return *map(heads_first, gradients), None, dbias, None
 
 
 _by_row.defvjp(_by_row_forward, _by_row_backward)
@@ -69,10 +70,10 @@ _by_row.defvjp(_by_row_forward, _by_row_backward)
 def _apart(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
   """[R, 1, L, L]; APART for two tokens that do not see each other."""
   # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
-  return jnp.where(_together(segments_RxL, reach), 0.0, APART)[:, None]
+  return jnp.where(together(segments_RxL, reach), 0.0, APART)[:, None]
 
 
-def _together(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
+def together(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
   """bool [R, L, L]; whether two tokens are of one segment, and within reach."""
   return (segments_RxL[:, :, None] == segments_RxL[:, None, :]) & _near(segments_RxL.shape[1], reach)
 
@@ -157,7 +158,7 @@ class _Step:
     """[S', H, tokens, K]"""
     flat = x_RxLxHxK.reshape(-1, *x_RxLxHxK.shape[2:])
     cut = lambda first: jax.lax.dynamic_slice_in_dim(flat, first, self.tokens)
-    return _heads_first(jax.vmap(cut)(spans.first[self.which]))
+    return heads_first(jax.vmap(cut)(spans.first[self.which]))
 
   def inside(self, spans: _Spans) -> jax.Array:
     """bool [S', tokens]; which tokens of the pieces are of their texts."""
@@ -182,7 +183,7 @@ def _steps(stairs: pack.Stairs) -> Iterator[_Step]:
 
 def _gathered(found: Sequence[jax.Array], spans: _Spans) -> jax.Array:
   """[S', H, tokens, K] of each length -> [R, L, H, K]; gathered by both sides, as XLA scatters on one thread."""
-  flat = jnp.concatenate([_heads_first(one).reshape(-1, one.shape[1], one.shape[3]) for one in found])
+  flat = jnp.concatenate([heads_first(one).reshape(-1, one.shape[1], one.shape[3]) for one in found])
   return jnp.take(flat, spans.places, axis=0, mode="fill", fill_value=0)
 
 
@@ -222,7 +223,7 @@ def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
   return weights, weights.sum(-1, keepdims=True)
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
+def heads_first(x: jax.Array) -> jax.Array:
   """[R, L, H, K] -> [R, H, L, K], and back."""
   return jnp.swapaxes(x, 1, 2)
 
@@ -232,68 +233,3 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 _product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-
-
-# Rows of other lengths are no whole number of the kernel's blocks.
-SPLASH_BLOCK = 128
-
-
-def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> Attend:
-  """The TPU's splash attention: reads segment ids, never holds the weights.  With a bias or a reach, or in rows of no
-  multiple of SPLASH_BLOCK tokens, `attend` does it.  interpret: run the kernel on a CPU, to compare the two."""
-
-  def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                    bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
-    if bias_HxLxL is not None or reach is not None:
-      _say_plain("splash attention")
-    elif not q_RxLxHxK.shape[1] % SPLASH_BLOCK:
-      return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
-        q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
-    return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
-
-  return attend_splash
-
-
-def cudnn(mesh: jax.sharding.Mesh) -> Attend:
-  """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias."""
-
-  def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                   bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
-    if bias_HxLxL is not None:
-      _say_plain("cuDNN's attention")
-      return attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
-    together_RxLxL = _together(jnp.asarray(rows.segment_ids), reach)
-    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
-
-  return attend_cudnn
-
-
-@functools.cache
-def _say_plain(kernel: str) -> None:
-  """Said once."""
-  logging.info("%s takes no distances here: this encoder attends by XLA's own products", kernel)
-
-
-def _on_each_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
-  """XLA cannot cut a kernel over the mesh by itself: each device attends within its own rows and heads."""
-  rows, by_head = PartitionSpec(sharding.BATCH), PartitionSpec(sharding.BATCH, None, sharding.RULES["heads"], None)
-  return jax.shard_map(kernel, mesh=mesh, check_vma=False, in_specs=(by_head, by_head, by_head, rows),
-                       out_specs=by_head)
-
-
-def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array, *,
-            interpret: bool) -> jax.Array:
-  # Imported where it is used: a kernel of another platform is no part of every start.
-  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-
-  _, length, heads, width = q_RxLxHxK.shape
-  everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
-  kernel = splash_attention_kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
-  q, k, v = _heads_first(q_RxLxHxK) * width ** -0.5, _heads_first(k_RxLxHxK), _heads_first(v_RxLxHxK)
-  segments = splash_attention_kernel.SegmentIds(q=segments_RxL, kv=segments_RxL)
-  return _heads_first(jax.vmap(kernel)(q, k, v, segment_ids=segments)).astype(q_RxLxHxK.dtype)
-
-
-def _cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, together_RxLxL: jax.Array) -> jax.Array:
-  return jax.nn.dot_product_attention(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, mask=together_RxLxL[:, None],
-                                      implementation="cudnn")

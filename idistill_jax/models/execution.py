@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from idistill_jax.models import attention
+from idistill_jax.models import attention, kernels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,15 +93,15 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
       return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat,
                                  text_block=8)
     case "tpu":
-      attend = attention.splash(mesh)
+      attend = kernels.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16 and has_fused_attention(mesh.devices.flat[0]):
-      attend = attention.cudnn(mesh)
+      attend = kernels.cudnn(mesh)
     case _:
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
   # By the count of FLOPs, a row of six times the width doubles the cost.
   return Execution(products=products, states=products, attend=attend, unroll_layers=False, remat=remat,
-                   row_block=attention.SPLASH_BLOCK, attention_doubles=6.0)
+                   row_block=kernels.SPLASH_BLOCK, attention_doubles=6.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,0 +1,78 @@
+"""Attention by the kernels that accelerators have for it; what a kernel cannot do, `attention.attend` does."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import PartitionSpec
+
+from idistill_jax import sharding
+from idistill_jax.data import pack
+from idistill_jax.models import attention
+
+# Rows of other lengths are no whole number of the kernel's blocks.
+SPLASH_BLOCK = 128
+
+
+def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Attend:
+  """The TPU's splash attention: reads segment ids, never holds the weights; in rows of multiples of SPLASH_BLOCK
+  tokens, without a bias or a reach.  interpret: run the kernel on a CPU, to compare it with the plain form."""
+
+  def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
+                    bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
+    if bias_HxLxL is not None or reach is not None:
+      _say_plain("splash attention")
+    elif not q_RxLxHxK.shape[1] % SPLASH_BLOCK:
+      return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
+        q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
+    return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
+
+  return attend_splash
+
+
+def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
+  """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias."""
+
+  def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
+                   bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
+    if bias_HxLxL is not None:
+      _say_plain("cuDNN's attention")
+      return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
+    together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), reach)
+    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
+
+  return attend_cudnn
+
+
+@functools.cache
+def _say_plain(kernel: str) -> None:
+  """Said once."""
+  logging.info("%s takes no distances here: this encoder attends by XLA's own products", kernel)
+
+
+def _on_each_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
+  """XLA cannot cut a kernel over the mesh by itself: each device attends within its own rows and heads."""
+  rows, by_head = PartitionSpec(sharding.BATCH), PartitionSpec(sharding.BATCH, None, sharding.RULES["heads"], None)
+  return jax.shard_map(kernel, mesh=mesh, check_vma=False, in_specs=(by_head, by_head, by_head, rows),
+                       out_specs=by_head)
+
+
+def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array, *,
+            interpret: bool) -> jax.Array:
+  # Imported where it is used: a kernel of another platform is no part of every start.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+  _, length, heads, width = q_RxLxHxK.shape
+  everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
+  kernel = splash_attention_kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
+  q, k, v = map(attention.heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
+  segments = splash_attention_kernel.SegmentIds(q=segments_RxL, kv=segments_RxL)
+  mixed = jax.vmap(kernel)(q * width ** -0.5, k, v, segment_ids=segments)
+  return attention.heads_first(mixed).astype(q_RxLxHxK.dtype)
+
+
+def _cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, together_RxLxL: jax.Array) -> jax.Array:
+  return jax.nn.dot_product_attention(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, mask=together_RxLxL[:, None],
+                                      implementation="cudnn")

@@ -70,7 +70,8 @@ def world(request, tmp_path_factory) -> World:
 
 # XLM-RoBERTa and CamemBERT are RoBERTa to a ranker.
 @pytest.fixture(scope="module", params=[
-  "bert with one type", "roberta", "distilbert", "mpnet", "modernbert", "modernbert of the first token"])
+  "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "modernbert",
+  "modernbert of the first token"])
 def distinct(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 

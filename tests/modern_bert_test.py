@@ -14,6 +14,7 @@ import small_models
 from flax import nnx
 
 from idistill_jax import config, sharding
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, modern_bert
 from idistill_jax.train import networks
 
@@ -143,7 +144,7 @@ def test_what_no_encoder_here_has_is_refused_by_name(stated, said, tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(OLD))
   assert families.read_config(tmp_path).hidden_size == 32
   (tmp_path / "config.json").write_text(json.dumps(OLD | stated))
-  with pytest.raises(families.UnsupportedModelError, match=f"config.json: {said}"):
+  with pytest.raises(encoder_lib.UnsupportedModelError, match=f"config.json: {said}"):
     families.read_config(tmp_path)
 
 

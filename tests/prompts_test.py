@@ -12,7 +12,7 @@ import pytest
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import card, export, prompts, weights
-from idistill_jax.models import families
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.train import inference, inputs, networks
 
 QUERIES = ["how do I merge two sorted files?", "wait for a child process", "merge " * 30]
@@ -59,7 +59,7 @@ def test_a_checkpoints_own_prompts_and_those_that_are_given(folder, said, query,
 
 def test_a_default_that_is_no_prompt(folder):
   stated(folder, prompts={}, default_prompt_name="query")
-  with pytest.raises(families.UnsupportedModelError, match=r"default_prompt_name is 'query', and prompts has \[\]"):
+  with pytest.raises(encoder_lib.UnsupportedModelError, match=r"default_prompt_name is 'query', and prompts has \[\]"):
     prompts.read(folder, encoder(folder))
 
 
@@ -114,7 +114,7 @@ def test_pooling_that_leaves_prompts_out_is_refused_where_there_are_some(folder,
   pooling.write_text(json.dumps({"pooling_mode": kind, "include_prompt": False}))
   networks.retriever(encoder(folder))
   for read in (weights.check, networks.retriever):
-    with pytest.raises(families.UnsupportedModelError, match="include_prompt false"):
+    with pytest.raises(encoder_lib.UnsupportedModelError, match="include_prompt false"):
       read(encoder(folder, **E5))
   pooling.write_text(json.dumps({"pooling_mode": kind, "include_prompt": True}))
   networks.retriever(encoder(folder, **E5))

@@ -77,16 +77,21 @@ _MODERN_SIZES = _BERT_SIZES | {
   "global_rope_theta": 500.0, "local_rope_theta": 20.0, "pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2,
   "sep_token_id": 3, "eos_token_id": 3,
 }  # fmt: skip
+_ELECTRA = _BERT_SIZES | {"embedding_size": 24}
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-  """model_type and sizes of config.json, and a tokenizer of transformers' own class for it."""
+  """model_type and sizes of config.json, and a tokenizer of transformers' own class for it.
+
+  pretrained: transformers' class for what the encoder learnt from.
+  """
 
   model_type: str
   sizes: dict[str, Any]
   tokenizer: Callable[[], Any]
+  pretrained: str = "AutoModelForMaskedLM"
 
 
 SMALL = {
@@ -98,6 +103,10 @@ SMALL = {
   "camembert": Small("camembert", _ROBERTA | {"type_vocab_size": 2}, lambda: _unigrams("CamembertTokenizer")),
   "distilbert": Small("distilbert", _DISTIL_SIZES, lambda: _word_pieces("DistilBertTokenizer", BRACKETED)),
   "mpnet": Small("mpnet", _BERT_SIZES, lambda: _word_pieces("MPNetTokenizer", [*ANGLED, "[UNK]", "<mask>"])),
+  # Its discriminator, and its generator.
+  "electra": Small("electra", _ELECTRA, lambda: _word_pieces("ElectraTokenizer", BRACKETED), "AutoModelForPreTraining"),
+  "electra as wide as its embeddings": Small(
+    "electra", _ELECTRA | {"embedding_size": WIDTH}, lambda: _word_pieces("ElectraTokenizer", BRACKETED)),
   "modernbert": Small("modernbert", _MODERN_SIZES, _framed_byte_pairs),
   "modernbert of the first token": Small(
     "modernbert", _MODERN_SIZES | {"classifier_pooling": "cls"}, _framed_byte_pairs),
@@ -105,7 +114,7 @@ SMALL = {
 
 
 def write(name: str, folder: pathlib.Path) -> pathlib.Path:
-  """As it is pretrained: with a head for masked words, and the encoder's tensors under the family's prefix."""
+  """As it is pretrained: with the head that it was for, and the encoder's tensors under the family's prefix."""
   import torch
   import transformers
 
@@ -114,7 +123,7 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
     small.model_type, vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **small.sizes)
   with torch.random.fork_rng():
     torch.manual_seed(0)
-    model = transformers.AutoModelForMaskedLM.from_config(cfg)
+    model = getattr(transformers, small.pretrained).from_config(cfg)
     with torch.no_grad():
       for parameter in model.parameters():
         # Biases, norms and the row of padding too: what starts at zero would be missed by nobody.

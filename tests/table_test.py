@@ -143,12 +143,16 @@ MODERNBERT = modern_bert.ModernBertConfig(
   max_position_embeddings=8192, layer_norm_eps=1e-5, local=tuple(i % 3 > 0 for i in range(22)), reach=64,
   global_theta=160_000.0, local_theta=10_000.0, classifier_pooling="mean",
 )
+ELECTRA = dataclasses.replace(
+  BASE, model_type="electra", hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128)
 PUBLISHED = {
   "bert-base-uncased": (BASE, 108_891_648), "bert-large-uncased": (LARGE, 334_092_288),
   "roberta-base": (ROBERTA, 124_055_040), "distilbert-base-uncased": (DISTILBERT, 66_362_880),
   "xlm-roberta-base": (dataclasses.replace(ROBERTA, model_type="xlm-roberta", vocab_size=250002), 277_453_056),
   "camembert-base": (dataclasses.replace(ROBERTA, model_type="camembert", vocab_size=32005), 110_031_360),
   "mpnet-base": (MPNET, 108_895_872), "ModernBERT-base": (MODERNBERT, 149_014_272),
+  "electra-small-discriminator": (ELECTRA, 13_483_008),
+  "electra-base-discriminator": (dataclasses.replace(BASE, model_type="electra"), 108_891_648),
 }  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from flax import nnx
 from idistill_jax import config, validation
 from idistill_jax.data import tokenize
 from idistill_jax.hf import weights
-from idistill_jax.models import dual_encoder, families
+from idistill_jax.models import dual_encoder
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
@@ -52,6 +53,7 @@ def encoder(folder: pathlib.Path) -> config.Encoder:
   ("roberta.encoder.layer.0.output.dense.bias", "encoder.layer.0.output.dense.bias"),
   ("distilbert.transformer.layer.0.sa_layer_norm.weight", "transformer.layer.0.sa_layer_norm.weight"),
   ("mpnet.encoder.relative_attention_bias.weight", "encoder.relative_attention_bias.weight"),
+  ("electra.embeddings_project.weight", "embeddings_project.weight"),
   ("model.layers.1.attn_norm.weight", "layers.1.attn_norm.weight"),
   ("classifier.weight", "classifier.weight"),
 ])
@@ -129,7 +131,7 @@ def test_no_config_json(folder):
 def test_unsupported_model(folder, key, value, said):
   change(folder, **{key: value})
   for read in (weights.check, networks.retriever):
-    with pytest.raises(families.UnsupportedModelError, match=f"config.json: {said}"):
+    with pytest.raises(encoder_lib.UnsupportedModelError, match=f"config.json: {said}"):
       read(encoder(folder))
 
 
@@ -137,7 +139,7 @@ def test_a_config_without_a_size_is_refused_by_its_name(folder):
   path = folder / "config.json"
   raw = json.loads(path.read_text())
   path.write_text(json.dumps({key: value for key, value in raw.items() if key != "type_vocab_size"}))
-  with pytest.raises(families.UnsupportedModelError, match=r"config\.json: lacks \['type_vocab_size'\]"):
+  with pytest.raises(encoder_lib.UnsupportedModelError, match=r"config\.json: lacks \['type_vocab_size'\]"):
     networks.retriever(encoder(folder))
 
 
@@ -145,12 +147,12 @@ def test_unsupported_modules_and_pooling(folder):
   kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense"}
   modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
   (folder / "modules.json").write_text(json.dumps(modules))
-  with pytest.raises(families.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
+  with pytest.raises(encoder_lib.UnsupportedModelError, match="modules \\['Dense'\\] are not supported"):
     dual_encoder.read_embedding_config(folder, None)
   (folder / "modules.json").write_text(json.dumps(modules[:2]))
   (folder / "1_Pooling").mkdir()
   (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-  with pytest.raises(families.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
+  with pytest.raises(encoder_lib.UnsupportedModelError, match="pooling \\['max_tokens'\\] is not supported"):
     dual_encoder.read_embedding_config(folder, None)
 
 

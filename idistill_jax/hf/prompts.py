@@ -12,7 +12,8 @@ import pathlib
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
-from idistill_jax.models import dual_encoder, families
+from idistill_jax.models import dual_encoder
+from idistill_jax.models import encoder as encoder_lib
 
 FILE = "config_sentence_transformers.json"
 # The names under which sentence-transformers looks for them, in its order (encode_query, encode_document).
@@ -37,7 +38,7 @@ NONE = Prompts()
 def read(folder: pathlib.Path, cfg: config_lib.Encoder) -> Prompts:
   """Those of `cfg`, and where it has None, the checkpoint's own.
 
-  Raises ConfigError where a prompt leaves no room for a text, families.UnsupportedModelError where the checkpoint's
+  Raises ConfigError where a prompt leaves no room for a text, encoder.UnsupportedModelError where the checkpoint's
   pooling leaves prompts out.
   """
   own = _of_checkpoint(folder)
@@ -47,7 +48,7 @@ def read(folder: pathlib.Path, cfg: config_lib.Encoder) -> Prompts:
   )
   if found.any:
     if not dual_encoder.read_embedding_config(folder, cfg.normalize).include_prompt:
-      raise families.UnsupportedModelError(
+      raise encoder_lib.UnsupportedModelError(
         f"{folder}: its pooling has include_prompt false, which leaves a prompt's tokens out of the embedding, and is "
         "not supported; take other weights, or set encoder.query_prompt and encoder.passage_prompt to ''"
       )
@@ -62,7 +63,7 @@ def _of_checkpoint(folder: pathlib.Path) -> Prompts:
   raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
   prompts, default = raw.get("prompts") or {}, raw.get("default_prompt_name")
   if default is not None and default not in prompts:
-    raise families.UnsupportedModelError(
+    raise encoder_lib.UnsupportedModelError(
       f"{path}: default_prompt_name is {default!r}, and prompts has {sorted(prompts)}"
     )
   if default is not None and not set(prompts) & {*_QUERY, *_PASSAGE}:

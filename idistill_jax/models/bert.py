@@ -1,6 +1,7 @@
 """BERT's encoder: packed token rows -> token states.  (Devlin et al. 2019, arXiv 1810.04805; post-norm, erf GELU.)
 
-RoBERTa, DistilBERT and MPNet are this encoder too, but for what BertConfig tells apart; `families` has their names.
+RoBERTa, DistilBERT, MPNet and ELECTRA are this encoder too, but for what BertConfig tells apart; `families` has their
+names.
 
 Many texts share a row: attention stays within equal segment ids, positions restart in every text, segment 0 is
 padding.  One text a row is the special case of one segment.
@@ -21,6 +22,7 @@ class BertConfig(encoder.Sizes):
   """And what else a family differs in from BERT.
 
   type_vocab_size: 0 where there are no token types.
+  embedding_size: of embeddings that a product takes to the width of the states; None: they have it already.
   relative_buckets: of distances between tokens, each of which adds to the logits of attention; None adds nothing.
   """
 
@@ -28,6 +30,11 @@ class BertConfig(encoder.Sizes):
   type_vocab_size: int
   types_tell_halves: bool = True
   relative_buckets: int | None = None
+  embedding_size: int | None = None
+
+  @property
+  def lacks(self) -> frozenset[str]:
+    return frozenset({"project/kernel", "project/bias"} if self.embedding_size is None else ())
 
 
 _HEADS_IN, _HEADS = ("layer", "embed", "heads", "head_dim"), ("layer", "heads", "head_dim")
@@ -40,6 +47,8 @@ PARAMETERS: tuple[encoder.Parameter, ...] = (
   ("type/embedding", ("type", "embed"), "t d -> t d"),
   ("norm/scale", ("embed_out",), "d -> d"),
   ("norm/bias", ("embed_out",), "d -> d"),
+  ("project/kernel", ("embed", "embed_out"), "d e -> e d"),
+  ("project/bias", ("embed_out",), "d -> d"),
   ("relative/embedding", ("bucket", "heads"), "b h -> b h"),
   ("layers/query/kernel", _HEADS_IN, "(h k) d -> d h k"),
   ("layers/query/bias", _HEADS, "(h k) -> h k"),
@@ -89,11 +98,14 @@ class Bert(nnx.Module):
 
   def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    self.word = layers.Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
-    self.position = layers.Embedding(cfg.max_position_embeddings, cfg.hidden_size, rngs=rngs)
+    width = cfg.hidden_size if cfg.embedding_size is None else cfg.embedding_size
+    self.word = layers.Embedding(cfg.vocab_size, width, rngs=rngs)
+    self.position = layers.Embedding(cfg.max_position_embeddings, width, rngs=rngs)
     if cfg.type_vocab_size:
-      self.type = layers.Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
-    self.norm = layers.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
+      self.type = layers.Embedding(cfg.type_vocab_size, width, rngs=rngs)
+    self.norm = layers.LayerNorm(width, cfg.layer_norm_eps, rngs=rngs)
+    if cfg.embedding_size is not None:
+      self.project = layers.Dense("rle,ed->rld", (width, cfg.hidden_size), (cfg.hidden_size,), rngs=rngs)
     if cfg.relative_buckets is not None:
       self.relative = layers.RelativeBias(cfg.relative_buckets, cfg.num_attention_heads, rngs=rngs)
     self.layers = encoder.stack(lambda rngs: Layer(cfg, rngs=rngs), cfg.num_hidden_layers, rngs)
@@ -101,12 +113,13 @@ class Bert(nnx.Module):
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     """Token states [R, L, D]."""
     cfg = self.cfg
-    x_RxLxD = self.word(rows.token_ids) + self.position(rows.positions + cfg.first_position)
+    x_RxLxE = self.word(rows.token_ids) + self.position(rows.positions + cfg.first_position)
     if cfg.types_tell_halves:
-      x_RxLxD = x_RxLxD + self.type(rows.halves)
+      x_RxLxE = x_RxLxE + self.type(rows.halves)
     elif cfg.type_vocab_size:
-      x_RxLxD = x_RxLxD + layers.lift(self.type.embedding[0], x_RxLxD)
-    x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
+      x_RxLxE = x_RxLxE + layers.lift(self.type.embedding[0], x_RxLxE)
+    x_RxLxE = self.norm(x_RxLxE).astype(execution.states)
+    x_RxLxD = x_RxLxE if cfg.embedding_size is None else self.project(x_RxLxE, execution.products)
     return encoder.through(self.layers, x_RxLxD, rows, self.beside(rows), execution)
 
   def beside(self, rows: pack.Rows) -> encoder.Beside:

@@ -39,9 +39,9 @@ def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> Embed
   kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
   unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
   if unknown:
-    raise families.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
+    raise encoder_lib.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
   if "Pooling" not in kinds:
-    raise families.UnsupportedModelError(f"{modules_path}: has no Pooling module")
+    raise encoder_lib.UnsupportedModelError(f"{modules_path}: has no Pooling module")
   path = folder / kinds["Pooling"] / "config.json"
   raw = json.loads(path.read_text())
   return EmbeddingConfig(
@@ -61,7 +61,7 @@ def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
       return "mean"
     case ["cls_token"] | ["cls"]:
       return "cls"
-  raise families.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
+  raise encoder_lib.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
 
 
 class DualEncoder(nnx.Module):

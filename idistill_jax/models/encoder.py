@@ -12,6 +12,10 @@ from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import pooling
 
 
+class UnsupportedModelError(ValueError):
+  """A checkpoint of a family, or with a feature, that no encoder here has."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
   """Of an encoder, under the names that Hugging Face's config.json gives BERT's, and what others than it read.
@@ -36,6 +40,11 @@ class Sizes:
   @property
   def head_dim(self) -> int:
     return self.hidden_size // self.num_attention_heads
+
+  @property
+  def lacks(self) -> frozenset[str]:
+    """Paths of parameters that others of the family have, and an encoder of these sizes has not."""
+    return frozenset()
 
   @property
   def max_tokens(self) -> int:

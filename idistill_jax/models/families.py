@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from idistill_jax.models import bert, layers, modern_bert, pooling
+from idistill_jax.models import bert, layers, modern_bert
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
-
-
-class UnsupportedModelError(ValueError):
-  """A checkpoint of a family, or with a feature, that no encoder here has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +26,8 @@ class Family:
   prefix: of the encoder's tensors in models for a task.
   encoder: makes it of `config`'s sizes.  parameters: those that it may have.
   sizes: field of `config` -> its name in config.json.
-  other: config.json -> the fields that are no sizes of it.  Raises UnsupportedModelError without the file's name.
+  other: config.json -> the fields that are no sizes of it.  Raises encoder.UnsupportedModelError without the
+  file's name.
   needs: what config.json must say where it says anything.
   tensors: module of the encoder -> HF's.
   classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
@@ -54,12 +51,10 @@ class Family:
   ignored: tuple[str, ...] = ()
   special_tokens: Mapping[str, str]
 
-  @property
-  def rows(self) -> tuple[table_lib.Row, ...]:
-    """Of the encoder, which every model here calls `encoder`."""
-    return tuple(
-      dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows_of(self.parameters, self.tensors, self.lacks)
-    )
+  def rows(self, cfg: encoder_lib.Sizes) -> tuple[table_lib.Row, ...]:
+    """Of an encoder of these sizes, which every model here calls `encoder`."""
+    rows = rows_of(self.parameters, self.tensors, self.lacks | cfg.lacks)
+    return tuple(dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows)
 
 
 def rows_of(parameters: Iterable[encoder_lib.Parameter], tensors: Mapping[str, str],
@@ -159,51 +154,25 @@ MPNET = Family(
   },
   classifier=ROBERTA.classifier,
 )
-# Of the layers of a kind, before `rope_parameters`: the field of their theta, and its default in transformers.
-_MODERN_THETAS = {
-  "full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0),
-}  # fmt: skip
+def _embedding_size(raw: Mapping[str, Any]) -> int | None:
+  """Where it differs from the states' width; 128 in transformers where config.json does not tell."""
+  size: int = raw.get("embedding_size", 128)
+  return None if size == raw["hidden_size"] else size
 
 
-def _modern_theta(raw: Mapping[str, Any], kind: str) -> float:
-  """Of the layers of a kind."""
-  stated = (raw.get("rope_parameters") or {}).get(kind) or {}
-  old_name, default = _MODERN_THETAS[kind]
-  theta = stated.get("rope_theta", raw.get(old_name, default))
-  plain = {"rope_type": "default", "rope_theta": theta}
-  if not isinstance(theta, int | float) or plain | stated != plain:
-    raise UnsupportedModelError(
-      f"{kind} has rope_parameters {stated} and {old_name} {raw.get(old_name)!r}; only rope_type 'default' with a "
-      "rope_theta is supported"
-    )
-  return theta
-
-
-def _modern(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-  count, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
-  kinds = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-  if len(kinds) != count or not set(kinds) <= set(_MODERN_THETAS):
-    raise UnsupportedModelError(f"layer_types is {kinds}; {count} of {', '.join(_MODERN_THETAS)} are supported")
-  if unknown := set(raw.get("rope_parameters") or {}) - set(_MODERN_THETAS):
-    raise UnsupportedModelError(f"rope_parameters has {sorted(unknown)}; {', '.join(_MODERN_THETAS)} are supported")
-  if count < 2:
-    raise UnsupportedModelError(f"num_hidden_layers is {count}; two or more are supported")
-  pooled = raw.get("classifier_pooling", "cls")
-  if pooled not in pooling.POOLINGS:
-    raise UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
-  return {
-    "local": tuple(kind == "sliding_attention" for kind in kinds),
-    "reach": raw.get("sliding_window", raw.get("local_attention", 128) // 2),
-    "global_theta": _modern_theta(raw, "full_attention"), "local_theta": _modern_theta(raw, "sliding_attention"),
-    "classifier_pooling": pooled,
-  }
-
-
+# Clark et al. 2020, arXiv 2003.10555.  Ignored: what tells replaced tokens in the discriminator, and the generator's
+# head for masked words.
+ELECTRA = dataclasses.replace(
+  BERT, name="Electra", prefix="electra.", tensors=_TENSORS | {"project": "embeddings_project"},
+  other=lambda raw: {**BERT.other(raw), "embedding_size": _embedding_size(raw)},
+  classifier=ROBERTA.classifier, activation=layers.gelu,
+  ignored=("discriminator_predictions.*", "generator_predictions.*", "generator_lm_head.*"),
+)
 _MODERN_LAYER = "layers.{i}."
 MODERNBERT = Family(
   name="ModernBert", prefix="model.", encoder=modern_bert.ModernBert, config=modern_bert.ModernBertConfig,
   parameters=modern_bert.PARAMETERS, special_tokens=_BRACKETED,
-  sizes=_without(_SIZES, "type_vocab_size") | {"layer_norm_eps": "norm_eps"}, other=_modern,
+  sizes=_without(_SIZES, "type_vocab_size") | {"layer_norm_eps": "norm_eps"}, other=modern_bert.read,
   needs={
     "hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
     "mlp_bias": False, "classifier_bias": False, "rope_scaling": None,
@@ -230,6 +199,7 @@ FAMILIES = {
   "camembert": dataclasses.replace(ROBERTA, name="Camembert"),
   "distilbert": DISTILBERT,
   "mpnet": MPNET,
+  "electra": ELECTRA,
   "modernbert": MODERNBERT,
 }
 
@@ -242,28 +212,31 @@ IGNORED = (
 
 
 def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
-  """A family's sizes from a folder's config.json; raises UnsupportedModelError for what no encoder here can express."""
+  """A family's sizes from a folder's config.json.
+
+  Raises encoder.UnsupportedModelError for what no encoder here can express.
+  """
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
   raw = json.loads(path.read_text(encoding="utf-8"))
   model_type = raw.get("model_type", "bert")  # old checkpoints of BERT have none
   if model_type not in FAMILIES:
-    raise UnsupportedModelError(
+    raise encoder_lib.UnsupportedModelError(
       f"{path}: model_type is {model_type!r}; the families that are read are {', '.join(sorted(FAMILIES))}"
     )
   family = FAMILIES[model_type]
   for key, value in family.needs.items():
     if raw.get(key, value) != value:
-      raise UnsupportedModelError(f"{path}: {key} is {raw[key]!r}; this encoder family needs {value!r}")
+      raise encoder_lib.UnsupportedModelError(f"{path}: {key} is {raw[key]!r}; this encoder family needs {value!r}")
   missing = [name for name in family.sizes.values() if name not in raw]
   if missing:
-    raise UnsupportedModelError(f"{path}: lacks {missing}")
+    raise encoder_lib.UnsupportedModelError(f"{path}: lacks {missing}")
   sizes = {field: raw[name] for field, name in family.sizes.items()}
   try:
     return family.config(model_type=model_type, **sizes, **family.other(raw))
-  except UnsupportedModelError as e:
-    raise UnsupportedModelError(f"{path}: {e}") from e
+  except encoder_lib.UnsupportedModelError as e:
+    raise encoder_lib.UnsupportedModelError(f"{path}: {e}") from e
 
 
 def encoder(cfg: encoder_lib.Sizes, rngs: nnx.Rngs) -> Any:
@@ -274,7 +247,7 @@ def encoder(cfg: encoder_lib.Sizes, rngs: nnx.Rngs) -> Any:
 def table_of(cfg: encoder_lib.Sizes, extra_rows: tuple[table_lib.Row, ...]) -> table_lib.Table:
   """The table of a model that has this encoder and adds parameters of its own."""
   return table_lib.Table(
-    rows=FAMILIES[cfg.model_type].rows + extra_rows,
+    rows=FAMILIES[cfg.model_type].rows(cfg) + extra_rows,
     layers=cfg.num_hidden_layers,
     sizes={"h": cfg.num_attention_heads, "k": cfg.head_dim, "two": 2},
     ignored=IGNORED + FAMILIES[cfg.model_type].ignored,

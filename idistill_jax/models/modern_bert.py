@@ -5,7 +5,8 @@ attend to near tokens alone; the MLP is gated.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, layers
+from idistill_jax.models import encoder, layers, pooling
 from idistill_jax.models import execution as execution_lib
 
 
@@ -31,6 +32,50 @@ class ModernBertConfig(encoder.Sizes):
   reach: int
   global_theta: float
   local_theta: float
+
+
+# Of the layers of a kind, before `rope_parameters`: the field of their theta, and its default in transformers.
+_THETAS = {
+  "full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0),
+}  # fmt: skip
+
+
+def _theta(raw: Mapping[str, Any], kind: str) -> float:
+  """Of the layers of a kind."""
+  stated = (raw.get("rope_parameters") or {}).get(kind) or {}
+  old_name, default = _THETAS[kind]
+  theta = stated.get("rope_theta", raw.get(old_name, default))
+  plain = {"rope_type": "default", "rope_theta": theta}
+  if not isinstance(theta, int | float) or plain | stated != plain:
+    raise encoder.UnsupportedModelError(
+      f"{kind} has rope_parameters {stated} and {old_name} {raw.get(old_name)!r}; only rope_type 'default' with a "
+      "rope_theta is supported"
+    )
+  return theta
+
+
+def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+  """config.json -> the fields of ModernBertConfig that are no sizes, in either form of it, of transformers 4 and 5.
+
+  Raises encoder.UnsupportedModelError without the file's name.
+  """
+  count, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
+  kinds = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+  if len(kinds) != count or not set(kinds) <= set(_THETAS):
+    raise encoder.UnsupportedModelError(f"layer_types is {kinds}; {count} of {', '.join(_THETAS)} are supported")
+  if unknown := set(raw.get("rope_parameters") or {}) - set(_THETAS):
+    raise encoder.UnsupportedModelError(f"rope_parameters has {sorted(unknown)}; {', '.join(_THETAS)} are supported")
+  if count < 2:
+    raise encoder.UnsupportedModelError(f"num_hidden_layers is {count}; two or more are supported")
+  pooled = raw.get("classifier_pooling", "cls")
+  if pooled not in pooling.POOLINGS:
+    raise encoder.UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
+  return {
+    "local": tuple(kind == "sliding_attention" for kind in kinds),
+    "reach": raw.get("sliding_window", raw.get("local_attention", 128) // 2),
+    "global_theta": _theta(raw, "full_attention"), "local_theta": _theta(raw, "sliding_attention"),
+    "classifier_pooling": pooled,
+  }
 
 
 PARAMETERS: tuple[encoder.Parameter, ...] = (

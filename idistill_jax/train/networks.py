@@ -22,12 +22,13 @@ from idistill_jax.models import table as table_lib
 class Network:
   """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
 
-  abstract: params tree of shapes.  source: the folder that the starting weights come from.  tokenizer: that folder's.
-  prompts: what stands before each text that it reads.
+  abstract: params tree of shapes.  width: of the states.  source: the folder that the starting weights come from.
+  tokenizer: that folder's.  prompts: what stands before each text that it reads.
   """
 
   graph: nnx.GraphDef
   abstract: Any
+  width: int
   table: table_lib.Table
   source: pathlib.Path
   tokenizer: tokenize.Tokenizer
@@ -49,12 +50,6 @@ class Network:
     flat = {path: leaf.astype(products) if self.table.row(path).is_kernel_of_layer else leaf
             for path, leaf in table_lib.flatten(params).items()}
     return dataclasses.replace(self, execution=self.execution.without_gradient()), table_lib.unflatten(flat)
-
-  @property
-  def width(self) -> int:
-    """Of the states."""
-    leaves = table_lib.flatten(self.abstract)
-    return next(leaf.shape[-1] for path, leaf in leaves.items() if path.endswith("word/embedding"))
 
   def query_table(self, texts: Iterable[str], max_tokens: int) -> tokenize.TokenTable:
     """Token ids of queries, prompt included."""
@@ -92,8 +87,9 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
-  return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
-                  source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  made = functools.partial(Retriever, width=sizes.hidden_size, embedding=embedding,
+                           prompts=prompts_lib.read(source, cfg))  # fmt: skip
+  return _network(made, source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
 
 
@@ -102,7 +98,8 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
-  return _network(Network, source, tokenizer, lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+  return _network(functools.partial(Network, width=sizes.hidden_size), source, tokenizer,
+                  lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)
 
 
@@ -111,7 +108,7 @@ Made = TypeVar("Made", bound=Network)
 
 def _network(make: Callable[..., Made], source: pathlib.Path, tokenizer: tokenize.Tokenizer,
              build: Callable[[int], nnx.Module], table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Made:
-  """make: Network, or what takes its fields."""
+  """make: Network, or what takes its fields that are not named here."""
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
   return make(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, tokenizer=tokenizer,
               fresh=fresh, build=build, execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))

@@ -158,9 +158,9 @@ def _write_classifier(ranker: _Ranker) -> None:
 
 def _write_mean(ranker: _Ranker) -> None:
   folder, scale = ranker.folder, np.float32(cross_encoder.MeanLinear.SCALE)
-  head = {part: ranker.tensors[f"classifier.{part}"] for part in ("weight", "bias")}
+  head = {part: ranker.tensors[f"linear.{part}"] for part in ("weight", "bias")}
   width = ranker.sizes.hidden_size
-  encoder = {key: value for key, value in ranker.tensors.items() if not key.startswith("classifier.")}
+  encoder = {key: value for key, value in ranker.tensors.items() if not key.startswith("linear.")}
   _write_encoder(encoder, ranker.source, folder)
   _write_pair_modules(folder, {"": f"{_MODULES}.base.modules.transformer.Transformer",
                                "1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",

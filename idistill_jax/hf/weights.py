@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import safetensors
@@ -185,12 +185,18 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The files that tensors are in; raises table.WeightsError where there are none."""
+  whole = _whole(folder)
+  if whole.suffix != ".json":
+    return [whole]
+  return [folder / one for one in sorted(set(json.loads(whole.read_text())["weight_map"].values()))]
+
+
+def _whole(folder: pathlib.Path) -> pathlib.Path:
+  """The file that tensors are in, or that says in which shards; raises table.WeightsError where there is none."""
   for name in READERS:
-    index = folder / f"{name}.index.json"
-    if index.exists():
-      return [folder / one for one in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    if (folder / name).exists():
-      return [folder / name]
+    for path in (folder / f"{name}.index.json", folder / name):
+      if path.exists():
+        return path
   raise table_lib.WeightsError(
     f"{folder}: no {' and no '.join(READERS)}; convert the checkpoint with save_pretrained(safe_serialization=True)"
   )
@@ -198,11 +204,36 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _dense_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """The linear unit of our ranker with the head "mean", unscaled; nothing of other folders with such a module."""
-  if not (folder / SIDECAR).exists() or not (folder / DENSE_HEAD).exists():
+  path = _file_of_head(folder, "mean")
+  if _claim(folder, "mean") is None or not path.exists():
     return {}
-  linear = safetensors.numpy.load_file(folder / DENSE_HEAD / "model.safetensors")
   scale = np.float32(cross_encoder.MeanLinear.SCALE)
-  return {f"classifier.{part}": linear[f"linear.{part}"] / scale for part in ("weight", "bias")}
+  return {key: value / scale for key, value in safetensors.numpy.load_file(path).items()}
+
+
+def refuse_lost_head(folder: pathlib.Path, head: str | None, lost: Sequence[str]) -> None:
+  """Raises table.WeightsError where the folder says that it is a ranker with this head, whose tensors `lost` it lacks;
+  an encoder's folder has never had them."""
+  if head is not None and (claim := _claim(folder, head)) is not None:
+    raise table_lib.WeightsError(
+      f"{_file_of_head(folder, head)}: lacks {', '.join(lost)}, and {claim} says that the folder is a ranker with the "
+      f"head {head!r}: fetch it or export it again, or take an encoder's folder"
+    )
+
+
+def _claim(folder: pathlib.Path, head: str) -> pathlib.Path | None:
+  """The file in which the folder says that it is a ranker with this head, a key of cross_encoder.HEADS."""
+  ours, theirs = folder / SIDECAR, folder / "config.json"
+  if ours.exists():
+    return ours if json.loads(ours.read_text(encoding="utf-8")).get("head") == head else None
+  classes = json.loads(theirs.read_text(encoding="utf-8")).get("architectures") or ()
+  classifies = any(name.endswith("ForSequenceClassification") for name in classes)
+  return theirs if head == "classifier" and classifies else None
+
+
+def _file_of_head(folder: pathlib.Path, head: str) -> pathlib.Path:
+  """Where the tensors of a ranker's head are, or which shards have them."""
+  return folder / DENSE_HEAD / "model.safetensors" if head == "mean" else _whole(folder)
 
 
 def canonical(key: str) -> str:

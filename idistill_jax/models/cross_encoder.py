@@ -96,8 +96,9 @@ class Head:
 # config.Ranker.head -> Head.
 HEADS = {
   "classifier": Head(module=CrossEncoder, tensors=lambda family: family.classifier),
-  # The name is ours: no family's classifier reads a mean as it is, without a dense layer.
-  "mean": Head(module=MeanLinear, tensors=lambda family: {"classifier": "classifier"}),
+  # The name is that of sentence-transformers' module: no family's classifier reads a mean as it is, without a dense
+  # layer, so that none is a start for this one.
+  "mean": Head(module=MeanLinear, tensors=lambda family: {"classifier": "linear"}),
   "pair_cosine": Head(module=PairCosine, tensors=lambda family: {}),
 }
 

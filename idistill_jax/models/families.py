@@ -204,10 +204,10 @@ FAMILIES = {
 }
 
 PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values()))
-# HF keys that belong to a family but not to an encoder: a buffer of constants, and heads of tasks.
+# HF keys that belong to a family but not to an encoder: a buffer of constants, heads of tasks, and a ranker's "mean".
 IGNORED = (
   "embeddings.position_ids", "pooler.*", "classifier.*", "pre_classifier.*", "cls.*", "lm_head.*", "vocab_transform.*",
-  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*",
+  "vocab_layer_norm.*", "vocab_projector.*", "qa_outputs.*", "linear.*",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
+from absl import logging
 from flax import nnx
 
 from idistill_jax import config as config_lib
@@ -23,7 +24,7 @@ class Network:
   """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
 
   abstract: params tree of shapes.  width: of the states.  source: the folder that the starting weights come from.
-  tokenizer: that folder's.  prompts: what stands before each text that it reads.
+  tokenizer: that folder's.  prompts: what stands before each text that it reads.  head: a ranker's.
   """
 
   graph: nnx.GraphDef
@@ -36,6 +37,7 @@ class Network:
   build: Callable[[int], nnx.Module]
   execution: execution_lib.Execution
   prompts: prompts_lib.Prompts = prompts_lib.NONE
+  head: str | None = None
 
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
     return nnx.merge(self.graph, params)(rows, self.execution)
@@ -60,10 +62,16 @@ class Network:
     return self.tokenizer.table((self.prompts.passage + text for text in texts), max_tokens)
 
   def initial(self, seed: int) -> Any:
-    """Starting parameters: the checkpoint's, and freshly drawn ones for what it lacks."""
+    """Starting parameters: the checkpoint's, and freshly drawn ones for a head that it says nothing of.
+
+    Raises table.WeightsError where it lacks others, or those of a head that it says it has.
+    """
     flat = table_lib.from_hf(self.table, weights.read_tensors(self.source), self.abstract, optional=self.fresh)
     missing = [path for path in self.fresh if path not in flat]
     if missing:
+      keys = [self.table.row(path).hf_key for path in missing]
+      weights.refuse_lost_head(self.source, self.head, keys)
+      logging.info("%s has no %s: new ones are made", self.source, ", ".join(keys))
       # Only the few fresh leaves survive; the rest of this random model is never materialised.
       keep = jax.jit(
         lambda: {path: leaf for path, leaf in table_lib.flatten(_params(self.build(seed))).items() if path in missing}
@@ -98,7 +106,7 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
-  return _network(functools.partial(Network, width=sizes.hidden_size), source, tokenizer,
+  return _network(functools.partial(Network, width=sizes.hidden_size, head=head), source, tokenizer,
                   lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)
 

@@ -16,7 +16,7 @@ from etils import epath
 
 from benchmarks import clock, texts
 from idistill_jax import artifacts, config, records, sharding
-from idistill_jax.data import batches, example, pack, similarity, tables, tfrecord
+from idistill_jax.data import batches, example, pack, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.train import fit, inference, inputs, loop, networks, objectives, utilization, windows
 
@@ -30,25 +30,25 @@ def settings(weights: str, *, dtype: str, max_tokens: int, row_tokens: int, toke
                         tokens_per_step=tokens_per_step, training_dtype=dtype, inference_dtype=dtype)
 
 
-def _inputs(lists: texts.Lists, network: networks.Network, encoder: config.Encoder) -> inputs.Inputs:
+def _inputs(lists: texts.Lists, network: networks.Network, encoder: config.Encoder,
+            folder: pathlib.Path) -> inputs.Inputs:
+  """As the stages read them, from lists that are written into the folder."""
   passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=t) for i, t in enumerate(lists.passages))
   queries = tables.Queries(records.Query(id=f"q{i}", text=t, split="train") for i, t in enumerate(lists.queries))
-  tokenizer, nothing = network.tokenizer, np.zeros((1, 1), np.float32)
-  return inputs.Inputs(
-    passages=passages, queries=queries,
-    passage_tokens=tokenizer.table(passages.texts, encoder.passage_tokens),
-    query_tokens=tokenizer.table(queries.texts, encoder.query_tokens),
-    similarity=similarity.Similarities(np.broadcast_to(nothing, (len(queries), 1)),
-                                       np.broadcast_to(nothing, (len(passages), 1))),
-  )
-
-
-def _write_lists(folder: pathlib.Path, lists: texts.Lists) -> None:
   example.write_records(folder, LISTS, (
     records.ScoredList(query_id=f"q{q}", scores=tuple(map(float, -np.sort(-row))),
                        passage_ids=tuple(f"p{q * lists.width + n}" for n in np.argsort(-row)))
     for q, row in enumerate(lists.scores)
   ))
+  tokenizer, nothing = network.tokenizer, np.zeros((1, 1), np.float32)
+  return inputs.Inputs(
+    lists=[inputs.training_list(one, queries, passages)
+           for one in example.read_records(folder, LISTS, records.ScoredList)],
+    passage_tokens=tokenizer.table(passages.texts, encoder.passage_tokens),
+    query_tokens=tokenizer.table(queries.texts, encoder.query_tokens),
+    similarity=similarity.Similarities(np.broadcast_to(nothing, (len(queries), 1)),
+                                       np.broadcast_to(nothing, (len(passages), 1))),
+  )
 
 
 def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_per_batch: int, passes: int,
@@ -62,8 +62,7 @@ def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_pe
   build = networks.ranker(encoder, "classifier") if pairs else networks.retriever(encoder)
   mesh = sharding.make_mesh(config.Mesh())
   network = build.on(mesh, encoder.training_dtype)
-  data = _inputs(lists, network, encoder)
-  _write_lists(folder, lists)
+  data = _inputs(lists, network, encoder, folder)
   over = "kl_list" if passes == 1 else "kl_batch"
   shape: dict[str, Any] = {"lists_per_batch": lists_per_batch, "passages_per_list": lists.width,
                            "always_best": lists.width, "passes": passes}
@@ -71,9 +70,8 @@ def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_pe
   loss = objectives.ranker(cfg, network) if isinstance(cfg, config.Ranker) else objectives.retriever(cfg, network)
   kind_of_texts = batches.PairTexts if pairs else batches.DualTexts
   stream = batches.Batches(
-    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=epochs, seed=0,
-    similarity=data.similarity, texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
-    shape=fit.shape(cfg, encoder.row_tokens, network, mesh),
+    lists=data.lists, texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
+    shape=fit.shape(cfg, encoder.row_tokens, network, mesh), similarity=data.similarity, epochs=epochs, seed=0,
   )
   return loop.Training(
     name=work, network=network, start=lambda: network.initial(0), loss_fn=loss, batches=stream, optim=config.Optim(),
@@ -119,12 +117,11 @@ def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_bat
                    folder: pathlib.Path) -> dict[str, Any]:
   """Real tokens a second that the input alone delivers for the retriever, from TFRecords to packed batches."""
   network = networks.retriever(encoder)
-  data = _inputs(lists, network, encoder)
-  _write_lists(folder, lists)
+  data = _inputs(lists, network, encoder, folder)
   stream = batches.Batches(
-    records=tfrecord.ShardedRecords(folder, LISTS), decode=data.scored, epochs=2, seed=0, similarity=data.similarity,
-    texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
+    lists=data.lists, texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=2, row_tokens=encoder.row_tokens),
+    similarity=data.similarity, epochs=2, seed=0,
   )
   iterator = batches.iterator(stream)
   next(iterator)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax.data import batches, pack, tfrecord
-from idistill_jax.train import networks
+from idistill_jax import records
+from idistill_jax.data import batches, example, pack, tables, tfrecord
+from idistill_jax.train import inputs, networks
 
 
 @pytest.fixture
@@ -138,14 +139,20 @@ def test_a_corrupted_record_stops_with_its_name(stream, tmp_path, network):
 
 
 def test_no_lists_is_an_error_that_says_where_to_look(network, tmp_path):
-  data = tiny_world._inputs(network)
+  example.write_records(tmp_path, "lists", [])
   with pytest.raises(ValueError, match="no lists to train on"):
-    batches.Batches(
-      records=[],
-      decode=data.scored,
-      texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-      shape=batches.Shape(lists=1, passages=1, always_best=1, row_tokens=32),
-      similarity=data.similarity,
-      epochs=1,
-      seed=0,
-    )
+    tiny_world.stream(tmp_path, network, pairs=False)
+
+
+def test_a_ranking_gives_places_and_what_the_parser_filled_is_not_known_where_a_teacher_gives_scores():
+  queries = tables.Queries(records.Query(id=f"q{i}", text="", split="train") for i in range(2))
+  passages = tables.Passages(records.Passage(id=f"p{i}", title="", text="") for i in range(4))
+  ids, rows = ("p3", "p0", "p2"), [3, 0, 2]
+  ranking = records.RankedList(query_id="q1", passage_ids=ids, status="repaired", filled_places=(2,), weight=0.25)
+  found = inputs.training_list(ranking, queries, passages)
+  assert (found.query_row, found.passage_rows.tolist(), found.weight) == (1, rows, 0.25)
+  assert (found.values.tolist(), found.known.tolist()) == ([0.0, 1.0, 2.0], [True, True, False])
+  scored = records.ScoredList(query_id="q0", passage_ids=ids, scores=(2.5, 0.5, -1.0))
+  found = inputs.training_list(scored, queries, passages)
+  assert (found.query_row, found.passage_rows.tolist(), found.weight) == (0, rows, 1.0)
+  assert (found.values.tolist(), found.known.tolist()) == ([2.5, 0.5, -1.0], [True] * 3)

@@ -164,21 +164,20 @@ def test_a_temperature_for_cosines_is_told_to_be_too_sharp_for_products(
   passages = [records.Passage(id=f"p{i}", title="", text="y") for i in range(8)]
   example.write_records(tmp_path, tables.QUERIES, queries)
   example.write_records(tmp_path, tables.PASSAGES, passages)
-  example.write_records(tmp_path, artifacts.TEACHER, [
-    records.ScoredList(query_id=f"q{i}", passage_ids=tuple(f"p{j}" for j in range(8)), scores=(0.0,) * 8)
-    for i in range(9)])
+  lists = [records.ScoredList(query_id=f"q{i}", passage_ids=tuple(f"p{j}" for j in range(8)), scores=(0.0,) * 8)
+           for i in range(9)]
   random = np.random.default_rng(0)
   drawn = lambda count: (random.standard_normal((count, 16)) / 4).astype(np.float32)
   np.save(tmp_path / similarity.QUERIES, scale * drawn(9))
   np.save(tmp_path / similarity.PASSAGES, drawn(8))
   cfg = config.Config(name="sharp", encoder=config.Encoder(weights=tiny_weights))
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={"collection": tmp_path, "candidates": tmp_path})
-  data = inputs.load(job, networks.retriever(cfg.encoder), 32, "candidates", ())
+  data = inputs.load(job, networks.retriever(cfg.encoder), 32, "candidates", lists)
   with caplog.at_level(logging.WARNING):
-    fit.warn_of_sharpness(job, "train retriever", data, temperature)
+    fit.warn_of_sharpness("train retriever", data, temperature)
   told = re.search(r"train retriever: .* student_temperature is 0.05; about ([\d.]+) leaves", caplog.text)
   assert (told is not None) == warned
   if told is not None:
     caplog.clear()
-    fit.warn_of_sharpness(job, "train retriever", data, float(told[1]))
+    fit.warn_of_sharpness("train retriever", data, float(told[1]))
     assert not caplog.text

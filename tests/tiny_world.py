@@ -23,14 +23,14 @@ def encoder(weights: str) -> config.Encoder:
   return config.Encoder(weights=weights, query_tokens=8, passage_tokens=16, row_tokens=32)
 
 
-def _inputs(network: networks.Network) -> inputs.Inputs:
+def _inputs(folder: pathlib.Path, network: networks.Network) -> inputs.Inputs:
   rng = np.random.default_rng(0)
   say = lambda: " ".join(rng.choice(WORDS, rng.integers(2, 10)))
   passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=say()) for i in range(40))
   queries = tables.Queries(records.Query(id=f"q{i}", text=say(), split="train") for i in range(LISTS))
   return inputs.Inputs(
-    passages=passages,
-    queries=queries,
+    lists=[inputs.training_list(one, queries, passages)
+           for one in example.read_records(folder, "lists", records.ScoredList)],
     passage_tokens=network.tokenizer.table(passages.texts, 16),
     query_tokens=network.tokenizer.table(queries.texts, 8),
     similarity=similarity.Similarities(
@@ -52,17 +52,12 @@ def stream(
   folder: pathlib.Path, network: networks.Network, pairs: bool, seed: int = 0, row_multiple: int = 8,
   **own: Callable[[int], np.ndarray],
 ) -> batches.Batches:
-  data = _inputs(network)
+  data = _inputs(folder, network)
   texts = batches.PairTexts if pairs else batches.DualTexts
-
-  def places(payload: bytes) -> batches.TrainingList:
-    """The scores are minus the places."""
-    one = data.scored(payload)
-    return dataclasses.replace(one, values=-one.values)
-
+  # The scores are minus the places.
+  lists = [dataclasses.replace(one, values=-one.values) for one in data.lists] if pairs else data.lists
   return batches.Batches(
-    records=tfrecord.ShardedRecords(folder, "lists"), decode=places if pairs else data.scored,
-    texts=texts(queries=data.query_tokens, passages=data.passage_tokens),
+    lists=lists, texts=texts(queries=data.query_tokens, passages=data.passage_tokens),
     shape=batches.Shape(lists=3, passages=4, always_best=1, row_tokens=32, row_multiple=row_multiple),
     similarity=data.similarity, epochs=EPOCHS, seed=seed, **own,
   )

@@ -1,7 +1,7 @@
-"""Streams of packed training batches: TFRecords of lists -> static-shape arrays, step by step.
+"""Streams of packed training batches: lists -> static-shape arrays, step by step.
 
 `Batches[step]` takes the step's lists, samples passages, looks up tokens and packs them; it is a pure function of
-(records, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
+(lists, seed, step), so a Grain iterator over it resumes exactly and restarts are invisible.
 """
 
 import copy
@@ -44,7 +44,7 @@ class ListBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingList:
-  """One decoded list, best passage first."""
+  """One list as numbers, best passage first."""
 
   query_row: int
   passage_rows: np.ndarray
@@ -65,14 +65,6 @@ class Texts(Protocol):
   def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     """How long each of the texts is, 0 where it is absent, and what gives one of them."""
     ...
-
-
-class Records(Protocol):
-  """Encoded lists by index: `tfrecord.ShardedRecords`, or a list of bytes."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int, /) -> bytes: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,18 +141,15 @@ def _all_rows(count: int) -> np.ndarray:
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
-  def __init__(self, *, records: Records, decode: Callable[[bytes], TrainingList], texts: Texts, shape: Shape,
+  def __init__(self, *, lists: Sequence[TrainingList], texts: Texts, shape: Shape,
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int,
                own: Callable[[int], np.ndarray] = _all_rows):
     """own: number of rows -> which of them this process fills in; the others are some other process's."""
-    if not len(records):
+    if not lists:
       raise ValueError("no lists to train on: every one was dropped; see the drops in the manifests before this stage")
-    self._texts = texts
+    self._lists, self._texts = lists, texts
     self._shape, self._similarity, self._seed = shape, similarity, seed
     self._steps: list[list[deal.Slot]] = []
-    # Once, here, and not in the threads that read ahead: the plan needs every list's length anyway, and protobuf has
-    # crashed when several threads parsed at once.
-    self._lists = lists = [decode(record) for record in (records[i] for i in range(len(records)))]
     self._longest = max(len(one.passage_rows) for one in lists)
     planned: list[np.ndarray] = []
     for epoch in range(epochs):
@@ -195,11 +184,6 @@ class Batches:
   def room(self) -> int:
     """How many tokens the rows of a batch would hold."""
     return self.rows * self.row_tokens
-
-  @property
-  def lists(self) -> int:
-    """How many lists there are to train on."""
-    return len(self._lists)
 
   def slots(self, step: int) -> list[deal.Slot]:
     """Which lists the step trains on: what an error message names."""

@@ -1,4 +1,4 @@
-"""TFRecord files: payloads -> atomically written shards -> payloads, in sequence or by index, CRC-checked.
+"""TFRecord files: payloads -> atomically written shards -> payloads, CRC-checked.
 
 TensorFlow reads what is written here and the other way round; TensorFlow itself is not needed.  A record is,
 little-endian,
@@ -9,19 +9,14 @@ and the shards of `name` are `name-00000-of-00002.tfrecord`, ...; put one after 
 payloads in the order in which they were written.
 """
 
-import bisect
 import itertools
-import mmap
-import operator
 import os
 import pathlib
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import google_crc32c
-import numpy as np
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
@@ -202,67 +197,3 @@ def shard_paths(folder: str | os.PathLike[str], name: str) -> list[pathlib.Path]
       f"{', '.join(missing[:5])}; delete the folder and make it again"
     )
   return expected
-
-
-class ShardedRecords:
-  """Random access by global index over all shards of a name; a source for `grain.MapDataset.source`.
-
-  Opening walks the record headers once (about a million records a second) and checks their CRCs; `records[i]`
-  checks the CRC of the payload that it returns.  Raises CorruptRecord or MissingShard.  Threads may share
-  one; a pickled copy maps the files anew and keeps the index.
-  """
-
-  def __init__(self, folder: str | os.PathLike[str], name: str):
-    self._folder = pathlib.Path(folder)
-    self._name = name
-    self._paths = shard_paths(folder, name)
-    self._open()
-    self._offsets = [_offsets(path, data) for path, data in zip(self._paths, self._maps, strict=True)]
-    # Global index at which each shard begins, and the total behind the last.
-    self._starts = [0, *itertools.accumulate(len(offsets) for offsets in self._offsets)]
-
-  def __len__(self) -> int:
-    return self._starts[-1]
-
-  def __getitem__(self, index: int) -> bytes:
-    index = operator.index(index)
-    if not 0 <= index < len(self):
-      raise IndexError(f"record {index} of {len(self)} in {self._folder}/{self._name}-*.tfrecord")
-    shard = bisect.bisect_right(self._starts, index) - 1
-    record = index - self._starts[shard]
-    path, data, offset = self._paths[shard], self._maps[shard], int(self._offsets[shard][record])
-    length = _length(path, offset, record, data[offset : offset + _HEADER.size], len(data))
-    begin = offset + _HEADER.size
-    end = begin + length
-    return _payload(path, offset, record, data[begin:end], data[end : end + _FOOTER.size])
-
-  def __repr__(self) -> str:
-    # Names no folder: Grain compares it with the one in a checkpoint, and a workdir may have moved meanwhile.
-    return f"ShardedRecords({self._name!r}, shards={len(self._paths)}, records={len(self)})"
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in vars(self).items() if key != "_maps"}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    vars(self).update(state)
-    self._open()
-
-  def _open(self) -> None:
-    self._maps: list[mmap.mmap | bytes] = [_map(path) for path in self._paths]
-
-
-def _map(path: pathlib.Path) -> mmap.mmap | bytes:
-  with open(path, "rb") as file:
-    # An empty file cannot be mapped.
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
-
-
-def _offsets(path: pathlib.Path, data: mmap.mmap | bytes) -> np.ndarray:
-  """int64 [records]: byte at which each record of a mapped file starts."""
-  size = len(data)
-  offsets = []
-  offset = 0
-  while offset < size:
-    offsets.append(offset)
-    offset += _OVERHEAD + _length(path, offset, len(offsets) - 1, data[offset : offset + _HEADER.size], size)
-  return np.asarray(offsets, dtype=np.int64)

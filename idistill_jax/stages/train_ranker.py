@@ -6,7 +6,7 @@ collection, candidates or train_direct (similarities, start), labels (rankings) 
 """
 
 from idistill_jax import artifacts, cli, records, sharding
-from idistill_jax.data import batches, example, tfrecord
+from idistill_jax.data import batches, example
 from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 
@@ -18,7 +18,6 @@ def run(job: artifacts.Job) -> None:
   data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage, lists)
   params = fit.fit(
     job, "train ranker", cfg, network=network, data=data,
-    records=tfrecord.ShardedRecords(job.inputs["labels"], artifacts.RANKINGS), decode=data.ranked,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.ranker(cfg, network), start=cfg.start,
   )

@@ -1,9 +1,8 @@
 """The frame of the training stages: a network, lists and a start -> trained parameters."""
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -24,18 +23,16 @@ _LISTS_LOOKED_AT = 200
 
 
 def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Distillation, *, network: networks.Network,
-        data: inputs.Inputs, records: batches.Records, decode: Callable[[bytes], batches.TrainingList],
-        texts: batches.Texts, loss_fn: step_lib.LossFn,
-        start: Literal["weights", "direct"], trainings: int = 1) -> Any:
-  """Parameters trained on `records`, decoded and read as `texts`; checkpoints and metrics.jsonl in the job's folder.
+        data: inputs.Inputs, texts: batches.Texts, loss_fn: step_lib.LossFn, start: Literal["weights", "direct"],
+        trainings: int = 1) -> Any:
+  """Parameters trained on the lists of `data`, read as `texts`; checkpoints and metrics.jsonl in the job's folder.
 
   start: as in config.Ranker; "direct" needs the train_direct stage among the job's inputs.  trainings: as in
   config.Distillation.
   """
   mesh = sharding.make_mesh(job.cfg.mesh)
   stream = batches.Batches(
-    records=records, decode=decode, texts=texts,
-    shape=shape(cfg, job.cfg.encoder.list_row_tokens, network, mesh),
+    lists=data.lists, texts=texts, shape=shape(cfg, job.cfg.encoder.list_row_tokens, network, mesh),
     similarity=data.similarity, epochs=cfg.epochs * trainings, seed=job.cfg.seed,
     own=functools.partial(sharding.own_rows, mesh=mesh),
   )
@@ -46,7 +43,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     keep=job.keep, profile=cli.profiled_steps(),
   ) for part in range(trainings)]
   params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
-  job.count(lists=stream.lists, steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
+  job.count(lists=len(data.lists), steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
   return params
 
 
@@ -76,21 +73,19 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
   data = inputs.load(job, network, encoder.list_cut, "candidates", lists)
   # The similarities are those of the starting weights, and MarginMSE has no softmax.
   if start == "weights" and cfg.loss != "margin_mse" and processes.is_first():
-    warn_of_sharpness(job, name, data, cfg.student_temperature)
+    warn_of_sharpness(name, data, cfg.student_temperature)
   return fit(
     job, name, cfg, network=network, data=data,
-    records=tfrecord.ShardedRecords(job.out, artifacts.TEACHER), decode=data.scored,
     texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
     loss_fn=objectives.retriever(cfg, network), start=start, trainings=cfg.trainings,
   )
 
 
-def warn_of_sharpness(job: artifacts.Job, name: str, data: inputs.Inputs, temperature: float) -> None:
+def warn_of_sharpness(name: str, data: inputs.Inputs, temperature: float) -> None:
   """Says where a temperature made for cosines meets inner products that lie further apart, and what would suit."""
-  lists = example.read_records(job.out, artifacts.TEACHER, records_lib.ScoredList)
   similarities = [
-    data.similarity(data.queries.row(one.query_id), np.array([data.passages.row(i) for i in one.passage_ids]))
-    for one in itertools.islice(lists, _LISTS_LOOKED_AT) if len(one.passage_ids) > 1
+    data.similarity(one.query_row, one.passage_rows)
+    for one in data.lists[:_LISTS_LOOKED_AT] if len(one.passage_rows) > 1
   ]
   if not similarities:
     return

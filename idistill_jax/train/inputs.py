@@ -1,7 +1,7 @@
-"""What the trainings read: token tables, similarities, and lists decoded to rows."""
+"""What the trainings read: lists as rows of the collection, token tables and similarities."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,34 +12,27 @@ from idistill_jax.train import networks, truncation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-  """The collection as numbers; of passages in no list, passage_tokens has none."""
+  """The lists that are trained on, and the collection as numbers; of passages in no list, passage_tokens has none."""
 
-  passages: tables.Passages
-  queries: tables.Queries
+  lists: Sequence[batches.TrainingList]
   passage_tokens: tokenize.TokenTable
   query_tokens: tokenize.TokenTable
   similarity: similarity.Similarities
 
-  def ranked(self, payload: bytes) -> batches.TrainingList:
-    """The LLM's order: values are places, 0 = best."""
-    one = example.decode(records.RankedList, payload)
-    known = np.ones(len(one.passage_ids), bool)
+
+def training_list(one: records.RankedList | records.ScoredList, queries: tables.Queries,
+                  passages: tables.Passages) -> batches.TrainingList:
+  """Of the LLM's order, values are places, 0 = best; of a teacher's scores they are logits."""
+  known = np.ones(len(one.passage_ids), bool)
+  if isinstance(one, records.RankedList):
     known[list(one.filled_places)] = False
-    ranked = self._list(one.query_id, one.passage_ids, np.arange(len(known)), known)
-    return dataclasses.replace(ranked, weight=one.weight)
-
-  def scored(self, payload: bytes) -> batches.TrainingList:
-    """A teacher's scores: values are logits, best first."""
-    one = example.decode(records.ScoredList, payload)
-    return self._list(one.query_id, one.passage_ids, np.asarray(one.scores), np.ones(len(one.scores), bool))
-
-  def _list(
-    self, query_id: str, passage_ids: tuple[str, ...], values: np.ndarray, known: np.ndarray
-  ) -> batches.TrainingList:
-    return batches.TrainingList(
-      query_row=self.queries.row(query_id), passage_rows=np.array([self.passages.row(i) for i in passage_ids]),
-      values=values.astype(np.float32), known=known,
-    )
+    values, weight = np.arange(len(known), dtype=np.float32), one.weight
+  else:
+    values, weight = np.asarray(one.scores, np.float32), 1.0
+  return batches.TrainingList(
+    query_row=queries.row(one.query_id), passage_rows=np.array([passages.row(i) for i in one.passage_ids]),
+    values=values, known=known, weight=weight,
+  )
 
 
 def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records.ScoredList]:
@@ -55,16 +48,17 @@ def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, sim
   at `passage_tokens`."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
+  # Here, and not in the threads that read batches ahead: protobuf has crashed when several threads parsed at once.
+  decoded = tuple(training_list(one, queries, passages) for one in lists)
   # Of a corpus of millions, a thousand lists name thousands.
-  rows = np.array(sorted({passages.row(one) for each in lists for one in each.passage_ids}), np.int64)
+  rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.passage_rows for one in decoded)]))
   passage_table = network.passage_table((passages.texts[row] for row in rows), passage_tokens)
   query_table = network.query_table(queries.texts, job.cfg.encoder.query_tokens)
   tell = truncation.telling(job)
   tell("queries", query_table.cut)
   tell("passages of lists", passage_table.cut)
   return Inputs(
-    passages=passages, queries=queries,
-    passage_tokens=passage_table.among(rows, len(passages)), query_tokens=query_table,
+    lists=decoded, passage_tokens=passage_table.among(rows, len(passages)), query_tokens=query_table,
     similarity=similarity.load(job.inputs[similarities]),
   )
 

@@ -22,8 +22,9 @@ class Slot:
 
 
 def drawn(key: str) -> float:
-  """A number in [0, 1) that depends on the key alone, so that whatever is drawn by it stays drawn when others come."""
-  return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+  """A number in [0, 1) that depends on the key alone, so that whatever is drawn by it stays drawn when others come;
+  what is sorted by it has its first ones for a sample."""
+  return int(hashlib.sha256(key.encode()).hexdigest()[:13], 16) / 2**52
 
 
 def deal(costs: np.ndarray, lists_per_batch: int, *, epoch: int, seed: int) -> list[list[Slot]]:

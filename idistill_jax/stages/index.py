@@ -6,7 +6,6 @@ collection, labels, train_retriever -> passages.npy ([P, E], collection order), 
 `index.recall_target` on queries that were held out, as `tuned_on` says, and tuned_on.json (their ids).
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from idistill_jax import artifacts, cli, config, processes, records, sharding
-from idistill_jax.data import example, tables
+from idistill_jax.data import deal, example, tables
 from idistill_jax.retrieval import ann, compact, index
 from idistill_jax.train import inference
 
@@ -80,7 +79,7 @@ def tuned_on(cfg: config.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str
 
 def _drawn(queries: Iterable[records.Query]) -> list[records.Query]:
   """In an order that has nothing to do with the collection's, and is the same at any time."""
-  return sorted(queries, key=lambda query: (hashlib.sha256(query.id.encode()).digest(), query.id))
+  return sorted(queries, key=lambda query: deal.drawn(query.id))
 
 
 def _taught(inputs: Mapping[str, pathlib.Path]) -> set[str]:

@@ -11,7 +11,6 @@ shuffled by the seed.  Killed and started again, the stage finds its answers in 
 
 import collections
 import functools
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
-from idistill_jax.data import example, tables
+from idistill_jax.data import deal, example, tables
 from idistill_jax.llm import asking, estimate, parse, prompt, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
@@ -92,7 +91,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   found = list(usable(job, made_elsewhere, queries, passages))
-  places = sorted(range(len(found)), key=lambda place: drawn(job.cfg.seed, found[place].query_id))
+  places = sorted(range(len(found)), key=lambda place: deal.drawn(f"{job.cfg.seed}/{found[place].query_id}"))
   kept = [found[place] for place in sorted(places[: job.cfg.labels.lists])]
   if not kept:
     raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
@@ -130,13 +129,8 @@ def sampled(
 
   return tuple(
     records.CandidateList(query_id=found.query_id, passage_ids=arranged(found), scores=())
-    for found in sorted(candidates, key=lambda shown: drawn(seed, shown.query_id))
+    for found in sorted(candidates, key=lambda shown: deal.drawn(f"{seed}/{shown.query_id}"))
   )
-
-
-def drawn(seed: int, query_id: str) -> tuple[str, str]:
-  """What lists are sorted by, so that the first of them are a sample."""
-  return hashlib.sha256(f"{seed}/{query_id}".encode()).hexdigest(), query_id
 
 
 def shuffled(ids: Sequence[str], seed: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import pytest
 
 from idistill_jax import records
+from idistill_jax.report import claims
 from idistill_jax.retrieval import leakage
 
 
@@ -20,14 +21,14 @@ TRAIN = queries("train", "how do I merge two sorted lists", "open a file for wri
 def test_the_same_question_in_another_dress_is_found(text):
   found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [], 1)
   assert [(test, train) for test, train, _ in found.duplicates] == [("test1", "train2")]
-  assert "1 of 2 test queries" in found.warnings[0]
+  assert "Of 2 test queries 1 have a near-duplicate" in claims.leak(found.as_json())
 
 
 @pytest.mark.parametrize("text", [
   "what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
 def test_other_questions_are_none(text):
   found = leakage.check(queries("test", text), TRAIN, {}, [], 1)
-  assert not found.duplicates and not found.warnings
+  assert not found.duplicates and claims.leak(found.as_json()) is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def scored(query_id: str, *passage_ids: str) -> records.ScoredList:
 def test_without_judgements_nothing_is_said_of_passages():
   numbers = ("right_passages", "right_passages_in_training_lists", "right_passages_first_in_training_lists")
   unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranked("train0", "p", "o")], 1)
-  assert [unknown.as_json()[one] for one in numbers] == [None] * 3 and unknown.note is None
+  assert [unknown.as_json()[one] for one in numbers] == [None] * 3 and claims.seen(unknown.as_json()) is None
   known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranked("train0", "p", "o")], 1)
   assert [known.as_json()[one] for one in numbers] == [1, 1, 1]
 
@@ -83,7 +84,8 @@ def test_more_queries_than_a_block_and_none_at_all():
   many = queries("test", *(f"question number {'abcdefghij'[i % 10] * 9} {i}" for i in range(600)))
   train = [records.Query(id="copy", text=many[599].text, split="train")]
   assert next(one[:2] for one in leakage.check(many, train, {}, [], 1).duplicates) == ("test599", "copy")
-  assert not leakage.check([], TRAIN, {}, [], 1).warnings and not leakage.check(many, [], {}, [], 1).warnings
+  for none in (leakage.check([], TRAIN, {}, [], 1), leakage.check(many, [], {}, [], 1)):
+    assert claims.leak(none.as_json()) is None
 
 
 def test_right_passages_in_training_lists_are_counted_wherever_they_stand_and_not_shouted():
@@ -93,8 +95,9 @@ def test_right_passages_in_training_lists_are_counted_wherever_they_stand_and_no
   # Once each, what stood first in some list before the others; p5 is in no list, p3 not right.
   assert (found.right, found.listed, found.first) == (4, ("p4", "p1", "p2"), 1)
   assert found.as_json()["passage_examples"] == ["p4", "p1", "p2"]
-  assert found.note.startswith("3 of 4 passages that are right for a test query stand in a list that training learned")
-  assert "1 of them in first place (for example p4)" in found.note and not found.warnings
+  assert claims.seen(found.as_json()).startswith(
+    "Of 4 passages that are right for a test query, 3 stand in a list that training learned from, 1 of them in first ")
+  assert claims.leak(found.as_json()) is None
 
 
 GAINED = {f"test{i}": 0.4 if i < 10 else 0.0 for i in range(20)}
@@ -113,9 +116,9 @@ def rested(gained: dict[str, float], *familiar: int, queries_asked: int = 20) ->
 def test_a_result_that_rests_on_passages_that_training_put_first_is_shouted():
   found = rested(GAINED, *range(10))
   assert found.familiar[:2] == (("test0", "p0"), ("test1", "p1")) and len(found.familiar) == 10
-  assert "10 of 20 test queries have a right passage that stands first" in found.warnings[0]
-  assert "(for example test0 and p0)" in found.warnings[0]
-  assert "in MRR@10 is +0.200 (p 0.0" in found.warnings[0] and "+0.000 (p 1.000) over the other 10" in found.warnings[0]
+  said = claims.leak(found.as_json()).replace("\u00a0", " ")
+  assert "10 of 20 test queries have a right passage that stands first" in said and "(test0: p0, test1: p1, " in said
+  assert "in MRR@10 is +0.200 (p = 0.0" in said and "+0.000 (p = 1.000) over the other 10" in said
   rest = found.as_json()["rest"]
   assert (rest["queries"], rest["delta"], rest["is_lost"]) == (10, 0.0, True)
   assert found.as_json()["familiar_queries"] == 10 and found.as_json()["familiar_examples"][0] == ["test0", "p0"]
@@ -129,20 +132,20 @@ def test_a_result_that_rests_on_passages_that_training_put_first_is_shouted():
   (GAINED, ())])
 def test_a_result_that_does_not_rest_on_them_is_none(gained, familiar):
   found = rested(gained, *familiar)
-  assert not found.warnings and (found.rest is None) == (not familiar)
+  assert claims.leak(found.as_json()) is None and (found.rest is None) == (not familiar)
   assert found.rest is None or not found.rest.is_lost
 
 
 def test_where_no_other_query_is_left_to_measure_it_is_shouted():
   found = rested(dict.fromkeys(GAINED, 0.1), *range(19))
-  assert found.rest.delta is None and "and cannot be measured over the other 1:" in found.warnings[0]
+  assert found.rest.delta is None and "and cannot be measured over the other 1." in claims.leak(found.as_json())
 
 
 def test_a_test_query_with_a_list_of_its_own_is_shouted():
   for one in (ranked("test1", "x"), scored("test1", "x")):
     found = leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x"), one], 1)
     assert found.trained_on == ("test1",) and found.as_json()["test_queries_trained_on"] == 1
-    assert "1 of 2 test queries have a list among those that training learned from" in found.warnings[0]
+    assert "Of 2 test queries 1 have a list that training learned from (test1)" in claims.leak(found.as_json())
   assert not leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x")], 1).trained_on
 
 

@@ -65,12 +65,6 @@ class Rest:
     held = share >= 0.5 or (share > 0 and self.p < significance.SIGNIFICANT)
     return self.whole_p < significance.SIGNIFICANT and not held
 
-  @property
-  def words(self) -> str:
-    others = "cannot be measured" if self.delta is None else f"is {self.delta:+.3f} (p {self.p:.3f})"
-    whole = f"{self.of} is {self.whole_delta:+.3f} (p {self.whole_p:.3f})"
-    return f"{whole}, and {others} over the other {self.queries}"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Leakage:
@@ -107,43 +101,6 @@ class Leakage:
       "familiar_examples": [list(one) for one in self.familiar[:EXAMPLES]],
       "rest": self.rest and {**dataclasses.asdict(self.rest), "is_lost": self.rest.is_lost},
     }
-
-  @property
-  def warnings(self) -> tuple[str, ...]:
-    """What to say aloud: queries of the test were trained on, or the result rests on passages that training put first;
-    empty if neither is so."""
-    said = []
-    if self.trained_on:
-      said.append(
-        f"LEAKAGE: {len(self.trained_on)} of {self.test_queries} test queries have a list among those that training "
-        f"learned from (for example {self.trained_on[0]}): what is measured on them is no evidence"
-      )
-    if self.duplicates:
-      test, train, overlap = self.duplicates[0]
-      said.append(
-        f"LEAKAGE: {len(self.duplicates)} of {self.test_queries} test queries have a near-duplicate among the "
-        f"training queries (for example {test} and {train}, overlap {overlap:.2f}): what is measured on "
-        "them is no evidence"
-      )
-    if self.rest is not None and self.rest.is_lost:
-      query, passage = self.familiar[0]
-      said.append(
-        f"LEAKAGE: {len(self.familiar)} of {self.test_queries} test queries have a right passage that stands first in "
-        f"a list that training learned from (for example {query} and {passage}), and the result rests on them: "
-        f"{self.rest.words}: the passages may have been learned, rather than how to find one"
-      )
-    return tuple(said)
-
-  @property
-  def note(self) -> str | None:
-    """What training saw of right passages; None without judgements."""
-    if self.right is None:
-      return None
-    example = f" (for example {self.listed[0]})" if self.listed else ""
-    return (
-      f"{len(self.listed)} of {self.right} passages that are right for a test query stand in a list that training "
-      f"learned from, {self.first} of them in first place{example}, as is normal where both search one corpus"
-    )
 
   def measured(self, of: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int) -> "Leakage":
     """With what is left of a difference (values of each test query, `of` in words) without the familiar queries."""

@@ -15,6 +15,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, outside, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.report import claims
 from idistill_jax.retrieval import (
   answers,
   bm25,
@@ -88,7 +89,10 @@ def run(job: artifacts.Job) -> None:
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
   # As exactly as what it is compared with, but over vectors that index.* may make smaller; ScaNN has a row of its own.
-  distilled = index.open_exact(job.inputs["index"], passages.ids, mesh).search(distilled_QxE, depth)
+  exactly = index.open_exact(job.inputs["index"], passages.ids, mesh)
+  distilled = exactly.search(distilled_QxE, depth)
+  oracle = index.oracle(job.inputs["index"], exactly, distilled_QxE, HONESTY_DEPTH)
+  del exactly  # its vectors leave the devices, before ScaNN and the ranker need memory
 
   searched = {"initial": initial, "bm25": by_terms, "direct": direct, "distilled": distilled}
   if index.kind_of(job.inputs["index"]) == "scann":
@@ -108,7 +112,7 @@ def run(job: artifacts.Job) -> None:
     systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
   theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
   judged = compact.Judged(query_ids=ids, qrels=qrels, own=own, relevant_from=cfg.relevant_from) if qrels else None
-  ann = index.honesty(job.inputs["index"], passages.ids, distilled_QxE, HONESTY_DEPTH, job.cfg.index, mesh, judged)
+  ann = index.honesty(job.inputs["index"], passages.ids, distilled_QxE, oracle, job.cfg.index, mesh, judged)
   processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
                                accepted=accepted, ann=ann))
 
@@ -140,13 +144,12 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     summary.write_parquet(job.out / PARQUET, measured)
   pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
   tests = [pair for pair in pairs if set(pair) <= systems.keys()]
-  seen = leaked(job, queries, table, qrels or {}, measured)
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
-    "leakage": seen.as_json(),
+    "leakage": leaked(job, queries, table, qrels or {}, measured),
     "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
@@ -237,12 +240,8 @@ def run_files(cfg: config.Config) -> list[outside.Path]:
 
 
 def measure(
-  systems: Mapping[str, runs.Run],
-  ids: Sequence[str],
-  qrels: tables.Qrels | None,
-  accepted: Mapping[str, Sequence[str]],
-  passages: tables.Passages,
-  relevant_from: int,
+  systems: Mapping[str, runs.Run], ids: Sequence[str], qrels: tables.Qrels | None,
+  accepted: Mapping[str, Sequence[str]], passages: tables.Passages, relevant_from: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context of the
   queries that have answers."""
@@ -262,7 +261,7 @@ def measure(
 def leaked(
   job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels,
   measured: summary.Measured,
-) -> leakage.Leakage:
+) -> dict[str, object]:
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
   on them."""
   lists: Iterable[records.RankedList | records.ScoredList] = itertools.chain(
@@ -273,11 +272,12 @@ def leaked(
   main = next(iter(measured["initial"]))
   found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
                          job.cfg.evaluate.resamples)
-  for said in found.warnings:
-    logging.warning(said)
-  if found.note is not None:
-    logging.info(found.note)
-  return found
+  said = found.as_json()
+  if (leak := claims.leak(said)) is not None:
+    logging.warning("%s", leak)
+  if (seen := claims.seen(said)) is not None:
+    logging.info("%s", seen)
+  return said
 
 
 def fingerprint(cfg: config.Config) -> str:

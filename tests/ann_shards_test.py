@@ -77,7 +77,8 @@ def test_an_index_folder_in_shards_takes_later_passages(tmp_path):
   old, late = VECTORS[:1900], drawn(100, 3)
   made = index.write(tmp_path, old, IDS[:1900], cfg, QUERIES)
   assert made["shards"] == 4 and made["tuned recall@20"] >= 0.9
-  said = index.honesty(tmp_path, IDS[:1900], QUERIES, 20, cfg)
+  oracle = index.oracle(tmp_path, index.open_exact(tmp_path, IDS[:1900]), QUERIES, 20)
+  said = index.honesty(tmp_path, IDS[:1900], QUERIES, oracle, cfg)
   assert said["index"] == "scann" and said["shards"] == 4
   assert said["recall@20 of exact"] == pytest.approx(made["tuned recall@20"], abs=1e-3)
   # Twenty new ones, and new vectors for one of the first shard.

@@ -32,6 +32,10 @@ def names(count: int) -> list[str]:
   return [f"p{number}" for number in range(count)]
 
 
+def honesty(folder, ids, queries, k: int, cfg: config.Index) -> dict:
+  return index.honesty(folder, ids, queries, index.oracle(folder, index.open_exact(folder, ids), queries, k), cfg)
+
+
 @pytest.fixture(scope="module")
 def corpus() -> np.ndarray:
   return clustered(3000)
@@ -316,7 +320,7 @@ def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
   assert index.write(tmp_path, vectors, ids, config.Index(kind=kind), clustered(30, seed=1))["index"] == kind
   found = index.open_default(tmp_path, ids).search(vectors[:20], 5)
   assert (found.rows[:, 0] == np.arange(20)).mean() > 0.8  # ScaNN may miss one: it is tuned to a recall
-  said = index.honesty(tmp_path, ids, vectors[:20], 10, config.Index())
+  said = honesty(tmp_path, ids, vectors[:20], 10, config.Index(dimensions=32))
   assert said["index"] == kind and said["recall@10 of exact"] > 0.9
   assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
   assert said["exact_milliseconds"] > 0 and all(point["milliseconds"] > 0 for point in said["curve"])
@@ -342,7 +346,7 @@ def test_smaller_vectors_of_a_small_index_are_not_held_against_whole_ones(monkey
   monkeypatch.setitem(sys.modules, "scann", None)
   cfg = config.Index(kind="exact", dimensions=8, precision="int8")
   index.write(tmp_path, corpus[:200], names(200), cfg, corpus[:0])
-  said = index.honesty(tmp_path, names(200), corpus[:5], 10, cfg)
+  said = honesty(tmp_path, names(200), corpus[:5], 10, cfg)
   assert said["options_against"] == "the index's own vectors (8 dimensions, int8), not the whole ones"
 
 
@@ -355,6 +359,6 @@ def test_an_index_of_another_collection_is_refused(tmp_path, corpus):
 def test_without_scann_exact_search_is_still_reported(monkeypatch, tmp_path, corpus):
   index.write(tmp_path, corpus[:200], names(200), config.Index(kind="exact"), corpus[:0])
   monkeypatch.setitem(sys.modules, "scann", None)
-  said = index.honesty(tmp_path, names(200), corpus[:5], 10, config.Index())
+  said = honesty(tmp_path, names(200), corpus[:5], 10, config.Index())
   assert said["recall@10 of exact"] is None and said["scann_queries_per_second"] is None
   assert said["exact_queries_per_second"] > 0

@@ -144,8 +144,9 @@ def test_no_device_holds_a_whole_index(tmp_path, monkeypatch, kind):
   monkeypatch.setattr(exact, "_spread", placed)
   index.write(tmp_path, vectors, ids, cfg, queries, mesh)
   index.open_default(tmp_path, ids, mesh)
-  found = index.open_exact(tmp_path, ids, mesh).search(queries, 7)
-  index.honesty(tmp_path, ids, queries, 7, cfg, mesh)
+  exactly = index.open_exact(tmp_path, ids, mesh)
+  found = exactly.search(queries, 7)
+  index.honesty(tmp_path, ids, queries, index.oracle(tmp_path, exactly, queries, 7), cfg, mesh)
   assert max(largest) <= vectors.size * 4 / 7
   # Control: without the mesh, one device does, and finds the same.
   np.testing.assert_array_equal(index.open_exact(tmp_path, ids).search(queries, 7).rows, found.rows)

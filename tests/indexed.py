@@ -41,7 +41,8 @@ if __name__ == "__main__":
       told = epath.Path(args.folder / "told" / f"{kind}.npz")
       search = functools.partial(lambda at: index.open_default(at, IDS, mesh).search(queries, K), folder)
       found = hits.by_first(told, search) if kind == "scann" else search()
-      measured = index.honesty(folder, IDS, queries, K, cfg, mesh)
+      oracle = index.oracle(folder, index.open_exact(folder, IDS, mesh), queries, K)
+      measured = index.honesty(folder, IDS, queries, oracle, cfg, mesh)
       said[kind] = {"made": made, "rows": found.rows.tolist(), "recall": measured[f"recall@{K} of exact"]}
   said |= {"shares": sorted(shares), "opens ScaNN": bool(opened)}
   (args.folder / f"{number}.json").write_text(json.dumps(said))

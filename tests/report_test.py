@@ -384,12 +384,16 @@ def test_what_the_index_was_tuned_and_measured_on_is_said_as_it_is(report):
   ("scann", ("distilled+scann",), {"precision": "int8"}, "with smaller vectors (index.precision int8),"),
   ("scann", (), {"dimensions": 9, "precision": "int8"},
    "with smaller vectors (index.dimensions 9, index.precision int8) and by ScaNN,"),
+  # As many dimensions as the model has are no smaller vectors.
+  ("exact", (), {"dimensions": 384}, None),
+  ("exact", (), {"dimensions": 384, "precision": "int8"}, "with smaller vectors (index.precision int8),"),
   ("scann", ("distilled+scann",), {}, None),
   ("exact", (), {}, None),
 ])
 def test_a_difference_that_is_not_distillations_alone_is_said_beside_it(index, systems, settings, said):
   found = evaluation(mrr=comparison())
-  found = dataclasses.replace(found, ann={"index": index}, systems={**found.systems, **{name: {} for name in systems}})
+  found = dataclasses.replace(found, ann={"index": index, "whole_dimensions": 384},
+                              systems={**found.systems, **{name: {} for name in systems}})
   whole = {"dimensions": None, "precision": "float32"}
   detail = claims.claim(found, None, gather.flat({"index": whole | settings})).detail
   assert (f"Distilled was searched {said}" in detail) if said else ("was searched" not in detail)

@@ -57,8 +57,10 @@ def _taught_by_lists(settings: Mapping[str, str]) -> bool:
 
 def _not_distillation(evaluation: gather.Evaluation, settings: Mapping[str, str]) -> str:
   """What else is in the difference, where distilled was searched in another way than what it is compared with."""
-  whole = {"index.dimensions": "null", "index.precision": '"float32"'}
-  smaller = [f"{path} {json.loads(settings[path])}" for path in whole if settings.get(path, whole[path]) != whole[path]]
+  # Of an evaluation before it told its model's dimensions, these are smaller vectors, too.
+  whole = {"index.dimensions": (None, evaluation.ann.get("whole_dimensions")), "index.precision": (None, "float32")}
+  stated = {path: json.loads(settings.get(path, "null")) for path in whole}
+  smaller = [f"{path} {value}" for path, value in stated.items() if value not in whole[path]]
   said = [f"with smaller vectors ({', '.join(smaller)})"] if smaller else []
   said += ["by ScaNN"] if evaluation.is_by_scann else []
   if not said:

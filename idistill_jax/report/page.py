@@ -205,7 +205,7 @@ def _ann(found: Mapping[str, Any]) -> dict[str, str]:
   return {
     _ANN_NAMES.get(name, name.replace("_", " ")): claims.plain(one)
     for name, one in found.items()
-    if name not in ("curve", "options", "options_against", "options_passages")
+    if name not in ("curve", "options", "options_against", "options_passages", "whole_dimensions")
   }
 
 

@@ -153,15 +153,16 @@ def options(
   """What each kind of smaller vector keeps of exact search's first k over the given ones, its bytes a passage on the
   disk, and where there are judgements its measures."""
   width = vectors_PxE.shape[1]
-  truth = exact.Exact(vectors_PxE, ids, mesh=mesh).search(queries_QxE, k)
-  found = []
-  for dimensions, precision in itertools.product((width, width // 2, width // 4), config_lib.PRECISIONS):
-    cut = truncated(vectors_PxE, dimensions)
-    searched = Int8.of(cut).restored() if precision == "int8" else cut
-    hits = Truncating(exact.Exact(searched, ids, mesh=mesh), dimensions).search(queries_QxE, k)
-    size = dimensions * (1 if precision == "int8" else 4)
-    found.append({
-      "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),
-      "bytes a passage": size, **({} if judged is None else judged.measure(ids, hits)),
-    })  # fmt: skip
-  return found
+
+  def search(dimensions: int, precision: str) -> hits_lib.Hits:
+    searched = as_read(truncated(vectors_PxE, dimensions), precision)
+    return Truncating(exact.Exact(searched, ids, mesh=mesh), dimensions).search(queries_QxE, k)
+
+  found = {option: search(*option)
+           for option in itertools.product((width, width // 2, width // 4), config_lib.PRECISIONS)}
+  truth = found[width, "float32"]
+  return [{
+    "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),
+    "bytes a passage": dimensions * (1 if precision == "int8" else 4),
+    **({} if judged is None else judged.measure(ids, hits)),
+  } for (dimensions, precision), hits in found.items()]  # fmt: skip

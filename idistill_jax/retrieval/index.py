@@ -160,59 +160,62 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann_shards.Sharded |
   return found
 
 
-def honesty(
-  folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, cfg_index: config_lib.Index,
-  mesh: jax.sharding.Mesh | None = None, judged: compact.Judged | None = None,
-) -> dict[str, object]:
-  """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
-
-  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep of what `options_against`
-  names, over so many passages of how many there are (`options_passages`).  judged: what options are measured against,
-  too.  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be
-  measured on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
-
-  mesh: whose processes search exactly, together; what ScaNN finds of that, the first measures alone.
-  """
-  queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)
-  half = 0 if kind_of(folder) == "scann" else len(queries_QxE) // 2
-  oracle = _oracle(folder, ids, queries_QxE[:half], queries_QxE[half:], k, mesh)
-  rows = compact.measured_rows(ids, judged)
-  vectors_PxE, measured = compact.read(folder, rows), [ids[row] for row in rows]
-  options = compact.options(vectors_PxE, measured, queries_QxE, k, mesh, judged)
-  against_scann = lambda: _against_scann(folder, ids, queries_QxE[:half], queries_QxE[half:], oracle, cfg_index)
-  return {
-    **processes.once(against_scann, "ScaNN against exact search"),
-    "options": options, "options_passages": [len(rows), len(ids)], "options_against": _against(vectors_PxE, cfg_index),
-  }  # fmt: skip
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Oracle:
-  """The first k that exact search finds for queries to tune on, None where there are none, and for those to measure on;
-  how many of these it answers in a second, all in one call, and the milliseconds that one takes."""
+class Oracle:
+  """The first k that exact search finds for queries to tune on, so many of the first (None where these are none), and
+  for the others, to measure on; how many of these it answers in a second, all in one call, and the milliseconds that
+  one takes."""
 
   k: int
+  tuning_queries: int
   tuned_on: hits_lib.Hits | None
   truth: hits_lib.Hits
   queries_per_second: float
   milliseconds: float
 
 
-def _oracle(folder: pathlib.Path, ids: Sequence[str], tuned_on_QxE: np.ndarray, measured_QxE: np.ndarray, k: int,
-            mesh: jax.sharding.Mesh | None) -> _Oracle:
-  """Its vectors leave the devices with it, before ScaNN needs memory."""
-  exact_index = open_exact(folder, ids, mesh)
-  truth, speed = tuning.timed(exact_index, measured_QxE, k)
-  tuned_on = exact_index.search(tuned_on_QxE, k) if len(tuned_on_QxE) else None
-  return _Oracle(k=k, tuned_on=tuned_on, truth=truth, queries_per_second=speed,
-                 milliseconds=tuning.latency(exact_index, measured_QxE, k))
+def oracle(folder: pathlib.Path, exactly: hits_lib.Searcher, queries_QxE: np.ndarray, k: int) -> Oracle:
+  """What ScaNN is held against, by exact search over the folder; half of the queries are to tune on where it holds no
+  ScaNN."""
+  half = 0 if kind_of(folder) == "scann" else len(queries_QxE) // 2
+  truth, speed = tuning.timed(exactly, queries_QxE[half:], k)
+  tuned_on = exactly.search(queries_QxE[:half], k) if half else None
+  return Oracle(k=k, tuning_queries=half, tuned_on=tuned_on, truth=truth, queries_per_second=speed,
+                milliseconds=tuning.latency(exactly, queries_QxE[half:], k))
+
+
+def honesty(
+  folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, oracle: Oracle, cfg_index: config_lib.Index,
+  mesh: jax.sharding.Mesh | None = None, judged: compact.Judged | None = None,
+) -> dict[str, object]:
+  """ScaNN against exact search in the form of metrics.json, whichever of the two the folder was written for.
+
+  `curve` holds recall and speed from few leaves to all, `options` what smaller vectors keep of what `options_against`
+  names, over so many passages of how many there are (`options_passages`); `whole_dimensions` are those of the model.
+  Where the folder was written for exact search, a ScaNN index is built and tuned on half of the queries, to be measured
+  on the others; should ScaNN not run on this machine, its numbers are None and the log says why.
+
+  oracle: of these queries; asked before, so that its vectors need not be on the devices twice, nor beside ScaNN.
+  judged: what options are measured against, too.  mesh: whose processes search exactly, together; what ScaNN finds of
+  that, the first measures alone.
+  """
+  whole, queries_QxE = queries_QxE.shape[1], compact.truncated(queries_QxE, cfg_index.dimensions)
+  rows = compact.measured_rows(ids, judged)
+  vectors_PxE, measured = compact.read(folder, rows), [ids[row] for row in rows]
+  options = compact.options(vectors_PxE, measured, queries_QxE, oracle.k, mesh, judged)
+  against_scann = lambda: _against_scann(folder, ids, queries_QxE, oracle, cfg_index)
+  return {
+    **processes.once(against_scann, "ScaNN against exact search"),
+    "options": options, "options_passages": [len(rows), len(ids)],
+    "options_against": _against(vectors_PxE, whole, cfg_index.precision), "whole_dimensions": whole,
+  }  # fmt: skip
 
 
 def _against_scann(
-  folder: pathlib.Path, ids: Sequence[str], tuned_on_QxE: np.ndarray, measured_QxE: np.ndarray, oracle: _Oracle,
-  cfg_index: config_lib.Index,
+  folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, oracle: Oracle, cfg_index: config_lib.Index
 ) -> dict[str, object]:
   k, written = oracle.k, open_scann(folder, ids)
+  tuned_on_QxE, measured_QxE = np.split(queries_QxE, [oracle.tuning_queries])
   try:
     scann = written or _tuned(folder, ids, tuned_on_QxE, oracle.tuned_on, cfg_index)
   except ann.ScannUnavailableError as e:
@@ -234,11 +237,11 @@ def _against_scann(
   }
 
 
-def _against(vectors_PxE: np.ndarray, cfg_index: config_lib.Index) -> str:
+def _against(vectors_PxE: np.ndarray, whole: int, precision: str) -> str:
   """What the vectors of a folder are: the whole ones are not kept beside smaller ones."""
-  if cfg_index.dimensions is None and cfg_index.precision == "float32":
+  if (vectors_PxE.shape[1], precision) == (whole, "float32"):
     return "the whole vectors"
-  return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {cfg_index.precision}), not the whole ones"
+  return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {precision}), not the whole ones"
 
 
 def _tuned(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, truth: hits_lib.Hits | None,

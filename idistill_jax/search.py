@@ -116,10 +116,11 @@ class Searcher:
 
   def _rerank(self, query: str, k: int) -> list[str]:
     depth = self._cfg.evaluate.rerank_depth
-    found = self._initial_index.search(self._initial.encode_queries([query]), max(depth, k))
-    similarities_1xN = self._start.encode_queries([query]) @ self._start_PxE[found.rows[0]].T
-    (order,) = rerank.rerank(
-      self._ranker.score, [query], self._passages.texts, self._passages.ids, found, depth, similarities_1xN
+    found = self._retrieve(self._initial, self._initial_index, query, max(depth, k))
+    (asked_E,) = self._start.encode_queries([query])
+    (order,) = rerank.reorder(
+      self._ranker.score, [query], self._passages.texts, [found], self._passages.row,
+      lambda _, rows: self._start_PxE[rows] @ asked_E, depth,
     )
     return order
 

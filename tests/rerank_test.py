@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from idistill_jax.retrieval import hits, rerank
+from idistill_jax.retrieval import rerank
 
 IDS = ["a", "b", "c", "d"]
 TEXTS = ["A", "B", "C", "D"]
-FOUND = hits.Hits(
-  rows=np.array([[0, 1, 2, 3], [3, 2, 1, 0]], np.int32),
-  scores=np.array([[9, 8, 7, 6], [5, 4, 3, 2]], np.float32),
-  found=np.array([4, 4], np.int32),
-)
-# Another retriever's than the one that found them.
-SIMILARITIES = np.array([[1, 2, 3, 4], [6, 7, 8, 9]], np.float32)
+FOUND = [["a", "b", "c", "d"], ["d", "c", "b", "a"]]
+# Another retriever's than the one that found them, by query and passage.
+SIMILARITIES = np.array([[1, 2, 3, 4], [9, 8, 7, 6]], np.float32)
+
+
+def reordered(score, depth: int) -> list[list[str]]:
+  similarity = lambda place, rows: SIMILARITIES[place, rows]
+  return rerank.reorder(score, ["x", "y"], TEXTS, FOUND, IDS.index, similarity, depth)
 
 
 def test_the_first_places_are_reordered_and_the_rest_stays():
@@ -21,27 +22,25 @@ def test_the_first_places_are_reordered_and_the_rest_stays():
 
   def score(queries, passages, similarities):
     asked.extend(zip(queries, passages, similarities.tolist(), strict=True))
-    return -similarities
+    return similarities * [-1, 1, -1, 1, 1, -1]
 
-  orders = rerank.rerank(score, ["x", "y"], TEXTS, IDS, FOUND, 3, SIMILARITIES)
-  assert orders == [["a", "b", "c", "d"], ["d", "c", "b", "a"]]
+  assert reordered(score, 3) == [["b", "a", "c", "d"], ["c", "d", "b", "a"]]
   assert asked == [("x", "A", 1), ("x", "B", 2), ("x", "C", 3), ("y", "D", 6), ("y", "C", 7), ("y", "B", 8)]
 
 
 def test_deeper_than_the_hits_and_ties():
-  orders = rerank.rerank(lambda q, p, s: np.zeros(len(q)), ["x", "y"], TEXTS, IDS, FOUND, 10, SIMILARITIES)
-  assert orders == [["d", "c", "b", "a"]] * 2
+  assert reordered(lambda q, p, s: np.zeros(len(q)), 10) == [["d", "c", "b", "a"]] * 2
 
 
 @pytest.mark.parametrize("scores", [np.full(4, np.nan), np.zeros(3), np.zeros((4, 1))])
 def test_scores_that_rank_nothing(scores):
   with pytest.raises(ValueError, match="for 4 pairs"):
-    rerank.rerank(lambda q, p, s: scores, ["x", "y"], TEXTS, IDS, FOUND, 2, SIMILARITIES)
+    reordered(lambda q, p, s: scores, 2)
 
 
 def test_no_place_to_reorder():
   with pytest.raises(ValueError, match="at least one place"):
-    rerank.rerank(lambda q, p, s: s, ["x", "y"], TEXTS, IDS, FOUND, 0, SIMILARITIES)
+    reordered(lambda q, p, s: s, 0)
 
 
 def test_a_pair_is_scored_once():

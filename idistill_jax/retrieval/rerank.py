@@ -1,10 +1,9 @@
-"""A ranker over the first places of a search: hits -> ids in the new order, deeper places unchanged."""
+"""A ranker over the first places of a search: rankings -> the same in the new order, deeper places unchanged."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from idistill_jax.retrieval import hits as hits_lib
 from idistill_jax.retrieval import runs
 
 # (query texts, passage texts, similarities) of each pair -> float [pairs]
@@ -33,9 +32,12 @@ def reorder(
   """Rankings of any system, however long each is, the first `depth` by the ranker's score (ties as in `runs.ranked`).
 
   orders: passage ids of each query.  row: of an id in passage_texts.  similarity: (place of the query, passage rows) ->
-  float [N], a term of the score.  Raises as `rerank` does.
+  float [N], a term of the score.
+
+  Raises ValueError for depth < 1, and for scores that are not one finite number a pair.
   """
-  _check(depth)
+  if depth < 1:
+    raise ValueError(f"the ranker needs at least one place to reorder, found a depth of {depth}")
   heads = [[row(one) for one in order[:depth]] for order in orders]
   similarities = np.concatenate([similarity(place, np.array(rows, np.int32)) for place, rows in enumerate(heads)])
   scores = _scores(score, query_texts, passage_texts, heads, similarities)
@@ -44,37 +46,6 @@ def reorder(
     [*runs.ranked(dict(zip(order[:depth], map(float, values), strict=True))), *order[depth:]]
     for order, values in zip(orders, of_each, strict=True)
   ]
-
-
-def rerank(
-  score: Score,
-  query_texts: Sequence[str],
-  passage_texts: Sequence[str],
-  passage_ids: Sequence[str],
-  hits: hits_lib.Hits,
-  depth: int,
-  similarities_QxN: np.ndarray,
-) -> list[list[str]]:
-  """Passage ids of each query, the first `depth` by the ranker's score (ties as in `runs.ranked`).
-
-  similarities_QxN: a term of the score, for at least the first `depth` places of each query.
-
-  Raises ValueError for depth < 1, and for scores that are not one finite number a pair.
-  """
-  _check(depth)
-  head_QxN = hits.rows[:, :depth]
-  scores = _scores(score, query_texts, passage_texts, head_QxN, similarities_QxN[:, :depth].ravel())
-  orders = []
-  for rows, row_scores in zip(hits.rows, scores.reshape(head_QxN.shape), strict=True):
-    ids = [passage_ids[row] for row in rows]
-    head = {passage_id: float(value) for passage_id, value in zip(ids, row_scores, strict=False)}
-    orders.append([*runs.ranked(head), *ids[depth:]])
-  return orders
-
-
-def _check(depth: int) -> None:
-  if depth < 1:
-    raise ValueError(f"the ranker needs at least one place to reorder, found a depth of {depth}")
 
 
 def _scores(score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], heads: Iterable[Iterable[int]],

@@ -190,7 +190,7 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
 
   own = jax.tree.map(unstacked, params["encoder"]["layers"])
   count, length = rows.token_ids.shape
-  x = _abstract(jax.ShapeDtypeStruct((count, length, network.width), execution.states), by_rows)
+  x = _abstract(jax.ShapeDtypeStruct((count, length, network.sizes.hidden_size), execution.states), by_rows)
   each, every = jax.eval_shape(lambda params, rows: encoder(params).beside(rows), params, rows)
   of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each)
   beside = jax.tree.map(lambda leaf: _abstract(leaf, everywhere), encoder_lib.Beside(of_one, every))

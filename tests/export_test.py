@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import tokenize
-from idistill_jax.hf import card, export, prompts, upload, weights
+from idistill_jax.hf import card, export, upload, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
@@ -245,8 +245,8 @@ def test_a_card_tells_the_run_and_nothing_else(run):
 
 
 def facts(run: Run, **changes) -> card.Facts:
-  unchanged = card.Facts(cfg=run.cfg, source=weights.resolve(run.cfg.encoder.weights), collection={"title": "t"},
-                         labels={}, training={}, versions={}, metrics=None, prompts=prompts.NONE, normalized=True)
+  unchanged = card.Facts(cfg=run.cfg, retriever=networks.retriever(run.cfg.encoder), collection={"title": "t"},
+                         labels={}, training={}, versions={}, metrics=None)
   return dataclasses.replace(unchanged, **changes)
 
 
@@ -280,7 +280,7 @@ def test_without_a_similarity_term_the_card_asks_for_none(run):
 
 def test_licence_and_base_come_from_the_starting_weights(run, minilm_weights):
   encoder = dataclasses.replace(run.cfg.encoder, weights=minilm_weights)
-  changed = facts(run, cfg=dataclasses.replace(run.cfg, encoder=encoder), source=weights.resolve(minilm_weights))
+  changed = facts(run, cfg=dataclasses.replace(run.cfg, encoder=encoder), retriever=networks.retriever(encoder))
   text = card.render("retriever", changed, "owner/name")
   assert "license: apache-2.0\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n" in text
   assert "license: apache-2.0\nbase_model: sentence-transformers/all-MiniLM-L6-v2\n" in card.of_similarity(changed)
@@ -291,19 +291,6 @@ def test_licence_and_base_come_from_the_starting_weights(run, minilm_weights):
   ("license: mit", None), ("---\ntags: []\n---\nlicense: mit\n", None), ("", None)])
 def test_licence_of(readme, licence):
   assert card.licence_of(readme) == licence
-
-
-def test_source_without_a_tokenizer(run, tmp_path):
-  @dataclasses.dataclass(frozen=True)
-  class Elsewhere:
-    table: object
-    source: pathlib.Path
-
-  network = networks.ranker(run.cfg.encoder, "classifier")
-  (tmp_path / "config.json").write_text((network.source / "config.json").read_text())
-  with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing"):
-    export.export_ranker(network.initial(0), Elsewhere(network.table, tmp_path), tmp_path / "out", head="classifier",
-                         cut=export.Cut(query_tokens=8, passage_tokens=8), similarity=None, card="")
 
 
 @pytest.mark.torch

@@ -126,9 +126,8 @@ def test_pooling_that_leaves_prompts_out_is_refused_where_there_are_some(folder,
 def exported(cfg: config.Encoder, out: pathlib.Path) -> pathlib.Path:
   network = networks.retriever(cfg)
   cut = export.Cut(query_tokens=cfg.query_tokens, passage_tokens=cfg.passage_tokens)
-  facts = card.Facts(cfg=config.Config(name="prompts", encoder=cfg), source=network.source, collection={"title": "t"},
-                     labels={}, training={}, versions={}, metrics=None, prompts=network.prompts,
-                     normalized=network.embedding.normalize)
+  facts = card.Facts(cfg=config.Config(name="prompts", encoder=cfg), retriever=network, collection={"title": "t"},
+                     labels={}, training={}, versions={}, metrics=None)
   text = card.render("retriever", facts, str(out))
   export.export_retriever(network.initial(0), network, out, cut=cut, card=text)
   return out

@@ -105,6 +105,9 @@ class Tokenizer:
     """One more than the largest id that it gives."""
     return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
+  def has(self, token: str) -> bool:
+    return self._tokenizer.token_to_id(token) is not None
+
   def table(self, texts: Iterable[str], max_tokens: int) -> TokenTable:
     """Token ids of each text cut at `max_tokens`, special tokens included; beside them, a block of texts is held."""
     # Arrays of the standard library, as they grow in place: numpy's would be copied once more to be put end to end.

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from idistill_jax import config as config_lib
 from idistill_jax import outside, records
-from idistill_jax.hf import export, prompts, weights
-from idistill_jax.models import cross_encoder, families
+from idistill_jax.hf import export, weights
+from idistill_jax.models import cross_encoder
 
 # System in metrics.json that each model is measured as.
 Kind = Literal["retriever", "ranker"]
@@ -72,23 +72,21 @@ class Facts:
   """What a card tells.
 
   collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.  prompts, normalized: the retriever's.
+  with.  metrics: metrics.json, or None where nothing was measured.  retriever: whose weights all models start from.
   """
 
   cfg: config_lib.Config
-  source: pathlib.Path
+  retriever: export.ExportableRetriever
   collection: Mapping[str, Any]
   labels: Mapping[str, Any]
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
-  prompts: prompts.Prompts
-  normalized: bool
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
   """The card of the model that is loaded as `name` (a folder or a repository)."""
-  readme = _readme(facts.source)
+  readme = _readme(facts.retriever.source)
   base = base_model(facts.cfg.encoder.weights, readme)
   licence = licence_of(readme)
   encoder = facts.cfg.encoder
@@ -97,7 +95,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     front_matter=_front_matter(kind, base, licence),
     title=facts.cfg.name,
     name=name,
-    width=families.read_config(facts.source).hidden_size,
+    width=facts.retriever.sizes.hidden_size,
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
     learnt_from=_learnt_from(facts.cfg.retriever),
     query_tokens=encoder.query_tokens,
@@ -108,7 +106,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     encode_query=_encoding(facts)[0],
     encode_document=_encoding(facts)[1],
     prompts=_prompts(facts),
-    compared=_COMPARED[facts.normalized],
+    compared=_COMPARED[facts.retriever.embedding.normalize],
     snippet=_snippet(facts, name),
     score=_score(facts),
     data=_data(facts),
@@ -121,20 +119,21 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
 
 def _encoding(facts: Facts) -> tuple[str, str]:
   """The methods of SentenceTransformer that embed queries and passages as training did."""
-  return ("encode_query", "encode_document") if facts.prompts.any else ("encode", "encode")
+  return ("encode_query", "encode_document") if facts.retriever.prompts.any else ("encode", "encode")
 
 
 def _prompts(facts: Facts) -> str:
-  if not facts.prompts.any:
+  prompts = facts.retriever.prompts
+  if not prompts.any:
     return ""
   said = [f"{texts} {json.dumps(prompt, ensure_ascii=False)}" if prompt else f"{texts} nothing"
-          for texts, prompt in (("queries", facts.prompts.query), ("passages", facts.prompts.passage))]
+          for texts, prompt in (("queries", prompts.query), ("passages", prompts.passage))]
   return f" Before {' and before '.join(said)} is read; `encode_query` and `encode_document` put it there."
 
 
 def of_similarity(facts: Facts) -> str:
   """The card of the retriever that lies in a ranker's folder."""
-  readme, ranker = _readme(facts.source), facts.cfg.ranker
+  readme, ranker = _readme(facts.retriever.source), facts.cfg.ranker
   licence = licence_of(readme)
   return _template("similarity.md").substitute(
     front_matter=_front_matter("retriever", base_model(facts.cfg.encoder.weights, readme), licence),
@@ -221,7 +220,7 @@ def _score(facts: Facts) -> str:
       weight=ranker.similarity_weight, start=_STARTS[ranker.start], folder=f"`{weights.SIMILARITY}/`"
     ) if added else "",
     query_tokens=cut.query_tokens, pair_passage_tokens=cut.passage_tokens,
-    pair_tokens=cut.pair_tokens(weights.read_model(facts.source)[1]),
+    pair_tokens=cut.pair_tokens(facts.retriever.tokenizer),
     passage_cut=f" (at {encoder.passage_tokens} for the similarity)" if added else "",
   ).rstrip()
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
-import tokenizers
 
 from idistill_jax.data import tokenize
 from idistill_jax.hf import prompts as prompts_lib
@@ -44,6 +43,12 @@ class Exportable(Protocol):
 
   @property
   def source(self) -> pathlib.Path: ...
+
+  @property
+  def sizes(self) -> encoder_lib.Sizes: ...
+
+  @property
+  def tokenizer(self) -> tokenize.Tokenizer: ...
 
   @property
   def prompts(self) -> prompts_lib.Prompts: ...
@@ -84,9 +89,7 @@ class _Ranker:
   """What is written of a ranker, and into which folder."""
 
   tensors: Mapping[str, np.ndarray]
-  source: pathlib.Path
-  sizes: encoder_lib.Sizes
-  tokenizer: tokenize.Tokenizer
+  network: Exportable
   folder: pathlib.Path
   cut: Cut
   similarity: Similarity | None
@@ -100,11 +103,10 @@ def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.
   table.WeightsError where a parameter has no row.
   """
   embedding = network.embedding
-  sizes, _ = weights.read_model(network.source)
   tensors = table_lib.to_hf(network.table, params)
   folder.mkdir(parents=True, exist_ok=True)
-  _write_encoder(tensors, network.source, folder)
-  _write_tokenizer(network.source, sizes, folder, cut.passage_tokens)
+  _write_encoder(tensors, network, folder)
+  _write_tokenizer(network, folder, cut.passage_tokens)
   _write_json(folder / "sentence_bert_config.json", {"max_seq_length": cut.passage_tokens, "do_lower_case": False})
   named = {"query": network.prompts.query, "document": network.prompts.passage} if network.prompts.any else {}
   _write_json(folder / prompts_lib.FILE, {
@@ -113,7 +115,7 @@ def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.
   })
   kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
   _write_modules({path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()}, folder)
-  _write_pooling(folder / "1_Pooling", sizes.hidden_size, embedding.pooling)
+  _write_pooling(folder / "1_Pooling", network.sizes.hidden_size, embedding.pooling)
   if embedding.normalize:
     # The module has nothing to say, but neither git nor the Hub keeps an empty folder.
     _write_json(folder / "2_Normalize" / "config.json", {})
@@ -133,12 +135,9 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
   own length.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  sizes, tokenizer = weights.read_model(network.source)
   _RANKERS[head](_Ranker(
-    tensors=table_lib.to_hf(network.table, params), source=network.source, sizes=sizes, tokenizer=tokenizer,
-    folder=folder, cut=cut, similarity=similarity,
-  ))
-  _write_tokenizer(network.source, sizes, folder, cut.pair_tokens(tokenizer))
+    tensors=table_lib.to_hf(network.table, params), network=network, folder=folder, cut=cut, similarity=similarity))
+  _write_tokenizer(network, folder, cut.pair_tokens(network.tokenizer))
   facts = {"head": head, "similarity_weight": similarity and similarity.weight}
   _write_json(folder / weights.SIDECAR, facts | dataclasses.asdict(cut))
   (folder / "README.md").write_text(card, encoding="utf-8")
@@ -148,9 +147,9 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
 
 
 def _write_classifier(ranker: _Ranker) -> None:
-  family = families.FAMILIES[ranker.sizes.model_type]
+  family = families.FAMILIES[ranker.network.sizes.model_type]
   _write_weights(ranker.folder, {_in_task_model(key, family): value for key, value in ranker.tensors.items()})
-  _write_json(ranker.folder / "config.json", _config(ranker.source) | _ONE_LABEL | {
+  _write_json(ranker.folder / "config.json", _config(ranker.network.source) | _ONE_LABEL | {
     "architectures": [f"{family.name}ForSequenceClassification"],
     "sentence_transformers": {"activation_fn": _IDENTITY},
   })
@@ -159,9 +158,9 @@ def _write_classifier(ranker: _Ranker) -> None:
 def _write_mean(ranker: _Ranker) -> None:
   folder, scale = ranker.folder, np.float32(cross_encoder.MeanLinear.SCALE)
   head = {part: ranker.tensors[f"linear.{part}"] for part in ("weight", "bias")}
-  width = ranker.sizes.hidden_size
+  width = ranker.network.sizes.hidden_size
   encoder = {key: value for key, value in ranker.tensors.items() if not key.startswith("linear.")}
-  _write_encoder(encoder, ranker.source, folder)
+  _write_encoder(encoder, ranker.network, folder)
   _write_pair_modules(folder, {"": f"{_MODULES}.base.modules.transformer.Transformer",
                                "1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
                                weights.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"}, {})
@@ -174,15 +173,15 @@ def _write_mean(ranker: _Ranker) -> None:
 
 
 def _write_pair_cosine(ranker: _Ranker) -> None:
-  folder, cut, similarity = ranker.folder, ranker.cut, ranker.similarity
+  network, folder, cut, similarity = ranker.network, ranker.folder, ranker.cut, ranker.similarity
   # CrossEncoder.rank() asks for one label.
-  _write_encoder(ranker.tensors, ranker.source, folder, _ONE_LABEL)
+  _write_encoder(ranker.tensors, network, folder, _ONE_LABEL)
   _write_pair_modules(folder, {"": _CODE_CLASS}, {
     # The tokenizer takes tokens off the longer text of a pair, so at twice the longest cut none loses what it keeps.
     "max_seq_length": 2 * max(cut.query_tokens, cut.passage_tokens),
     # The cuts are found by the attention mask, which rows without padding come without.
     "unpad_inputs": False,
-    "types_tell_halves": ranker.sizes.types_tell_halves, "between": len(ranker.tokenizer.between),
+    "types_tell_halves": network.sizes.types_tell_halves, "between": len(network.tokenizer.between),
     "scale": cross_encoder.PairCosine.SCALE, **dataclasses.asdict(cut),
     "similarity": similarity and {
       "weight": similarity.weight,
@@ -218,13 +217,13 @@ def _in_task_model(key: str, family: families.Family) -> str:
   return key if key.startswith(_HEADS) else family.prefix + key
 
 
-def _write_encoder(tensors: Mapping[str, np.ndarray], source: pathlib.Path, folder: pathlib.Path,
+def _write_encoder(tensors: Mapping[str, np.ndarray], network: Exportable, folder: pathlib.Path,
                    labels: Mapping[str, Any] | None = None) -> None:
   # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
-  untouched = {key: value for key, value in weights.read_tensors(source).items() if key.startswith("pooler.")}
+  untouched = {key: value for key, value in weights.read_tensors(network.source).items() if key.startswith("pooler.")}
   _write_weights(folder, untouched | dict(tensors))
-  name = families.FAMILIES[families.read_config(source).model_type].name
-  _write_json(folder / "config.json", _config(source) | {"architectures": [f"{name}Model"]} | dict(labels or {}))
+  architecture = {"architectures": [f"{families.FAMILIES[network.sizes.model_type].name}Model"]}
+  _write_json(folder / "config.json", _config(network.source) | architecture | dict(labels or {}))
 
 
 def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:
@@ -256,17 +255,17 @@ def _config(source: pathlib.Path) -> dict[str, Any]:
   return {key: value for key, value in raw.items() if key not in _NOT_CARRIED}
 
 
-def _write_tokenizer(source: pathlib.Path, sizes: encoder_lib.Sizes, folder: pathlib.Path, max_tokens: int) -> None:
+def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int) -> None:
   """tokenizer.json without the padding and cutting that it may carry, and what transformers asks for beside it.
 
   Why the generic class and not BertTokenizer or another: those make a tokenizer of their own from the vocabulary, with
   whichever normaliser they know, and this one reads the file.
   """
-  raw = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+  raw = json.loads((network.source / "tokenizer.json").read_text(encoding="utf-8"))
   _write_json(folder / "tokenizer.json", raw | {"truncation": None, "padding": None})
-  special = _special_tokens(source, sizes)
+  special = _special_tokens(network)
   _write_json(folder / "special_tokens_map.json", special)
-  types = ["token_type_ids"] if sizes.types_tell_halves else []
+  types = ["token_type_ids"] if network.sizes.types_tell_halves else []
   _write_json(folder / "tokenizer_config.json", special | {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_input_names": ["input_ids", *types, "attention_mask"],
@@ -275,14 +274,14 @@ def _write_tokenizer(source: pathlib.Path, sizes: encoder_lib.Sizes, folder: pat
   })
 
 
-def _special_tokens(source: pathlib.Path, sizes: encoder_lib.Sizes) -> dict[str, str]:
+def _special_tokens(network: Exportable) -> dict[str, str]:
   """As tokenizer_config.json or else the family calls them, but for those that the tokenizer lacks."""
-  path = source / "tokenizer_config.json"
+  path = network.source / "tokenizer_config.json"
   raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-  stated = {name: raw.get(name) or known for name, known in families.FAMILIES[sizes.model_type].special_tokens.items()}
+  family = families.FAMILIES[network.sizes.model_type]
+  stated = {name: raw.get(name) or known for name, known in family.special_tokens.items()}
   called = {name: token["content"] if isinstance(token, dict) else token for name, token in stated.items()}
-  vocabulary = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
-  return {name: token for name, token in called.items() if vocabulary.token_to_id(token) is not None}
+  return {name: token for name, token in called.items() if network.tokenizer.has(token)}
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -69,11 +69,10 @@ def facts(job: artifacts.Job, training: str, retriever: networks.Retriever) -> c
   manifests = {name: _read_json(job.inputs[name] / artifacts.MANIFEST) for name in ("collection", "labels", training)}
   metrics = job.inputs["evaluate"] / _METRICS
   return card.Facts(
-    cfg=job.cfg, source=retriever.source,
+    cfg=job.cfg, retriever=retriever,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
-    metrics=_read_json(metrics) if metrics.exists() else None, prompts=retriever.prompts,
-    normalized=retriever.embedding.normalize,
+    metrics=_read_json(metrics) if metrics.exists() else None,
   )
 
 

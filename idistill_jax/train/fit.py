@@ -56,7 +56,7 @@ def shape(cfg: config_lib.Ranker | config_lib.Distillation, row_tokens: int | No
   return batches.Shape(
     lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best, row_tokens=row_tokens,
     row_block=by_text or execution.row_block, text_block=by_text,
-    attention_doubles=math.inf if by_text else execution.attention_doubles * network.width,
+    attention_doubles=math.inf if by_text else execution.attention_doubles * network.sizes.hidden_size,
     row_multiple=sharding.batch_shards(mesh) * cfg.passes,
   )
 

@@ -205,7 +205,7 @@ class Forward:
     """One for each length of rows; the same for all workers, as they see the same sample."""
     execution, sample = self.network.execution, texts.sample
     row_lengths = pack.row_lengths(sample, self._row_tokens, execution.row_block,
-                                   execution.attention_doubles * self.network.width)
+                                   execution.attention_doubles * self.network.sizes.hidden_size)
     return [self._shape(row, sample[apart], len(texts) * len(apart) // max(len(sample), 1))
             for row, apart in pack.by_row_length(sample, row_lengths)]
 

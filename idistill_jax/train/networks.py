@@ -15,6 +15,7 @@ from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.hf import weights
 from idistill_jax.models import cross_encoder, dual_encoder
+from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 
@@ -23,15 +24,15 @@ from idistill_jax.models import table as table_lib
 class Network:
   """A model without its parameters: `apply(params, rows)` gives its output for each text [T, ...].
 
-  abstract: params tree of shapes.  width: of the states.  source: the folder that the starting weights come from.
-  tokenizer: that folder's.  prompts: what stands before each text that it reads.  head: a ranker's.
+  abstract: params tree of shapes.  source: the folder that the starting weights come from.  sizes, tokenizer: that
+  folder's.  prompts: what stands before each text that it reads.  head: a ranker's.
   """
 
   graph: nnx.GraphDef
   abstract: Any
-  width: int
   table: table_lib.Table
   source: pathlib.Path
+  sizes: encoder_lib.Sizes
   tokenizer: tokenize.Tokenizer
   fresh: tuple[str, ...]
   build: Callable[[int], nnx.Module]
@@ -95,9 +96,9 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
-  made = functools.partial(Retriever, width=sizes.hidden_size, embedding=embedding,
-                           prompts=prompts_lib.read(source, cfg))  # fmt: skip
-  return _network(made, source, tokenizer, lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+  return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
+                  source, sizes, tokenizer,
+                  lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
                   dual_encoder.table(sizes), (), cfg.remat)
 
 
@@ -106,7 +107,7 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   source = weights.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
-  return _network(functools.partial(Network, width=sizes.hidden_size, head=head), source, tokenizer,
+  return _network(functools.partial(Network, head=head), source, sizes, tokenizer,
                   lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)
 
@@ -114,12 +115,13 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
 Made = TypeVar("Made", bound=Network)
 
 
-def _network(make: Callable[..., Made], source: pathlib.Path, tokenizer: tokenize.Tokenizer,
+def _network(make: Callable[..., Made], source: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: tokenize.Tokenizer,
              build: Callable[[int], nnx.Module], table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Made:
   """make: Network, or what takes its fields that are not named here."""
   graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
-  return make(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, tokenizer=tokenizer,
-              fresh=fresh, build=build, execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
+  return make(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, sizes=sizes,
+              tokenizer=tokenizer, fresh=fresh, build=build,
+              execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
 
 
 def _params(model: nnx.Module) -> Any:

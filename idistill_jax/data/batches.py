@@ -227,8 +227,8 @@ class Batches:
                      list_rows=list_rows, similarities=similarities, weights=weights)
 
 
-def iterator(batches: Batches, *, start_threads: int = 2) -> grain.DatasetIterator:
+def iterator(batches: Batches) -> grain.DatasetIterator:
   """Checkpointable iterator over all steps, reading ahead in threads."""
   dataset = grain.MapDataset.source(batches)
-  options = grain.ReadOptions(num_threads=start_threads, prefetch_buffer_size=4)
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   return iter(dataset.to_iter_dataset(options))

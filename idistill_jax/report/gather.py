@@ -77,12 +77,13 @@ class Evaluation:
     of_systems = self.values.get(measure, {}).values()
     return len(set().union(*of_systems)) if of_systems else self.queries
 
-  def test(self, system: str, against: str = BEFORE) -> Mapping[str, Comparison]:
-    return self.tests.get(f"{system} vs {against}", {})
+  def test(self, system: str) -> Mapping[str, Comparison]:
+    """Against the initial retriever."""
+    return self.tests.get(f"{system} vs {BEFORE}", {})
 
-  def deltas(self, system: str, against: str = BEFORE) -> dict[str, float]:
-    """Query id -> difference of the main measure, for queries that both systems were measured on."""
-    base, other = self.per_query.get(against, {}), self.per_query.get(system, {})
+  def deltas(self, system: str) -> dict[str, float]:
+    """Query id -> what the main measure differs by from the initial retriever's, for queries that both have it of."""
+    base, other = self.per_query.get(BEFORE, {}), self.per_query.get(system, {})
     return {query_id: other[query_id] - base[query_id] for query_id in base if query_id in other}
 
 

@@ -138,7 +138,11 @@ def _save(
 
 
 def unit(vectors_NxE: np.ndarray) -> np.ndarray:
-  """At length 1: content is a direction, also where a retriever's lengths count in what it finds."""
+  """At length 1: content is a direction, also where a retriever's lengths count in what it finds.
+
+  As they are where they have it: divided by what float32 makes of 1, those of unit vectors would come out a little
+  other, and so might be what the LLM is asked.
+  """
   lengths_Nx1 = np.linalg.norm(vectors_NxE, axis=1, keepdims=True)
   return vectors_NxE if np.allclose(lengths_Nx1, 1, atol=1e-4) else vectors_NxE / np.maximum(lengths_Nx1, 1e-12)
 

@@ -23,10 +23,10 @@ from etils import epath
 
 from idistill_jax import begun as begun_lib
 from idistill_jax import config as config_lib
-from idistill_jax import extras, files, processes, remade, seconds
+from idistill_jax import extras, files, foreign, processes, remade, seconds
 from idistill_jax import store as store_lib
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "config.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
 CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "teacher"
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
@@ -132,6 +132,10 @@ class Workdir:
     files.write_atomically(self.root / name, text)
     self._store.send(name)
 
+  def refuse_foreign(self, stage: str) -> None:
+    """Raises FileExistsError where what lies under the stage's name is not the stage's."""
+    foreign.refuse(self._store, self.stated, stage, last=MANIFEST)
+
   def begun(self, stage: str) -> begun_lib.Begun | None:
     """How far a stage is that is being made; None where it is not."""
     manifest = self.manifest(stage)
@@ -193,8 +197,8 @@ class Workdir:
     if manifest is None or manifest["key"] != self.key(stage, cfg):
       return False
     with self._alone(stage):
-      aside = self._working_folder(stage.name, _TAKEN)
-      shutil.rmtree(aside)
+      aside = self._begin(stage.name, _TAKEN, cfg)
+      shutil.rmtree(aside, ignore_errors=True)
       shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)
       self._store.commit(aside.name, stage.name, last=MANIFEST)
     return True
@@ -214,7 +218,7 @@ class Workdir:
 
   def _execute(self, stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
     key = processes.once(lambda: self.key(stage, cfg), f"the key of {stage.name}")
-    out = self.root / processes.once(lambda: self._working_folder(stage.name, key).name)
+    out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
@@ -272,22 +276,24 @@ class Workdir:
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
-    self._commit(stage.name, job.out, manifest)
+    (job.out / seconds.FILE).unlink(missing_ok=True)
+    remade.keep(job.out)
+    (job.out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    self._store.commit(job.out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
+    for why, what in job.drops.items():
+      logging.warning("%s dropped %d: %s (for example %s)", stage.name, len(what), why, what[:3])
     return manifest
 
-  def _working_folder(self, stage: str, key: str) -> pathlib.Path:
+  def _begin(self, stage: str, key: str, cfg: config_lib.Config) -> pathlib.Path:
+    """The stage's working folder, all others swept up; from here on the workdir is run with this config."""
+    self.refuse_foreign(stage)
+    if self.manifest(stage) is None:
+      # A commit that was cut off.  Without what is swept up next, it could not be told from another's folder.
+      self._store.remove(stage)
+    self.write(CONFIG, config_lib.as_json(cfg))
     mine = self.root / f".{stage}-{key}"
     for other in {*self._store.folders(f".{stage}-"), *(path.name for path in self.root.glob(f".{stage}-*"))}:
       if other != mine.name:
         self._store.remove(other)
-    mine.mkdir(parents=True, exist_ok=True)
     remade.remove(mine)  # of an attempt that was killed
     return mine
-
-  def _commit(self, stage: str, out: pathlib.Path, manifest: dict[str, Any]) -> None:
-    (out / seconds.FILE).unlink(missing_ok=True)
-    remade.keep(out)
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    self._store.commit(out.name, stage, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
-    for reason, dropped in manifest["drops"].items():
-      logging.warning("%s dropped %d: %s (for example %s)", stage, dropped["count"], reason, dropped["examples"][:3])

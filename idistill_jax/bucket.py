@@ -156,6 +156,9 @@ class Bucket:
       there = self._find(name) if changed else {}
       sent_lib.note(self.local, {path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
 
+  def is_torn(self, name: str) -> bool:
+    return bool(self.folders(f".{name}-"))  # what it is copied from goes last
+
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
     end = (self.local / working / last).read_bytes()
     self.send(working)

@@ -6,9 +6,11 @@
 """
 
 import dataclasses
+import difflib
 import json
 import logging as stdlib_logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -19,8 +21,6 @@ from ml_collections import config_flags
 
 from idistill_jax import artifacts, processes, validation
 from idistill_jax import config as config_lib
-
-CONFIG_SNAPSHOT = "config.json"
 
 
 class _OrNone(flags.ArgumentParser):
@@ -103,8 +103,7 @@ def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"]
   """
 
   def run(cfg: config_lib.Config) -> None:
-    others = [artifacts.Workdir(root) for root in _REUSE.value]
-    runner = Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), others)
+    runner = Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), _others())
     if not _ESTIMATE.value:
       work(runner)
     elif estimate is None:
@@ -113,6 +112,17 @@ def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"]
       estimate(runner)
 
   _start(run, ("config", "workdir"))
+
+
+def _others() -> list[artifacts.Workdir]:
+  """What --reuse names; raises FileNotFoundError where nothing has been run: all would be made, and paid for, again."""
+  others = [artifacts.Workdir(root) for root in _REUSE.value]
+  for other in others:
+    if other.read(artifacts.CONFIG) is None and not any(
+        other.read(f"{name}/{artifacts.MANIFEST}") for name in other.names()):
+      raise FileNotFoundError(f"--reuse={other.stated}: no {artifacts.CONFIG} there, and no folder of a stage with its "
+                              f"{artifacts.MANIFEST}; name a workdir of the pipeline")
+  return others
 
 
 def config_app(work: Callable[[config_lib.Config], object]) -> None:
@@ -125,10 +135,12 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments {argv[1:]}")
     for name in needed:
-      if flags.FLAGS[name].value is None:
+      if not flags.FLAGS[name].value:
         raise app.UsageError(
           f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart"
         )
+    if flags.FLAGS["reuse"].present and not (_REUSE.value and all(_REUSE.value)):
+      raise app.UsageError("--reuse names nothing; name workdirs, with commas between, or leave it out")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     with processes.joined(_launch()):
@@ -141,7 +153,33 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
         logging.debug("traceback", exc_info=True)
         sys.exit(f"{type(e).__name__}: {e}")
 
-  app.run(start)
+  app.run(start, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """As absl does it, but for misspelt fields of the config, which config_flags ends with a traceback for."""
+  for arg in flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False):
+    if found := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+      try:
+        _check_path(found[1])
+      except config_lib.ConfigError as e:
+        sys.exit(f"{type(e).__name__}: {e}")
+  return app.parse_flags_with_usage(argv)
+
+
+def _check_path(path: str) -> None:
+  """Raises ConfigError where the config has no such field, naming those that it has."""
+  section: Any = config_lib.Config
+  above = "config"
+  for name in path.split("."):
+    fields = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
+    if name not in fields:
+      near = difflib.get_close_matches(name, fields, n=1)
+      raise config_lib.ConfigError(
+        f"--config.{path}: {above} has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        + f"  It has: {', '.join(fields) or 'none, as it is a value'}"
+      )
+    section, above = fields[name], name
 
 
 def _launch() -> processes.Launch | None:
@@ -184,7 +222,7 @@ class Runner:
 
   def _is_settled(self, stage: artifacts.Stage) -> bool:
     """Whether the stage is done, or could be taken over."""
-    save_config(self.cfg, self.workdir)
+    self.workdir.refuse_foreign(stage.name)
     if self.workdir.is_done(stage, self.cfg):
       logging.info("%s: done already, nothing changed", stage.name)
       return True
@@ -193,18 +231,22 @@ class Runner:
       if self.workdir.take_over(stage, self.cfg, other):
         logging.info("%s: taken over from %s", stage.name, other.stated)
         return True
+      why = "is not there" if other.manifest(stage.name) is None else "has another key: of other config, inputs or data"
+      logging.info("%s: not taken over from %s, where it %s", stage.name, other.stated, why)
     return False
 
 
-def save_config(cfg: config_lib.Config, workdir: artifacts.Workdir) -> None:
-  """What `load_config` reads: the config that the workdir is run with from now on."""
-  workdir.write(CONFIG_SNAPSHOT, json.dumps(config_lib.as_dict(cfg), indent=1) + "\n")
-
-
 def load_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
-  """The config that a workdir was last run with."""
-  text = artifacts.Workdir(workdir).read(CONFIG_SNAPSHOT)
+  """The config that a workdir was last run with: of its latest work, which need not be what made older folders."""
+  text = artifacts.Workdir(workdir).read(artifacts.CONFIG)
   if text is None:
-    raise FileNotFoundError(f"{workdir}/{CONFIG_SNAPSHOT}: no run has been started there; "
+    raise FileNotFoundError(f"{workdir}/{artifacts.CONFIG}: no run has been started there; "
                             f"python -m idistill_jax.pipeline --config=... --workdir={workdir}")
   return config_lib.from_dict(json.loads(text))
+
+
+def made_with(workdir: artifacts.Workdir, stage: str) -> config_lib.Config:
+  """The config that a stage's folder was made with: sections on which it depends are of its manifest, and all others,
+  or all where it is not there, as the workdir was last run with."""
+  made = (workdir.manifest(stage) or {}).get("config", {})
+  return config_lib.from_dict(config_lib.as_dict(load_config(workdir.stated)) | made)

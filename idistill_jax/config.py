@@ -363,6 +363,11 @@ def as_dict(cfg: Any) -> dict[str, Any]:
   return dataclasses.asdict(cfg)
 
 
+def as_json(cfg: Config) -> str:
+  """The text of a config's file, which `from_dict` reads once it is parsed."""
+  return json.dumps(as_dict(cfg), indent=1) + "\n"
+
+
 def keyed(section: Any) -> Any:
   """What a result depends on: `as_dict` without fields that are set aside, and later ones that have their default; a
   plain value is itself."""

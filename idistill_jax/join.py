@@ -111,7 +111,7 @@ def _wait(while_: Callable[[], bool], at_most: float = float("inf")) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1 or flags.FLAGS.workdir is None:
+  if len(argv) > 1 or not flags.FLAGS.workdir:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.join --workdir=runs/quickstart")
   logging.set_verbosity(logging.INFO)
   home = artifacts.Workdir(flags.FLAGS.workdir)

@@ -57,6 +57,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read
 
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
+  processes.once(lambda: _check_folders(runner))
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
   for stage in STAGES:
@@ -65,6 +66,13 @@ def run(runner: cli.Runner) -> None:
     if stage is collection.STAGE:
       processes.once(lambda: check(runner), "a look at the collection")
   processes.once(lambda: terminal.print_summary(runner.workdir))
+
+
+def _check_folders(runner: cli.Runner) -> None:
+  """Raises FileExistsError for a folder that a stage would only come to after hours."""
+  for stage in STAGES:
+    if stage.asked_for(runner.cfg):
+      runner.workdir.refuse_foreign(stage.name)
 
 
 def _check_weights(cfg: config.Encoder) -> None:

@@ -60,33 +60,26 @@ class Searcher:
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
-    cfg = cli.load_config(workdir)
     home = artifacts.Workdir(workdir)
-    folders = home.inputs(STAGE, cfg)
+    folders = home.inputs(STAGE, cli.load_config(workdir))
     exported = _exported(home)
-    self._cfg: config_lib.Config = cfg
-    # A question comes alone: a batch as long as one, where an index is encoded with thousands of tokens a step.
-    alone = dataclasses.replace(
-      cfg.encoder, row_tokens=cfg.encoder.query_tokens, tokens_per_step=cfg.encoder.query_tokens
-    )
-    one_question = dataclasses.replace(cfg, encoder=alone)
-    # Of its pairs all at their longest; most fill about half of that, so two steps waste least.
-    longest = cfg.evaluate.rerank_depth * (cfg.encoder.query_tokens + cfg.encoder.pair_cut)
-    its_pairs = dataclasses.replace(
-      cfg, encoder=dataclasses.replace(cfg.encoder, tokens_per_step=min(cfg.encoder.tokens_per_step, longest // 2))
-    )
+    self._depth = cli.made_with(home, "evaluate").evaluate.rerank_depth
+    ranker = cli.made_with(home, "train_ranker")
+    start_stage = ranker.ranker.start_stage
     # Numbers of passages that have been asked for: the first time compiles.
     self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
-    self._initial = inference.load_retriever(one_question, None)
+    # Each embeds a question as the passages were that it is compared with.
+    one_question = lambda stage: _of_one_question(cli.made_with(home, stage))
+    self._initial = inference.load_retriever(one_question("candidates"), None)
     model = lambda load, cfg, name, stage: load(*_model(cfg, exported.get(name), folders[stage]))
-    self._distilled = model(inference.load_retriever, one_question, "retriever", "train_retriever")
-    self._ranker = model(inference.load_ranker, its_pairs, "ranker", "train_ranker")
+    self._distilled = model(inference.load_retriever, one_question("index"), "retriever", "train_retriever")
+    self._ranker = model(inference.load_ranker, _of_its_pairs(ranker, self._depth), "ranker", "train_ranker")
     # The one whose similarity is a term of the ranker's score; of the starting weights, one copy does.
     self._start = self._initial
-    if cfg.ranker.start == "direct":
-      self._start = model(inference.load_retriever, one_question, "similarity", "train_direct")
-    self._start_PxE = similarity.load(folders[cfg.ranker.start_stage]).passages_PxE
+    if start_stage == "train_direct":
+      self._start = model(inference.load_retriever, one_question(start_stage), "similarity", start_stage)
+    self._start_PxE = similarity.load(folders[start_stage]).passages_PxE
     self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
     self._distilled_index = index.open_default(folders["index"], self._passages.ids)
     self._by = {"distilled": NAMED[index.kind_of(folders["index"])]}
@@ -115,12 +108,11 @@ class Searcher:
     return [self._passages.ids[row] for row in found.rows[0]]
 
   def _rerank(self, query: str, k: int) -> list[str]:
-    depth = self._cfg.evaluate.rerank_depth
-    found = self._retrieve(self._initial, self._initial_index, query, max(depth, k))
+    found = self._retrieve(self._initial, self._initial_index, query, max(self._depth, k))
     (asked_E,) = self._start.encode_queries([query])
     (order,) = rerank.reorder(
       self._ranker.score, [query], self._passages.texts, [found], self._passages.row,
-      lambda _, rows: self._start_PxE[rows] @ asked_E, depth,
+      lambda _, rows: self._start_PxE[rows] @ asked_E, self._depth,
     )
     return order
 
@@ -130,6 +122,18 @@ class Searcher:
     milliseconds = 1000 * (time.perf_counter() - started)
     return Answer(passages=tuple(self._passages.by_id(one) for one in ids[:k]), milliseconds=milliseconds,
                   by=self._by.get(system, NAMED["exact"]))
+
+
+def _of_one_question(cfg: config_lib.Config) -> config_lib.Config:
+  """It comes alone: a batch as long as one, where an index is encoded with thousands of tokens a step."""
+  alone = cfg.encoder.query_tokens
+  return dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, row_tokens=alone, tokens_per_step=alone))
+
+
+def _of_its_pairs(cfg: config_lib.Config, depth: int) -> config_lib.Config:
+  """All `depth` of them at their longest; most fill about half of that, so two steps waste least."""
+  step = min(cfg.encoder.tokens_per_step, depth * (cfg.encoder.query_tokens + cfg.encoder.pair_cut) // 2)
+  return dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, tokens_per_step=step))
 
 
 def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
@@ -196,7 +200,7 @@ def _cell(passage: records.Passage) -> Text:
 
 def main(argv: Sequence[str]) -> None:
   workdir = flags.FLAGS.workdir
-  if workdir is None or len(argv) < 2:
+  if not workdir or len(argv) < 2:
     raise app.UsageError(
       '--workdir and a query are needed: python -m idistill_jax.search --workdir=runs/quickstart "..."'
     )

@@ -226,7 +226,7 @@ def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
 
 def main(argv: Sequence[str]) -> None:
   workdir = flags.FLAGS.workdir
-  if workdir is None or len(argv) > 1:
+  if not workdir or len(argv) > 1:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.serve --workdir=runs/quickstart")
   logging.set_verbosity(logging.INFO)
   try:

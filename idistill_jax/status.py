@@ -106,7 +106,7 @@ def show(found: Sequence[State]) -> table.Table:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1 or flags.FLAGS.workdir is None:
+  if len(argv) > 1 or not flags.FLAGS.workdir:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.status --workdir=runs/quickstart")
   try:
     rich_console.Console().print(show(states(artifacts.Workdir(flags.FLAGS.workdir))))

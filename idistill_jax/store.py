@@ -57,6 +57,10 @@ class Store(Protocol):
     """Makes what lies in a local folder, or file, outlive this machine."""
     ...
 
+  def is_torn(self, name: str) -> bool:
+    """Whether a commit of the folder may have been cut off, and have left a part of it."""
+    ...
+
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
     """Makes the local folder `working` the folder `final`; `leave` is no part of it.  Raises as `still_alone` does."""
     ...
@@ -105,6 +109,9 @@ class Folder:
 
   def send(self, name: str) -> None:
     pass
+
+  def is_torn(self, name: str) -> bool:
+    return False  # renamed as a whole
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
     for name in leave:

@@ -57,8 +57,8 @@ def upsert(
   shutil.rmtree(part.root, ignore_errors=True)
   try:
     _copy(old, part)
-    cli.save_config(cfg, part)
-    counts = _grow(cfg, part, new)
+    part.write(artifacts.CONFIG, config_lib.as_json(cfg))
+    counts = _grow(part, new)
     for name in ("collection", "candidates", "train_direct", "index"):
       _mark(part, name, outside.sha256(path), counts)
     part.root.rename(into)
@@ -87,7 +87,7 @@ def _tuned_on(part: artifacts.Workdir) -> list[str]:
   return [table.by_id(one).text for one in itertools.islice(ids, LOOKED_AT)]
 
 
-def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int | float]:
+def _grow(part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, int | float]:
   before = tables.load_passages(part.folder("collection"))
   latest = {passage.id: passage for passage in new}
   added = [passage for passage in new if passage.id not in before]
@@ -99,13 +99,14 @@ def _grow(cfg: config_lib.Config, part: artifacts.Workdir, new: Sequence[records
   old_places = [place for place, one in enumerate(ids) if one in before]
   new_places = [place for place, one in enumerate(ids) if one not in before]
   for stage, model in (("candidates", None), ("train_direct", part.folder("train_direct"))):
-    vectors_NxE = inference.load_retriever(cfg, model).encode_passages(texts)
+    vectors_NxE = inference.load_retriever(cli.made_with(part, stage), model).encode_passages(texts)
     path = part.folder(stage) / similarity.PASSAGES
     grown = np.concatenate([np.load(path), vectors_NxE[new_places]])
     grown[rows] = vectors_NxE[old_places]
     # A new file in its place: the old one is the workdir's, too.
     path.unlink()
     np.save(path, grown)
+  cfg = cli.made_with(part, "index")
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
   counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(after)}
@@ -140,7 +141,7 @@ def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int 
 
 def main(argv: Sequence[str]) -> None:
   workdir, passages, into = flags.FLAGS.workdir, _PASSAGES.value, _INTO.value
-  if len(argv) > 1 or workdir is None or passages is None or into is None:
+  if len(argv) > 1 or not (workdir and passages and into):
     raise app.UsageError(
       "--workdir, --passages and --into are needed: "
       "python -m idistill_jax.upsert --workdir=runs/quickstart --passages=more.jsonl --into=runs/grown"

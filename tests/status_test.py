@@ -15,7 +15,6 @@ from idistill_jax.train import pieces, windows
 def workdir(tmp_path) -> artifacts.Workdir:
   """Labels are done, the ranker is in training, and one of its steps was torn by a kill."""
   cfg, made = config.Config(name="x"), artifacts.Workdir(tmp_path)
-  cli.save_config(cfg, made)
 
   def labels(job: artifacts.Job) -> None:
     job.count(lists=7, dollars=0.25)
@@ -81,7 +80,7 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   cfg = cli.load_config(workdir.root)
   cfg.labels.model, cfg.labels.dollars_per_million_input_tokens = "mine", 2.0
   cfg.labels.dollars_per_million_output_tokens = 10.0
-  cli.save_config(cfg, workdir)
+  workdir.write(artifacts.CONFIG, config.as_json(cfg))
   (workdir.root / ".labels-4567").mkdir()
   assert of(workdir)["labels"].note.startswith("last written")
   with cache.AnswerCache(workdir.cache / session.CACHE) as answers:

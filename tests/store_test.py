@@ -317,6 +317,32 @@ def test_a_folder_is_no_result_before_its_manifest(machines, cfg, monkeypatch):
   assert other._store.folders(".labels-") == []
 
 
+def test_in_a_bucket_too_another_ones_folder_is_refused_and_what_a_kill_left_is_not(machines, cfg, monkeypatch):
+  workdir = machines.workdir("a")
+  theirs = f"{workdir._store._base}/labels/thesis.txt"
+  workdir._store._fs.pipe_file(theirs, b"precious")
+  with pytest.raises(FileExistsError, match=f"{machines.url}/labels: holds files"):
+    workdir.execute(writes("first"), cfg)
+  assert workdir._store._fs.cat_file(theirs) == b"precious"
+  workdir._store._fs.rm_file(theirs)
+
+  # Killed in a commit, then with another config in the sweep before its own folder is there: none is beside the half.
+  with monkeypatch.context() as patched, pytest.raises(Ended):
+    patched.setattr(workdir._store._fs, "pipe_file", lambda path, *rest, request=workdir._store._fs.pipe_file, **more: (
+      request(path, *rest, **more) if ".lease" in str(path) else _end()))
+    workdir.execute(writes("first"), cfg)
+  other = machines.workdir("b")
+  assert other._store.written("labels") and other.manifest("labels") is None
+  other.refuse_foreign("labels")
+  cfg.labels.lists += 1
+  with monkeypatch.context() as patched, pytest.raises(Ended):
+    patched.setattr(other._store, "receive", lambda *_, **__: _end())
+    other.execute(writes("second"), cfg)
+  assert other._store.folders(".labels-") == []
+  other.execute(writes("second"), cfg)
+  assert (machines.workdir("a").folder("labels") / "parts" / "text").read_text() == "second"
+
+
 def test_a_stage_goes_on_where_another_machine_left_it(machines, cfg):
   def run(job: artifacts.Job) -> None:
     log = job.out / "log"

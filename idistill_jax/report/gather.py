@@ -17,6 +17,8 @@ STAGES = (
   "queries", "collection", "candidates", "labels", "train_direct", "train_ranker",
   "scores", "train_retriever", "index", "evaluate", "answer", "export",
 )
+# Section of a config -> the stage that is its own.
+_OF_A_STAGE = {stage.removeprefix("train_"): stage for stage in STAGES} | {"name": "export"}
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")
 # The first of these that was measured is what is talked about; of what a reader answered, the last.
 MAIN_MEASURES = ("MRR@10", "answer@20")
@@ -132,10 +134,10 @@ def gather(workdir: artifacts.Workdir) -> Report:
   if metrics is not None:
     deltas = metrics.deltas(AFTER)
     shown = queries.gather(workdir, metrics.split, tuple(metrics.systems), deltas, metrics.relevant_from)
-  config = _config(workdir)
+  config = settings(workdir)
   return Report(
-    name=str(config.get("name", workdir.root.name)),
-    config=flat(config),
+    name=json.loads(config["name"]) if "name" in config else workdir.root.name,
+    config=config,
     stages=stage_runs(workdir),
     versions=_versions(workdir),
     evaluation=metrics,
@@ -232,20 +234,21 @@ def _versions(workdir: artifacts.Workdir) -> dict[str, str]:
   return {package: ", ".join(versions) for package, versions in sorted(found.items())}
 
 
-def _config(workdir: artifacts.Workdir) -> dict[str, Any]:
-  """The snapshot of the last run; without one, the sections that manifests tell of."""
-  snapshot = workdir.read("config.json")
-  if snapshot is not None:
-    return files.parse_object(snapshot, f"{workdir.stated}/config.json")
-  sections: dict[str, Any] = {}
-  for name in STAGES:
-    sections.update((workdir.manifest(name) or {}).get("config") or {})
-  return sections
-
-
 def settings(workdir: artifacts.Workdir) -> dict[str, str]:
-  """Path -> value of every field of the run's config."""
-  return flat(_config(workdir))
+  """Path -> JSON of every field of the config that made what is there; all values where stages were made with several.
+
+  A section that has a stage of its own is as that stage's manifest says, though others depend on it: they may be older.
+  What no manifest tells of is as the workdir was last run with.
+  """
+  snapshot = workdir.read(artifacts.CONFIG)
+  last = {} if snapshot is None else files.parse_object(snapshot, f"{workdir.stated}/{artifacts.CONFIG}")
+  made: dict[str, dict[str, None]] = {}
+  for stage in STAGES:
+    sections = (workdir.manifest(stage) or {}).get("config") or {}
+    own = {name: section for name, section in sections.items() if _OF_A_STAGE.get(name, stage) == stage}
+    for path, value in flat(own).items():
+      made.setdefault(path, {})[value] = None
+  return flat(last) | {path: ", ".join(values) for path, values in made.items()}
 
 
 def flat(found: Any, prefix: str = "") -> dict[str, str]:

@@ -1,0 +1,90 @@
+"""What a command does before and beside a stage's work: whose folders it takes, and which config is told of later."""
+
+import dataclasses
+import logging
+
+import pytest
+
+from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax.report import gather
+
+
+def stage(name: str, *sections: str, reads: tuple[str, ...] = ()) -> artifacts.Stage:
+  return artifacts.Stage(name=name, reads=reads, config=sections, run=lambda job: None)
+
+
+LABELS = stage("labels", "labels", "seed")
+RANKER = stage("train_ranker", "encoder", "ranker", "seed", reads=("labels",))
+EXPORT = stage("export", "name", "encoder", "labels", "ranker", "seed", reads=("train_ranker",))
+
+
+@pytest.fixture
+def cfg() -> config.Config:
+  return config.Config(name="x")
+
+
+@pytest.fixture
+def workdir(tmp_path, cfg) -> artifacts.Workdir:
+  made = artifacts.Workdir(tmp_path / "w")
+  for one in (LABELS, RANKER, EXPORT):
+    assert cli.Runner(cfg, made, []).run(one)
+  return made
+
+
+def test_what_does_nothing_changes_nothing(workdir, cfg):
+  other = dataclasses.replace(cfg, ranker=config.Ranker(epochs=9))
+  before = workdir.read(artifacts.CONFIG)
+  assert not cli.Runner(other, workdir, []).run(LABELS)
+  assert workdir.read(artifacts.CONFIG) == before
+  # The control: what is made anew is made with another config from here on.
+  assert cli.Runner(other, workdir, []).run(RANKER)
+  assert cli.load_config(workdir.root).ranker.epochs == 9
+
+
+def test_each_folder_tells_what_it_was_made_with(workdir, cfg):
+  encoder = config.Encoder(query_prompt="banana keyboard ", normalize=False)
+  changed = {"encoder": encoder, "labels": config.Labels(lists=5), "index": config.Index(kind="exact")}
+  other = dataclasses.replace(cfg, seed=7, **changed)
+  cli.Runner(other, workdir, []).run(LABELS)
+  assert cli.load_config(workdir.root) == other
+  found = cli.made_with(workdir, "train_ranker")
+  assert (found.seed, found.encoder, found.ranker) == (0, cfg.encoder, cfg.ranker)
+  # What it does not depend on, and what is not there yet, is as in the latest work.
+  assert (found.labels, found.index) == (other.labels, other.index) and cli.made_with(workdir, "index") == other
+
+
+def test_a_report_tells_of_the_config_that_made_what_it_shows(workdir, cfg):
+  before = gather.settings(workdir)
+  assert before == gather.flat(config.as_dict(cfg))
+  encoder = config.Encoder(query_prompt="banana keyboard ")
+  changed = {"encoder": encoder, "ranker": config.Ranker(epochs=9), "index": config.Index(kind="exact")}
+  other = dataclasses.replace(cfg, seed=7, **changed)
+  workdir.write(artifacts.CONFIG, config.as_json(other))
+  # Of the index nothing is there.
+  assert gather.settings(workdir) == before | {"index.kind": '"exact"'}
+  cli.Runner(dataclasses.replace(other, encoder=cfg.encoder), workdir, []).run(RANKER)
+  found = gather.settings(workdir)
+  assert found["seed"] == "0, 7", "the lists were drawn with one, the training with the other"
+  assert found["ranker.epochs"] == "9", "its own stage tells, and not an older export"
+
+
+def test_why_a_stage_is_not_taken_over_is_said(workdir, cfg, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  other = dataclasses.replace(cfg, labels=config.Labels(lists=5))
+  for its_cfg, one, said in (
+    (cfg, LABELS, f"labels: taken over from {workdir.root}"),
+    (other, LABELS, f"labels: not taken over from {workdir.root}, where it has another key"),
+    (cfg, stage("index"), f"index: not taken over from {workdir.root}, where it is not there"),
+  ):
+    caplog.clear()
+    cli.Runner(its_cfg, artifacts.Workdir(tmp_path / "new"), [workdir]).run(one)
+    assert said in caplog.text and caplog.text.count("taken over") == 1
+
+
+@pytest.mark.parametrize("name", ["export", "collection"])
+def test_a_pipeline_refuses_at_once_what_its_last_stage_would_replace(cfg, tmp_path, name):
+  (tmp_path / name).mkdir()
+  (tmp_path / name / "thesis.txt").write_text("precious")
+  with pytest.raises(FileExistsError, match=f"{tmp_path}/{name}: holds files"):
+    pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  assert [path.name for path in tmp_path.rglob("*")] == [name, "thesis.txt"]

@@ -391,6 +391,13 @@ def test_tsv_with_dprs_header_and_without_one(tmp_path):
   assert [(q.id, q.text) for q in found.queries] == [("q1", "who said no")]
 
 
+@pytest.mark.parametrize("header", ["ID\tTitle\tText", " Id\tTITLE \ttext", '"id"\t"title"\t"text"'])
+def test_a_header_is_one_however_it_is_written(tmp_path, header):
+  (tmp_path / "p.tsv").write_text(f"{header}\n1\tParis\tThe capital of France\n")
+  assert [(p.id, p.title, p.text) for p in files.read_passages(tmp_path / "p.tsv")] == [
+    ("1", "Paris", "The capital of France")]
+
+
 @pytest.mark.parametrize(
   ("source", "text"),
   [
@@ -453,7 +460,11 @@ def test_bad_tsv_names_file_and_line(tmp_path, name, text, error):
     ('["x"]', ("x",)),
     ("Paris", ("Paris",)),
     ("[sic", ("[sic",)),
+    ("['Paris' 'City of Light'\n \"it's\"]", ("Paris", "City of Light", "it's")),
+    ("['Paris, France' 'Paris']", ("Paris, France", "Paris")),
+    ("[sic] so it 'said' [...]", ("[sic] so it 'said' [...]",)),
     ({"value": "Rome", "aliases": ["Roma", "Rome"], "normalized_aliases": ["roma"]}, ("Rome", "Roma")),
+    ({"value": "Rome", "aliases": None}, ("Rome",)),
     (None, ()),
   ],
 )
@@ -461,6 +472,30 @@ def test_answers_in_every_form(value, answers):
   assert files.accepted("f:1", value) == answers
   with pytest.raises(collection.CollectionError, match="f:1: the answers must be a list"):
     files.accepted("f:1", [1])
+
+
+@pytest.mark.parametrize("value", [
+  "['a', 'b' 'c']", "['a' 'b' ... 'y' 'z']", "[np.str_('a'), np.str_('b')]", {"value": "x", "aliases": "abc"},
+])
+def test_answers_that_could_be_read_in_two_ways_are_refused(value):
+  with pytest.raises(collection.CollectionError) as caught:
+    files.accepted("f:1", value)
+  assert str(caught.value) == f"f:1: the answers must be a list of strings, found {value!r}"
+
+
+@pytest.mark.parametrize("source, text", [
+  ("jsonl", '{"id": "q1", "text": "b", "split": "%s"}\n'), ("tsv", "id\ttext\tsplit\nq1\tb\t%s\n"),
+])
+def test_a_split_is_no_path(tmp_path, source, text):
+  passages = {"tsv": "1\ta\n", "jsonl": '{"id": "1", "text": "a"}\n'}[source]
+
+  def load(split: str) -> collection.Collection:
+    made = {f"corpus_{source}": passages, f"queries_{source}": text % split}
+    return corpora.SOURCES[source].load(files_config(tmp_path / split.rpartition("/")[2], source, **made))
+
+  assert [query.split for query in load("dl-20.a").queries] == ["dl-20.a"]
+  with pytest.raises(collection.CollectionError, match=r"queries.\w+:\d: split '../../evil' cannot name a file"):
+    load("../../evil")
 
 
 def test_real_questions_bring_their_answers():

@@ -77,6 +77,18 @@ def test_judgements_in_other_hands(tmp_path, header):
   assert tables.read_trec_qrels(path) == {"q1": {"p1": 1}}
 
 
+@pytest.mark.parametrize("read, line", [
+  (tables.read_qrels, b"q1\tp%s\t1\n"), (tables.read_trec_qrels, b"q1 0 p%s 1\n"),
+])
+def test_judgements_that_are_not_utf8_name_file_and_line(tmp_path, read, line):
+  path = tmp_path / "qrels"
+  path.write_bytes(line % "é".encode() + line % b"2")
+  assert read(path) == {"q1": {"pé": 1, "p2": 1}}
+  path.write_bytes(line % b"1" + line % b"\xff")
+  with pytest.raises(ValueError, match=r"qrels:2: not UTF-8: .*; convert the file"):
+    read(path)
+
+
 HEADER = "query-id\tcorpus-id\tscore\n"
 
 

@@ -4,7 +4,6 @@ The row of a passage or query is its place in the collection, which is also its 
 `passages.npy`/`queries.npy`.
 """
 
-import io
 import os
 import pathlib
 import re
@@ -165,27 +164,24 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
   """BEIR judgements: a header `query-id  corpus-id  score`, then one tab-separated judgement a line, or a blank one.
 
   The header may be missing where the first line is a judgement, and may have other cases and underscores; a score may
-  be written 1.0.  Raises ValueError naming file and line for a line of another form, a score that is no integer, and a
-  pair judged twice with different scores.
+  be written 1.0.  Raises ValueError naming file and line for a line of another form, bytes that are not UTF-8, a score
+  that is no integer, and a pair judged twice with different scores.
   """
   found: Qrels = {}
   number = 0
-  with io.TextIOWrapper(outside.at(path).open("rb"), encoding="utf-8-sig", newline="") as file:
-    for number, line in enumerate(file, start=1):
-      fields = line.rstrip("\r\n").split("\t")
-      score = _grade(fields[2]) if len(fields) == 3 and fields[0] and fields[1] else None
-      if not line.strip() or (number == 1 and [one.lower().replace("_", "-") for one in fields] == QRELS_HEADER):
-        continue
-      if score is None:
-        form = "query id, passage id and integer score with tabs between"
-        form = f"a header {chr(9).join(QRELS_HEADER)!r} or {form}" if number == 1 else form
-        raise ValueError(f"{path}:{number}: expected {form}, found {line!r}")
-      query_id, passage_id = fields[:2]
-      earlier = found.setdefault(query_id, {}).setdefault(passage_id, score)
-      if earlier != score:
-        raise ValueError(
-          f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above"
-        )
+  for number, line in _lines(path):
+    fields = line.rstrip("\r\n").split("\t")
+    score = _grade(fields[2]) if len(fields) == 3 and fields[0] and fields[1] else None
+    if not line.strip() or (number == 1 and [one.lower().replace("_", "-") for one in fields] == QRELS_HEADER):
+      continue
+    if score is None:
+      form = "query id, passage id and integer score with tabs between"
+      form = f"a header {chr(9).join(QRELS_HEADER)!r} or {form}" if number == 1 else form
+      raise ValueError(f"{path}:{number}: expected {form}, found {line!r}")
+    query_id, passage_id = fields[:2]
+    earlier = found.setdefault(query_id, {}).setdefault(passage_id, score)
+    if earlier != score:
+      raise ValueError(f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above")
   if not number:
     raise ValueError(f"{path}:1: expected a header {chr(9).join(QRELS_HEADER)!r} or a judgement, found ''")
   return found
@@ -194,18 +190,28 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
 def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
   """TREC judgements: `query iteration passage grade` a line, or none.  Raises ValueError naming file and line."""
   found: Qrels = {}
-  with io.TextIOWrapper(outside.at(path).open("rb"), encoding="utf-8-sig") as file:
-    for number, line in enumerate(file, start=1):
-      if not line.strip():
-        continue
-      fields = line.split()
-      grade = _grade(fields[3]) if len(fields) == 4 else None
-      if grade is None:
-        raise ValueError(f"{path}:{number}: expected `query 0 passage grade`, found {line!r}")
-      earlier = found.setdefault(fields[0], {}).setdefault(fields[2], grade)
-      if earlier != grade:
-        raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {grade} here and {earlier} above")
+  for number, line in _lines(path):
+    if not line.strip():
+      continue
+    fields = line.split()
+    grade = _grade(fields[3]) if len(fields) == 4 else None
+    if grade is None:
+      raise ValueError(f"{path}:{number}: expected `query 0 passage grade`, found {line!r}")
+    earlier = found.setdefault(fields[0], {}).setdefault(fields[2], grade)
+    if earlier != grade:
+      raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {grade} here and {earlier} above")
   return found
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+  """(number, line) of a file, without a byte order mark; raises ValueError naming both for bytes that are not UTF-8."""
+  with outside.at(path).open("rb") as file:
+    # Not as a text file: that decodes many lines at once, and would not know which one is wrong.
+    for number, line in enumerate(file, start=1):
+      try:
+        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+      except UnicodeDecodeError as e:
+        raise ValueError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
 
 
 def _grade(text: str) -> int | None:

@@ -5,7 +5,6 @@ train. Malformed lines, missing or repeated ids and an empty corpus are errors; 
 nowhere is left out and named.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 
 from idistill_jax import config, outside, records
@@ -71,7 +70,7 @@ def read_passages(path: outside.Path) -> Iterator[records.Passage]:
 def read_queries(path: outside.Path, judgements: Mapping[str, tables.Qrels]) -> Iterator[records.Query]:
   """Queries of a file in file order, each with its split."""
   for row, item_id, text in jsonl.with_texts(jsonl.identified(path), ("text",)):
-    split = tables.split_of(item_id, _stated_split(row), judgements)
+    split = tables.split_of(item_id, jsonl.split(_stated(row), ("metadata.split",)), judgements)
     yield records.Query(id=item_id, text=text, split=split)
 
 
@@ -86,14 +85,8 @@ def read_answers(path: outside.Path) -> dict[str, tuple[str, ...]]:
   return {query_id: answers for query_id, answers in found.items() if answers}
 
 
-def _stated_split(row: jsonl.Row) -> str | None:
+def _stated(row: jsonl.Row) -> jsonl.Row:
   # Collections keep all kinds of things in `metadata`; only a string under this very key is meant for us.
   metadata = row.values.get("metadata")
-  if not isinstance(metadata, dict) or not isinstance(metadata.get("split"), str):
-    return None
-  if not re.fullmatch(r"[\w.-]+", metadata["split"]):
-    raise collection.CollectionError(
-      f"{row.where}: metadata.split {metadata['split']!r} cannot name a file; "
-      "use letters, digits, '_', '-' and '.'"
-    )
-  return metadata["split"]
+  split = metadata.get("split") if isinstance(metadata, dict) else None
+  return jsonl.Row(row.where, {"metadata.split": split} if isinstance(split, str) else {})

@@ -5,8 +5,10 @@
 """
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,6 +31,8 @@ QUESTION: Columns = {
 }
 _IDS = {*PASSAGE["id"], *QUESTION["id"]}
 _NAMES = {name for columns in (PASSAGE, QUESTION) for names in columns.values() for name in names}
+# Whoever begins and ends so has written a list of strings; "[sic] and so on [...]" is an answer.
+_OF_STRINGS = re.compile(r"\[\s*(np\.str_\()?['\"].*['\"]\)?\s*\]", re.S)
 
 
 def _is_header(fields: Sequence[str]) -> bool:
@@ -76,7 +80,7 @@ def read_questions(
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
   for row, item_id, text in _identified(path, QUESTION):
-    split = tables.split_of(item_id, jsonl.words(row, QUESTION["split"]) or None, judgements)
+    split = tables.split_of(item_id, jsonl.split(row, QUESTION["split"]), judgements)
     queries.append(records.Query(id=item_id, text=text, split=split))
     if found := accepted(row.where, jsonl.first(row, QUESTION["answers"])):
       answers[item_id] = found
@@ -84,26 +88,35 @@ def read_questions(
 
 
 def accepted(where: str, value: Any) -> tuple[str, ...]:
-  """Answers from a list, from text that writes a list (JSON or Python, as DPR's), from TriviaQA's object of one value
-  and its aliases, or one answer; () for none."""
-  if isinstance(value, dict):
-    value = [value.get("value"), *(value.get("aliases") or ())]
-  if isinstance(value, str):
-    value = _written_list(value) if re.fullmatch(r"\s*\[.*\]\s*", value, re.S) else [value]
+  """Answers from a list, from text that writes a list (JSON, Python as DPR's, or numpy), from TriviaQA's object of one
+  value and its aliases, or one answer; () for none.  Raises CollectionError for anything else."""
   if value is None:
     return ()
-  if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+  found = value
+  if isinstance(value, dict) and isinstance(aliases := value.get("aliases") or [], list):
+    found = [value.get("value"), *aliases]
+  elif isinstance(value, str):
+    found = _written_list(value.strip()) if re.fullmatch(r"\s*\[.*\]\s*", value, re.S) else [value]
+  if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
     raise collection.CollectionError(f"{where}: the answers must be a list of strings, found {value!r}")
-  return tuple(dict.fromkeys(one for one in value if one.strip()))
+  return tuple(dict.fromkeys(one for one in found if one.strip()))
 
 
 def _written_list(text: str) -> Any:
-  for parse in (json.loads, ast.literal_eval):
-    try:
-      return parse(text)
-    except (ValueError, SyntaxError):
-      continue
-  return [text]
+  """What text in brackets says: a list, one answer, or None where it is a list of strings that cannot be read."""
+  try:
+    return json.loads(text)
+  except ValueError:
+    pass
+  try:
+    found, tokens = ast.literal_eval(text), list(tokenize.generate_tokens(io.StringIO(text).readline))
+  except (ValueError, SyntaxError, tokenize.TokenError):
+    return None if _OF_STRINGS.fullmatch(text) else [text]
+  # numpy writes no commas, and Python reads strings that stand side by side as one.
+  strings = [ast.literal_eval(one.string) for one in tokens if one.type == tokenize.STRING]
+  if len(strings) == len(found) or not all(isinstance(one, str) for one in found):
+    return found
+  return None if any(one.string == "," for one in tokens) else strings
 
 
 def _identified(path: outside.Path, columns: Columns) -> Iterator[tuple[jsonl.Row, str, str]]:

@@ -154,6 +154,17 @@ def words(row: Row, names: Sequence[str]) -> str | None:
   return None if value is None else str(value)
 
 
+def split(row: Row, names: Sequence[str]) -> str | None:
+  """The split that a row states, None where it states none; raises CollectionError for one that is no file's name, as
+  judgements of a split lie in a file of that name."""
+  found = words(row, names) or None
+  if found is not None and not re.fullmatch(r"[\w.-]+", found):
+    raise collection.CollectionError(
+      f"{row.where}: {' or '.join(names)} {found!r} cannot name a file; use letters, digits, '_', '-' and '.'"
+    )
+  return found
+
+
 def lacking(row: Row, what: str, names: Sequence[str]) -> str:
   """What to say of a row that has none of the names."""
   there = ", ".join(map(repr, row.values)) or "no keys"

@@ -16,7 +16,8 @@ WITHOUT_HEADER = ("id", "text", "title")
 
 
 def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool]) -> Iterator[jsonl.Row]:
-  """Rows as a stream; blank lines are skipped.  is_header: whether the fields of the first line name columns.
+  """Rows as a stream; blank lines are skipped.  is_header: whether the first line's fields, in small letters and
+  without quotes and spaces around them, name columns, which are then called so.
 
   Raises CollectionError naming file and line for a line with another number of fields, and for bytes that are
   neither UTF-8 nor, where the name says so, gzip.
@@ -32,10 +33,11 @@ def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool
         if not any(field.strip() for field in fields):
           continue
         if header is None:
-          named = is_header(fields)
-          header = tuple(fields) if named else WITHOUT_HEADER[: len(fields)]
-          if named:
+          names = tuple(_unquoted(field).strip().lower() for field in fields)
+          if is_header(names):
+            header = names
             continue
+          header = WITHOUT_HEADER[: len(fields)]
         if len(fields) != len(header):
           raise collection.CollectionError(
             f"{path}:{number}: expected {len(header)} fields ({', '.join(header)}), found {len(fields)}"

@@ -82,6 +82,18 @@ def test_no_candidate_is_its_query(job, tmp_path):
   assert [one.passage_ids for one in lists] == [("e",)]
 
 
+def test_training_queries_without_candidates_are_counted(job, tmp_path):
+  """Those that another system's run lacks, and those for which it found nothing but themselves."""
+  job.cfg.candidates.run = str(tmp_path / "bing.trec")
+  for found, without in ({"a": {"e": 1.0}, "b": {"c": 1.0}}, []), ({"a": {"e": 1.0}}, ["b"]), (
+    {"b": {"e": 1.0}, "a": {"a": 1.0}}, ["a"]):
+    job.drops.clear()
+    runs.write_trec(tmp_path / "bing.trec", found, "bing")
+    candidates.run(job)
+    assert job.drops.get("training query without candidates", []) == without
+    assert job.counts["lists"] == 2 - len(without)
+
+
 def test_the_ranker_scores_no_query_against_itself(job):
   found = dict(scores.CANDIDATES["direct"](job, {}, QUERIES, PASSAGES))
   assert {query_id: len(ids) for query_id, ids in found.items()} == {"a": 2, "b": 2}

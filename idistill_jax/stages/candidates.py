@@ -27,11 +27,13 @@ def run(job: artifacts.Job) -> None:
   else:
     found = from_run(job, runs.read_trec(job.cfg.candidates.run), passages)
   found = itself.without(found, own, None, lambda query_id: job.drop("candidate that is its query", query_id))
-  lists = [
-    records.CandidateList(query_id=query.id, passage_ids=tuple(order),
-                          scores=tuple(found[query.id][one] for one in order))
-    for query in train if (order := runs.ranked(found.get(query.id, {}))[:job.cfg.candidates.depth])
-  ]  # fmt: skip
+  lists = []
+  for query in train:
+    if order := runs.ranked(found.get(query.id, {}))[:job.cfg.candidates.depth]:
+      scores = tuple(found[query.id][one] for one in order)
+      lists.append(records.CandidateList(query_id=query.id, passage_ids=tuple(order), scores=scores))
+    else:
+      job.drop("training query without candidates", query.id)
   if train and not lists:
     raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
   processes.once(lambda: example.write_records(job.out, artifacts.CANDIDATES, lists))

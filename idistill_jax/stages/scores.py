@@ -61,9 +61,7 @@ def _lists(job: artifacts.Job, queries: tables.Queries, passages: tables.Passage
   }
   unlabelled = 0
   for query_id, found in CANDIDATES[cfg.candidates](job, ranked, queries, passages):
-    if not found:
-      job.drop("query without candidates", query_id)
-    elif query_id in ranked:
+    if query_id in ranked:
       if cfg.lists == "all":
         yield query_id, found
     elif cfg.unlabelled_queries is None or unlabelled < cfg.unlabelled_queries:

@@ -358,6 +358,12 @@ def writes_queries(cfg: Config) -> bool:
   return cfg.queries.passages is not None
 
 
+def not_tuned_on(cfg: Config) -> str | None:
+  """The split that ScaNN may not be tuned on, as it is measured; None where that rules out nothing that it would be."""
+  matters = cfg.index.kind != "exact" and cfg.evaluate.split in ("dev", "train")
+  return cfg.evaluate.split if matters else None
+
+
 def as_dict(cfg: Any) -> dict[str, Any]:
   """Nested plain dict of a config or of one of its sections."""
   return dataclasses.asdict(cfg)

@@ -1,5 +1,6 @@
 """Which queries ScaNN is tuned on: those that were held out as long as there are some, and never those of test."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -60,6 +61,33 @@ def test_no_more_are_taken_than_are_wanted(tmp_path, what, expected):
 def test_fewer_are_drawn_not_the_first_and_are_part_of_more(tmp_path):
   few, more = (tuned(prepared(tmp_path / str(most), most))["dev"] for most in (10, 20))
   assert more[:10] == few and set(few) != set(DEV[:10])
+
+
+@pytest.mark.parametrize("split, expected", [
+  ("test", {"dev": 30, "unused train": 40, "used train": 30}), ("dev", {"unused train": 40, "used train": 60}),
+  ("train", {"dev": 30}),
+])
+def test_none_is_of_the_split_that_is_measured(tmp_path, split, expected):
+  job = prepared(tmp_path)
+  job.cfg.evaluate.split = split
+  assert {what: len(ids) for what, ids in tuned(job).items()} == expected
+  none = prepared(tmp_path / "without dev", dev=0)
+  none.cfg.evaluate.split = "train"
+  assert tuned(none) == {}
+
+
+def test_the_measured_split_is_in_the_key_where_it_changes_what_is_tuned_on(tmp_path):
+  workdir = artifacts.Workdir(tmp_path)
+
+  def key(split: str, kind: str = "auto", of: artifacts.Stage = stage.STAGE) -> str:
+    cfg = config.Config(name="t", index=config.Index(kind=kind), evaluate=config.Evaluate(split=split))
+    return workdir.key(of, cfg)
+
+  assert len({key("test"), key("dev"), key("train")}) == 3
+  # Folders that were made before it was so stay valid.
+  before = dataclasses.replace(stage.STAGE, fingerprint=None)
+  assert key("test") == key("dl20") == key("test", of=before)
+  assert key("dev", "exact") == key("test", "exact") == key("dev", "exact", of=before)
 
 
 class Retriever:

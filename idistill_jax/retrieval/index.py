@@ -69,7 +69,7 @@ def _write_scann(folder: pathlib.Path, ids: Sequence[str], cfg_index: config_lib
   """Over the vectors that are written; tuned to what exact search found."""
   built = _build(folder, ids, cfg_index, folder / SCANN)
   if truth is None:
-    logging.warning("ScaNN is not tuned: there are no queries of dev or train to tune it on")
+    logging.warning("ScaNN is not tuned: no queries of dev or train are there that are not measured")
     return _said(built)
   tuned, recall = tuning.tune(built, truth, queries_QxE, cfg_index.recall_target)
   if recall < cfg_index.recall_target:

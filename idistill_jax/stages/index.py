@@ -47,22 +47,25 @@ def encode(job: artifacts.Job) -> tuple[Sequence[str], Mapping[str, list[records
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(
       "ScaNN is tuned on %d queries that training learned from, as no more than %d were held out: it may find less of "
-      "others than it says; queries of a split dev would be taken first", len(tuned[USED]), held_out)
+      "others than it says; queries of a split dev, unless it is measured, would be taken first", len(tuned[USED]),
+      held_out)
   queries_QxE = retriever.encode_queries([query.text for queries in tuned.values() for query in queries])
   passages_PxE = retriever.encode_passages(passages.texts, into=job.out / compact.VECTORS)
   return passages.ids, tuned, passages_PxE, queries_QxE
 
 
 def tuned_on(cfg: config.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, list[records.Query]]:
-  """Queries that ScaNN is tuned on, by what they are; at most `index.tuning_queries`, and none of test.
+  """Queries that ScaNN is tuned on, by what they are; at most `index.tuning_queries`, none of test, and none of the
+  split that is measured.
 
   Those of dev; where they are few, those of train that neither the LLM nor the teacher gave a list; and of those that
   have one no more than make up ENOUGH: of what the retriever learned from, it finds more than of others.
   """
-  table = tables.load_queries(inputs["collection"])
-  train, taught = _drawn(table.of_split("train")), _taught(inputs)
+  table, measured = tables.load_queries(inputs["collection"]), config.not_tuned_on(cfg)
+  dev, train = ([] if split == measured else _drawn(table.of_split(split)) for split in ("dev", "train"))
+  taught = _taught(inputs)
   parts = {
-    DEV: _drawn(table.of_split("dev")),
+    DEV: dev,
     UNUSED: [query for query in train if query.id not in taught],
     USED: [query for query in train if query.id in taught],
   }
@@ -95,6 +98,7 @@ STAGE = artifacts.Stage(
   reads=("collection", "labels", "train_retriever"),
   config=("encoder", "index"),
   run=run,
+  fingerprint=config.not_tuned_on,
   together=True,
 )
 

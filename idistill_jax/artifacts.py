@@ -29,6 +29,7 @@ from idistill_jax import store as store_lib
 MANIFEST, CONFIG = "manifest.json", "config.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
 CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "teacher"
+RECORDS = "*.tfrecord"
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
@@ -62,7 +63,7 @@ class Stage:
   reads: tuple[str, ...]
   config: tuple[str, ...]
   run: Callable[["Job"], None]
-  fingerprint: Callable[[config_lib.Config], str] | None = None
+  fingerprint: Callable[[config_lib.Config], str | None] | None = None
   asked_for: Callable[[config_lib.Config], bool] = lambda cfg: True
   reads_if: Mapping[str, Callable[[config_lib.Config], bool]] = dataclasses.field(default_factory=dict)
   together: bool = False
@@ -160,12 +161,15 @@ class Workdir:
       raise ValueError(f"{where}/{MANIFEST}: not JSON ({e}); delete the folder {where} and run the stage again") from e
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
-    """Folders that the stage reads; raises MissingInputError for the first that is absent."""
+    """Folders that the stage reads; raises MissingInputError for the first that is absent, else as `files.whole`."""
+    manifests = {}
     for name in stage.inputs(cfg):
-      if self.manifest(name) is None:
+      if (manifest := self.manifest(name)) is None:
         raise MissingInputError(f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
                                 f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}")
-    return {name: self.folder(name) for name in stage.inputs(cfg)}
+      manifests[name] = manifest
+    # Earlier manifests do not say how long record files are.
+    return {name: files.whole(self.folder(name), one.get("records", {})) for name, one in manifests.items()}
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
@@ -272,6 +276,7 @@ class Workdir:
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
+      "records": files.sizes(job.out, RECORDS),
       "seconds": round(took, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),

@@ -1,9 +1,14 @@
-"""Files that are whole or not there: a full disk or a kill leaves the old one."""
+"""Files that are whole or not there: a full disk or a kill leaves the old one, and what was cut later is told."""
 
 import contextlib
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
+
+
+class CutError(ValueError):
+  """A file that is not as long as it was when it was written; the message names it."""
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -28,3 +33,22 @@ def link(source: str, target: str) -> None:
     os.link(source, target)
   except OSError:
     shutil.copyfile(source, target)
+
+
+def sizes(folder: pathlib.Path, pattern: str) -> dict[str, int]:
+  """Name -> bytes of the files in a folder that match."""
+  return {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
+
+
+def whole(folder: pathlib.Path, expected: Mapping[str, int]) -> pathlib.Path:
+  """The folder, where its files have their `sizes`: one that was cut where a record ends, or emptied, reads to its end.
+
+  Raises CutError, or FileNotFoundError, for the first that has not.
+  """
+  for name, size in expected.items():
+    path, again = folder / name, f"delete the folder {folder} and make it again"
+    if not path.exists():
+      raise FileNotFoundError(f"{path}: is gone; {again}")
+    if (found := path.stat().st_size) != size:
+      raise CutError(f"{path}: {found:,} bytes are there, {size:,} were written; {again}")
+  return folder

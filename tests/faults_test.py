@@ -5,9 +5,11 @@ Each ends with an error that names what it was, and whatever was finished stays 
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -17,8 +19,8 @@ from collections.abc import Iterator
 import jobs
 import pytest
 
-from idistill_jax import artifacts, begun, cli, config, processes, records
-from idistill_jax.data import example
+from idistill_jax import artifacts, begun, cli, config, files, processes, records
+from idistill_jax.data import example, tfrecord
 from idistill_jax.train import windows
 
 
@@ -206,6 +208,28 @@ def test_an_input_that_was_deleted_is_named(tmp_path, cfg, lost):
   with pytest.raises(FileNotFoundError, match=f"{workdir.folder('collection')}"):
     workdir.execute(READS, cfg)
   assert content(workdir.folder("scores")) == before
+
+
+@pytest.mark.parametrize("left", [5, 0])
+def test_an_input_that_was_cut_where_a_record_ends_is_named(tmp_path, cfg, left):
+  workdir = artifacts.Workdir(tmp_path)
+  workdir.execute(WRITES, cfg)
+  (path,) = tfrecord.shard_paths(workdir.folder("collection"), "queries")
+  written, cut = path.read_bytes(), b"".join(map(tfrecord.framed, itertools.islice(tfrecord.read(path), left)))
+  path.write_bytes(cut)
+  said = f"{path}: {len(cut):,} bytes are there, {len(written):,} were written; delete the folder {path.parent}"
+  with pytest.raises(files.CutError, match=re.escape(said)):
+    workdir.execute(READS, cfg)
+  # Whole again, it is read; and where an earlier manifest does not know better, so is what is left.
+  path.write_bytes(written)
+  workdir.execute(READS, cfg)
+  assert len((workdir.folder("scores") / "ids").read_text().split()) == 99
+  manifest = workdir.manifest("collection")
+  del manifest["records"]
+  workdir.write(f"collection/{artifacts.MANIFEST}", json.dumps(manifest))
+  path.write_bytes(cut)
+  workdir.execute(READS, cfg)
+  assert len((workdir.folder("scores") / "ids").read_text().split()) == left
 
 
 def test_the_command_says_it_in_a_line(tmp_path):

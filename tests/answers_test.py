@@ -6,13 +6,20 @@ from hypothesis import strategies as st
 
 from idistill_jax.retrieval import answers
 
-# What was said, accepted answers, exact match, F1: the last two as torchmetrics 1.9's `squad` gives them.
+# What was said, accepted answers, exact match, F1: the last two as `get_raw_scores` of SQuAD 2's evaluate-v2.0.py gives
+# them (torchmetrics 1.9's `squad`, which keeps answers that normalise to nothing, gives the same of all without such).
 SCORED = (
   ("The Eiffel Tower.", ["Eiffel Tower"], 1.0, 1.0),
   ("14 December 1972", ["14 December 1972 UTC", "December 1972"], 0.0, 0.857143),
   ("a cat sat", ["the dog sat down"], 0.0, 0.4),
   ("", ["x"], 0.0, 0.0),
-  ("the", ["x", "an"], 1.0, 1.0),
+  ("the", ["x", "an"], 0.0, 0.0),
+  ("", ["The", "Who"], 0.0, 0.0),
+  ("Who", ["The", "Who"], 1.0, 1.0),
+  # Nothing is left of any, so that nothing is right.
+  ("", ["A", "The"], 1.0, 1.0),
+  ("the", ["?"], 1.0, 1.0),
+  ("x", ["A", "The"], 0.0, 0.0),
   ("U.S.", ["US", "United States"], 1.0, 1.0),
   ("New York, New York", ["New York"], 0.0, 0.666667),
   ("twenty-one", ["twenty one"], 0.0, 0.0),

@@ -1,7 +1,7 @@
 """Questions with answers: is one of them in a passage, and does a reader's answer say the same?
 
 Answer-in-context as DPR measures it (Karpukhin et al., 2020: `has_answer` with its SimpleTokenizer, case folded);
-exact match and F1 as SQuAD 2's script scores them (Rajpurkar et al., 2018).
+exact match and F1 as evaluate-v2.0.py, SQuAD 2's script, scores them (Rajpurkar et al., 2018).
 """
 
 import collections
@@ -31,12 +31,18 @@ def normalised(text: str) -> str:
 
 def exact_match(said: str, answers: Sequence[str]) -> float:
   """1 where a normalised answer equals what was said, else 0."""
-  return float(any(normalised(said) == normalised(answer) for answer in answers))
+  return float(normalised(said) in _accepted(answers))
 
 
 def f1(said: str, answers: Sequence[str]) -> float:
   """Best F1 of normalised words over the answers."""
-  return max(_f1(normalised(said).split(), normalised(answer).split()) for answer in answers)
+  return max(_f1(normalised(said).split(), answer.split()) for answer in _accepted(answers))
+
+
+def _accepted(answers: Sequence[str]) -> list[str]:
+  """Normalised, without those of which nothing is left, such as "The": a reader that says nothing would be right.  Where
+  nothing is left of any, nothing is what must be said."""
+  return [left for left in map(normalised, answers) if left] or [""]
 
 
 def _f1(said: list[str], answer: list[str]) -> float:

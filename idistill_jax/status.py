@@ -14,6 +14,7 @@ from typing import Literal
 from absl import app, flags
 from rich import box, table
 from rich import console as rich_console
+from rich.text import Text
 
 from idistill_jax import artifacts, cli, config, pipeline
 from idistill_jax import begun as begun_lib
@@ -98,7 +99,8 @@ def show(found: Sequence[State]) -> table.Table:
     made.add_column(column)
   for one in found:
     spent = "" if one.seconds is None else claims.duration(one.seconds)
-    made.add_row(one.stage, one.state, spent, "" if one.dollars is None else f"{one.dollars:.2f}", one.note)
+    # Titles, models and hosts are in the note: Text is no markup, whatever brackets they have.
+    made.add_row(one.stage, one.state, spent, "" if one.dollars is None else f"{one.dollars:.2f}", Text(one.note))
   seconds = sum(one.seconds or 0.0 for one in found)
   made.add_row("all", f"{sum(one.state == 'done' for one in found)} of {len(found)}", claims.duration(seconds),
                f"{sum(one.dollars or 0.0 for one in found):.2f}", "")

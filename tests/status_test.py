@@ -1,10 +1,12 @@
 """What a workdir says of itself while it is being made."""
 
+import io
 import json
 import os
 
 import numpy as np
 import pytest
+from rich import console as rich_console
 
 from idistill_jax import artifacts, cli, config, status
 from idistill_jax.llm import cache, session
@@ -39,6 +41,15 @@ def test_done_begun_and_to_do(workdir):
   assert found["train_ranker"].state == "begun" and "step 12, loss 0.5, 2,345 tokens/s" in found["train_ranker"].note
   assert found["train_ranker"].seconds is None, "no attempt of it has ended"
   assert found["export"].state == "to do"
+
+
+@pytest.mark.parametrize("title", ["data[v2]", "x[/b]", "[bold]", "\\[red]"])
+def test_what_a_workdir_says_is_shown_as_it_stands(workdir, title):
+  stage = artifacts.Stage(name="collection", reads=(), config=(), run=lambda job: job.count(title=title, passages=4))
+  workdir.execute(stage, config.Config(name="x"))
+  shown = io.StringIO()
+  rich_console.Console(file=shown, width=200).print(status.show(status.states(workdir)))
+  assert f"title {title}, passages 4" in shown.getvalue()
 
 
 def test_what_ended_attempts_took_is_part_of_the_cost(workdir):

@@ -32,11 +32,12 @@ _BYTES_OF_A_PASSAGE = 700  # about 100 words, as a TFRecord
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-  """None where not known."""
+  """None where not known.  lists: that are learned from, at most."""
 
   passages: int | None
   train: int | None
   test: int | None
+  lists: int
 
 
 def show(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
@@ -73,15 +74,19 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
   if manifest is not None:
     counts = manifest["counts"]
     splits = counts["queries"]
-    return Sizes(passages=counts["passages"], train=splits.get("train", 0), test=splits.get(cfg.evaluate.split, 0))
+    train = splits.get("train", 0)
+    # Where the collection brings lists, or what an LLM made of some, no others are asked about.
+    lists = counts.get("rankings") or counts.get("lists") or train
+    return Sizes(passages=counts["passages"], train=train, test=splits.get(cfg.evaluate.split, 0),
+                 lists=min(cfg.labels.lists, lists))
   published = PUBLISHED.get(cfg.collection.questions or cfg.collection.path or "")
   if published is None:
-    return Sizes(passages=cfg.collection.max_passages, train=None, test=None)
+    return Sizes(passages=cfg.collection.max_passages, train=None, test=None, lists=cfg.labels.lists)
   limits = (cfg.collection.max_passages, *[cfg.collection.max_queries_per_split] * 2)
   passages, train, test = (
     size if most is None else min(size, most) for size, most in zip(published, limits, strict=True)
   )
-  return Sizes(passages=passages, train=train, test=test)
+  return Sizes(passages=passages, train=train, test=test, lists=min(cfg.labels.lists, train))
 
 
 def reads(stage: str, cfg: config.Config) -> list[str]:
@@ -153,17 +158,17 @@ def _width(cfg: config.Config) -> int:
 
 
 def _labels(cfg: config.Config, sizes: Sizes) -> list[str]:
-  lists = cfg.labels.lists if sizes.train is None else min(cfg.labels.lists, sizes.train)
   if cfg.collection.rankings:
-    return [f"{lists:,} rankings made elsewhere at most: nobody is asked"]
+    return [f"{sizes.lists:,} rankings made elsewhere at most: nobody is asked"]
   spans = list(windows.spans(cfg.labels.list_size, cfg.labels.window, cfg.labels.stride))
   shown = sum(stop - start for start, stop in spans)
-  calls = lists * cfg.labels.orders * len(spans)
+  asked = sizes.lists * cfg.labels.orders
+  calls = asked * len(spans)
   usage = budget.Usage(
-    calls * asking.PROMPT_TOKENS + lists * cfg.labels.orders * shown * cfg.labels.passage_tokens,
-    lists * cfg.labels.orders * shown * estimate.TOKENS_PER_LABEL,
+    calls * asking.PROMPT_TOKENS + asked * shown * cfg.labels.passage_tokens,
+    asked * shown * estimate.TOKENS_PER_LABEL,
   )
-  return [f"{lists:,} lists of {cfg.labels.list_size}", *_bill(calls, usage, cfg.labels)]
+  return [f"{sizes.lists:,} lists of {cfg.labels.list_size}", *_bill(calls, usage, cfg.labels)]
 
 
 def _queries(cfg: config.Config, sizes: Sizes) -> list[str]:
@@ -195,16 +200,16 @@ def _bill(calls: int, usage: budget.Usage, cfg: config.Labels) -> list[str]:
 
 
 def _direct(cfg: config.Config, sizes: Sizes) -> list[str]:
-  return [_steps(cfg.labels.lists, cfg.direct)]
+  return [_steps(sizes.lists, cfg.direct)]
 
 
 def _ranker(cfg: config.Config, sizes: Sizes) -> list[str]:
-  return [_steps(cfg.labels.lists, cfg.ranker)]
+  return [_steps(sizes.lists, cfg.ranker)]
 
 
 def _retriever(cfg: config.Config, sizes: Sizes) -> list[str]:
   if cfg.retriever.teacher not in ("ranker", "both"):
-    return [_steps(cfg.labels.lists, cfg.retriever)]
+    return [_steps(sizes.lists, cfg.retriever)]
   return _known(sizes.train, lambda n: _steps(_scored(cfg, sizes), cfg.retriever))
 
 
@@ -215,11 +220,8 @@ def _steps(lists: int, trained: config.Distillation | config.Ranker) -> str:
 
 def _scored(cfg: config.Config, sizes: Sizes) -> int:
   """Lists that the ranker scores: those of the LLM, and of queries that it did not see."""
-  train = sizes.train or 0
-  more = max(0, train - cfg.labels.lists)
-  return min(train, cfg.labels.lists) + (
-    more if cfg.scores.unlabelled_queries is None else min(more, cfg.scores.unlabelled_queries)
-  )
+  more = max(0, (sizes.train or 0) - sizes.lists)
+  return sizes.lists + (more if cfg.scores.unlabelled_queries is None else min(more, cfg.scores.unlabelled_queries))
 
 
 def _scores(cfg: config.Config, sizes: Sizes) -> list[str]:

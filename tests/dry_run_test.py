@@ -1,5 +1,6 @@
 """A dry run tells of every config what it would do, and does none of it."""
 
+import math
 import pathlib
 
 import config_test
@@ -79,6 +80,25 @@ def test_what_has_run_gives_the_sizes(tmp_path):
   artifacts.Workdir(tmp_path).execute(stage, cfg)
   assert "5,183 passages" in amounts() and "300 queries, 100 places deep" in amounts() and "8.0 MB" not in amounts()
   assert "800 calls" in amounts() and "collection: a folder is there" in amounts()
+
+
+@pytest.mark.parametrize(("counts", "learned"), [
+  ({"queries": {"train": 40}, "lists": 18}, 18),  # those of its own, as the quickstart's
+  ({"queries": {"train": 40}, "lists": 0}, 40),
+  ({"queries": {"train": 5000}, "lists": 0}, 1000),  # no more than the config asks for
+  ({"queries": {"train": 40}, "lists": 0, "rankings": 31}, 31),
+])
+def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, learned):
+  cfg = config_test.load("quickstart")
+  assert cfg.labels.lists == 1000
+  stage = artifacts.Stage(name="collection", reads=(), config=("collection",),
+                          run=lambda job: job.count(passages=400, **counts))
+  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  said = {one.partition(":")[0]: one for one in told(cfg, tmp_path)}
+  assert f"{learned:,} lists of" in said["labels"] and f"{learned:,} recorded answers" in said["labels"]
+  for name, trained in (("train_direct", cfg.direct), ("train_ranker", cfg.ranker)):
+    steps = math.ceil(learned * trained.epochs / trained.lists_per_batch)
+    assert f"{learned:,} lists of" in said[name] and f", {steps:,} steps of" in said[name]
 
 
 def test_the_readers_own_prices_count(tmp_path):

@@ -124,10 +124,11 @@ def _without_familiar(found: Mapping[str, Any]) -> str:
   rest = found.get("rest") or {}
   if not rest or rest["is_lost"] or rest["whole_p"] >= significance.SIGNIFICANT:
     return ""
-  return (
-    f" The result does not rest on the {count(int(found['familiar_queries']))} test queries whose right passage stood "
-    f"first: {_with_and_without(rest)}."
-  )
+  which = f"the {count(int(found['familiar_queries']))} test queries whose right passage stood first"
+  # Half of a difference and more may be left of it, and too few queries to tell that from none.
+  told = rest["p"] < significance.SIGNIFICANT
+  said = f"The result does not rest on {which}" if told else f"Whether the result rests on {which} cannot be told"
+  return f" {said}: {_with_and_without(rest)}."
 
 
 def tuned(stages: Iterable[gather.StageRun]) -> str:

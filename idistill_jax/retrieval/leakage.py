@@ -3,9 +3,9 @@
 The first is leakage, and said aloud.  The second is normal where both splits search one corpus, and a number as long
 as the result does not rest on it.  A model may have learned a passage, rather than how to find one, where that passage
 stood first in a list; so the difference is measured once more over the test queries that have no such passage, and said
-aloud where it can be told from chance over all of them, and over those cannot and is not half as large.  Why not held
-against what chance would list: what is right for one query is found for others more often than a passage drawn from the
-corpus.
+aloud where it can be told from chance over all of them, and over those points elsewhere, or cannot and is not half as
+large.  Why not held against what chance would list: what is right for one query is found for others more often than a
+passage drawn from the corpus.
 
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
 is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
@@ -57,8 +57,9 @@ class Rest:
 
   @property
   def is_lost(self) -> bool:
-    """Whether what can be told from chance over all queries cannot be over these, and is not half as large there: fewer
-    queries tell less from chance, also where nothing else has changed."""
+    """Whether what can be told from chance over all queries points elsewhere over these, or cannot be told there and is
+    not half as large: fewer queries tell less from chance, also where nothing else has changed.  What is half as large
+    and cannot be told is not known to be lost, nor to have held."""
     if self.delta is None or self.p is None:
       return self.whole_p < significance.SIGNIFICANT
     share = self.delta / self.whole_delta if self.whole_delta else 0.0

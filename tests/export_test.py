@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from idistill_jax import artifacts, config, records, sharding
-from idistill_jax.data import tokenize
+from idistill_jax.data import example, tokenize
 from idistill_jax.hf import card, export, upload, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.stages import export as export_stage
@@ -66,9 +66,15 @@ def stages(cfg: config.Config):
   def evaluate(job):
     (job.out / "metrics.json").write_text(json.dumps(METRICS))
 
+  def labels(job):
+    order = tuple(f"p{i}" for i in range(18))
+    lists = [records.RankedList(query_id=f"q{n}", passage_ids=order[:n], status="complete") for n in (2, 18, 7)]
+    example.write_records(job.out, artifacts.RANKINGS, lists)
+    job.count(lists=993, asked=1000, paid=1000, complete=962, repaired=31)
+
   runs = {
     "collection": lambda job: job.count(title="Standard library", passages=3743, queries={"train": 1000, "test": 397}),
-    "labels": lambda job: job.count(lists=993, asked=1000, paid=1000, complete=962, repaired=31),
+    "labels": labels,
     "train_direct": train(networks.retriever),
     "train_ranker": train(lambda cfg: networks.ranker(cfg, "classifier")),
     "train_retriever": train(networks.retriever),
@@ -246,7 +252,7 @@ def test_a_card_tells_the_run_and_nothing_else(run):
 
 def facts(run: Run, **changes) -> card.Facts:
   unchanged = card.Facts(cfg=run.cfg, retriever=networks.retriever(run.cfg.encoder), collection={"title": "t"},
-                         labels={}, training={}, versions={}, metrics=None)
+                         labels={}, longest_list=20, training={}, versions={}, metrics=None)
   return dataclasses.replace(unchanged, **changes)
 
 
@@ -266,9 +272,25 @@ def test_the_card_names_the_teacher_that_taught(run, teacher, said, not_said):
 
 
 def test_recorded_answers_are_not_ascribed_to_the_configured_model(run):
-  assert run.cfg.labels.model in run.card("ranker")
+  teacher = "- Teacher: `{}` (provider `gemini`); lists of at most 18 passages were put in order\n"
+  assert run.cfg.labels.list_size != 18 and teacher.format(run.cfg.labels.model) in run.card("ranker")
   cfg = dataclasses.replace(run.cfg, labels=dataclasses.replace(run.cfg.labels, provider="replay"))
   assert run.cfg.labels.model not in card.render("ranker", facts(run, cfg=cfg), "owner/name")
+
+
+@pytest.mark.parametrize("path, model, said", [
+  ("/home/me/claims.jsonl.gz", "claude", "(`claude`, `claims.jsonl.gz`)"),
+  ("gs://bucket/mine/run.trec", None, "(`run.trec`)")])
+@pytest.mark.parametrize("kind", ["retriever", "ranker"])
+def test_rankings_made_elsewhere_are_told_as_such(run, kind, path, model, said):
+  collection = dataclasses.replace(run.cfg.collection, rankings=path, rankings_model=model)
+  told = facts(run, cfg=dataclasses.replace(run.cfg, collection=collection), longest_list=100,
+               labels={"lists": 31, "made_elsewhere": 31, "complete": 31, "repaired": 0})
+  text = card.render(kind, told, "owner/name")
+  assert f"- Teacher: rankings made elsewhere {said}; lists of at most 100 passages were put in order\n" in text
+  assert "Teacher's lists, complete: 31" in text
+  for wrong in (run.cfg.labels.model, run.cfg.labels.provider, "/home/me", "bucket"):
+    assert wrong not in text
 
 
 def test_without_a_similarity_term_the_card_asks_for_none(run):

@@ -77,7 +77,7 @@ def test_lengths_are_those_of_the_pooled_states(folder):
 def exported(cfg: config.Encoder, out: pathlib.Path) -> pathlib.Path:
   network = networks.retriever(cfg)
   facts = card.Facts(cfg=config.Config(name="lengths", encoder=cfg), retriever=network, collection={"title": "t"},
-                     labels={}, training={}, versions={}, metrics=None)
+                     labels={}, longest_list=20, training={}, versions={}, metrics=None)
   cut = export.Cut(query_tokens=cfg.query_tokens, passage_tokens=cfg.passage_tokens)
   export.export_retriever(network.initial(0), network, out, cut=cut, card=card.render("retriever", facts, str(out)))
   return out

@@ -127,7 +127,7 @@ def exported(cfg: config.Encoder, out: pathlib.Path) -> pathlib.Path:
   network = networks.retriever(cfg)
   cut = export.Cut(query_tokens=cfg.query_tokens, passage_tokens=cfg.passage_tokens)
   facts = card.Facts(cfg=config.Config(name="prompts", encoder=cfg), retriever=network, collection={"title": "t"},
-                     labels={}, training={}, versions={}, metrics=None)
+                     labels={}, longest_list=20, training={}, versions={}, metrics=None)
   text = card.render("retriever", facts, str(out))
   export.export_retriever(network.initial(0), network, out, cut=cut, card=text)
   return out

@@ -618,6 +618,10 @@ def test_a_result_that_rests_on_known_passages_is_said_first_and_one_that_does_n
   said = "does not rest on the 20 test queries whose right passage stood first: distilled against initial in MRR@10 is"
   assert said in claims.seen(known) and "+0.061 (p\u00a0=\u00a00.004) over the other 40" in claims.seen(known)
   assert claims.leak(known) is None
+  # As much of it is left, and of too few to tell it from chance: neither is claimed.
+  unsure = known | {"rest": rest | {"delta": 0.06, "p": 0.4}}
+  assert "Whether the result rests on the 20 test queries whose right passage stood first cannot be told: distilled" in (
+    claims.seen(unsure)) and "does not rest" not in claims.seen(unsure) and claims.leak(unsure) is None
   lost = known | {"rest": rest | {"delta": 0.01, "p": 0.4, "is_lost": True}}
   shown = page.render(dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=lost)))
   loud = "Leakage. 20 of 60 test queries have a right passage that stands first in a list that training learned from"
@@ -627,6 +631,16 @@ def test_a_result_that_rests_on_known_passages_is_said_first_and_one_that_does_n
   assert "cannot be measured over the other 1" in claims.leak(known | {
     "rest": rest | {"delta": None, "p": None, "queries": 1, "is_lost": True}})
   assert "rest on" not in claims.seen(known | {"rest": rest | {"whole_p": 0.3}})
+
+
+def test_of_rankings_made_elsewhere_the_page_does_not_say_that_an_llm_was_asked(report, text):
+  assert "1,000 lists were put to the LLM." in text and "made elsewhere" not in text
+  stages = tuple(
+    dataclasses.replace(stage, counts={"lists": 993, "made_elsewhere": 993}) if stage.name == "labels" else stage
+    for stage in report.stages
+  )
+  shown = page.render(dataclasses.replace(report, stages=stages))
+  assert "1,000 rankings were made elsewhere: the run asked nobody." in shown and "put to the LLM" not in shown
 
 
 def test_readers_tests_show_what_is_corrected(text):

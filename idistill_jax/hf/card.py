@@ -1,6 +1,6 @@
 """Facts of a run -> the model card of an exported folder: YAML front matter and Markdown.
 
-Every number comes from the config, a manifest or metrics.json; what is not known is said to be so, never made up.
+Every number comes from the config, a manifest, the labels or metrics.json; what is not known is said to be so.
 """
 
 import dataclasses
@@ -71,14 +71,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Facts:
   """What a card tells.
 
-  collection, labels, training: counts in the manifests of those stages.  versions: of the libraries it was trained
-  with.  metrics: metrics.json, or None where nothing was measured.  retriever: whose weights all models start from.
+  collection, labels, training: counts in the manifests of those stages.  longest_list: passages of the longest that the
+  teacher ordered.  versions: of the libraries it was trained with.  metrics: metrics.json, or None where nothing was
+  measured.  retriever: whose weights all models start from.
   """
 
   cfg: config_lib.Config
   retriever: export.ExportableRetriever
   collection: Mapping[str, Any]
   labels: Mapping[str, Any]
+  longest_list: int
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
@@ -226,16 +228,19 @@ def _score(facts: Facts) -> str:
 
 
 def _data(facts: Facts) -> str:
-  labels = facts.cfg.labels
   return "\n".join([
     _bullets({"Collection": facts.collection["title"], **{k: v for k, v in facts.collection.items() if k != "title"}}),
-    f"- Teacher: {_teacher(labels)}, which put lists of at most {labels.list_size} passages in order",
+    f"- Teacher: {_teacher(facts)}; lists of at most {facts.longest_list} passages were put in order",
     _bullets({f"Teacher's lists, {k}": facts.labels[k] for k in _LABEL_COUNTS if k in facts.labels}),
   ])
 
 
-def _teacher(labels: config_lib.Labels) -> str:
-  """Recorded answers are their recording's: `labels.model` was asked for none of them."""
+def _teacher(facts: Facts) -> str:
+  """Rankings and answers that were there before the run are not from `labels.model`: it was asked for none of them."""
+  labels, there = facts.cfg.labels, facts.cfg.collection
+  if "made_elsewhere" in facts.labels:
+    names = (there.rankings_model, pathlib.PurePath(str(there.rankings)).name)
+    return f"rankings made elsewhere ({', '.join(f'`{name}`' for name in names if name)})"
   if labels.provider == "replay":
     return "a large language model, by answers recorded earlier"
   return f"`{labels.model}` (provider `{labels.provider}`)"

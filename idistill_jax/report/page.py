@@ -122,6 +122,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "helped": [query for query in changed if (query.delta or 0) > 0][:CHANGED_QUERIES],
     "hurt": [query for query in changed[::-1] if (query.delta or 0) < 0][:CHANGED_QUERIES],
     "labels": labels,
+    "made_elsewhere": any("made_elsewhere" in stage.counts for stage in report.stages),
     "longest": max((stage.seconds for stage in report.stages), default=0.0) or 1.0,
     "ann": _ann(evaluation.ann) if evaluation else {},
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],

@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from idistill_jax import artifacts, cli, sharding
+from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax.data import example
 from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
 
@@ -65,12 +66,14 @@ def similarity(
 
 
 def facts(job: artifacts.Job, training: str, retriever: networks.Retriever) -> card.Facts:
-  """What the model card tells, from the manifests of the stages that made the model."""
+  """What the model card tells, from what the stages that made the model have written."""
   manifests = {name: _read_json(job.inputs[name] / artifacts.MANIFEST) for name in ("collection", "labels", training)}
+  lists = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   metrics = job.inputs["evaluate"] / _METRICS
   return card.Facts(
     cfg=job.cfg, retriever=retriever,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
+    longest_list=max(len(one.passage_ids) for one in lists),
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
     metrics=_read_json(metrics) if metrics.exists() else None,
   )

@@ -146,6 +146,22 @@ TABLE = [
   ("From the least to the most relevant:\n\n[4] > [2] > [5] > [1] > [3]", "refused", [], ["reversed"]),
   ("From the most to the least relevant:\n\n[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []),
   ("Worst to best: [4], [2], [5], [1], [3]", "refused", [], ["reversed"]),
+  *((f"{said}[4] > [2] > [5] > [1] > [3]", "refused", [], ["reversed"]) for said in (
+    "Most relevant last: ", "The most useful passages at the end:\n", "**Ranked worst first:**\n\n",
+    "Least relevant documents first: ", "In ascending order of relevance: ", "I ordered them by increasing relevance.\n",
+    "Increasing relevance: ", "By relevance (ascending): ", "Ranking, in increasing order of their relevance:\n",
+    "In ascending order: ", 'The query says "best".\nMost relevant last: ', '{"most relevant last": ',
+    '{"order": "least relevant first", "ranking": ',
+  )),
+  ("Ranking in increasing relevance: 4, 2, 5, 1, 3", "refused", [], ["reversed"]),
+  *((f"{said}[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []) for said in (
+    "Most relevant first: ", "Least relevant last: ", "In descending order of relevance: ", "By decreasing relevance:\n",
+    "In non-increasing order of relevance: ", "Best first, worst last: ",
+    # What a query or passage says, in its own words and quoted.
+    "The query is how to sort a list in ascending order.\n", "The least recently used entry is evicted first.\n",
+    "Which evidence is of increasing clinical importance?\n", "It was the best film last year.\n",
+    'The query is: "show results in ascending order of relevance".\n\n', "The one on “least relevant first” leads.\n",
+  )),
   ("[7] > [8] > [9]", "refused", [], ["no ranking"]),
   ("[link](http://x) and [a] > [b]", "refused", [], ["no ranking"]),
   ("<html><body><h1>502 Bad Gateway</h1></body></html>", "refused", [], ["no ranking"]),
@@ -322,6 +338,8 @@ def test_every_permutation_comes_back(order, separator):
     "[1] words ",
     "1 2 ",
     "least ",
+    "“most relevant last [1] ",
+    "in increasing relevant ",
   ],
 )
 def test_long_nonsense_takes_no_time(unit):

@@ -29,7 +29,7 @@ Reason = Literal[
   "no ranking",  # words, but no list of labels
   "fewer than half",  # names less than half of the passages
   "counts from zero",  # names a passage 0: every other number is off by one, or not, nobody knows
-  "reversed",  # `[2] < [5]`: may mean best last, may be a slip
+  "reversed",  # `[2] < [5]`, which may mean best last and may be a slip, or words before the list that say best last
   "commentary in shown order",  # goes through the passages one by one, or speaks of all of them, and ranks nothing
   "in pieces",  # what the list lacks stands in another one beside it; how the two hang together nobody knows
 ]
@@ -77,7 +77,7 @@ def parse(text: str, n: int, *, whole: bool = True) -> Parsed:
     refusal: tuple[Reason, ...] = ("refusal",) if _REFUSAL.search(clean) else ()
     return _refused("fewer than half", *refusal, *_oddities(longest, n))
   best = max(usable, key=lambda chain: (chain.closeness, len(chain.named(n)), chain.end))
-  why = _misread(best, clean) or _in_pieces(best, found, clean, n) or (None if whole else _cut_off(best, clean))
+  why = _misread(best, clean, text) or _in_pieces(best, found, clean, n) or (None if whole else _cut_off(best, clean))
   if why is not None:
     return _refused(why)
   named = best.named(n)
@@ -115,14 +115,14 @@ def _oddities(chain: chains.Chain, n: int) -> list[Reason]:
   return [reason for reason, holds in found if holds]
 
 
-def _misread(chain: chains.Chain, clean: str) -> Reason | None:
+def _misread(chain: chains.Chain, clean: str, text: str) -> Reason | None:
   """What the labels say where they do not say which passage is best; arrows always do."""
   before = clean[:chain.start].rpartition("\n")[2]
   after = clean[chain.end:].partition("\n")[0]
   numbers = chain.numbers
   if 0 in numbers:
     return "counts from zero"
-  if "reversed" in chain.links or _WORST_FIRST.search(clean, max(0, chain.start - _HEADING_REACHES), chain.start):
+  if "reversed" in chain.links or _is_worst_first(chain, clean, text):
     return "reversed"
   if chain.has_arrows:
     return None
@@ -136,6 +136,15 @@ def _misread(chain: chains.Chain, clean: str) -> Reason | None:
     return "refusal"
   told = "comment" in chain.links or _LETTER.search(_HEADING.sub("", before) + after)
   return "commentary in shown order" if told else None
+
+
+def _is_worst_first(chain: chains.Chain, clean: str, text: str) -> bool:
+  """Whether the words before the labels say that the best come last, in the answer's own words: a query or passage that
+  it quotes says nothing of its order.  Quotation marks of JSON quote nobody."""
+  if not _WORST_FIRST.search(clean, max(0, chain.start - _HEADING_REACHES), chain.start):
+    return False
+  own = text if _JSON_KEY.search(text) else _QUOTED.sub(" ", text)
+  return _WORST_FIRST.search(_clean(own)) is not None
 
 
 def _in_pieces(chain: chains.Chain, found: Sequence[chains.Chain], clean: str, n: int) -> Reason | None:
@@ -180,7 +189,21 @@ _REFUSAL = re.compile(
 )
 # A list of marks, one a passage, and a list from the worst passage to the best.
 _MARKS = re.compile(r"\b(?:scores?|ratings?|grades?)\b", re.IGNORECASE)
-_WORST_FIRST = re.compile(r"\b(?:worst|least)\b.{0,40}\b(?:best|most)\b", re.IGNORECASE)
+# Texts are about ascending orders, and of increasing importance, as well: those of worth alone are of a ranking.
+_WORTH = r"(?:\w+\s+)?(?:relevan|useful|helpful|importan|pertinen|suitab|similar)\w*"
+_ONE = r"(?:\s+(?:passage|document|doc|text|result|answer|match|one|item)(?:e?s)?)?"
+_WORST_FIRST = re.compile(
+  r"\b(?:worst|least)\b.{0,40}\b(?:best|most)\b"
+  rf"|\b(?:worst|least\s+{_WORTH}){_ONE}\s+first\b"
+  rf"|\b(?:best|most\s+{_WORTH}){_ONE}\s+(?:last|at\s+the\s+(?:end|bottom))\b"
+  rf"|(?<!non-)\b(?:ascending|increasing)\s+order\s+(?:of|by)\s+{_WORTH}"
+  rf"|(?:\b(?:in|by|order\s+of)\s+|^[^\w\n]*)(?:ascending|increasing)\s+{_WORTH}"
+  rf"|\b{_WORTH}\W{{1,3}}(?:(?:in\s+)?ascending|in\s+increasing)\b"
+  r"|(?<!non-)\b(?:ascending|increasing)\s+order\s*:\s*(?=[\[\d]|\Z)",
+  re.IGNORECASE | re.MULTILINE,
+)
+_JSON_KEY = re.compile(r'"\s*:')
+_QUOTED = re.compile(r'"[^"\n]{0,400}"|“[^”\n]{0,400}”')
 # What stands before a ranking on its line and says that it is one.
 _HEADING = re.compile(r"\b(?:the|my|is|final|json|answer|order|output|rank|ranked|ranking|result)\b", re.IGNORECASE)
 _HEADING_REACHES = 120

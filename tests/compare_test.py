@@ -1,6 +1,7 @@
 """Several workdirs in one table: what they differ in, and tests that hold them side by side."""
 
 import html
+import io
 import json
 import os
 import pathlib
@@ -12,9 +13,11 @@ import browser
 import numpy as np
 import pytest
 import report_workdir
+from rich import console as rich_console
 
 from idistill_jax import artifacts, records
 from idistill_jax.data import example, tables
+from idistill_jax.report import __main__ as report_main
 from idistill_jax.report import compare, files, gather, page
 from idistill_jax.retrieval import significance
 
@@ -92,6 +95,32 @@ def test_runs_that_differ_in_their_seed_alone_get_a_line_with_mean_and_deviation
   for chosen in (runs, (runs[0], strangers[0]), (seeds[0], again)):
     apart = compare.gather_runs([run.root for run in chosen], resamples=100)
     assert not compare.of_seeds(apart) and len(compare.rows(apart)) == 1 + len(chosen)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_terminal_shows_every_name_and_number_whole(runs, tmp_path, width):
+  names = ("seed1", "seed2", "retriever_of_a_folder_with_a_long_name", "[b]x[/b]")
+  others = [workdir(tmp_path / name, 300, 6.0 + place, seed=place) for place, name in enumerate(names, start=1)]
+  for place, run in enumerate(others):
+    config = json.loads((run.root / "config.json").read_text())
+    config["encoder"]["weights"], config["retriever"]["epochs"] = f"a/path/of/many/folders/to/model{place}", place
+    (run.root / "config.json").write_text(json.dumps(config))
+  found = compare.gather_runs([run.root for run in (runs[0], *others)], resamples=100)
+  assert len(found.settings) == 4
+  file = io.StringIO()
+  tables_of = list(report_main.terminal_tables(found, width))
+  for one in tables_of:
+    rich_console.Console(file=file, width=width).print(one)
+  lines = file.getvalue().splitlines()
+  assert "…" not in file.getvalue() and max(map(len, lines)) <= width
+  # As many runs side by side as there is room for, and each once.
+  assert len(tables_of) == {40: 5, 80: 2, 200: 1}[width]
+  assert sum(len(one.columns) - 1 for one in tables_of) == 5
+  # What is longer than a column is broken into lines, and nothing of it is lost.
+  header, *rows = compare.rows(found)
+  pieces = [cell[start : start + 18] for row in rows for cell in row for start in range(0, len(cell), 18)]
+  for piece in (*header, *pieces):
+    assert any(piece in line for line in lines), piece
 
 
 def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path):

@@ -279,7 +279,7 @@ def test_recorded_answers_are_not_ascribed_to_the_configured_model(run):
 
 
 @pytest.mark.parametrize("path, model, said", [
-  ("/home/me/claims.jsonl.gz", "claude", "(`claude`, `claims.jsonl.gz`)"),
+  ("/data/mine/claims.jsonl.gz", "claude", "(`claude`, `claims.jsonl.gz`)"),
   ("gs://bucket/mine/run.trec", None, "(`run.trec`)")])
 @pytest.mark.parametrize("kind", ["retriever", "ranker"])
 def test_rankings_made_elsewhere_are_told_as_such(run, kind, path, model, said):
@@ -289,7 +289,7 @@ def test_rankings_made_elsewhere_are_told_as_such(run, kind, path, model, said):
   text = card.render(kind, told, "owner/name")
   assert f"- Teacher: rankings made elsewhere {said}; lists of at most 100 passages were put in order\n" in text
   assert "Teacher's lists, complete: 31" in text
-  for wrong in (run.cfg.labels.model, run.cfg.labels.provider, "/home/me", "bucket"):
+  for wrong in (run.cfg.labels.model, run.cfg.labels.provider, "/data/mine", "bucket"):
     assert wrong not in text
 
 

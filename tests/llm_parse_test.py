@@ -148,15 +148,16 @@ TABLE = [
   ("Worst to best: [4], [2], [5], [1], [3]", "refused", [], ["reversed"]),
   *((f"{said}[4] > [2] > [5] > [1] > [3]", "refused", [], ["reversed"]) for said in (
     "Most relevant last: ", "The most useful passages at the end:\n", "**Ranked worst first:**\n\n",
-    "Least relevant documents first: ", "In ascending order of relevance: ", "I ordered them by increasing relevance.\n",
+    "Least relevant documents first: ", "In ascending order of relevance: ",
+    "I ordered them by increasing relevance.\n",
     "Increasing relevance: ", "By relevance (ascending): ", "Ranking, in increasing order of their relevance:\n",
     "In ascending order: ", 'The query says "best".\nMost relevant last: ', '{"most relevant last": ',
     '{"order": "least relevant first", "ranking": ',
   )),
   ("Ranking in increasing relevance: 4, 2, 5, 1, 3", "refused", [], ["reversed"]),
   *((f"{said}[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []) for said in (
-    "Most relevant first: ", "Least relevant last: ", "In descending order of relevance: ", "By decreasing relevance:\n",
-    "In non-increasing order of relevance: ", "Best first, worst last: ",
+    "Most relevant first: ", "Least relevant last: ", "In descending order of relevance: ",
+    "By decreasing relevance:\n", "In non-increasing order of relevance: ", "Best first, worst last: ",
     # What a query or passage says, in its own words and quoted.
     "The query is how to sort a list in ascending order.\n", "The least recently used entry is evicted first.\n",
     "Which evidence is of increasing clinical importance?\n", "It was the best film last year.\n",

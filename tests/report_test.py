@@ -620,8 +620,8 @@ def test_a_result_that_rests_on_known_passages_is_said_first_and_one_that_does_n
   assert claims.leak(known) is None
   # As much of it is left, and of too few to tell it from chance: neither is claimed.
   unsure = known | {"rest": rest | {"delta": 0.06, "p": 0.4}}
-  assert "Whether the result rests on the 20 test queries whose right passage stood first cannot be told: distilled" in (
-    claims.seen(unsure)) and "does not rest" not in claims.seen(unsure) and claims.leak(unsure) is None
+  said = "Whether the result rests on the 20 test queries whose right passage stood first cannot be told: distilled"
+  assert said in claims.seen(unsure) and "does not rest" not in claims.seen(unsure) and claims.leak(unsure) is None
   lost = known | {"rest": rest | {"delta": 0.01, "p": 0.4, "is_lost": True}}
   shown = page.render(dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=lost)))
   loud = "Leakage. 20 of 60 test queries have a right passage that stands first in a list that training learned from"

@@ -40,8 +40,8 @@ def f1(said: str, answers: Sequence[str]) -> float:
 
 
 def _accepted(answers: Sequence[str]) -> list[str]:
-  """Normalised, without those of which nothing is left, such as "The": a reader that says nothing would be right.  Where
-  nothing is left of any, nothing is what must be said."""
+  """Normalised, without those of which nothing is left, such as "The": a reader that says nothing would be right.
+  Where nothing is left of any, nothing is what must be said."""
   return [left for left in map(normalised, answers) if left] or [""]
 
 

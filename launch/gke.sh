@@ -6,8 +6,8 @@
 #   launch/gke.sh delete
 #
 # JOB: its name.  CLUSTER, TYPE, SLICES: where, and how many of it.  EXTRAS: what to install beside.  IMAGE: where its container goes, as REGION-docker.pkg.dev/PROJECT/REPO/NAME.
-# xpk restarts a job whose exit code is 127 or more: 143 is, which says that it was asked to end.  75, for another
-# process that was lost, it is told.
+# xpk by itself restarts a job whose exit code is 42 or from 127 to 255: 143 is, which says that it was asked to end, but
+# also 139, a crash.  None of these can be taken from it; 75, for another process that was lost, is added.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/what.sh

@@ -30,11 +30,15 @@ create() {
   local state=""
   "$dry_run" || state="$(state)"
   case "$state" in
-    SUSPENDED | FAILED) delete ;;&  # taken away, or never given: its name is free again only when it is deleted
-    "" | SUSPENDED | FAILED)
-      act gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" --zone="$ZONE" \
-        --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "$@" ;;
+    # Taken away, or never given: its name is free again only when it is deleted.
+    SUSPENDED | FAILED)
+      delete
+      state="" ;;
   esac
+  if [[ -z "$state" ]]; then
+    act gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" --zone="$ZONE" \
+      --accelerator-type="$TYPE" --runtime-version="$RUNTIME" "$@"
+  fi
   until "$dry_run" || [[ "$state" == ACTIVE ]]; do
     state="$(state)"
     case "$state" in
@@ -53,10 +57,10 @@ run() {
   act git archive --output=.idistill_jax.tgz "${tree:-HEAD}"
   act gcloud compute tpus tpu-vm scp .idistill_jax.tgz "$TPU:" --zone="$ZONE" --worker=all
   send_keys
-  # The lock is held as long as it runs: asked for twice, it runs once.  nohup: it outlives this connection.
-  act gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="mkdir -p idistill_jax && \
-cd idistill_jax && tar xzf ../.idistill_jax.tgz && { ${EXTRAS:+EXTRAS=$(quoted "$EXTRAS") }nohup flock --nonblock run.lock \
-launch/tpu_worker.sh $(quoted "$@") </dev/null >>run.log 2>&1 & }"
+  # Out of the archive, as what is unpacked there may belong to a run that is going on.
+  act gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+    --command="start=\"\$(tar xzOf .idistill_jax.tgz launch/tpu_start.sh)\" && \
+${EXTRAS:+EXTRAS=$(quoted "$EXTRAS") }bash -c \"\$start\" launch/tpu_start.sh $(quoted "$@")"
 }
 
 # As a file that nobody else can read: a command line would show them, here and there.

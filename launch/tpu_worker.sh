@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On one worker of a TPU VM; launch/tpu.sh starts it on all of them.
+# On one worker of a TPU VM; launch/tpu_start.sh starts it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # The system's Python of these machines is older than 3.11.
@@ -11,12 +11,6 @@ if [[ -z "${PYTHON:-}" ]] && ! command -v python3.11 >/dev/null; then
     sleep 10
   done
   "${apt_get[@]}" install -qy python3.11-venv
-fi
-# launch/tpu.sh sends them anew with each run.
-if [[ -e ../.idistill_jax.keys ]]; then
-  # shellcheck source=/dev/null
-  source ../.idistill_jax.keys
-  rm ../.idistill_jax.keys
 fi
 export EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}"
 exec launch/local.sh "$@" --coordinator=auto

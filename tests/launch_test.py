@@ -116,7 +116,7 @@ def test_stage_and_flags_are_the_same_words_everywhere(place: Place, where: str)
     "docker": lambda: call[-4:],
     "slurm": lambda: call[call.index("launch/slurm_job.sh") + 1:],
     "sky": lambda: inner(call, "--env=WHAT="),
-    "tpu": lambda: (words := inner(call, "--command="))[words.index("launch/tpu_worker.sh") + 1:][:4],
+    "tpu": lambda: (words := inner(call, "--command="))[words.index("launch/tpu_start.sh") + 1:][:4],
     "gke": lambda: (words := inner(call, "--command="))[2:words.index(PEERS)],
   }[where]()
   assert given == ["train_ranker", *WHAT]
@@ -157,7 +157,7 @@ def test_slurm_takes_back_a_job_that_did_not_fail_by_itself(place: Place, code: 
 def test_a_code_reaches_whoever_started_it(place: Place) -> None:
   assert place.start("local.sh", "pipeline", *WHAT, FAILS="python", CODE="143").returncode == 143
   assert sky()["resources"]["job_recovery"] == {"recover_on_exit_codes": [143]}
-  # xpk has 127 and more by itself.
+  # xpk has 42 and all from 127 on by itself.
   assert place.start("gke.sh", "run", "pipeline", *WHAT).returncode == 0
   assert "--restart-on-exit-codes=75" in place.calls()[-1]
 
@@ -276,23 +276,15 @@ def test_keys_reach_the_job_and_no_command_line(place: Place, where: str) -> Non
   assert left == (["OPENAI_API_KEY\n"] if where == "gke" else [])
 
 
-def test_the_far_side_of_a_tpu_reads_the_keys_once(place: Place) -> None:
+def test_keys_are_sent_to_a_tpu_in_a_file_of_its_user_alone(place: Place) -> None:
   (place.root / "bin" / "gcloud").write_text("""#!/usr/bin/env bash
-[[ "$*" != *.idistill_jax.keys* ]] || { stat -c %a .idistill_jax.keys; cat .idistill_jax.keys; } >>sent
+[[ "$*" != *scp*.idistill_jax.keys* ]] || { stat -c %a .idistill_jax.keys; cat .idistill_jax.keys; } >>sent
 """)
   assert place.start("tpu.sh", "run", "labels", *WHAT, OPENAI_API_KEY=SECRET).returncode == 0
   mode, line = (place.root / "sent").read_text().splitlines()
   assert mode == "600"
-  inner = place.root / "home" / "idistill_jax"
-  inner.parent.mkdir()
-  place.root.joinpath("launch").rename(place.root / "kept")
-  inner.mkdir()
-  place.root.joinpath("kept").rename(inner / "launch")
-  (inner.parent / ".idistill_jax.keys").write_text(line + "\n")
-  (inner / "launch" / "local.sh").write_text("#!/usr/bin/env bash\necho \"$OPENAI_API_KEY\"\n")
-  done = subprocess.run([inner / "launch" / "tpu_worker.sh", "labels"], text=True, capture_output=True, timeout=60,
-                        env={**os.environ, "PYTHON": sys.executable})  # fmt: skip
-  assert done.stdout == f"{SECRET}\n" and not (inner.parent / ".idistill_jax.keys").exists()
+  read = subprocess.run(["bash", "-c", f'{line}; echo "$OPENAI_API_KEY"'], text=True, capture_output=True, timeout=60)
+  assert read.stdout == f"{SECRET}\n"
 
 
 def test_a_new_machine_that_updates_itself_is_waited_for(place: Place) -> None:
@@ -537,23 +529,77 @@ def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
   assert done.returncode == 1 and "your login has expired" in done.stderr
 
 
+class Worker:
+  """A home folder that things are sent to, and whose shell is given what a TPU VM's is given."""
+
+  def __init__(self, place: Place, root: pathlib.Path):
+    self.home, self.tree, self._sent = root / "home", root / "home" / "idistill_jax", root / "sent"
+    self.home.mkdir()
+    assert place.start("tpu.sh", "run", "pipeline", *WHAT, EXTRAS="llm hf").returncode == 0
+    (self._command,) = [word.removeprefix("--command=") for word in place.calls()[-1] if word.startswith("--command=")]
+
+  def run(self, version: str, does: str = "", *modules: str) -> subprocess.CompletedProcess:
+    """As `launch/tpu.sh run` of a tree with these modules; its stage says version, words and key, then does this."""
+    shutil.rmtree(self._sent, ignore_errors=True)
+    (self._sent / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "launch" / "tpu_start.sh", self._sent / "launch")
+    worker = self._sent / "launch" / "tpu_worker.sh"
+    worker.write_text(f"""#!/usr/bin/env bash
+printf '%s\\n' {version} "$EXTRAS" "$OPENAI_API_KEY" "$@"
+{does}
+""")
+    worker.chmod(0o755)
+    for module in modules:
+      (self._sent / module).write_text(version)
+    subprocess.run(["tar", "czf", str(self.home / ".idistill_jax.tgz"), "--", *os.listdir(self._sent)], cwd=self._sent,
+                   check=True)  # fmt: skip
+    (self.home / ".idistill_jax.keys").write_text(f"export OPENAI_API_KEY=key-of-{version}\n")
+    done = subprocess.run(["bash", "-c", self._command], cwd=self.home, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done
+
+  def left(self) -> list[str]:
+    """What was sent and is still there."""
+    return [path.name for path in self.home.glob(".idistill_jax.*")]
+
+  def said(self) -> list[str]:
+    """By all runs, once the last has ended: the lock is free again then."""
+    subprocess.run(["flock", "run.lock", "true"], cwd=self.tree, check=True, timeout=60)
+    return [line for line in (self.tree / "run.log").read_text().splitlines() if "nohup" not in line]
+
+
 def test_the_far_side_of_a_tpu_starts_it_once(place: Place, tmp_path: pathlib.Path) -> None:
-  """What the workers' shells are given, given to a shell here: its stage runs behind a lock, detached."""
-  assert place.start("tpu.sh", "run", "pipeline", *WHAT, EXTRAS="llm hf").returncode == 0
-  (command,) = [word.removeprefix("--command=") for word in place.calls()[-1] if word.startswith("--command=")]
-  home, sent = tmp_path / "home", tmp_path / "sent" / "launch"
-  home.mkdir()
-  sent.mkdir(parents=True)
-  (sent / "tpu_worker.sh").write_text("#!/usr/bin/env bash\nprintf '%s\\n' started \"$EXTRAS\" \"$@\"; sleep 2\n")
-  (sent / "tpu_worker.sh").chmod(0o755)
-  subprocess.run(["tar", "czf", str(home / ".idistill_jax.tgz"), "launch"], cwd=sent.parent, check=True)
-  for _ in range(2):
-    subprocess.run(["bash", "-c", command], cwd=home, check=True, timeout=60)
-  log = home / "idistill_jax" / "run.log"
-  # The lock is free again when the first has ended.
-  subprocess.run(["flock", str(log.with_name("run.lock")), "true"], check=True, timeout=60)
-  lines = [line for line in log.read_text().splitlines() if "nohup" not in line]
-  assert lines == ["started", "llm hf", "pipeline", *WHAT]
+  """Behind a lock, detached: asked for again meanwhile, code and keys stay what they are."""
+  worker = Worker(place, tmp_path)
+  assert not worker.run("one", "until [[ -e ../go ]]; do sleep 0.1; done; cat module.py", "module.py").stderr
+  assert not worker.left()
+  again = worker.run("two", "", "module.py", "later.py")
+  assert "a run is going on" in again.stderr and not worker.left() and not (worker.tree / "later.py").exists()
+  (worker.home / "go").touch()
+  assert worker.said() == ["one", "llm hf", "key-of-one", "pipeline", *WHAT, "one"]
+
+
+def test_the_next_run_on_a_tpu_has_the_code_that_was_sent_and_no_other(place: Place, tmp_path: pathlib.Path) -> None:
+  worker = Worker(place, tmp_path)
+  worker.run("one", "touch written", "module.py", "it's old.py")
+  worker.said()
+  worker.run("two", "cat module.py", "module.py")
+  assert worker.said()[7:] == ["two", "llm hf", "key-of-two", "pipeline", *WHAT, "two"]
+  # What no archive brought stays: an environment, a workdir, the log.
+  assert (worker.tree / "written").exists() and not (worker.tree / "it's old.py").exists()
+
+
+# What bash 3.2, the one of macOS, does not know.
+NEWER_BASH = re.compile(r";;?&|\b(mapfile|readarray|coproc)\b|\b(declare|local|typeset) -[A-Za-z]*[Anlu]|\bwait -n|&>>|\|&"
+                        r"|\$\{\w+(\[[^]]*\])?(\^|,|@[A-Za-z])|\[\[ -v |exec \{")
+
+
+def test_scripts_run_on_the_bash_of_macos() -> None:
+  for script in (ROOT / "launch").glob("*.sh"):
+    assert not NEWER_BASH.search(script.read_text()), script.name
+  for newer in ("a) b ;;& ", "mapfile -t x", "local -n y", "declare -A z", "${x^^}", "${x,,}", "wait -n", "a &>> b", "a |& b",
+                "[[ -v x ]]", "exec {fd}>a", "${x@Q}"):
+    assert NEWER_BASH.search(newer), newer
 
 
 def test_scripts_are_clean() -> None:

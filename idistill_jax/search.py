@@ -16,7 +16,7 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, cli, records
+from idistill_jax import artifacts, cli, records, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
@@ -60,8 +60,8 @@ class Searcher:
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
-    home = artifacts.Workdir(workdir)
-    folders = home.inputs(STAGE, cli.load_config(workdir))
+    home, cfg = artifacts.Workdir(workdir), cli.load_config(workdir)
+    folders = home.inputs(STAGE, cfg)
     exported = _exported(home)
     self._depth = cli.made_with(home, "evaluate").evaluate.rerank_depth
     ranker = cli.made_with(home, "train_ranker")
@@ -72,7 +72,7 @@ class Searcher:
     # Each embeds a question as the passages were that it is compared with.
     one_question = lambda stage: _of_one_question(cli.made_with(home, stage))
     self._initial = inference.load_retriever(one_question("candidates"), None)
-    model = lambda load, cfg, name, stage: load(*_model(cfg, exported.get(name), folders[stage]))
+    model = lambda load, its, name, stage: load(*_model(its, exported.get(name), folders[stage]))
     self._distilled = model(inference.load_retriever, one_question("index"), "retriever", "train_retriever")
     self._ranker = model(inference.load_ranker, _of_its_pairs(ranker, self._depth), "ranker", "train_ranker")
     # The one whose similarity is a term of the ranker's score; of the starting weights, one copy does.
@@ -80,8 +80,10 @@ class Searcher:
     if start_stage == "train_direct":
       self._start = model(inference.load_retriever, one_question(start_stage), "similarity", start_stage)
     self._start_PxE = similarity.load(folders[start_stage]).passages_PxE
-    self._initial_index = exact.Exact(similarity.load(folders["candidates"]).passages_PxE, self._passages.ids)
-    self._distilled_index = index.open_default(folders["index"], self._passages.ids)
+    mesh = sharding.local_mesh(cfg.mesh)
+    self._initial_index = exact.Exact(
+      similarity.load(folders["candidates"]).passages_PxE, self._passages.ids, mesh=mesh)
+    self._distilled_index = index.open_default(folders["index"], self._passages.ids, mesh)
     self._by = {"distilled": NAMED[index.kind_of(folders["index"])]}
 
   def search(self, query: str, k: int = 5) -> dict[str, Answer]:

@@ -140,6 +140,15 @@ def test_questions_are_asked_with_what_made_the_vectors_not_with_the_latest_conf
   assert np.abs(made - asked).max() > 0.01, "the control: it would have been another vector"
 
 
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+def test_no_device_holds_all_passages(workdir, cfg):
+  searcher = search.Searcher(workdir.root)
+  for found in (searcher._initial_index, searcher._distilled_index._inner):
+    (block,) = found._blocks_SxPxE
+    assert {shard.data.shape[:2] for shard in block.addressable_shards} == {(1, 1)}
+    assert len(block.sharding.device_set) == len(PASSAGES) == jax.device_count()
+
+
 def test_stages_count_what_they_cut(workdir):
   for stage in ("candidates", "index"):
     cut = workdir.manifest(stage)["counts"]["passages cut"]

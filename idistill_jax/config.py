@@ -385,13 +385,21 @@ def keyed(section: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-  """The inverse of `as_dict`; raises TypeError on a field that no section has."""
-  return _build(Config, values)
+  """The inverse of `as_dict`; fields that are not there have their defaults.  Raises ConfigError, naming it, on a field
+  that no section has, on a section that is none, and where there is no name."""
+  return _build(Config, values, "")
 
 
-def _build(cls: Any, values: dict[str, Any]) -> Any:
-  sections = {f.name: f.type for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)}
-  return cls(**{name: _build(sections[name], value) if name in sections else value for name, value in values.items()})
+def _build(cls: Any, values: Any, path: str) -> Any:
+  if not isinstance(values, dict):
+    raise ConfigError(f"{path.removesuffix('.') or 'the whole'} is {values!r}, where fields with values are needed")
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  if unknown := sorted(values.keys() - fields.keys()):
+    raise ConfigError(f"there is no field {', '.join(path + name for name in unknown)}")
+  if cls is Config and "name" not in values:
+    raise ConfigError("the field name is missing")
+  return cls(**{name: _build(fields[name].type, value, f"{path}{name}.") if dataclasses.is_dataclass(fields[name].type)
+                else value for name, value in values.items()})
 
 
 def render(cfg: Config) -> str:

@@ -67,8 +67,32 @@ def test_dict_and_back() -> None:
   assert config_lib.from_dict(config_lib.as_dict(cfg)) == cfg
   values = config_lib.as_dict(cfg)
   values["ranker"]["optim"]["typo"] = 1
-  with pytest.raises(TypeError, match="typo"):
+  with pytest.raises(config_lib.ConfigError, match=r"no field ranker\.optim\.typo$"):
     config_lib.from_dict(values)
+
+
+def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.Path) -> None:
+  from idistill_jax import artifacts, cli
+
+  cli.save_config(load("quickstart:tiny"), artifacts.Workdir(tmp_path))
+  file = tmp_path / cli.CONFIG_SNAPSHOT
+  whole = file.read_text()
+  values = json.loads(whole)
+  # An older version knew less, which is no error.
+  del values["answer"]
+  file.write_text(json.dumps(values))
+  assert cli.load_config(tmp_path) == load("quickstart:tiny")
+  for text, said in (
+    (json.dumps(values | {"gone": 1}), "no field gone; another version"),
+    (json.dumps(values | {"mesh": 8}), "mesh is 8"),
+    (json.dumps(values["retriever"] | {"name": "x"}), "no field "),
+    (json.dumps({}), "name is missing"),
+    (json.dumps([]), "the whole is"),
+    (whole[:100], "not JSON"),
+  ):
+    file.write_text(text)
+    with pytest.raises(config_lib.ConfigError, match=f"{file}: .*{said}"):
+      cli.load_config(tmp_path)
 
 
 def test_typo_in_a_config_file(tmp_path: pathlib.Path) -> None:

@@ -146,3 +146,9 @@ def test_what_fails_in_making_the_next_piece_is_the_readers_error():
   assert next(made) == (1, 1)
   with pytest.raises(ZeroDivisionError):
     next(made)
+
+
+def test_no_texts_have_embeddings_of_the_same_width(tiny_weights):
+  retriever = inference.load_retriever(config.Config(name="t", encoder=config.Encoder(weights=tiny_weights)), None)
+  for encode in (retriever.encode_queries, retriever.encode_passages):
+    assert encode([]).shape == (0, 128)

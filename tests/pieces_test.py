@@ -115,5 +115,6 @@ def test_its_room_is_taken_before_what_follows_is_read(work, tmp_path, monkeypat
 
 
 def test_nothing_is_written_as_nothing(tmp_path):
-  none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int))
-  assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0,)
+  for each in ((), (WIDTH,)):
+    none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int), each=each)
+    assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0, *each)

@@ -55,7 +55,8 @@ class Retriever:
 
   def _encode(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None) -> np.ndarray:
     tell = None if self.tell is None else functools.partial(self.tell, name)
-    return self.forward(f"encode {name}", texts, into, tell)
+    each = (self.forward.network.sizes.hidden_size,)
+    return self.forward(f"encode {name}", texts, into, tell, each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,16 +140,16 @@ class Forward:
     self._job, self._calls = job, itertools.count()
 
   def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
-               tell: Callable[[tokenize.Cut], None] | None = None) -> np.ndarray:
-    """Output [T, ...] for T texts.
+               tell: Callable[[tokenize.Cut], None] | None = None, each: tuple[int, ...] = ()) -> np.ndarray:
+    """Output [T, *each] for T texts.
 
     into: a file that it is written to and mapped from, as in `Pieces.whole`.  tell: is told how they were cut, in the
     process that writes.  Who only helps gets T zeros.
     """
     job, total = self._job, len(texts)
     work_name = f"{next(self._calls)} {name}"
-    work = (pieces_lib.Pieces(None, work_name, total, texts.sample) if job is None
-            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone))
+    work = (pieces_lib.Pieces(None, work_name, total, texts.sample, each=each) if job is None
+            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone, each))
     with contextlib.closing(work), progress.bar(name, total=total, done=total - work.left()) as bar:
       for claimed in work.rounds():
         bar.update(total - work.left())

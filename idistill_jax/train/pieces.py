@@ -55,16 +55,17 @@ class Pieces:
   """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
 
   folder: where finished ones lie; None keeps them in memory, for one process.  total: how many texts there are.
-  sample: lengths of some, by which work on others is another's.  still_alone: raises leases.LostError
-  where the stage is another run's by now; it is asked with every piece that is claimed.
+  sample: lengths of some, by which work on others is another's.  still_alone: raises leases.LostError where the stage
+  is another run's by now; it is asked with every piece that is claimed.  each: shape of one text's output, which is
+  asked for where there are no texts.
   """
 
   def __init__(self, folder: epath.PathLike | None, name: str, total: int, sample: np.ndarray,
-               still_alone: Callable[[], None] = lambda: None):
+               still_alone: Callable[[], None] = lambda: None, each: tuple[int, ...] = ()):
     self._name, self._still_alone = name, still_alone
     self._all = cut(total)
     # Without a folder: names of what is finished, and all of it, in order.
-    self._made, self._outputs = set[str](), np.zeros((0,), np.float32)
+    self._made, self._outputs = set[str](), np.zeros((0, *each), np.float32)
     self._cuts: list[tokenize.Cut] = []
     self._folder = None
     if folder is not None:

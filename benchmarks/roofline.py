@@ -5,7 +5,6 @@ Peaks are measured too: one large product, and one pass over memory that reads a
 """
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +15,10 @@ import optax
 
 from idistill_jax.data import pack
 from idistill_jax.models import execution as execution_lib
+from idistill_jax.models import families, modern_bert
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import loop, utilization
 from idistill_jax.train import step as step_lib
-
-REPEATS = 5
 
 
 def parts(training: loop.Training) -> dict[str, Any]:
@@ -45,9 +43,13 @@ def parts(training: loop.Training) -> dict[str, Any]:
              if network.table.row(path).is_kernel_of_layer}
   multiplied = _layers_products(network.execution, kernels, rows, length)
   flops = 6.0 * rows * length * sum(np.prod(shape) for shape in kernels.values())
-  heads, width = next(shape for path, shape in kernels.items() if path.endswith("query/kernel"))[1:]
+  # Of attention's output, which all families have alike.
+  heads, width, _ = next(shape for path, shape in kernels.items() if path.endswith("/out/kernel"))
   packed = loop.place(batches[0], training.mesh).rows
-  attended = _layers_attention(network.execution, packed, heads, width)
+  sizes = families.read_config(network.source)
+  # Every layer is given one, those that see all of a text the row's length: they all take the same time.
+  reach = jnp.int32(sizes.reach) if isinstance(sizes, modern_bert.ModernBertConfig) else None
+  attended = _layers_attention(network.execution, packed, heads, width, reach)
   # Two products forward; backward the weights anew, and four.
   pieces = packed.stairs or ((rows, length),)
   attention_flops = 7 * 2.0 * heads * width * sum(count * tokens**2 for count, tokens in pieces)
@@ -74,16 +76,13 @@ def memory_rate() -> float:
 
 
 def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
-  """Of one call, the best of REPEATS; and the bytes that the compiler says it moves, 0 where it does not."""
+  """Of one call; and the bytes that the compiler says it moves, 0 where it does not."""
   compiled = function.lower(*arguments).compile()
-  jax.block_until_ready(compiled(*arguments))
+  return utilization.seconds(lambda: compiled(*arguments)), _bytes(compiled)
 
-  def once() -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(compiled(*arguments))
-    return time.perf_counter() - started
 
-  return min(once() for _ in range(REPEATS)), float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0))
+def _bytes(compiled: Any) -> float:
+  return float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0))
 
 
 def _step_seconds(training: loop.Training) -> tuple[float, tuple[float, float]]:
@@ -98,21 +97,22 @@ def _step_seconds(training: loop.Training) -> tuple[float, tuple[float, float]]:
 
   # As in the step, the old buffers are reused, so that each call needs what the one before gave.
   adamw = jax.jit(update, donate_argnums=(1, 2)).lower(gradient, state.opt_state, state.params).compile()
-  opt_state, params = state.opt_state, state.params
-  times = []
-  for _ in range(1 + REPEATS):
-    started = time.perf_counter()
-    params, opt_state = jax.block_until_ready(adamw(gradient, opt_state, params))
-    times.append(time.perf_counter() - started)
-  updated = min(times[1:]), float((adamw.cost_analysis() or {}).get("bytes accessed", 0.0))
 
-  state = step_lib.State(step=state.step, params=params, opt_state=opt_state)
-  take, times = step_lib.make_step(training.loss_fn, tx, state), []
-  for _ in range(1 + REPEATS):
-    started = time.perf_counter()
-    state, _ = jax.block_until_ready(take(state, batch))
-    times.append(time.perf_counter() - started)
-  return min(times[1:]), updated
+  def update_again() -> Any:
+    nonlocal state
+    params, opt_state = adamw(gradient, state.opt_state, state.params)
+    state = step_lib.State(step=state.step, params=params, opt_state=opt_state)
+    return state
+
+  updated = utilization.seconds(update_again), _bytes(adamw)
+  take = step_lib.make_step(training.loss_fn, tx, state)
+
+  def step_again() -> Any:
+    nonlocal state
+    state, _ = take(state, batch)
+    return state
+
+  return utilization.seconds(step_again), updated
 
 
 def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tuple[int, ...]], rows: int,
@@ -133,11 +133,12 @@ def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tupl
 
 
 def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads: int,
-                      width: int) -> tuple[float, float]:
-  """Seconds and bytes of one layer's attention with its gradient."""
+                      width: int, reach: jax.Array | None) -> tuple[float, float]:
+  """Seconds and bytes of one layer's attention with its gradient; reach: as in attention.attend."""
   x = jnp.ones((*rows.token_ids.shape, heads, width), execution.states)
-  # Rows are an argument, as in the step: with a constant the compiler would calculate beforehand.
-  return _seconds(_with_gradient(lambda rows, q, k, v: execution.attend(q, k, v, rows, None)), x, rows, x, x, x)
+  attend = lambda beside, q, k, v: execution.attend(q, k, v, beside[0], None, beside[1])
+  # Rows and reach are arguments, as in the step: with constants the compiler would calculate beforehand.
+  return _seconds(_with_gradient(attend), x, (rows, reach), x, x, x)
 
 
 def _with_gradient(function: Callable[..., jax.Array]) -> Any:

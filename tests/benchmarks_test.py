@@ -1,5 +1,6 @@
 """Each measurement runs and says what its line promises; what they measure is no test's business."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from benchmarks import alone, first_stages, memory, models, report, run, scaling
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import example, tables
 from idistill_jax.hf import weights
+from idistill_jax.models import attention, execution
 from idistill_jax.train import utilization
 
 
@@ -49,6 +51,25 @@ def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
     # Two FLOPs a weight and token, forward and twice backward.
     expected = found["flops_per_token"] * found["rows"] * found["row_tokens"] / 1e9
     assert found["parts"]["matrix products"]["gflop"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.torch
+def test_an_encoder_whose_tokens_see_near_ones_is_measured_with_them(sizes, tmp_path, monkeypatch):
+  pytest.importorskip("transformers")
+  import small_models
+
+  monkeypatch.setattr(utilization, "matrix_rate", lambda dtype: 1e12)
+  monkeypatch.setattr(sharding, "make_mesh", lambda cfg, of=None, make=sharding.make_mesh: make(cfg, jax.devices()[:1]))
+  folder = small_models.write("modernbert", tmp_path / "modernbert")
+  # Texts are drawn of words that are one token each.
+  models._write_tokenizer(folder, 200)
+  reaches, attend = [], attention.attend
+  seen = lambda q, k, v, rows, bias=None, reach=None: (reaches.append(reach), attend(q, k, v, rows, bias, reach))[1]
+  monkeypatch.setattr(execution, "choose", lambda *of, choose=execution.choose, **by: dataclasses.replace(
+    choose(*of, **by), attend=seen))
+  found = run.ours(report.ROOFLINE, dataclasses.replace(sizes, weights=str(folder)), "float32", tmp_path)
+  assert reaches and all(reach is not None for reach in reaches)
+  assert found["parts"]["attention"]["seconds"] > 0 and found["parts"]["matrix products"]["gflop"] > 0
 
 
 def test_the_second_process_finds_what_the_first_has_compiled(sizes, tmp_path, monkeypatch):

@@ -551,8 +551,8 @@ printf '%s\\n' {version} "$EXTRAS" "$OPENAI_API_KEY" "$@"
     worker.chmod(0o755)
     for module in modules:
       (self._sent / module).write_text(version)
-    subprocess.run(["tar", "czf", str(self.home / ".idistill_jax.tgz"), "--", *os.listdir(self._sent)], cwd=self._sent,
-                   check=True)  # fmt: skip
+    archive = str(self.home / ".idistill_jax.tgz")
+    subprocess.run(["tar", "czf", archive, "--", *os.listdir(self._sent)], cwd=self._sent, check=True)
     (self.home / ".idistill_jax.keys").write_text(f"export OPENAI_API_KEY=key-of-{version}\n")
     done = subprocess.run(["bash", "-c", self._command], cwd=self.home, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -590,15 +590,16 @@ def test_the_next_run_on_a_tpu_has_the_code_that_was_sent_and_no_other(place: Pl
 
 
 # What bash 3.2, the one of macOS, does not know.
-NEWER_BASH = re.compile(r";;?&|\b(mapfile|readarray|coproc)\b|\b(declare|local|typeset) -[A-Za-z]*[Anlu]|\bwait -n|&>>|\|&"
-                        r"|\$\{\w+(\[[^]]*\])?(\^|,|@[A-Za-z])|\[\[ -v |exec \{")
+NEWER_BASH = re.compile(
+  r";;?&|&>>|\|&|\[\[ -v |exec \{|\bwait -n|\b(mapfile|readarray|coproc)\b|\b(declare|local|typeset) -[A-Za-z]*[Anlu]"
+  r"|\$\{\w+(\[[^]]*\])?(\^|,|@[A-Za-z])")
 
 
 def test_scripts_run_on_the_bash_of_macos() -> None:
   for script in (ROOT / "launch").glob("*.sh"):
     assert not NEWER_BASH.search(script.read_text()), script.name
-  for newer in ("a) b ;;& ", "mapfile -t x", "local -n y", "declare -A z", "${x^^}", "${x,,}", "wait -n", "a &>> b", "a |& b",
-                "[[ -v x ]]", "exec {fd}>a", "${x@Q}"):
+  for newer in ("a) b ;;& ", "mapfile -t x", "local -n y", "declare -A z", "${x^^}", "${x,,}", "${x@Q}", "wait -n",
+                "a &>> b", "a |& b", "[[ -v x ]]", "exec {fd}>a"):
     assert NEWER_BASH.search(newer), newer
 
 

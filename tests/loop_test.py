@@ -333,15 +333,29 @@ def test_the_first_step_since_a_start_tells_what_it_took(tmp_path, tiny_weights,
   assert all(window[name] == first[name] for name in windows.OF_START)
 
 
-def test_a_profile_of_the_steps_asked_for_is_written(tmp_path, tiny_weights):
+def test_a_profile_of_the_steps_asked_for_is_written(tmp_path, tiny_weights, caplog):
   training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
   loop.train(dataclasses.replace(training, profile=range(2, 4)))
   traces = list((tmp_path / "profile").rglob("*.xplane.pb"))
   assert len(traces) == 1 and traces[0].stat().st_size > 1000
+  assert "there is none" not in caplog.text
   assert cli.Steps().parse("10:15") == range(10, 16)
   for wrong in ("10", "0:3", "5:4", "a:b", "-1:3"):
     with pytest.raises(ValueError, match="FIRST:LAST"):
       cli.Steps().parse(wrong)
+
+
+@pytest.mark.parametrize(("taken", "said"), [
+  (range(1, 9), "steps 1 to 8"), (range(1020, 1024), "steps 1020 to 1023"), (range(0), "no step"),
+])
+def test_a_profile_of_steps_that_are_not_taken_is_missed(tmp_path, caplog, taken, said):
+  """Of a training that is shorter, or goes on beyond them."""
+  trace = utilization.Trace(range(1000, 1011), tmp_path / "profile")
+  for step in taken:
+    trace.before(step)
+    trace.after(step, None)
+  trace.close()
+  assert f"--profile=1000:1010: there is none in {tmp_path / 'profile'}, as this run took {said}" in caplog.text
 
 
 def flip_a_bit(folder: pathlib.Path) -> None:

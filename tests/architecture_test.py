@@ -34,7 +34,7 @@ LAYERS = (
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
   ("sent",),
-  ("config", "databases", "outside", "remote", "extras", "files", "locks", "remade", "sealed"),
+  ("config", "databases", "outside", "remote", "extras", "files", "locks", "multiply", "remade", "sealed"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),

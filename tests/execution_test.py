@@ -70,6 +70,8 @@ def test_each_platform_has_its_attention():
   # cuDNN takes 16-bit types only.
   assert chosen("float32", "gpu").attend is attention.attend
   assert "splash" in chosen("bfloat16", "tpu").attend.__qualname__
+  # Its kernel would round float32.
+  assert chosen("float32", "tpu").attend is attention.attend
 
 
 @pytest.mark.parametrize("equation", EQUATIONS)

@@ -301,13 +301,13 @@ def test_a_python_that_is_too_old_is_no_obstacle(place: Place) -> None:
   for name in ("python3", "python3.11", "python3.12", "python3.13"):
     (bin_ / name).write_text(f"{old}{{ printf '%s\\0' {name} \"$@\"; echo; }} >>calls\n")
     (bin_ / name).chmod(0o755)
-  (bin_ / "uv").write_text("#!/usr/bin/env bash\n[[ $2 != find ]] || echo /uv/python3.11\n")
+  (bin_ / "uv").write_text("#!/usr/bin/env bash\n[[ $2 != find ]] || echo /uv/python$4\n")
   (bin_ / "uv").chmod(0o755)
   find = subprocess.run(
     ["bash", "-c", "source <(sed -n '/^env_fi[a-z]*_python/,/^}/p' \"$1\") && env_find_python", "-",
      ROOT / "launch" / "env.sh"], text=True, capture_output=True, timeout=60,
     env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "PYTHON": ""}, cwd=place.root)
-  assert find.stdout == "/uv/python3.11\n", find.stderr
+  assert find.stdout == "/uv/python3.13\n", find.stderr
   (bin_ / "uv").rename(bin_ / "no-uv")
   write_part(place, "setup")
   if shutil.which("uv") is None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from idistill_jax import multiply
 from idistill_jax.data import pack
 
 # Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
@@ -194,7 +195,7 @@ def _mixed(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, v_RxHxLxK: jax.Array, apa
            bias_HxLxL: jax.Array | None) -> jax.Array:
   """[R, H, L, K], float32."""
   weights, total = _weights(q_RxHxLxK, k_RxHxLxK, apart, bias_HxLxL)
-  return _product(weights.astype(v_RxHxLxK.dtype), v_RxHxLxK) / total
+  return multiply.matmul(weights.astype(v_RxHxLxK.dtype), v_RxHxLxK) / total
 
 
 def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_HxLxL: jax.Array | None,
@@ -204,19 +205,19 @@ def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_
   weights, total = _weights(q, k, apart, bias_HxLxL)
   weights = weights / total
   carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
-  dlogits = weights * (_product(dmixed, _transposed(v)) - carried)
+  dlogits = weights * (multiply.matmul(dmixed, _transposed(v)) - carried)
   dbias = None if bias_HxLxL is None else dlogits.sum(0).astype(bias_HxLxL.dtype)
   dlogits = dlogits.astype(short)
-  dq = _product(dlogits, k) * scale
-  dk = _product(_transposed(dlogits), q) * scale
-  dv = _product(_transposed(weights.astype(short)), dmixed)
+  dq = multiply.matmul(dlogits, k) * scale
+  dk = multiply.matmul(_transposed(dlogits), q) * scale
+  dv = multiply.matmul(_transposed(weights.astype(short)), dmixed)
   return dq.astype(short), dk.astype(short), dv.astype(short), dbias
 
 
 def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
              bias_HxLxL: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """exp(logits - their maximum) [R, H, L, L] and its sums [R, H, L, 1], float32."""
-  logits = _product(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK)) + apart
+  logits = multiply.matmul(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK)) + apart
   if bias_HxLxL is not None:
     logits = logits + bias_HxLxL[None].astype(jnp.float32)
   weights = jnp.exp(logits - logits.max(-1, keepdims=True))
@@ -230,6 +231,3 @@ def heads_first(x: jax.Array) -> jax.Array:
 
 def _transposed(x: jax.Array) -> jax.Array:
   return jnp.swapaxes(x, -1, -2)
-
-
-_product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idistill_jax import multiply
 from idistill_jax.data import pack
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
@@ -65,7 +66,7 @@ class PairCosine(nnx.Module):
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     units_Tx2xD = pooling.unit(pooling.halves(self.encoder(rows, execution), rows))
-    return self.SCALE * jnp.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
+    return self.SCALE * multiply.einsum("td,td->t", units_Tx2xD[:, 0], units_Tx2xD[:, 1])
 
 
 #  our path             logical axes             layout

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from idistill_jax import multiply
 from idistill_jax.models import attention, kernels
 
 
@@ -92,11 +93,13 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
       # In unrolled layers XLA computes nothing anew, so who asks for less memory gets the loop.
       return dataclasses.replace(PLAIN, products=products, unroll_layers=remat == "none", remat=remat,
                                  text_block=8)
-    case "tpu":
+    # The kernels multiply in bfloat16 whatever they are given, or take nothing longer.
+    case "tpu" if products == jnp.bfloat16:
       attend = kernels.splash(mesh)
     case "gpu" | "cuda" if products == jnp.bfloat16 and has_fused_attention(mesh.devices.flat[0]):
       attend = kernels.cudnn(mesh)
-    case _:
+    case platform:
+      kernels.say_plain(f"there is no kernel here for {products.name} on this {platform}")
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
   # By the count of FLOPs, a row of six times the width doubles the cost.
@@ -111,8 +114,7 @@ def product(equation: str, operands: Any, x: jax.Array, kernel: jax.Array) -> ja
   Why a gradient of its own: the derived one multiplies a float32 cotangent with a short operand, which is slow
   everywhere, and rounds the kernel's gradient.
   """
-  y = jnp.einsum(equation, x.astype(operands), kernel.astype(operands), preferred_element_type=jnp.float32)
-  return y.astype(x.dtype)
+  return multiply.einsum(equation, x.astype(operands), kernel.astype(operands)).astype(x.dtype)
 
 
 def _forward(equation: str, operands: Any, x: jax.Array,
@@ -125,10 +127,9 @@ def _backward(equation: str, operands: Any, saved: tuple[jax.Array, jax.Array],
   x, kernel = saved
   inputs, out = equation.split("->")
   left, right = inputs.split(",")
-  multiply = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   dy = dy.astype(operands)
-  dx = multiply(f"{out},{right}->{left}", dy, kernel.astype(operands))
-  dkernel = multiply(f"{left},{out}->{right}", x.astype(operands), dy)
+  dx = multiply.einsum(f"{out},{right}->{left}", dy, kernel.astype(operands))
+  dkernel = multiply.einsum(f"{left},{out}->{right}", x.astype(operands), dy)
   return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 

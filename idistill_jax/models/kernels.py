@@ -14,6 +14,8 @@ from idistill_jax.models import attention
 
 # Rows of other lengths are no whole number of the kernel's blocks.
 SPLASH_BLOCK = 128
+# Of the TPU's kernel, in tokens: larger ones have fewer turns, and weights of 1 MB each in the chip's own memory.
+LARGEST_BLOCK = 512
 
 
 def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Attend:
@@ -23,8 +25,10 @@ def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Att
   def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
                     bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
     if bias_HxLxL is not None or reach is not None:
-      _say_plain("splash attention")
-    elif not q_RxLxHxK.shape[1] % SPLASH_BLOCK:
+      say_plain("splash attention takes no distances here")
+    elif q_RxLxHxK.shape[1] % SPLASH_BLOCK:
+      say_plain(f"splash attention takes no rows of {q_RxLxHxK.shape[1]} tokens, but of multiples of {SPLASH_BLOCK}")
+    else:
       return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
         q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
     return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
@@ -38,7 +42,7 @@ def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
   def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
                    bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
     if bias_HxLxL is not None:
-      _say_plain("cuDNN's attention")
+      say_plain("cuDNN's attention takes no distances here")
       return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
     together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), reach)
     return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
@@ -47,9 +51,9 @@ def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
 
 
 @functools.cache
-def _say_plain(kernel: str) -> None:
+def say_plain(why: str) -> None:
   """Said once."""
-  logging.info("%s takes no distances here: this encoder attends by XLA's own products", kernel)
+  logging.info("%s: this encoder attends by XLA's own products", why)
 
 
 def _on_each_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -> Callable[..., jax.Array]:
@@ -66,7 +70,13 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
 
   _, length, heads, width = q_RxLxHxK.shape
   everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
-  kernel = splash_attention_kernel.make_splash_mha(everything, head_shards=1, q_seq_shards=1, interpret=interpret)
+  block = max(size for size in range(SPLASH_BLOCK, LARGEST_BLOCK + 1, SPLASH_BLOCK) if not length % size)
+  # In one kernel, a gradient reads its operands once, but keeps a sum by the queries of each block of keys.
+  of_queries = {"use_fused_bwd_kernel": True} if block == length else {"block_q_dq": block, "block_kv_dq": block}
+  sizes = splash_attention_kernel.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+                                             **of_queries)
+  kernel = splash_attention_kernel.make_splash_mha(everything, block_sizes=sizes, head_shards=1, q_seq_shards=1,
+                                                   interpret=interpret)
   q, k, v = map(attention.heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
   segments = splash_attention_kernel.SegmentIds(q=segments_RxL, kv=segments_RxL)
   mixed = jax.vmap(kernel)(q * width ** -0.5, k, v, segment_ids=segments)

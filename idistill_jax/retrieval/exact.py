@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from idistill_jax import processes, sharding
+from idistill_jax import multiply, processes, sharding
 from idistill_jax.retrieval import hits as hits_lib
 
 # Passages of one block on one device, and queries of one block: 256 x 16,384 scores are 16 MiB.
@@ -165,7 +165,7 @@ def _local_best(
   recall: float,
 ) -> Best:
   """Scores and places [B, S, k] of the best of each shard."""
-  scores_BxSxP = jnp.einsum("be,spe->bsp", queries_BxE, block_SxPxE, precision=jax.lax.Precision.HIGHEST)
+  scores_BxSxP = multiply.einsum("be,spe->bsp", queries_BxE, block_SxPxE)
   # -0.0 sorts below 0.0 in top_k, but is no worse a score.
   scores_BxSxP = jnp.where(scores_BxSxP == 0, 0.0, scores_BxSxP)
   places_SxP = first_S[:, None] + jnp.arange(block_SxPxE.shape[1], dtype=jnp.int32)[None]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from idistill_jax import config as config_lib
-from idistill_jax import losses
+from idistill_jax import losses, multiply
 from idistill_jax.data import batches
 from idistill_jax.train import grad_cache, networks
 from idistill_jax.train import step as step_lib
@@ -46,7 +46,7 @@ def retriever(cfg: config_lib.Distillation, network: networks.Network) -> step_l
       teacher_scores=batch.values, own_slots=jnp.arange(lists * width).reshape(lists, width),
       passage_rows=batch.passage_rows, where=batch.where, list_rows=batch.list_rows,
     )
-    scores_BxM = jnp.einsum("be,me->bm", queries_BxE, passages_MxE)
+    scores_BxM = multiply.einsum("be,me->bm", queries_BxE, passages_MxE)
     return loss(scores_BxM, targets, student_temperature=cfg.student_temperature)
 
   return loss_fn

@@ -1,0 +1,19 @@
+"""Products of arrays that are as exact as their operands, on every platform; sums are float32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+  """jnp.einsum of two operands of one type, float32."""
+  return jnp.einsum(equation, x, y, precision=_precision(x, y), preferred_element_type=jnp.float32)
+
+
+def matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+  """jnp.matmul of two operands of one type, float32."""
+  return jnp.matmul(x, y, precision=_precision(x, y), preferred_element_type=jnp.float32)
+
+
+def _precision(x: jax.Array, y: jax.Array) -> jax.lax.Precision | None:
+  # Unless told otherwise, a TPU rounds float32 operands to bfloat16 and an H100 to TF32; short ones lose nothing.
+  return jax.lax.Precision.HIGHEST if jnp.float32 in (x.dtype, y.dtype) else None

@@ -58,7 +58,7 @@ def test_what_replaced_and_masked_words_are_told_by_is_no_encoders(folder):
 def test_width_is_that_of_the_states_and_not_of_the_embeddings(folder):
   network = networks.retriever(encoder(folder))
   embeddings, states = WIDTHS[folder.name]
-  assert network.width == states and network.abstract["encoder"]["word"]["embedding"].shape[1] == embeddings
+  assert network.sizes.hidden_size == states and network.abstract["encoder"]["word"]["embedding"].shape[1] == embeddings
   rows = rows_of.packed([np.array([2, 9, 3]), np.array([2, 8, 7, 3])], None, 16)
   assert jax.eval_shape(network.apply, network.abstract, rows).shape == (2, states)
 

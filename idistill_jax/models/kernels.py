@@ -72,9 +72,10 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
   everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
   block = max(size for size in range(SPLASH_BLOCK, LARGEST_BLOCK + 1, SPLASH_BLOCK) if not length % size)
   # In one kernel, a gradient reads its operands once, but keeps a sum by the queries of each block of keys.
-  of_queries = {"use_fused_bwd_kernel": True} if block == length else {"block_q_dq": block, "block_kv_dq": block}
+  in_one = block == length
+  of_queries = None if in_one else block
   sizes = splash_attention_kernel.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-                                             **of_queries)
+                                             block_q_dq=of_queries, block_kv_dq=of_queries, use_fused_bwd_kernel=in_one)
   kernel = splash_attention_kernel.make_splash_mha(everything, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                                    interpret=interpret)
   q, k, v = map(attention.heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))

@@ -29,7 +29,6 @@ from idistill_jax import store as store_lib
 MANIFEST, CONFIG = "manifest.json", "config.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
 CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "teacher"
-RECORDS = "*.tfrecord"
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
@@ -179,11 +178,8 @@ class Workdir:
   def _key(stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, str | None]) -> str:
     sections = config_lib.keyed(cfg)
     return config_lib.digest({
-      "layout": LAYOUT_VERSION,
-      "stage": stage.name,
-      "config": {name: sections[name] for name in stage.config},
-      "inputs": inputs,
-      "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
+      "layout": LAYOUT_VERSION, "stage": stage.name, "config": {name: sections[name] for name in stage.config},
+      "inputs": inputs, "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })
 
   def _input_keys(self, stage: Stage, cfg: config_lib.Config) -> dict[str, str | None]:
@@ -276,7 +272,7 @@ class Workdir:
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
-      "records": files.sizes(job.out, RECORDS),
+      "records": files.sizes(job.out),
       "seconds": round(took, 2),
       "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),

@@ -35,9 +35,9 @@ def link(source: str, target: str) -> None:
     shutil.copyfile(source, target)
 
 
-def sizes(folder: pathlib.Path, pattern: str) -> dict[str, int]:
-  """Name -> bytes of the files in a folder that match."""
-  return {path.name: path.stat().st_size for path in sorted(folder.glob(pattern))}
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Name -> bytes of the record files in a folder."""
+  return {path.name: path.stat().st_size for path in sorted(folder.glob("*.tfrecord"))}
 
 
 def whole(folder: pathlib.Path, expected: Mapping[str, int]) -> pathlib.Path:

@@ -131,7 +131,7 @@ def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int 
   """Gives a folder that has grown a key of its own, and says what came into it."""
   manifest = part.manifest(stage) or {}
   manifest["key"] = config_lib.digest([manifest["key"], what])
-  manifest["records"] = files.sizes(part.folder(stage), artifacts.RECORDS)
+  manifest["records"] = files.sizes(part.folder(stage))
   manifest["counts"] |= {"passages": counts["passages"], "upserted": counts["added"] + counts["replaced"]}
   if stage == "index":
     manifest["counts"] |= {f"{name} since": value for name, value in counts.items() if name.startswith("recall@")}

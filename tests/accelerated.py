@@ -27,7 +27,8 @@ def stopping(place: Any, placed: itertools.count) -> Any:
 if __name__ == "__main__":
   pieces.LEAST = 64
   finish = pieces.Pieces.finish
-  pieces.Pieces.finish = lambda work, piece, made: (print("finished", work._name, piece), finish(work, piece, made))[1]
+  pieces.Pieces.finish = lambda work, piece, *made: (
+    print("finished", work._name, piece), finish(work, piece, *made))[1]
   loop.place = stopping(loop.place, itertools.count())
   spread, indexed = exact._spread, bm25.Bm25.__init__
 

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import time
+from typing import Any
 from unittest import mock
 
 import jax
@@ -27,11 +28,11 @@ def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: in
   """behind: so many pieces others must have finished before this one finishes any."""
   finish = pieces.Pieces.finish
 
-  def slowly(work: pieces.Pieces, piece: range, values: np.ndarray) -> None:
+  def slowly(work: pieces.Pieces, piece: range, *made: Any) -> None:
     while len(list(folder.glob("pieces/*/[0-9]*.npy"))) < behind:
       time.sleep(0.05)
     time.sleep(pause)
-    finish(work, piece, values)
+    finish(work, piece, *made)
     with (folder / f"made {name}").open("a") as out:
       out.write(f"{piece.start} ")
 

@@ -102,11 +102,14 @@ def test_a_full_disk_leaves_the_files_that_are_written_again(tmp_path, cfg):
 
 def test_seconds_that_could_not_be_written_are_none(tmp_path, cfg):
   """What an attempt took is told, and not worth a stage: it neither hides the reason nor blocks the next attempt."""
+  disk = contextlib.ExitStack()
+
   def lost(job: artifacts.Job) -> None:
+    disk.enter_context(full_disk(0))
     raise RuntimeError("the reason")
 
   workdir, stage = artifacts.Workdir(tmp_path), functools.partial(artifacts.Stage, name="labels", reads=(), config=())
-  with full_disk(0), pytest.raises(RuntimeError, match="the reason"):
+  with disk, pytest.raises(RuntimeError, match="the reason"):
     workdir.execute(stage(run=lost), cfg)
   # As earlier versions left it.
   (working,) = tmp_path.glob(".labels-*")

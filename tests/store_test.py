@@ -583,7 +583,7 @@ def test_what_is_wrong_with_the_bucket_is_said_with_the_workdirs_name(server, tm
     with pytest.raises(OSError, match=f"(?s)^{url}: .*; are there credentials for it"):
       touch(url)
   # Those that claim pieces and write them, and what writes and reads models.
-  piece = lambda url: pieces.Pieces(url, "test", np.full(30, 7))
+  piece = lambda url: pieces.Pieces(url, "test", 30, np.full(1, 7))
   lease = lambda url: leases.Leases(url).take("0", None, leases.Leases(url).names())
   state = {"weights": jax.numpy.arange(8.0)}
   for touch, what in (

@@ -205,7 +205,7 @@ def _whole(folder: pathlib.Path) -> pathlib.Path:
 def _dense_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """The linear unit of our ranker with the head "mean", unscaled; nothing of other folders with such a module."""
   path = _file_of_head(folder, "mean")
-  if _claim(folder, "mean") is None or not path.exists():
+  if not path.exists() or _claim(folder, "mean") is None:
     return {}
   scale = np.float32(cross_encoder.MeanLinear.SCALE)
   return {key: value / scale for key, value in safetensors.numpy.load_file(path).items()}

@@ -97,7 +97,9 @@ def mesh_of(topology: str, cfg: config_lib.Mesh, chips: int | None = None) -> ja
   # Asking the cloud's metadata server which TPU this is would only wait for nobody.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())
-  devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  # The two cores of a v4 chip are told apart unless asked otherwise, and no mesh is made of half chips.
+  one_a_chip = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+  devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one_a_chip).devices
   kind = devices[0].device_kind
   if kind not in CHIPS:
     raise ValueError(f"--topology={topology}: no data sheet of a {kind} here; known are {sorted(CHIPS)}")

@@ -59,6 +59,12 @@ def test_a_job_of_two_slices_has_a_mesh_and_compiles_for_it():
   assert done.stdout == "{'data': 4, 'fsdp': 2, 'tensor': 1} [{0}, {0}, {1}, {1}]\nTrue\n", done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("topology, chips", [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x1", 4)])
+def test_a_device_of_a_slice_is_a_chip(topology, chips):
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
+  assert compile_for.mesh_of(topology, config.Mesh()).size == chips
+
+
 def test_every_layer_is_counted(tiny_weights):
   """On a CPU, whose compiler counts as a TPU's does."""
   encoder = config.Encoder(weights=tiny_weights, query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=512)

@@ -36,6 +36,7 @@ _PASSAGES = flags.DEFINE_integer("passages_per_query", 10, "That each query of t
 _CORES = flags.DEFINE_list("cores", None, "Two of this machine's, by number; by default the first two there are.")
 _PIECES = flags.DEFINE_string("pieces", None, "For the processes that this starts: where they share their pieces.")
 
+
 def run(runner: cli.Runner) -> None:
   runner.run(collection.STAGE)
   cores = _CORES.value or sorted(os.sched_getaffinity(0))[:2]

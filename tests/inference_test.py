@@ -103,19 +103,17 @@ def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights
   monkeypatch.setattr(pieces, "LEAST", 5)
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={})
   retriever = inference.load_retriever(cfg, None, job)
-  tokenised, table = [], retriever.forward.network.passage_table
+  tokenised, table = [], networks.Network.passage_table
 
-  def counting(some, max_tokens):
-    made = table(some, max_tokens)
+  def counting(network, some, max_tokens):
+    made = table(network, some, max_tokens)
     tokenised.append(len(made))
     if len(tokenised) == 4:
       raise InterruptedError("in the third piece")
     return made
 
-  object.__setattr__(retriever.forward, "network", type("Spied", (), {"__getattr__": lambda _, name: (
-    counting if name == "passage_table" else getattr(network, name))})())
-  network = inference.load_retriever(cfg, None).forward.network
-  with pytest.raises(InterruptedError):
+  with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+    patched.setattr(networks.Network, "passage_table", counting)
     retriever.encode_passages(texts)
   # The sample, here all, and then a piece at a time.
   assert tokenised == [20, 5, 5, 5] and not job.counts

@@ -154,6 +154,8 @@ MPNET = Family(
   },
   classifier=ROBERTA.classifier,
 )
+
+
 def _embedding_size(raw: Mapping[str, Any]) -> int | None:
   """Where it differs from the states' width; 128 in transformers where config.json does not tell."""
   size: int = raw.get("embedding_size", 128)

@@ -80,14 +80,9 @@ class Pairs:
 
 def ahead(items: Iterator[T], make: Callable[[T], Made]) -> Generator[tuple[T, Made], None, None]:
   """(item, make(item)) of each; the next is asked for and made while whoever asked is at the one before."""
-  end = object()
-
-  def one() -> tuple[T, Made] | object:
-    item = next(items, end)
-    return item if item is end else (item, make(item))  # type: ignore[arg-type]
-
+  pairs = ((item, make(item)) for item in items)
   with concurrent.futures.ThreadPoolExecutor(1, "pieces") as thread:
-    coming = thread.submit(one)
-    while (found := coming.result()) is not end:
-      coming = thread.submit(one)
-      yield found  # type: ignore[misc]
+    coming = thread.submit(next, pairs, None)
+    while (found := coming.result()) is not None:
+      coming = thread.submit(next, pairs, None)
+      yield found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import records
+from idistill_jax import artifacts, config, records
 from idistill_jax.data import batches, example, pack, tables, tfrecord
 from idistill_jax.train import inputs, networks
 
@@ -156,3 +156,11 @@ def test_a_ranking_gives_places_and_what_the_parser_filled_is_not_known_where_a_
   found = inputs.training_list(scored, queries, passages)
   assert (found.query_row, found.passage_rows.tolist(), found.weight) == (0, rows, 1.0)
   assert (found.values.tolist(), found.known.tolist()) == ([2.5, 0.5, -1.0], [True] * 3)
+
+
+def test_an_order_teaches_nothing_of_passages_that_the_llm_left_out(tmp_path):
+  ranking = records.RankedList(query_id="q1", passage_ids=("p3", "p0", "p2"), status="repaired", filled_places=(1,))
+  example.write_records(tmp_path, artifacts.RANKINGS, [ranking])
+  job = artifacts.Job(cfg=config.Config(name="x"), out=tmp_path, inputs={"labels": tmp_path}, cache=tmp_path)
+  (found,) = inputs.orders_as_scores(job, 0.5)
+  assert (found.passage_ids, found.scores) == (("p3", "p2"), (0.0, -4.0))

@@ -36,10 +36,11 @@ def training_list(one: records.RankedList | records.ScoredList, queries: tables.
 
 
 def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records.ScoredList]:
-  """The LLM's rankings as a teacher's logits, -place / temperature."""
+  """The LLM's rankings as a teacher's logits, -place / temperature, of the passages to which it gave a place."""
   for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList):
-    logits = tuple(-place / temperature for place in range(len(one.passage_ids)))
-    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+    places = [place for place in range(len(one.passage_ids)) if place not in one.filled_places]
+    yield records.ScoredList(query_id=one.query_id, passage_ids=tuple(one.passage_ids[place] for place in places),
+                             scores=tuple(-place / temperature for place in places))
 
 
 def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str,

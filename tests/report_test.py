@@ -507,6 +507,16 @@ def test_terminal_shows_means_changes_and_drops_in_80_columns(workdir, report):
   assert re.search(rf"distilled .* {re.escape(claims.p_number(test.p_holm))} *\n", text)
 
 
+def test_measures_for_which_a_terminal_has_no_room_are_named_below(report):
+  more = ("answer@1", "answer@5", "answer@20")
+  evaluation = dataclasses.replace(report.evaluation, measures=(*report.evaluation.measures, *more))
+  console = rich_console.Console(file=io.StringIO(), width=80)
+  console.print(terminal.summary_table(evaluation, console.width))
+  text = console.file.getvalue()
+  assert "…" not in text and all(measure in text for measure in evaluation.measures)
+  assert "no room for answer@" in text and "MRR@10" not in text.partition("no room for")[2]
+
+
 def test_terminal_shows_an_unfinished_run(tmp_path):
   but = ("train_ranker", "scores", "train_retriever", "index", "evaluate", "export")
   text = printed(report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=but).root)

@@ -27,7 +27,7 @@ def print_summary(
   if evaluation is None:
     console.print(Text("Nothing has been measured yet: the evaluate stage has not run.", style="yellow"))
     return
-  console.print(summary_table(evaluation))
+  console.print(summary_table(evaluation, console.width))
   if (leak := claims.leak(evaluation.leakage)) is not None:
     console.print(Text(leak, style="bold white on red"))
   if (seen := claims.seen(evaluation.leakage)) is not None:
@@ -39,29 +39,52 @@ def print_summary(
     console.print(Text(f"Report: {workdir.stated}/report.html"))
 
 
-def summary_table(evaluation: gather.Evaluation) -> table.Table:
-  """Systems down, measures across: mean, and change against the initial retriever; p on the main measure."""
+def summary_table(evaluation: gather.Evaluation, width: int) -> table.Table:
+  """Systems down, measures across: mean, and change against the initial retriever; p on the main measure.
+
+  width: of the terminal, in characters; measures beyond it are named below the table.
+  """
   main = evaluation.main_measure
+  shown, others = _fitting(evaluation, width)
   made = table.Table(
     box=box.SIMPLE_HEAD,
     pad_edge=False,
     collapse_padding=True,
     title_justify="left",
     title_style="",
+    caption_justify="left",
     title=Text(f"{claims.about(evaluation)}; changes against {gather.BEFORE}, p on {main} (Holm)"),
   )
   made.add_column("system", no_wrap=True)
-  for measure in evaluation.measures:
+  for measure in shown:
     made.add_column(Text(measure), justify="right", no_wrap=True)
   made.add_column("p", justify="right", no_wrap=True)
   for system, means in evaluation.systems.items():
     tests = evaluation.test(system)
-    cells = [_mean(means.get(measure), tests.get(measure)) for measure in evaluation.measures]
+    cells = [_mean(means.get(measure), tests.get(measure)) for measure in shown]
     p = Text("–", style="dim")
     if main in tests:
       p = Text(claims.p_number(tests[main].p_holm), style=_STYLES[claims.verdict(tests[main])])
     made.add_row(Text(system, style="bold" if system == gather.AFTER else ""), *cells, p)
+  if others:
+    made.caption = Text(f"no room for {', '.join(others)}: see evaluate/metrics.json", style="dim")
   return made
+
+
+def _fitting(evaluation: gather.Evaluation, width: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Measures whose columns fit, in the evaluation's order, and those that do not; the main one always does."""
+  left = width - max(len(system) for system in evaluation.systems) - len("  < 0.001") - _column(evaluation.main_measure)
+  shown = {evaluation.main_measure}
+  for measure in evaluation.measures:
+    if measure not in shown and (left := left - _column(measure)) >= 0:
+      shown.add(measure)
+  return (tuple(one for one in evaluation.measures if one in shown),
+          tuple(one for one in evaluation.measures if one not in shown))
+
+
+def _column(measure: str) -> int:
+  """Characters of its column, with the gap before it; a change is as long as "+21.7%"."""
+  return 2 + max(len(measure), len("+21.7%"))
 
 
 def _mean(mean: float | None, test: gather.Comparison | None) -> Text:

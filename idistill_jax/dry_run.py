@@ -128,7 +128,7 @@ def _file(path: str | None) -> str | None:
     return None
   try:
     return path if outside.at(path).exists() else f"{path} (NOT THERE)"
-  except (ImportError, OSError) as e:
+  except (ImportError, OSError, ValueError) as e:
     return f"{path} (NOT USABLE: {e})"
 
 

@@ -130,10 +130,9 @@ Path = pathlib.Path | Object
 
 
 def at(path: str | os.PathLike[str]) -> Path:
-  """An object where the path is one in a bucket, otherwise a path on this machine."""
+  """An object where the path is one in a bucket, otherwise a path on this machine; raises as `remote.scheme` does."""
   path = os.fspath(path)
-  # memory:// is what this process itself has put into fsspec's.
-  return Object(path.rstrip("/")) if remote.is_bucket(path) or remote.scheme(path) == "memory" else pathlib.Path(path)
+  return Object(path.rstrip("/")) if remote.scheme(path) else pathlib.Path(path)
 
 
 def plain_name(path: str | os.PathLike[str]) -> pathlib.PurePath:

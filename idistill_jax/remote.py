@@ -1,6 +1,7 @@
 """What speaks to buckets, gs:// and s3://, and where this machine keeps what lies in them."""
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -27,9 +28,19 @@ def is_bucket(url: str) -> bool:
 
 
 def scheme(url: str) -> str:
-  """"" for a path on this machine."""
-  before, found, _ = url.partition("://")
-  return before if found else ""
+  """"" for a path on this machine; raises ValueError for a scheme that nothing here speaks.
+
+  Why not take that for a path?  What is kept under gcs:// would lie in a folder `gcs:` and go with the machine.
+  """
+  if (found := re.match(r"([\w.+-]+):/", url)) is None:
+    return ""
+  # memory:// is what this process itself has put into fsspec's.
+  if url.startswith(f"{found[1]}://") and (found[1] in _BACKENDS or found[1] == "memory"):
+    return found[1]
+  near = difflib.get_close_matches(found[1].lower(), _BACKENDS, n=1)
+  raise ValueError(f"{url}: is neither a path on this machine, which is written without {found[1]}:/, nor in a bucket, "
+                   f"{' or '.join(f'{name}://' for name in _BACKENDS)}"
+                   + (f"; did you mean {near[0]}://{url[found.end():].lstrip('/')}?" if near else ""))
 
 
 def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:

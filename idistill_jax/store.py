@@ -71,7 +71,8 @@ class Store(Protocol):
 
 
 def at(root: str | os.PathLike[str]) -> Store:
-  return bucket.Bucket(str(root)) if remote.is_bucket(str(root)) else Folder(pathlib.Path(root))
+  """Raises ValueError as `remote.scheme` does."""
+  return bucket.Bucket(str(root)) if remote.scheme(str(root)) else Folder(pathlib.Path(root))
 
 
 class Folder:

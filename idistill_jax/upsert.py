@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, files, outside, records, search, sharding
+from idistill_jax import artifacts, cli, files, outside, records, remote, search, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import files as corpus_files
@@ -39,8 +39,11 @@ def upsert(
   searches them, its recall, of which it warns below the config's target.
 
   Raises FileExistsError where `into` is there, collection.CollectionError for a malformed file, ValueError for a file
-  without passages and for an index of 8-bit integers, and as `search.Searcher` does for an unfinished workdir.
+  without passages, for an index of 8-bit integers and for `into` in a bucket, and as `search.Searcher` does for an
+  unfinished workdir.
   """
+  if remote.scheme(os.fspath(into)):
+    raise ValueError(f"--into={into}: a folder on this machine is needed; copy it there when it is made")
   cfg, into = cli.load_config(workdir), pathlib.Path(into)
   old = artifacts.Workdir(workdir)
   old.inputs(search.STAGE, cfg)  # names what is missing

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, dry_run, outside, remote, validation
+from idistill_jax import artifacts, config, dry_run, outside, remote, upsert, validation
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import SOURCES, files, jsonl, rankings
 from idistill_jax.hf import card, weights
@@ -379,4 +380,23 @@ def test_the_package_that_is_missing_is_named(monkeypatch):
       outside.sha256(f"{scheme}://bucket/corpus.jsonl")
     assert "NOT USABLE" in str(dry_run._file(f"{scheme}://bucket/corpus.jsonl"))
   # The control: neither is asked for by what lies here.
-  assert outside.at("gs:/not/a/bucket") == pathlib.Path("gs:/not/a/bucket")
+  assert outside.at("gs/not/a/bucket") == pathlib.Path("gs/not/a/bucket")
+
+
+@pytest.mark.parametrize("url, meant", [
+  ("gcs://bucket/run", r"; did you mean gs://bucket/run\?"), ("s3:/bucket/run", r"; did you mean s3://bucket/run\?"),
+  ("abfs://c/run", "$"), ("file:///tmp/x", "$"),
+])
+def test_a_scheme_that_nothing_speaks_is_no_folder(url, meant, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for at in (artifacts.Workdir, outside.at):
+    with pytest.raises(ValueError, match=rf"^{url}: .* gs:// or s3://{meant}"):
+      at(url)
+  assert "NOT USABLE" in str(dry_run._file(url))
+  with pytest.raises(ValueError, match=re.escape(url)):
+    upsert.upsert(tmp_path, "more.jsonl", url)
+  with pytest.raises(ValueError, match="a folder on this machine is needed"):
+    upsert.upsert(tmp_path, "more.jsonl", "gs://bucket/grown")
+  assert not list(tmp_path.iterdir())
+  # The control: a colon alone makes no scheme.
+  assert outside.at("runs/a:/b") == pathlib.Path("runs/a:/b") and artifacts.Workdir("3:4").root == pathlib.Path("3:4")

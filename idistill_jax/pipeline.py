@@ -11,7 +11,7 @@ import dataclasses
 
 from absl import flags, logging
 
-from idistill_jax import artifacts, cli, config, dry_run, processes
+from idistill_jax import artifacts, cli, config, dry_run, processes, sharding
 from idistill_jax.data import tables
 from idistill_jax.hf import prompts, weights
 from idistill_jax.models import dual_encoder
@@ -31,6 +31,7 @@ from idistill_jax.stages import (
   train_ranker,
   train_retriever,
 )
+from idistill_jax.train import networks
 
 STAGES = (
   queries.STAGE,          # the LLM writes queries, where a corpus has none (off unless asked for)
@@ -60,6 +61,7 @@ def run(runner: cli.Runner) -> None:
   processes.once(lambda: _check_folders(runner))
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
+  _check_mesh(runner)
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.run(stage)
@@ -82,6 +84,17 @@ def _check_weights(cfg: config.Encoder) -> None:
     logging.info("retrievers compare by inner products: embeddings keep their lengths")
   if (found := prompts.read(folder, cfg)).any:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
+
+
+def _check_mesh(runner: cli.Runner) -> None:
+  """Raises sharding.ShardingError for a mesh that a network still to be trained cannot lie on: not after its labels."""
+  cfg, trained = runner.cfg, (train_direct.STAGE, train_ranker.STAGE, train_retriever.STAGE)
+  if processes.once(lambda: all(runner.workdir.is_done(stage, cfg) for stage in trained), "a look at the trainings"):
+    return
+  # By all: whoever first asks for the devices waits until the other processes have told of theirs.
+  mesh = sharding.make_mesh(cfg.mesh)
+  for network in (networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)):
+    network.shardings(mesh)
 
 
 def check(runner: cli.Runner) -> None:

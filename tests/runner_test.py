@@ -4,8 +4,9 @@ import dataclasses
 import logging
 
 import pytest
+import tiny_world
 
-from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax import artifacts, cli, config, pipeline, sharding
 from idistill_jax.report import gather
 
 
@@ -88,3 +89,15 @@ def test_a_pipeline_refuses_at_once_what_its_last_stage_would_replace(cfg, tmp_p
   with pytest.raises(FileExistsError, match=f"{tmp_path}/{name}: holds files"):
     pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
   assert [path.name for path in tmp_path.rglob("*")] == [name, "thesis.txt"]
+
+
+@pytest.mark.parametrize("mesh, said", [
+  (config.Mesh(tensor=4), "'heads' of size 2 does not divide over mesh axis 'tensor' of size 4"),
+  (config.Mesh(data=3), "needs 3 devices, but 8 are here"),
+])
+def test_a_pipeline_refuses_at_once_a_mesh_that_its_networks_cannot_lie_on(tmp_path, tiny_weights, mesh, said):
+  cfg = config.Config(name="x", encoder=tiny_world.encoder(tiny_weights), mesh=mesh)
+  runner = cli.Runner(cfg, artifacts.Workdir(tmp_path), [])
+  with pytest.raises(sharding.ShardingError, match=said):
+    pipeline.run(runner)
+  assert not list(tmp_path.iterdir())

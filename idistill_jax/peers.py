@@ -57,6 +57,24 @@ class FailedElsewhereError(ProcessError):
   exit_code = 1
 
 
+def hearing(wait: Callable[..., None], *args: Any, at_most: float | None = None) -> None:
+  """Waits in another thread: a signal that comes meanwhile is heard in this one, where Python runs its handlers.
+
+  Raises TimeoutError after `at_most` seconds; the other thread is left to its wait.
+  """
+  done = concurrent.futures.Future[None]()
+
+  def run() -> None:
+    try:
+      wait(*args)
+      done.set_result(None)
+    except BaseException as e:
+      done.set_exception(e)
+
+  threading.Thread(target=run, daemon=True).start()
+  done.result(at_most)
+
+
 class Peers:
   """This process among the others, and the thread that watches them."""
 
@@ -114,7 +132,7 @@ class Peers:
     if self.count == 1:
       return
     try:
-      self._hearing(self._store.wait_at_barrier, f"{next(self._numbers)} {where}", round(1000 * self.patience))
+      hearing(self._store.wait_at_barrier, f"{next(self._numbers)} {where}", round(1000 * self.patience))
     except RuntimeError as e:
       said = " ".join(str(e).partition("RPC:")[0].split())
       raise ProcessError(f"{where}: not all {self.count} processes came within {self.patience:g} s ({said})") from e
@@ -127,21 +145,6 @@ class Peers:
     self._store.key_value_set(f"{folder}/{self.index}", said)
     self.meet(what)
     return self._said(folder)
-
-  @staticmethod
-  def _hearing(wait: Callable[..., None], *args: Any) -> None:
-    """Waits in another thread: a signal that comes meanwhile is heard in this one, where Python runs its handlers."""
-    done = concurrent.futures.Future[None]()
-
-    def run() -> None:
-      try:
-        wait(*args)
-        done.set_result(None)
-      except BaseException as e:
-        done.set_exception(e)
-
-    threading.Thread(target=run, daemon=True).start()
-    done.result()
 
   def fail(self, error: BaseException) -> NoReturn:
     """Ends all processes because of this one's error."""

@@ -7,11 +7,16 @@ and what ends one process ends all, each saying why, instead of leaving the othe
 
 import contextlib
 import dataclasses
+import functools
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
+
+from absl import logging
 
 from idistill_jax import peers
 
@@ -27,7 +32,8 @@ class Launch:
 
   coordinator: host:port of process 0, or AUTO on TPU pods and GKE, Slurm and Open MPI, which tell all of it.
   count, index: how many processes there are, and which one this is.
-  patience: seconds without a sign of life, of work, or at one step, after which another process counts as lost.
+  patience: seconds until all are there, and without a sign of life, of work, or at one step, after which another
+  process counts as lost.
   """
 
   coordinator: str
@@ -154,12 +160,39 @@ def _connect(launch: Launch) -> peers.Peers:
                      f"--coordinator={AUTO} finds all three on TPU pods and GKE, Slurm and Open MPI")
   # SIGTERM is ours: a stage that does not train ends at once, a training agrees on a step first.
   jax.config.update("jax_enable_preemption_service", False)
-  jax.distributed.initialize(
-    coordinator_address=None if found else launch.coordinator, num_processes=launch.count, process_id=launch.index,
-    cluster_detection_method=None if found else "deactivate", heartbeat_timeout_seconds=round(launch.patience),
-  )
+  where = "where the cluster says" if found else f"at {launch.coordinator}"
+  logging.info("process %s waits %s for %s processes to join, at most %g s (--patience)",
+               *("of this job" if found else launch.index, where, "all" if found else launch.count, launch.patience))
   state = distributed.global_state
+  try:
+    # Its own timeout comes second: it aborts the process.
+    peers.hearing(functools.partial(
+      jax.distributed.initialize, coordinator_address=None if found else launch.coordinator,
+      num_processes=launch.count, process_id=launch.index, cluster_detection_method=None if found else "deactivate",
+      heartbeat_timeout_seconds=round(launch.patience), initialization_timeout=round(2 * launch.patience) + 60,
+    ), at_most=launch.patience)
+  except TimeoutError:
+    print(f"after {launch.patience:g} s (--patience) {_missing(state)}", file=sys.stderr, flush=True)
+    # Whom the cluster itself sends comes to no wrong place: who is missing may be there next time.  Not by an
+    # exception: what still waits beneath would abort the process on its way out.
+    os._exit(peers.LOST if found else 1)
   return peers.Peers(state.client, state.process_id, state.num_processes, launch.patience)
+
+
+def _missing(state: Any) -> str:
+  """Why a job has not come together, as far as this process can tell."""
+  if state.coordinator_address is None:
+    return "the cluster has not told where process 0 is"
+  if state.process_id == 0:
+    return (f"not all {state.num_processes} processes have joined process 0 at {state.coordinator_address}: are all "
+            "started, each with the same --coordinator and --processes and a --process of its own?")
+  host, _, port = state.coordinator_address.rpartition(":")
+  try:
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+  except (OSError, ValueError) as e:
+    return (f"nobody answers at {state.coordinator_address} ({e}): does --coordinator name the host of process 0, and "
+            "a port that others may reach, and is that process started?")
+  return f"not all processes have joined process 0 at {state.coordinator_address}, which answers: are all started?"
 
 
 _job: peers.Peers | None = None

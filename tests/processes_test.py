@@ -19,6 +19,7 @@ import tiny_world
 import trained
 from jax.sharding import AxisType
 
+from benchmarks import ports
 from idistill_jax import artifacts, cli, config, leases, peers, processes, remote, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
@@ -183,12 +184,23 @@ def losses(folder: pathlib.Path) -> list[float]:
 # -- Ends ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_job_that_does_not_come_together_ends_with_the_reason_and_is_not_tried_again(tmp_path):
+  places = [f"127.0.0.1:{ports.free()}" for _ in range(2)]
+  agree = lambda number: jobs.started(
+    tmp_path / f"{number}", 1, "-m", "agreeing", str(tmp_path), f"--coordinator={places[number]}", "--processes=2",
+    f"--process={number}", "--patience=3")
+  with agree(0) as first, agree(1) as second:
+    assert first.wait(60) == second.wait(60) == [1]
+  assert f"after 3 s (--patience) not all 2 processes have joined process 0 at {places[0]}" in first.said()
+  assert f"after 3 s (--patience) nobody answers at {places[1]} (" in second.said()
+
+
 @pytest.mark.parametrize("end, code, reason", [
   ("badly", 1, "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
   ("late", peers.LOST, "the last line: not all 2 processes came within 5 s"),
 ])
 def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, code, reason):
-  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5, afresh=True) as job:
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=5) as job:
     assert job.wait(120) == [code] * 2, job.said()
   assert reason in job.said(0)
   assert "all well" not in job.said()
@@ -267,7 +279,7 @@ def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, how
 @pytest.mark.parametrize("hang", [False, True], ids=["slow alone", "hanging"])
 def test_exact_search_waits_for_its_devices_and_for_nobody_when_alone(tmp_path, hang):
   command = ("-m", "searched", str(tmp_path), "none", *(["--hang=1"] if hang else []))
-  with jobs.started(tmp_path / "job", 2, *command, patience=5, afresh=not hang) as job:
+  with jobs.started(tmp_path / "job", 2, *command, patience=5) as job:
     codes = job.wait(120)
   if not hang:
     assert codes == [0, 0] and job.said().count("all well") == 2, job.said()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from idistill_jax import artifacts, processes, validation
+from idistill_jax import artifacts, extras, processes, validation
 from idistill_jax import config as config_lib
 
 
@@ -148,12 +148,27 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
         logging.set_verbosity(logging.WARNING)
       try:
         validation.validate(_CONFIG.value)
+        _compare(_CONFIG.value)
         work(_CONFIG.value)
       except USER_ERRORS as e:
         logging.debug("traceback", exc_info=True)
         sys.exit(f"{type(e).__name__}: {e}")
 
   app.run(start, flags_parser=_parse)
+
+
+def _compare(cfg: config_lib.Config) -> None:
+  """Raises ConfigError in all processes where one has another config or other code: they would train together."""
+  if processes.count() == 1:
+    return
+  of_code = "".join(f"{name}: {version}\n" for name, version in (extras.versions() | {"code": extras.code()}).items())
+  said = processes.told("a look at the configs", config_lib.render(cfg) + of_code)
+  for process, its in said.items():
+    if its != said[0]:
+      differ = [", ".join(sorted(set(one.splitlines()) - set(other.splitlines()))) or "no such field"
+                for one, other in ((its, said[0]), (said[0], its))]  # fmt: skip
+      raise config_lib.ConfigError(f"process {process} has {differ[0]}; process 0 has {differ[1]}: all processes of a "
+                                   "job are started with the same command, of the same code")
 
 
 def _parse(argv: list[str]) -> list[str]:

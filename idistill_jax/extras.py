@@ -1,7 +1,9 @@
 """Packages: optional ones, imported where they are used (what is missing is named with what installs it); versions."""
 
 import contextlib
+import hashlib
 import importlib.metadata
+import pathlib
 import platform
 from collections.abc import Iterable, Iterator
 
@@ -34,3 +36,12 @@ def versions(packages: Iterable[str] = _CORE) -> dict[str, str]:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[name] = importlib.metadata.version(name)
   return found
+
+
+def code() -> str:
+  """Hash of this package's modules: a clone has one version through many commits."""
+  found = hashlib.sha256()
+  top = pathlib.Path(__file__).parent
+  for path in sorted(top.rglob("*.py")):
+    found.update(f"{path.relative_to(top)}\n".encode() + path.read_bytes())
+  return found.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Several processes are one job: the same numbers as alone, shared work, one end with one reason."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -182,6 +183,17 @@ def losses(folder: pathlib.Path) -> list[float]:
 
 
 # -- Ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_processes_of_different_configs_do_nothing_together(tmp_path):
+  with contextlib.ExitStack() as stack:
+    several = [f"--coordinator=127.0.0.1:{ports.free()}", "--processes=2", f"--workdir={tmp_path / 'run'}"]
+    both = [stack.enter_context(jobs.started(tmp_path / f"{number}", 1, *CONFIG, *several, f"--process={number}",
+                                             f"--config.seed={number}")) for number in range(2)]  # fmt: skip
+    assert [job.wait(120) for job in both] == [[1], [1]], both[0].said() + both[1].said()
+  for job in both:
+    assert "ConfigError: process 1 has seed: 1; process 0 has seed: 0: all processes" in job.said()
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_job_that_does_not_come_together_ends_with_the_reason_and_is_not_tried_again(tmp_path):

@@ -10,6 +10,7 @@ worked on in a local folder that stands for it; see `store`.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -221,11 +222,10 @@ class Workdir:
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
-    job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name),
-              keep=lambda name: self._keep(f"{out.name}/{name}".rstrip("/")), publish=self.write,
-              still_alone=self._store.still_alone)
-    started = time.time()
-    spent_before = seconds.read(out)
+    spent = seconds.Spent(out)
+    keep = functools.partial(self._keep, out.name, spent)
+    job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
+              publish=self.write, still_alone=self._store.still_alone)
     try:
       if stage.together:
         stage.run(job)
@@ -238,18 +238,21 @@ class Workdir:
         remade.remove(out)
       raise
     finally:
-      took = spent_before + time.time() - started
+      took = spent.so_far()
       if processes.is_first():
-        seconds.write(out, took)
+        spent.write()
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
-        self._keep(out.name)
+        keep("")
     return processes.once(lambda: self._finish(stage, cfg, job, key, took), f"the commit of {stage.name}")
 
-  def _keep(self, name: str) -> None:
-    """Sends what lies in a working folder, unless another run has taken it over; raises leases.LostError."""
+  def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:
+    """Sends a file of a working folder, or all (""), and what it took; raises leases.LostError as `execute` does."""
     self._store.still_alone()
-    self._store.send(name)
+    if processes.is_first():
+      spent.write()
+      self._store.send(f"{working}/{seconds.FILE}")
+    self._store.send(f"{working}/{name}".rstrip("/"))
 
   def names(self) -> list[str]:
     """What lies in the workdir."""
@@ -266,15 +269,12 @@ class Workdir:
 
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, took: float) -> dict[str, Any]:
     manifest = {
-      "stage": stage.name,
-      "key": key,
-      "inputs": self._input_keys(stage, cfg),
+      "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts,
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
       "records": files.sizes(job.out),
-      "seconds": round(took, 2),
-      "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+      "seconds": round(took, 2), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
     (job.out / seconds.FILE).unlink(missing_ok=True)

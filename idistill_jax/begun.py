@@ -19,11 +19,13 @@ WINDOWS = "windows-*.jsonl"
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its ended attempts took.
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its attempts took, up to
+  what they last kept.  is_held: whether a run is at it.
   """
 
   written: Mapping[str, float]
   seconds: float
+  is_held: bool
   metrics: list[str]
   windows: Mapping[str, list[str]]
 
@@ -42,5 +44,6 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
     return None
   last = max(found, key=lambda name: max(found[name].values(), default=0.0))
   text = lambda name: (store.read(f"{last}/{name}") or b"").decode()
-  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), metrics=text(METRICS).splitlines(),
+  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), is_held=store.is_held(stage),
+               metrics=text(METRICS).splitlines(),
                windows={name: text(name).splitlines() for name in sorted(fnmatch.filter(found[last], WINDOWS))})

@@ -72,6 +72,10 @@ class Bucket:
       finally:
         self._held = None
 
+  def is_held(self, name: str) -> bool:
+    lease = leases.Leases(self.path(_LOCKS)).standing(name)
+    return lease is not None and time.time() - self.written(_LOCKS).get(lease, 0.0) < leases.LEASE_SECONDS
+
   def still_alone(self) -> None:
     if self._held is not None:
       held, name = self._held

@@ -108,6 +108,15 @@ class Leases:
                       "while this one was stopped or cut off, and it was swept up")
     return made in names
 
+  def standing(self, piece: str) -> str | None:
+    """The last lease of a piece; None where there is none, it was given back, or its process is known to be gone."""
+    numbers = _numbers(piece, self.names())
+    lease = f"{piece}.{max(numbers, default=0)}.lease"
+    try:
+      return None if _is_gone(self._fs.cat_file(f"{self._base}/{lease}")) else lease
+    except FileNotFoundError:
+      return None
+
   def holder(self) -> str:
     """Machine and process of the lease that was last seen to be written by another; "" where none was."""
     said, _ = max(self._seen.values(), key=lambda seen: seen[1], default=(b"", 0.0))

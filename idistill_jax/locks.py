@@ -33,3 +33,16 @@ def alone(path: pathlib.Path, what: str) -> Iterator[None]:
       yield
     finally:
       path.unlink(missing_ok=True)
+
+
+def is_held(path: pathlib.Path) -> bool:
+  """Whether a run holds the lock; on file systems that know no locks, whether its file is there."""
+  try:
+    with open(path) as lock:
+      # Shared, and for a moment: others who look are not in the way.
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except FileNotFoundError:
+    return False
+  except OSError:
+    return True
+  return False

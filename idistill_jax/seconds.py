@@ -1,6 +1,7 @@
 """What the attempts at a stage took, kept beside their work until it is committed."""
 
 import pathlib
+import time
 
 from absl import logging
 
@@ -9,16 +10,21 @@ from idistill_jax import files
 FILE = "seconds"
 
 
-def read(folder: pathlib.Path) -> float:
-  """0 where no attempt has ended there."""
-  path = folder / FILE
-  return float(path.read_text() or 0) if path.exists() else 0.0
+class Spent:
+  """What the attempts took that a folder tells of, and one that begins now."""
 
+  def __init__(self, folder: pathlib.Path):
+    self._path = folder / FILE
+    before = float(self._path.read_text() or 0) if self._path.exists() else 0.0
+    self._began = time.time() - before
 
-def write(folder: pathlib.Path, seconds: float) -> None:
-  """A full disk costs the number: as an error it would hide why the stage ended, and keep its answers from a bucket."""
-  try:
-    if folder.exists():
-      files.write_atomically(folder / FILE, str(seconds))
-  except OSError as e:
-    logging.warning("%s/%s: not written (%s)", folder, FILE, e)
+  def so_far(self) -> float:
+    return time.time() - self._began
+
+  def write(self) -> None:
+    """A full disk costs the number: as an error it would hide why a stage ended, and keep its answers from a bucket."""
+    try:
+      if self._path.parent.exists():
+        files.write_atomically(self._path, str(self.so_far()))
+    except OSError as e:
+      logging.warning("%s: not written (%s)", self._path, e)

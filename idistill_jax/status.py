@@ -25,10 +25,12 @@ from idistill_jax.train import pieces
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-  """seconds: of computing.  dollars: what its answers cost, cached ones included.  note: counts, or how far it is."""
+  """state: "running" while a run holds a stage, "stopped" where it is begun and none does.  seconds: of computing, up
+  to what was last kept.  dollars: what its answers cost, cached ones included.  note: counts, or how far it is.
+  """
 
   stage: str
-  state: Literal["done", "begun", "to do"]
+  state: Literal["done", "running", "stopped", "to do"]
   seconds: float | None
   dollars: float | None
   note: str
@@ -45,8 +47,8 @@ def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
   begun = workdir.begun(stage)
   if begun is not None:
     asked = [_asked(workdir, session.ASKING[stage](cfg))] if stage in session.ASKING else []
-    return State(stage=stage, state="begun", seconds=begun.seconds or None, dollars=None,
-                 note="; ".join([part for part in asked if part] + _progress(begun)))
+    return State(stage=stage, state="running" if begun.is_held else "stopped", seconds=begun.seconds or None,
+                 dollars=None, note="; ".join([part for part in asked if part] + _progress(begun)))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")

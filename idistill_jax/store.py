@@ -25,6 +25,10 @@ class Store(Protocol):
     """Keeps other runs from the name meanwhile; raises locks.BusyError, naming `what`, where one has it."""
     ...
 
+  def is_held(self, name: str) -> bool:
+    """Whether a run is `alone` with the name, as far as it shows."""
+    ...
+
   def still_alone(self) -> None:
     """Raises leases.LostError where another run has taken over what this one keeps to itself."""
     ...
@@ -83,6 +87,9 @@ class Folder:
 
   def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
     return locks.alone(self.local / f".{name}.lock", what)
+
+  def is_held(self, name: str) -> bool:
+    return locks.is_held(self.local / f".{name}.lock")
 
   def still_alone(self) -> None:
     """A lock goes with its process and with nothing else."""

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,21 @@ from rich import console as rich_console
 from idistill_jax import artifacts, cli, config, status
 from idistill_jax.llm import cache, session
 from idistill_jax.train import pieces, windows
+
+KEPT = """
+import sys, time
+from idistill_jax import artifacts, config
+
+def run(job):
+  now = time.time()
+  time.time = lambda: now + 8
+  job.keep("")
+  print("kept", flush=True)
+  time.sleep(600)
+
+artifacts.Workdir(sys.argv[1]).execute(artifacts.Stage(name="scores", reads=(), config=(), run=run),
+                                       config.Config(name="x"))
+"""
 
 
 @pytest.fixture
@@ -38,8 +55,8 @@ def test_done_begun_and_to_do(workdir):
   found = of(workdir)
   assert found["labels"].state == "done" and found["labels"].dollars == 0.25
   assert found["labels"].note == "lists 7, dropped 1"
-  assert found["train_ranker"].state == "begun" and "step 12, loss 0.5, 2,345 tokens/s" in found["train_ranker"].note
-  assert found["train_ranker"].seconds is None, "no attempt of it has ended"
+  assert found["train_ranker"].state == "stopped" and "step 12, loss 0.5, 2,345 tokens/s" in found["train_ranker"].note
+  assert found["train_ranker"].seconds is None, "no attempt of it has kept anything"
   assert found["export"].state == "to do"
 
 
@@ -50,6 +67,22 @@ def test_what_a_workdir_says_is_shown_as_it_stands(workdir, title):
   shown = io.StringIO()
   rich_console.Console(file=shown, width=200).print(status.show(status.states(workdir)))
   assert f"title {title}, passages 4" in shown.getvalue()
+
+
+def test_who_is_at_a_stage_and_what_a_kill_cost(workdir, tmp_path):
+  """Killed: a run that has kept something, and neither says that it ends nor gives back its lock."""
+  run = subprocess.Popen([sys.executable, "-c", KEPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+  try:
+    assert run.stdout.readline() == "kept\n"
+    assert of(workdir)["scores"].state == "running" and of(workdir)["scores"].seconds > 7
+  finally:
+    run.kill()
+    run.communicate()
+  found = of(workdir)["scores"]
+  assert found.state == "stopped" and found.seconds > 7
+  # Another attempt goes on counting.
+  stage = artifacts.Stage(name="scores", reads=(), config=(), run=lambda job: None)
+  assert workdir.execute(stage, config.Config(name="x"))["seconds"] > 7
 
 
 def test_what_ended_attempts_took_is_part_of_the_cost(workdir):
@@ -68,7 +101,7 @@ def test_a_torn_line_is_no_step(workdir):
 
 def test_a_stage_made_anew_is_begun(workdir):
   (workdir.root / ".labels-4567").mkdir()
-  assert of(workdir)["labels"].state == "begun"
+  assert of(workdir)["labels"].state == "stopped"
 
 
 def test_pieces_and_answers_so_far(workdir, tmp_path):
@@ -118,4 +151,4 @@ def test_what_a_kill_left_of_a_finished_stage_is_not_begun(workdir):
     os.utime(folder / "seconds", (int(seconds), int(seconds)))
     os.utime(folder, (int(seconds), int(seconds)))
   found = of(workdir)["labels"]
-  assert found.state == "begun" and found.seconds == 2
+  assert found.state == "stopped" and found.seconds == 2

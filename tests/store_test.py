@@ -108,6 +108,20 @@ def test_two_machines_are_not_at_one_stage_and_a_lost_one_holds_back_for_a_while
   assert len(began) == 2 and time.monotonic() - waited > leases.LEASE_SECONDS
 
 
+def test_whether_a_run_is_at_a_stage_shows_elsewhere(machines, cfg, monkeypatch):
+  seen, is_held = [], lambda: machines.workdir("b")._store.is_held("labels")
+  stage = artifacts.Stage(name="labels", reads=(), config=(), run=lambda job: seen.append(is_held()))
+  machines.workdir("a").execute(stage, cfg)
+  assert seen == [True] and not is_held()
+  # Nobody writes the lease of a machine that is gone: it is void in the end.
+  lost = leases.Leases(machines.workdir("c")._store.path(".locks"))
+  lost.worker, lost._said = "lost", lambda: b"elsewhere 7 lost 1"
+  monkeypatch.setattr(lost, "_keep_writing", lambda: None)
+  assert lost.take("labels", None, lost.names()) and is_held()
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)
+  assert not is_held()
+
+
 PAUSED = """
 import sys
 from idistill_jax import artifacts, config, leases, processes

@@ -238,13 +238,14 @@ class Workdir:
         remade.remove(out)
       raise
     finally:
-      took = spent.so_far()
+      took = round(spent.so_far(), 2)
       if processes.is_first():
         spent.write()
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
         keep("")
-    return processes.once(lambda: self._finish(stage, cfg, job, key, took), f"the commit of {stage.name}")
+    facts = {"seconds": took, "computed_on": processes.hardware() if stage.together else None}
+    return processes.once(lambda: self._finish(stage, cfg, job, key, facts), f"the commit of {stage.name}")
 
   def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:
     """Sends a file of a working folder, or all (""), and what it took; raises leases.LostError as `execute` does."""
@@ -267,14 +268,13 @@ class Workdir:
     if self.is_done(stage, cfg):
       self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
 
-  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, took: float) -> dict[str, Any]:
+  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, facts: dict[str, Any]) -> dict[str, Any]:
     manifest = {
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
-      "counts": job.counts,
+      "counts": job.counts, "records": files.sizes(job.out),
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
-      "records": files.sizes(job.out),
-      "seconds": round(took, 2), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+      **facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
     (job.out / seconds.FILE).unlink(missing_ok=True)

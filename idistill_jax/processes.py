@@ -52,6 +52,13 @@ def count() -> int:
   return 1 if _job is None else _job.count
 
 
+def hardware() -> dict[str, Any]:
+  """What all processes compute on; each calls it, as whoever first looks at the devices waits for the others."""
+  import jax
+
+  return {"processes": count(), "devices": jax.device_count(), "kind": jax.devices()[0].device_kind}
+
+
 def is_first() -> bool:
   return index() == 0
 

@@ -3,13 +3,14 @@
     python -m idistill_jax.status --workdir=runs/quickstart
 """
 
+import collections
 import dataclasses
 import datetime
 import json
 import sys
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from absl import app, flags
 from rich import box, table
@@ -26,7 +27,8 @@ from idistill_jax.train import pieces
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class State:
   """state: "running" while a run holds a stage, "stopped" where it is begun and none does.  seconds: of computing, up
-  to what was last kept.  dollars: what its answers cost, cached ones included.  note: counts, or how far it is.
+  to what was last kept.  dollars: what its answers cost, cached ones included.  device_hours: by kind, where
+  it was computed on accelerators.  note: counts, or how far it is.
   """
 
   stage: str
@@ -34,6 +36,7 @@ class State:
   seconds: float | None
   dollars: float | None
   note: str
+  device_hours: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def states(workdir: artifacts.Workdir) -> list[State]:
@@ -57,7 +60,14 @@ def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
   dropped = sum(drop["count"] for drop in manifest["drops"].values())
   said = [f"{name} {claims.plain(value)}" for name, value in counts.items()]
   return State(stage=stage, state="done", seconds=manifest["seconds"], dollars=dollars,
-               note=", ".join(said + ([f"dropped {dropped}"] if dropped else [])))
+               note=", ".join(said + ([f"dropped {dropped}"] if dropped else [])), device_hours=_device_hours(manifest))
+
+
+def _device_hours(manifest: Mapping[str, Any]) -> dict[str, float]:
+  """As if every attempt had the devices of the last; a CPU's cores are not counted."""
+  # Older versions did not say.
+  on = manifest.get("computed_on")
+  return {} if on is None or on["kind"] == "cpu" else {on["kind"]: on["devices"] * manifest["seconds"] / 3600}
 
 
 def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
@@ -102,11 +112,17 @@ def show(found: Sequence[State]) -> table.Table:
   for one in found:
     spent = "" if one.seconds is None else claims.duration(one.seconds)
     # Titles, models and hosts are in the note: Text is no markup, whatever brackets they have.
-    made.add_row(one.stage, one.state, spent, "" if one.dollars is None else f"{one.dollars:.2f}", Text(one.note))
+    note = Text("; ".join(part for part in (_hours(one.device_hours), one.note) if part))
+    made.add_row(one.stage, one.state, spent, "" if one.dollars is None else f"{one.dollars:.2f}", note)
   seconds = sum(one.seconds or 0.0 for one in found)
   made.add_row("all", f"{sum(one.state == 'done' for one in found)} of {len(found)}", claims.duration(seconds),
-               f"{sum(one.dollars or 0.0 for one in found):.2f}", "")
+               f"{sum(one.dollars or 0.0 for one in found):.2f}",
+               Text(_hours(sum((collections.Counter(one.device_hours) for one in found), collections.Counter()))))
   return made
+
+
+def _hours(by_kind: Mapping[str, float]) -> str:
+  return ", ".join(f"{hours:,.2f} device-hours of {kind}" for kind, hours in sorted(by_kind.items()))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -69,6 +69,23 @@ def test_what_a_workdir_says_is_shown_as_it_stands(workdir, title):
   assert f"title {title}, passages 4" in shown.getvalue()
 
 
+def test_hours_of_accelerators_are_counted_by_kind(workdir, monkeypatch):
+  stage = lambda name: artifacts.Stage(name=name, reads=(), config=(), run=lambda job: None, together=True)
+  workdir.execute(stage("scores"), config.Config(name="x"))
+  assert workdir.manifest("scores")["computed_on"] == {"processes": 1, "devices": 8, "kind": "cpu"}
+  assert workdir.manifest("labels")["computed_on"] is None and not of(workdir)["scores"].device_hours
+  for name, kind in (("scores", "H100"), ("index", "v5e"), ("train_direct", "v5e")):
+    workdir.execute(stage(name), config.Config(name="x"))
+    path = workdir.folder(name) / artifacts.MANIFEST
+    on = {"processes": 2, "devices": 8, "kind": kind}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 900.0, "computed_on": on}))
+  shown = io.StringIO()
+  rich_console.Console(file=shown, width=200).print(status.show(status.states(workdir)))
+  lines = shown.getvalue().splitlines()
+  assert any(line.split()[0] == "scores" and "2.00 device-hours of H100" in line for line in lines if line.split())
+  assert any("2.00 device-hours of H100, 4.00 device-hours of v5e" in line for line in lines)
+
+
 def test_who_is_at_a_stage_and_what_a_kill_cost(workdir, tmp_path):
   """Killed: a run that has kept something, and neither says that it ends nor gives back its lock."""
   run = subprocess.Popen([sys.executable, "-c", KEPT, str(tmp_path)], stdout=subprocess.PIPE, text=True)

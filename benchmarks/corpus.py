@@ -1,0 +1,96 @@
+"""A large corpus through every stage: seconds and host memory of each, and what its index finds of exact search.
+
+    python -m benchmarks.corpus --passages=1000000 --workdir=runs/corpus
+
+Vectors are as wide as BERT-base's and ScaNN is in shards, as for 21 million passages; so that two cores can, passages
+have six words and the network one layer, drawn.  A query is words of a passage, which is the relevant one, and first of
+its recorded order.  One JSON line a stage, each in a process of its own; run again, it goes on where it was.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import app, flags
+
+from benchmarks import alone, models
+from idistill_jax import artifacts, cli, config, extras, pipeline
+from idistill_jax.data import tables
+
+_PASSAGES = flags.DEFINE_integer("passages", 1_000_000, "Passages of the corpus.", lower_bound=1000)
+_SHARDS = flags.DEFINE_integer("shards", 4, "Shards of ScaNN's index.", lower_bound=1)
+
+WORDS, ASKED_WORDS, LISTED = 6, 3, 8
+QUERIES = {"train": 64, "dev": 200, "test": 200}
+
+
+def prepare(folder: pathlib.Path, passages: int, seed: int = 0) -> pathlib.Path:
+  """Weights, and a collection in BEIR's layout with recorded orders; returns where these are."""
+  models.write(folder / "weights", layers=1, inner=models.WIDTH // 4)
+  rng, words = np.random.default_rng(seed), _words(folder / "weights")
+  places_PxW = rng.integers(0, len(words), (passages, WORDS))
+  beir, orders = folder / "beir", folder / "orders.jsonl"
+  beir.mkdir()
+  _write(beir / "corpus.jsonl", ({"_id": f"p{row}", "text": " ".join(words[place] for place in places)}
+                                 for row, places in enumerate(places_PxW)))
+  asked = {split: rng.choice(passages, (count, LISTED), replace=False) for split, count in QUERIES.items()}
+  _write(beir / "queries.jsonl", (
+    {"_id": f"{split}{number}", "text": " ".join(words[place] for place in places_PxW[rows[0], :ASKED_WORDS])}
+    for split, of_split in asked.items() for number, rows in enumerate(of_split)))
+  for split, of_split in asked.items():
+    judged = {f"{split}{number}": {f"p{rows[0]}": 1} for number, rows in enumerate(of_split)}
+    tables.write_qrels(beir / "qrels" / f"{split}.tsv", judged)
+  _write(orders, ({"qid": f"train{number}", "ranking": [f"p{row}" for row in rows]}
+                  for number, rows in enumerate(asked["train"])))
+  return orders
+
+
+def _words(folder: pathlib.Path) -> list[str]:
+  vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+  return [word for word in vocabulary if word.isalpha()]
+
+
+def _write(path: pathlib.Path, lines: Iterator[dict[str, object]]) -> None:
+  with path.open("w", encoding="utf-8") as out:
+    out.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def experiment(folder: pathlib.Path, passages: int, shards: int) -> config.Config:
+  short = {"passages_per_list": 4, "lists_per_batch": 16}
+  return config.Config(
+    name="corpus",
+    collection=config.Collection(source="beir", path=str(folder / "beir"), rankings=str(folder / "orders.jsonl")),
+    encoder=config.Encoder(weights=str(folder / "weights"), query_tokens=8, passage_tokens=16, row_tokens=64,
+                           tokens_per_step=2048),
+    direct=config.Distillation(**short),
+    ranker=config.Ranker(**short),
+    scores=config.Scores(depth=LISTED),
+    retriever=config.Retriever(teacher="ranker", **short),
+    index=config.Index(kind="scann", scann_shard_passages=-(-passages // shards)),
+  )
+
+
+def measure(cfg: config.Config, workdir: str, name: str) -> dict[str, object]:
+  """Runs one stage, in the calling process."""
+  (stage,) = (one for one in pipeline.STAGES if one.name == name)
+  here = artifacts.Workdir(workdir)
+  cli.Runner(cfg, here, ()).run(stage)
+  manifest = here.manifest(name) or {}
+  return {"stage": name, "seconds": manifest["seconds"], "peak_bytes": alone.most(), "counts": manifest["counts"],
+          "versions": extras.versions()}
+
+
+def main(argv: Sequence[str]) -> None:
+  folder = pathlib.Path(flags.FLAGS.workdir).absolute()
+  if not (folder / "orders.jsonl").exists():
+    folder.mkdir(parents=True)
+    prepare(folder, _PASSAGES.value)
+  cfg = experiment(folder, _PASSAGES.value, _SHARDS.value)
+  for stage in pipeline.STAGES:
+    if stage.asked_for(cfg):
+      print(json.dumps(alone.call(measure, cfg, str(folder / "run"), stage.name)), flush=True)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -172,8 +172,8 @@ def test_a_folder_is_read(tmp_path):
 def test_gzipped_files_give_the_same(tmp_path):
   plain = folder_with(tmp_path / "a" / "x")
   zipped = folder_with(tmp_path / "b" / "x")
-  for path in pathlib.Path(zipped.path).glob("*.jsonl"):
-    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+  for path in [*pathlib.Path(zipped.path).rglob("*.*")]:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
   one, other = beir.load(zipped), beir.load(plain)
   assert list(one.passages) == list(other.passages)
@@ -187,6 +187,27 @@ def test_what_is_judged_in_two_splits_is_held_out_and_measured_by_its_own_file(t
   ))  # fmt: skip
   assert found.qrels == {"test": {"q1": {"p2": 1}}, "train": {"q2": {"p2": 1}}}
   assert [(drop.reason, drop.what) for drop in found.drops] == [("judgement in train of a query of test", "q1 p1")]
+
+
+@pytest.mark.parametrize("name", ["dev.qrels", "dev.TSV", "dev.tsv.bz2", "dev"])
+def test_what_else_lies_among_judgements_is_refused_unless_hidden(tmp_path, name):
+  """A query that it would hold out would train."""
+  cfg = folder_with(tmp_path / "x", qrels_test="query-id\tcorpus-id\tscore\nq1\tp1\t1\n")
+  for hidden in (".DS_Store", "._test.tsv"):
+    (tmp_path / "x" / "qrels" / hidden).write_bytes(b"\0")
+  assert [query.split for query in beir.load(cfg).queries] == ["test", "train"]
+  (tmp_path / "x" / "qrels" / name).write_text("q2\tp2\t1\n")
+  with pytest.raises(collection.CollectionError, match=rf"qrels/{name}: judgements end in .tsv or .txt, .*; rename it"):
+    beir.load(cfg)
+
+
+def test_judgements_of_one_folder_may_have_several_forms(tmp_path):
+  cfg = folder_with(tmp_path / "x")
+  (tmp_path / "x" / "qrels" / "dev.txt.gz").write_bytes(gzip.compress(b"q2 0 p2 1\n"))
+  found, before = beir.load(cfg), beir.fingerprint(cfg)
+  assert [query.split for query in found.queries] == ["test", "dev"] and found.qrels["dev"] == {"q2": {"p2": 1}}
+  (tmp_path / "x" / "qrels" / "dev.txt.gz").write_bytes(gzip.compress(b"q2 0 p1 1\n"))
+  assert beir.fingerprint(cfg) != before
 
 
 def test_a_stated_split_goes_before_judgements(tmp_path):

@@ -1,5 +1,7 @@
 """Tables over a collection folder, and judgement files."""
 
+import gzip
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +89,14 @@ def test_judgements_that_are_not_utf8_name_file_and_line(tmp_path, read, line):
   path.write_bytes(line % b"1" + line % b"\xff")
   with pytest.raises(ValueError, match=r"qrels:2: not UTF-8: .*; convert the file"):
     read(path)
+
+
+@pytest.mark.parametrize("content", [b"q1\tp1\t1\n", gzip.compress(b"q1\tp1\t1\n")[:-9]], ids=["none", "cut"])
+def test_judgements_that_are_no_whole_gzip_file_name_file_and_line(tmp_path, content):
+  path = tmp_path / "test.tsv.gz"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=r"test.tsv.gz:\d: cannot be read further: .*; fetch the gzip file again"):
+    tables.read_qrels(path)
 
 
 HEADER = "query-id\tcorpus-id\tscore\n"

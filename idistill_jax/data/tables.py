@@ -4,9 +4,11 @@ The row of a passage or query is its place in the collection, which is also its 
 `passages.npy`/`queries.npy`.
 """
 
+import gzip
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar, overload
 
@@ -204,14 +206,20 @@ def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-  """(number, line) of a file, without a byte order mark; raises ValueError naming both for bytes that are not UTF-8."""
-  with outside.at(path).open("rb") as file:
-    # Not as a text file: that decodes many lines at once, and would not know which one is wrong.
-    for number, line in enumerate(file, start=1):
-      try:
+  """(number, line) of a file, gzipped or not, without a byte order mark.
+
+  Raises ValueError naming both for bytes that are not UTF-8, or no gzip where the name says so.
+  """
+  number = 0
+  with outside.reading(outside.at(path)) as file:
+    try:
+      # Not as a text file: that decodes many lines at once, and would not know which one is wrong.
+      for number, line in enumerate(file, start=1):
         yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-      except UnicodeDecodeError as e:
-        raise ValueError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
+    except UnicodeDecodeError as e:
+      raise ValueError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+      raise ValueError(f"{path}:{number + 1}: cannot be read further: {e}; fetch the gzip file again") from e
 
 
 def _grade(text: str) -> int | None:

@@ -1,4 +1,5 @@
-"""A folder in BEIR's layout: `corpus.jsonl`, `queries.jsonl` (either may end in `.gz`), `qrels/<split>.tsv`.
+"""A folder in BEIR's layout: `corpus.jsonl`, `queries.jsonl`, `qrels/<split>.tsv` or TREC's `.txt`; each may end in
+`.gz`.
 
 A query's split is its `metadata.split` where it has one, else that of the judgements that hold it, else
 train. Malformed lines, missing or repeated ids and an empty corpus are errors; what is merely empty or points
@@ -15,8 +16,7 @@ from idistill_jax.data.corpora import files, jsonl
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
   folder = _folder(cfg)
-  corpus = _file(folder, "corpus")
-  judgements = {path.stem: tables.read_qrels(path) for path in _qrels(folder)}
+  judgements, corpus = files.judgements(folder), _file(folder, "corpus")
   return collection.assemble(
     title=folder.resolve().name,
     passages=stream.Stream(lambda: read_passages(corpus)),
@@ -29,8 +29,8 @@ def load(cfg: config.Collection) -> collection.Collection:
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the contents of every file that `load` reads."""
   folder = _folder(cfg)
-  files = [_file(folder, "corpus"), _file(folder, "queries"), *_qrels(folder)]
-  return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in files})
+  read = [_file(folder, "corpus"), _file(folder, "queries"), *files.qrels(folder)]
+  return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in read})
 
 
 def _folder(cfg: config.Collection) -> outside.Path:
@@ -55,10 +55,6 @@ def _file(folder: outside.Path, stem: str) -> outside.Path:
       f"{folder}: both {choices[0].name} and {choices[1].name} are there; remove one"
     )
   return found[0]
-
-
-def _qrels(folder: outside.Path) -> list[outside.Path]:
-  return sorted((folder / "qrels").glob("*.tsv"))
 
 
 def read_passages(path: outside.Path) -> Iterator[records.Passage]:

@@ -1,7 +1,7 @@
 """A folder of JSONL or TSV files under their authors' own column names -> a collection.
 
-`corpus.<ending>`, `queries.<ending>` (either may end in `.gz`) and `qrels/<split>.tsv` (BEIR's form) or
-`qrels/<split>.txt` (TREC's).  Names of columns are those that are met in the wild, see `PASSAGE` and `QUESTION`.
+`corpus.<ending>`, `queries.<ending>` and `qrels/<split>.tsv` (BEIR's form) or `qrels/<split>.txt` (TREC's); each may
+end in `.gz`.  Names of columns are those that are met in the wild, see `PASSAGE` and `QUESTION`.
 """
 
 import ast
@@ -43,18 +43,19 @@ def _is_header(fields: Sequence[str]) -> bool:
 
 Reader = Callable[[outside.Path], Iterator[jsonl.Row]]
 READERS: dict[str, Reader] = {".jsonl": jsonl.read, ".tsv": lambda path: tsv.read(path, _is_header)}
+QRELS = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
 
 
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in the folder `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
   folder = _folder(cfg)
-  judgements, corpus = _judgements(folder), _file(folder, "corpus", f".{cfg.source}")
-  queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), judgements)
+  split_qrels, corpus = judgements(folder), _file(folder, "corpus", f".{cfg.source}")
+  queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), split_qrels)
   return collection.assemble(
     title=folder.resolve().name,
     passages=stream.Stream(lambda: read_passages(corpus)),
     queries=queries,
-    judgements=judgements,
+    judgements=split_qrels,
     answers=answers,
   )
 
@@ -62,10 +63,8 @@ def load(cfg: config.Collection) -> collection.Collection:
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the contents of every file that `load` reads."""
   folder = _folder(cfg)
-  files = [_file(folder, stem, f".{cfg.source}") for stem in ("corpus", "queries")]
-  return config.digest({
-    path.relative_to(folder).as_posix(): outside.sha256(path) for path in [*files, *_qrels(folder)]
-  })
+  read = [*(_file(folder, stem, f".{cfg.source}") for stem in ("corpus", "queries")), *qrels(folder)]
+  return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in read})
 
 
 def read_passages(path: outside.Path) -> Iterator[records.Passage]:
@@ -75,12 +74,12 @@ def read_passages(path: outside.Path) -> Iterator[records.Passage]:
 
 
 def read_questions(
-  path: outside.Path, judgements: dict[str, tables.Qrels]
+  path: outside.Path, split_qrels: dict[str, tables.Qrels]
 ) -> tuple[list[records.Query], dict[str, tuple[str, ...]]]:
   """Queries in file order, and the accepted answers of those that have some."""
   queries, answers = [], {}
   for row, item_id, text in _identified(path, QUESTION):
-    split = tables.split_of(item_id, jsonl.split(row, QUESTION["split"]), judgements)
+    split = tables.split_of(item_id, jsonl.split(row, QUESTION["split"]), split_qrels)
     queries.append(records.Query(id=item_id, text=text, split=split))
     if found := accepted(row.where, jsonl.first(row, QUESTION["answers"])):
       answers[item_id] = found
@@ -155,14 +154,25 @@ def _file(folder: outside.Path, stem: str, ending: str) -> outside.Path:
   return found[0]
 
 
-def _qrels(folder: outside.Path) -> list[outside.Path]:
-  return sorted([*(folder / "qrels").glob("*.tsv"), *(folder / "qrels").glob("*.txt")])
+def qrels(folder: outside.Path) -> list[outside.Path]:
+  """The files of judgements in a folder's `qrels`, sorted.
+
+  Raises CollectionError for another file there, as what it holds out would train; hidden ones are nobody's judgements.
+  """
+  found = sorted(path for path in (folder / "qrels").glob("*") if not path.name.startswith("."))
+  for path in found:
+    if outside.plain_name(path).suffix not in QRELS:
+      raise collection.CollectionError(
+        f"{path}: judgements end in {' or '.join(QRELS)}, or one of them and .gz; rename it, or move it out of qrels/"
+      )
+  return found
 
 
-def _judgements(folder: outside.Path) -> dict[str, tables.Qrels]:
-  read = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
+def judgements(folder: outside.Path) -> dict[str, tables.Qrels]:
+  """Split -> its judgements; raises CollectionError for a split that has two files, and as reading them does."""
   found: dict[str, outside.Path] = {}
-  for path in _qrels(folder):
-    if (other := found.setdefault(path.stem, path)) is not path:
-      raise collection.CollectionError(f"{other} and {path.name} both hold judgements of {path.stem}: remove one")
-  return {split: read[path.suffix](path) for split, path in found.items()}
+  for path in qrels(folder):
+    split = outside.plain_name(path).stem
+    if (other := found.setdefault(split, path)) is not path:
+      raise collection.CollectionError(f"{other} and {path.name} both hold judgements of {split}: remove one")
+  return {split: QRELS[outside.plain_name(path).suffix](path) for split, path in found.items()}

@@ -58,7 +58,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read
 
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
-  processes.once(lambda: _check_folders(runner))
+  processes.once(lambda: _check_paths(runner))
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
   _check_mesh(runner)
@@ -70,11 +70,13 @@ def run(runner: cli.Runner) -> None:
   processes.once(lambda: terminal.print_summary(runner.workdir))
 
 
-def _check_folders(runner: cli.Runner) -> None:
-  """Raises FileExistsError for a folder that a stage would only come to after hours."""
+def _check_paths(runner: cli.Runner) -> None:
+  """What a stage would only come to after hours: raises FileExistsError for a folder of another's, FileNotFoundError
+  and RunError for the files of `evaluate.runs`."""
   for stage in STAGES:
     if stage.asked_for(runner.cfg):
       runner.workdir.refuse_foreign(stage.name)
+  evaluate.run_files(runner.cfg)
 
 
 def _check_weights(cfg: config.Encoder) -> None:
@@ -98,23 +100,32 @@ def _check_mesh(runner: cli.Runner) -> None:
 
 
 def check(runner: cli.Runner) -> None:
-  """Raises ConfigError where the collection has nothing to train on, or nothing to measure by.
+  """Raises ConfigError where the collection has nothing to train on, nothing to measure by, or nothing to hold a
+  reader's answers against.
 
   Why not in the stage: which split is measured is no part of its key, as it changes nothing of what it writes.
   """
   split, counts = runner.cfg.evaluate.split, (runner.workdir.manifest("collection") or {})["counts"]
-  where = f"{runner.workdir.stated}/collection"
+  where, folder = f"{runner.workdir.stated}/collection", runner.workdir.folder("collection")
   if not counts["queries"].get("train"):
     raise config.ConfigError(f"{where}: {collection.NO_TRAINING_QUERIES}")
-  judged = counts["judgements"].get(split)
-  if not judged:
-    answers = tables.load_answers(runner.workdir.folder("collection"))
-    judged = any(one.id in answers for one in tables.load_queries(runner.workdir.folder("collection")).of_split(split))
-  if not judged:
+  judged = tables.load_some_qrels(folder, split)
+  reader = bool(answer.SYSTEMS[runner.cfg.answer.systems])
+  if judged and not reader:
+    return
+  known = tables.load_answers(folder)
+  answered = {one.id for one in tables.load_queries(folder).of_split(split) if one.id in known}
+  if not judged and not answered:
     there = ", ".join(one for one in counts["judgements"] if one != "train") or "none"
     raise config.ConfigError(
       f"{where}: no query of the split {split!r} has judgements or answers, so nothing could be measured; it has "
       f"judgements for: {there}; name one with --config.evaluate.split, or add qrels/{split}.tsv to what is read"
+    )
+  # Where there are judgements, what they do not name is not measured.
+  if reader and judged and answered.isdisjoint(judged):
+    raise config.ConfigError(
+      f"{where}: no query of the split {split!r} that is measured has answers, so nothing could be said of a reader's; "
+      "ask none with --config.answer.systems=none"
     )
 
 

@@ -130,6 +130,18 @@ def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
       pipeline.check(runner)
 
 
+def test_a_reader_needs_answers_and_is_told_before_anything_is_encoded(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights, answers=', "answers": ["x"]', test="q2\tp\t1\n")
+  runner.cfg.answer.systems = "before_after"
+  with pytest.raises(config.ConfigError, match=r"split 'test' that is measured has answers.*answer\.systems=none"):
+    pipeline.run(runner)
+  assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
+  queries = tmp_path / "data" / "queries.jsonl"
+  queries.write_text(queries.read_text().replace('"text": "z"', '"text": "z", "metadata": {"answers": ["y"]}'))
+  runner.run(stage.STAGE)
+  pipeline.check(runner)
+
+
 def test_a_collection_that_only_tests_says_how_to_train(tmp_path, tiny_weights, caplog):
   runner = judged(tmp_path, tiny_weights, test="q3\tp\t1\nq2\tp2\t1\n")
   queries = tmp_path / "data" / "queries.jsonl"

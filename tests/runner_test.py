@@ -82,6 +82,13 @@ def test_why_a_stage_is_not_taken_over_is_said(workdir, cfg, tmp_path, caplog):
     assert said in caplog.text and caplog.text.count("taken over") == 1
 
 
+def test_a_pipeline_misses_the_runs_of_other_systems_at_once(cfg, tmp_path):
+  cfg.evaluate.runs = str(tmp_path / "runs")
+  with pytest.raises(FileNotFoundError, match=f"{tmp_path}/runs: evaluate.runs names no folder with files"):
+    pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), []))
+  assert not list(tmp_path.rglob("*.tfrecord"))
+
+
 @pytest.mark.parametrize("name", ["export", "collection"])
 def test_a_pipeline_refuses_at_once_what_its_last_stage_would_replace(cfg, tmp_path, name):
   (tmp_path / name).mkdir()

@@ -47,7 +47,7 @@ def measure(runner: cli.Runner) -> None:
   own = itself.of(queries, passages, qrels or {})
   depth = cfg.depth + bool(own)
   found = {
-    "BM25": bm25.Bm25(passages.texts, passages.ids).search([query.text for query in queries], depth),
+    "BM25": bm25.Bm25(passages.texts, passages.ids, cfg.bm25_language).search([one.text for one in queries], depth),
     "dense": exact.Exact(embedded.passages_PxE, passages.ids).search(queries_QxE, depth),
   }
   if any(passage.title for passage in passages.items):

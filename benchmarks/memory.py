@@ -59,7 +59,7 @@ def tokens(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
 
 
 def terms(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
-  bm25.Bm25(passages.texts, passages.ids)
+  bm25.Bm25(passages.texts, passages.ids, "english")
   return {}
 
 

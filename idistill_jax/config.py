@@ -297,6 +297,14 @@ class Evaluate:
   rerank_depth: int = 20
   # Whose first places the ranker reorders: "all" takes BM25, distilled and both hybrids as well, and as much longer.
   rerank: Literal["initial", "all"] = "initial"
+  # What BM25 reads, and with it both hybrids: a language that PyStemmer stems, "words" of any other as they are, "cjk"
+  # pairs of characters of Chinese, Japanese and Korean.
+  bm25_language: Literal[
+    "english", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "esperanto", "estonian",
+    "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish", "italian", "lithuanian",
+    "nepali", "norwegian", "persian", "polish", "portuguese", "romanian", "russian", "serbian", "sesotho", "spanish",
+    "swedish", "tamil", "turkish", "yiddish", "words", "cjk",
+  ] = later("english")
   # A folder of TREC runs of other systems, measured beside ours under their files' names.
   runs: str | None = None
   # Values of every query as Parquet beside the CSV.

@@ -57,7 +57,7 @@ def test_scifact_with_ties_and_missing_queries():
   queries = {one["_id"]: one["text"] for one in json_lines(root / "queries.jsonl.gz")}
   qrels = tables.read_qrels(root / "qrels" / "test.tsv")
   ids = [one["_id"] for one in corpus]
-  found = bm25.Bm25([one["title"] for one in corpus], ids).search([queries[one] for one in qrels], 100)
+  found = bm25.Bm25([one["title"] for one in corpus], ids, "english").search([queries[one] for one in qrels], 100)
   run = runs.from_hits(list(qrels), ids, found)
   # Scores rounded to whole numbers tie by the dozen, and the first twenty queries are gone.
   rounded = {

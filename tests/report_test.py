@@ -51,6 +51,18 @@ def text(report) -> str:
   return page.render(report)
 
 
+@pytest.mark.parametrize(("language", "said"), [
+  (None, "stems of English words"), ("french", "stems of French words"), ("words", "words as they are"),
+  ("cjk", "pairs of characters of Chinese, Japanese and Korean"),
+])
+def test_what_bm25_matches_is_said(report, text, language, said):
+  settings = {} if language is None else gather.flat({"evaluate": {"bm25_language": language}})
+  assert claims.bm25(report.evaluation, settings) == f"BM25 matches {said}."
+  assert "BM25 matches stems of English words." in text
+  without = dataclasses.replace(report.evaluation, systems={"initial": {}})
+  assert claims.bm25(without, settings) == ""
+
+
 @pytest.fixture(scope="module")
 def answered(workdir, tmp_path_factory) -> gather.Report:
   """The same run without judgements: answers stand in the judged passages and nowhere else."""

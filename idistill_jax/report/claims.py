@@ -165,6 +165,16 @@ def about(evaluation: gather.Evaluation) -> str:
   return f"{count(evaluation.queries)} {evaluation.split} queries{f' ({which})' if which else ''}"
 
 
+def bm25(evaluation: gather.Evaluation, settings: Mapping[str, str]) -> str:
+  """What BM25 took for terms; "" where it was not measured."""
+  if "bm25" not in evaluation.systems:
+    return ""
+  # Before there was a choice it read English.
+  language = settings.get("evaluate.bm25_language", "english").strip('"')
+  others = {"words": "words as they are", "cjk": "pairs of characters of Chinese, Japanese and Korean"}
+  return f"BM25 matches {others.get(language, f'stems of {language.title()} words')}."
+
+
 def verdict(test: gather.Comparison) -> str:
   """Which way a comparison points: "undecided" unless chance is an unlikely explanation of all that were made."""
   if test.p_holm >= significance.SIGNIFICANT or test.delta == 0:

@@ -130,6 +130,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "tuned": claims.tuned(report.stages),
     "leak": claims.leak(evaluation.leakage) if evaluation else None,
     "seen": claims.seen(evaluation.leakage) if evaluation else None,
+    "bm25": claims.bm25(evaluation, report.config) if evaluation else "",
     "reader": report.reader,
     "bills": bills,
     **{

@@ -1,9 +1,12 @@
-"""BM25 over texts (bm25s, English stemming and stop words): texts and queries -> hits, like vector search.
+"""BM25 over texts (bm25s): texts and queries -> hits, like vector search.
 
 Lucene's variant, whose idf is positive: a passage scores above 0 exactly where it shares a term with the
-query.
+query.  Terms are a language's words, stemmed, without its stop words where bm25s has them; of Chinese, Japanese and
+Korean pairs of characters, as Lucene's are.
 """
 
+import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +18,17 @@ from idistill_jax.retrieval import hits as hits_lib
 # Anserini's, under which the published BM25 results were made.
 K1 = 0.9
 B = 0.4
+# Languages whose stop words bm25s has, of those that are stemmed.
+_STOP_WORDS = frozenset(
+  "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
+)
+# Han characters, kana and Hangul syllables.
+_CJK = (
+  "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+  "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# Two neighbours, or one that stands alone; of other letters whole words.
+_PAIRS = rf"(?=([{_CJK}]{{2}}|(?<![{_CJK}])[{_CJK}](?![{_CJK}])|(?<![^\W{_CJK}])[^\W{_CJK}]{{2,}}))"
 
 
 class Bm25UnavailableError(ImportError):
@@ -24,8 +38,11 @@ class Bm25UnavailableError(ImportError):
 class Bm25:
   """An inverted index over all passages."""
 
-  def __init__(self, texts: Sequence[str], ids: Sequence[str]):
-    """Raises ValueError where there are no passages, no term in any of them, or an id is repeated."""
+  def __init__(self, texts: Sequence[str], ids: Sequence[str], language: str):
+    """language: as `evaluate.bm25_language`.
+
+    Raises ValueError where there are no passages, no term in any of them, or an id is repeated.
+    """
     if len(texts) != len(ids):
       raise ValueError(f"{len(texts)} passage texts but {len(ids)} passage ids")
     if not len(texts):
@@ -34,7 +51,8 @@ class Bm25:
     # Place of each row in the tie order.
     self._place_P = np.empty_like(self._order_P)
     self._place_P[self._order_P] = np.arange(len(ids), dtype=np.int32)
-    self._bm25s, self._stemmer = _packages()
+    self._bm25s, stemmers = _packages()
+    self._language, self._how = language, _how(language, stemmers)
     terms = self._terms(texts)
     if not any(terms):
       raise ValueError(f"none of {len(texts)} passages holds a term that is not a stop word")
@@ -70,13 +88,31 @@ class Bm25:
   def _terms(self, texts: Sequence[str]) -> list[list[str]]:
     if not len(texts):
       return []
-    return self._bm25s.tokenize(
-      texts, stopwords="english", stemmer=self._stemmer, return_ids=False, show_progress=False
-    )
+    if self._language != "english":
+      # One text in several forms is one; English was measured as it is, and published so.
+      texts = [unicodedata.normalize("NFKC", text) for text in texts]
+    return self._bm25s.tokenize(texts, return_ids=False, show_progress=False, **self._how)
+
+
+def _how(language: str, stemmers: Any) -> dict[str, Any]:
+  """What bm25s' tokenizer is told of a language."""
+  if language == "cjk":
+    return {"stopwords": None, "token_pattern": _PAIRS}
+  how: dict[str, Any] = {"stopwords": language if language in _STOP_WORDS else None}
+  if language != "words":
+    how["stemmer"] = stemmers.Stemmer(language)
+  if language != "english":
+    how["token_pattern"] = rf"[\w{_marks()}]{{2,}}"
+  return how
+
+
+def _marks() -> str:
+  """All that stands on letters or beside them, as vowels do in Hindi: by Python's \\w words would end there."""
+  return "".join(one for one in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(one).startswith("M"))
 
 
 def _packages() -> tuple[Any, Any]:
   with extras.needed("BM25", "retrieval", Bm25UnavailableError):
     import bm25s
     import Stemmer
-  return bm25s, Stemmer.Stemmer("english")
+  return bm25s, Stemmer

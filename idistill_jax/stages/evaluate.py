@@ -85,7 +85,7 @@ def run(job: artifacts.Job) -> None:
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
   by_terms = hits.by_first(job.pieces / "bm25.npz",
-                           lambda: bm25.Bm25(passages.texts, passages.ids).search(texts, depth))
+                           lambda: bm25.Bm25(passages.texts, passages.ids, cfg.bm25_language).search(texts, depth))
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
   distilled_QxE = retriever.encode_queries(texts)
   # As exactly as what it is compared with, but over vectors that index.* may make smaller; ScaNN has a row of its own.

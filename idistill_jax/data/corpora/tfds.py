@@ -16,7 +16,7 @@ from idistill_jax.data.corpora import files
 # The test sets of both hide their answers or are the official dev set: the field measures on validation.
 _SPLITS = {"train": "train", "validation": "test"}
 # Of so many questions of train, one is held out for dev, as in DPR's files (8,757 and 8,837, a tenth of each).
-_ONE_IN = 10
+ONE_IN = 10
 # Longer short answers make a question none for an open domain: Lee et al. (2019), "Latent retrieval for weakly
 # supervised open domain question answering", from which natural_questions_open comes.
 _LONGEST_ANSWER_TOKENS = 5
@@ -47,7 +47,7 @@ def load(cfg: config.Collection) -> collection.Collection:
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the passages, the data set's name and version, and how much of it is held out."""
   path, questions = _checked(cfg)
-  return config.digest([questions, str(_builder(questions).version), outside.sha256(path), _ONE_IN])
+  return config.digest([questions, str(_builder(questions).version), outside.sha256(path), ONE_IN])
 
 
 def _checked(cfg: config.Collection) -> tuple[outside.Path, str]:
@@ -84,7 +84,7 @@ def _rows(questions: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _is_held_out(text: str) -> bool:
-  return int(hashlib.sha256(text.encode()).hexdigest(), 16) % _ONE_IN == 0
+  return int(hashlib.sha256(text.encode()).hexdigest(), 16) % ONE_IN == 0
 
 
 def _question(row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ TRAIN = queries("train", "how do I merge two sorted lists", "open a file for wri
   ["what is the capital of France", "What is the capital of france?", "what is  the capital, of France"],
 )
 def test_the_same_question_in_another_dress_is_found(text):
-  found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [], 1)
+  found = leakage.check(queries("test", "an unrelated thing", text), TRAIN, {}, [], 1, {})
   assert [(test, train) for test, train, _ in found.duplicates] == [("test1", "train2")]
   assert "Of 2 test queries 1 have a near-duplicate" in claims.leak(found.as_json())
 
@@ -27,7 +27,7 @@ def test_the_same_question_in_another_dress_is_found(text):
 @pytest.mark.parametrize("text", [
   "what is the population of Japan", "close a socket", "merge", "x", "how do I merge two sorted maps"])
 def test_other_questions_are_none(text):
-  found = leakage.check(queries("test", text), TRAIN, {}, [], 1)
+  found = leakage.check(queries("test", text), TRAIN, {}, [], 1, {})
   assert not found.duplicates and claims.leak(found.as_json()) is None
 
 
@@ -60,8 +60,30 @@ def test_other_questions_are_none(text):
   ],
 )  # fmt: skip
 def test_a_slip_a_stop_word_and_an_accent_make_no_other_question_and_symbols_do(test, train, same):
-  found = leakage.check(queries("test", test), queries("train", "something else", train), {}, [], 1)
+  found = leakage.check(queries("test", test), queries("train", "something else", train), {}, [], 1, {})
   assert [one[:2] for one in found.duplicates] == ([("test0", "train1")] if same else [])
+
+
+@pytest.mark.parametrize(("test", "train", "same"), [
+  ("who has most followers on instagram in world", "who has the most followers in the world on instagram", True),
+  ("who is the president of France", "who was the president of France", True),
+  ("turn a list into a string", "turn a string into a list", True),
+  ("who has most followers on instagram", "who has the most followers in the world on instagram", False),
+  ("is it", "it is there", False),
+])
+def test_the_same_words_in_another_order_are_found_where_something_right_is_shared(test, train, same):
+  asked = (queries("test", test), queries("train", "something else", train), {}, [], 1)
+  for right in (
+    leakage.right_of([{"test0": {"p1": 1, "p2": 0}}, {"train1": {"p1": 1, "p3": 1}}], {}, 1),
+    leakage.right_of([], {"test0": ("Selena Gomez", "x"), "train1": ("the Selena Gomez!",)}, 1),
+  ):
+    assert [one[:2] for one in leakage.check(*asked, right).duplicates] == ([("test0", "train1")] if same else [])
+  # The control: a passage below the grade that counts, an answer that is called as a passage is, and none that is left.
+  for right in (
+    leakage.right_of([{"test0": {"p1": 1}, "train1": {"p1": 0}}], {"train1": ("p1", "the")}, 1),
+    leakage.right_of([], {"test0": ("the",), "train1": ("a",)}, 1), {},
+  ):
+    assert not leakage.check(*asked, right).duplicates
 
 
 def ranked(query_id: str, *passage_ids: str) -> records.RankedList:
@@ -74,24 +96,24 @@ def scored(query_id: str, *passage_ids: str) -> records.ScoredList:
 
 def test_without_judgements_nothing_is_said_of_passages():
   numbers = ("right_passages", "right_passages_in_training_lists", "right_passages_first_in_training_lists")
-  unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranked("train0", "p", "o")], 1)
+  unknown = leakage.check(queries("test", "x"), TRAIN, {}, [ranked("train0", "p", "o")], 1, {})
   assert [unknown.as_json()[one] for one in numbers] == [None] * 3 and claims.seen(unknown.as_json()) is None
-  known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranked("train0", "p", "o")], 1)
+  known = leakage.check(queries("test", "x"), TRAIN, {"test0": {"p": 1}}, [ranked("train0", "p", "o")], 1, {})
   assert [known.as_json()[one] for one in numbers] == [1, 1, 1]
 
 
 def test_more_queries_than_a_block_and_none_at_all():
   many = queries("test", *(f"question number {'abcdefghij'[i % 10] * 9} {i}" for i in range(600)))
   train = [records.Query(id="copy", text=many[599].text, split="train")]
-  assert next(one[:2] for one in leakage.check(many, train, {}, [], 1).duplicates) == ("test599", "copy")
-  for none in (leakage.check([], TRAIN, {}, [], 1), leakage.check(many, [], {}, [], 1)):
+  assert next(one[:2] for one in leakage.check(many, train, {}, [], 1, {}).duplicates) == ("test599", "copy")
+  for none in (leakage.check([], TRAIN, {}, [], 1, {}), leakage.check(many, [], {}, [], 1, {})):
     assert claims.leak(none.as_json()) is None
 
 
 def test_right_passages_in_training_lists_are_counted_wherever_they_stand_and_not_shouted():
   lists = [ranked("train0", "x", "p2", "p3"), scored("train1", "p4", "y"), scored("train2", "y", "p4", "p1")]
   qrels = {"test0": {"p1": 1, "p2": 1, "p3": 0}, "test1": {"p4": 1, "p5": 1, "p2": 1}}
-  found = leakage.check(queries("test", "a", "b"), TRAIN, qrels, lists, 1)
+  found = leakage.check(queries("test", "a", "b"), TRAIN, qrels, lists, 1, {})
   # Once each, what stood first in some list before the others; p5 is in no list, p3 not right.
   assert (found.right, found.listed, found.first) == (4, ("p4", "p1", "p2"), 1)
   assert found.as_json()["passage_examples"] == ["p4", "p1", "p2"]
@@ -108,7 +130,7 @@ def rested(gained: dict[str, float], *familiar: int, queries_asked: int = 20) ->
   """Queries of a right passage each; those of `familiar` stood first in a training list."""
   test = queries("test", *(f"question {number}" for number in "abcdefghijklmnopqrst"[:queries_asked]))
   lists = [ranked(f"train{i}", f"p{i}", "x") for i in familiar]
-  found = leakage.check(test, TRAIN, {one.id: {f"p{i}": 1, "x": 0} for i, one in enumerate(test)}, lists, 1)
+  found = leakage.check(test, TRAIN, {one.id: {f"p{i}": 1, "x": 0} for i, one in enumerate(test)}, lists, 1, {})
   return found.measured("distilled against initial in MRR@10", BEFORE, {
     one: value + gained[one] for one, value in BEFORE.items()}, 2000)
 
@@ -143,14 +165,14 @@ def test_where_no_other_query_is_left_to_measure_it_is_shouted():
 
 def test_a_test_query_with_a_list_of_its_own_is_shouted():
   for one in (ranked("test1", "x"), scored("test1", "x")):
-    found = leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x"), one], 1)
+    found = leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x"), one], 1, {})
     assert found.trained_on == ("test1",) and found.as_json()["test_queries_trained_on"] == 1
     assert "Of 2 test queries 1 have a list that training learned from (test1)" in claims.leak(found.as_json())
-  assert not leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x")], 1).trained_on
+  assert not leakage.check(queries("test", "a", "b"), TRAIN, {}, [ranked("train0", "x")], 1, {}).trained_on
 
 
 def test_a_passage_below_the_grade_that_counts_is_not_right():
   lists = [ranked(f"train{i}", f"p{i}", "x") for i in range(3)]
   qrels = {"test0": {"p0": 1, "p1": 2, "p2": 3}}
-  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 2).listed == ("p1", "p2")
-  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 1).listed == ("p0", "p1", "p2")
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 2, {}).listed == ("p1", "p2")
+  assert leakage.check(queries("test", "a"), TRAIN, qrels, lists, 1, {}).listed == ("p0", "p1", "p2")

@@ -8,7 +8,8 @@ large.  Why not held against what chance would list: what is right for one query
 passage drawn from the corpus.
 
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
-is the other with stop words added, or where one of its words alone is spelled a little otherwise.  Accents count for
+is the other with stop words added, or where one of its words alone is spelled a little otherwise; and where both have
+the same words but for stop words, in any order, and a right passage or an accepted answer in common.  Accents count for
 nothing.  Symbols that are no marks of a sentence must be the same: C++ is not C#.
 """
 
@@ -16,13 +17,13 @@ import collections
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from idistill_jax import records
-from idistill_jax.retrieval import significance
+from idistill_jax.retrieval import answers, significance
 
 NEAR = 0.9
 GRAM = 5
@@ -118,16 +119,31 @@ class Leakage:
     ))
 
 
+def right_of(
+  judgements: Iterable[Mapping[str, Mapping[str, int]]], accepted: Mapping[str, Sequence[str]], relevant_from: int
+) -> dict[str, set[str]]:
+  """Query id -> what is right for it: ids of passages, and its answers as they are compared."""
+  found: dict[str, set[str]] = collections.defaultdict(set)
+  for qrels in judgements:
+    for query_id, judged in qrels.items():
+      found[query_id] |= {one for one, grade in judged.items() if grade >= relevant_from}
+  for query_id, said in accepted.items():
+    # Ids have no white space, so no answer is one.
+    found[query_id] |= {f"answer {one}" for one in map(answers.normalised, said) if one}
+  return found
+
+
 def check(
   test: Sequence[records.Query],
   train: Sequence[records.Query],
   qrels: Mapping[str, Mapping[str, int]],
   lists: Iterable[records.RankedList | records.ScoredList],
   relevant_from: int,
+  right_of: Mapping[str, Set[str]],
 ) -> Leakage:
   """Compares every test query with every training query, and judgements with the lists that training learned from.
 
-  lists: passages best first.  relevant_from: the lowest grade that counts as right.
+  lists: passages best first.  relevant_from: the lowest grade that counts as right.  right_of: of queries of both.
   """
   right = {one for judged in qrels.values() for one, grade in judged.items() if grade >= relevant_from}
   asked = {query.id for query in test}
@@ -141,21 +157,23 @@ def check(
   put_first = ((one.id, min((passage for passage, grade in qrels.get(one.id, {}).items()
                              if grade >= relevant_from and passage in first), default=None)) for one in test)
   return Leakage(
-    duplicates=tuple(_duplicates(test, train)), trained_on=tuple(sorted(trained_on)), test_queries=len(test),
+    duplicates=tuple(_duplicates(test, train, right_of)), trained_on=tuple(sorted(trained_on)), test_queries=len(test),
     right=len(right) if qrels else None, listed=(*sorted(first), *sorted(listed - first)), first=len(first),
     familiar=tuple((query_id, passage) for query_id, passage in put_first if passage is not None),
   )
 
 
-def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -> list[tuple[str, str, float]]:
+def _duplicates(
+  test: Sequence[records.Query], train: Sequence[records.Query], right_of: Mapping[str, Set[str]]
+) -> list[tuple[str, str, float]]:
   """The closest training query of each test query that has a near one, closest first."""
   if not test or not train:
     return []
   known: dict[str, int] = {}
   test_tokens, train_tokens = ([_tokens(query.text) for query in queries] for queries in (test, train))
-  by_content: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)
+  by_bag: dict[Content, list[int]] = collections.defaultdict(list)
   for place, tokens in enumerate(train_tokens):
-    by_content[_content(tokens)].append(place)
+    by_bag[_bag(tokens)].append(place)
   test_QxG, train_TxG = _grams(test_tokens, known), _grams(train_tokens, known)
   test_QxG.resize((len(test), len(known)))
   sizes_Q, sizes_T = (np.asarray(grams.sum(axis=1)).ravel() for grams in (test_QxG, train_TxG))
@@ -168,7 +186,9 @@ def _duplicates(test: Sequence[records.Query], train: Sequence[records.Query]) -
       mine = test_tokens[start + row]
       near = np.flatnonzero(overlap_T >= NEAR).tolist()
       near = [one for one in near if _symbols(train_tokens[one]) == _symbols(mine)]
-      near += [one for one in by_content.get(_content(mine), ()) if _one_holds_the_other(train_tokens[one], mine)]
+      right = right_of.get(test[start + row].id, set())
+      near += [one for one in by_bag.get(_bag(mine), ()) if _one_holds_the_other(train_tokens[one], mine)
+               or (_content(mine) and not right.isdisjoint(right_of.get(train[one].id, ())))]
       near += spelled[start + row]
       if near:
         closest = max(near, key=overlap_T.__getitem__)
@@ -189,6 +209,10 @@ def _symbols(tokens: Sequence[str]) -> list[str]:
 def _content(tokens: Sequence[str]) -> Content:
   """What is not a stop word, in order: a list into a string is not a string into a list."""
   return tuple(token for token in tokens if token not in STOP_WORDS)
+
+
+def _bag(tokens: Sequence[str]) -> Content:
+  return tuple(sorted(_content(tokens)))
 
 
 def _spelled_otherwise(test: Sequence[Content], train: Sequence[Content]) -> dict[int, list[int]]:
@@ -218,9 +242,10 @@ def _differ_by_a_slip(one: str, other: str) -> bool:
 
 
 def _one_holds_the_other(one: Sequence[str], other: Sequence[str]) -> bool:
-  """Of texts with the same content: whether stop words were only added; exchanged, as from for to, they say another."""
+  """Whether the content is the same, in order, and stop words were only added; exchanged, as from for to, they say
+  another."""
   ones, others = collections.Counter(one), collections.Counter(other)
-  return bool(_content(one)) and (ones <= others or others <= ones)
+  return bool(_content(one)) and _content(one) == _content(other) and (ones <= others or others <= ones)
 
 
 def _grams(tokenised: Sequence[Sequence[str]], known: dict[str, int]) -> Any:

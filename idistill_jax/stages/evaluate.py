@@ -149,7 +149,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples),
-    "leakage": leaked(job, queries, table, qrels or {}, measured),
+    "leakage": leaked(job, queries, table, qrels or {}, accepted, measured),
     "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
@@ -260,7 +260,7 @@ def measure(
 
 def leaked(
   job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels,
-  measured: summary.Measured,
+  accepted: Mapping[str, Sequence[str]], measured: summary.Measured,
 ) -> dict[str, object]:
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
   on them."""
@@ -268,7 +268,9 @@ def leaked(
     example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
     example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
   )
-  found = leakage.check(queries, table.of_split("train"), qrels, lists, job.cfg.evaluate.relevant_from)
+  judged, least = (qrels, tables.load_some_qrels(job.inputs["collection"], "train")), job.cfg.evaluate.relevant_from
+  right_of = leakage.right_of(judged, accepted, least)
+  found = leakage.check(queries, table.of_split("train"), qrels, lists, least, right_of)
   main = next(iter(measured["initial"]))
   found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
                          job.cfg.evaluate.resamples)

@@ -21,13 +21,13 @@ QRELS = {"q0": {"p1": 1}, "q1": {"p2": 1}}
 def prepared(root: pathlib.Path) -> artifacts.Job:
   """Labels of nothing."""
   cfg = config.Config(name="t", evaluate=config.Evaluate(resamples=50))
-  for folder in ("out", "labels", "train_retriever"):
+  for folder in ("out", "collection", "labels", "train_retriever"):
     (root / folder).mkdir()
   ranking = records.RankedList(query_id="other", passage_ids=("p5", "p6"), status="complete")
   example.write_records(root / "labels", artifacts.RANKINGS, [ranking])
   taught = records.ScoredList(query_id="another", passage_ids=("p7", "p2"), scores=(2.0, 1.0))
   example.write_records(root / "train_retriever", artifacts.TEACHER, [taught])
-  inputs = {name: root / name for name in ("labels", "train_retriever")}
+  inputs = {name: root / name for name in ("collection", "labels", "train_retriever")}
   return artifacts.Job(cfg=cfg, out=root / "out", inputs=inputs, cache=root / "cache")
 
 
@@ -38,6 +38,16 @@ def written(job: artifacts.Job, theirs: dict[str, runs.Run], qrels: tables.Qrels
   stage.write(job, ours, theirs, passages=PASSAGES, table=QUERIES, queries=queries, qrels=qrels, accepted=accepted,
               ann={})
   return json.loads((job.out / stage.METRICS).read_text())
+
+
+def test_leakage_knows_what_is_right_for_training_queries(tmp_path):
+  job, values = prepared(tmp_path), {"MRR@10": {"q0": 1.0}}
+  table = tables.Queries([*QUERIES.items, records.Query(id="t", text="0, a question", split="train")])
+  check = lambda **accepted: stage.leaked(job, QUERIES.items, table, QRELS, accepted,
+                                          {"initial": values, "distilled": values})["near_duplicate_queries"]
+  assert check() == check(q0=["Paris"]) == 0 and check(q0=["Paris"], t=["paris"]) == 1
+  tables.write_qrels(tmp_path / "collection" / "qrels" / "train.tsv", {"t": {"p1": 1}})
+  assert check() == 1
 
 
 def test_another_systems_run_is_measured_as_it_is(tmp_path):

@@ -74,14 +74,14 @@ def test_a_slip_a_stop_word_and_an_accent_make_no_other_question_and_symbols_do(
 def test_the_same_words_in_another_order_are_found_where_something_right_is_shared(test, train, same):
   asked = (queries("test", test), queries("train", "something else", train), {}, [], 1)
   for right in (
-    leakage.right_of([{"test0": {"p1": 1, "p2": 0}}, {"train1": {"p1": 1, "p3": 1}}], {}, 1),
-    leakage.right_of([], {"test0": ("Selena Gomez", "x"), "train1": ("the Selena Gomez!",)}, 1),
+    leakage.rights([{"test0": {"p1": 1, "p2": 0}}, {"train1": {"p1": 1, "p3": 1}}], {}, 1),
+    leakage.rights([], {"test0": ("Selena Gomez", "x"), "train1": ("the Selena Gomez!",)}, 1),
   ):
     assert [one[:2] for one in leakage.check(*asked, right).duplicates] == ([("test0", "train1")] if same else [])
   # The control: a passage below the grade that counts, an answer that is called as a passage is, and none that is left.
   for right in (
-    leakage.right_of([{"test0": {"p1": 1}, "train1": {"p1": 0}}], {"train1": ("p1", "the")}, 1),
-    leakage.right_of([], {"test0": ("the",), "train1": ("a",)}, 1), {},
+    leakage.rights([{"test0": {"p1": 1}, "train1": {"p1": 0}}], {"train1": ("p1", "the")}, 1),
+    leakage.rights([], {"test0": ("the",), "train1": ("a",)}, 1), {},
   ):
     assert not leakage.check(*asked, right).duplicates
 

@@ -119,7 +119,7 @@ class Leakage:
     ))
 
 
-def right_of(
+def rights(
   judgements: Iterable[Mapping[str, Mapping[str, int]]], accepted: Mapping[str, Sequence[str]], relevant_from: int
 ) -> dict[str, set[str]]:
   """Query id -> what is right for it: ids of passages, and its answers as they are compared."""

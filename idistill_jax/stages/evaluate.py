@@ -269,7 +269,7 @@ def leaked(
     example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
   )
   judged, least = (qrels, tables.load_some_qrels(job.inputs["collection"], "train")), job.cfg.evaluate.relevant_from
-  right_of = leakage.right_of(judged, accepted, least)
+  right_of = leakage.rights(judged, accepted, least)
   found = leakage.check(queries, table.of_split("train"), qrels, lists, least, right_of)
   main = next(iter(measured["initial"]))
   found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],

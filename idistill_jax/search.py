@@ -16,7 +16,7 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax import artifacts, cli, outdated, records, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
@@ -54,6 +54,7 @@ class Searcher:
   """The models and indexes of a finished workdir, loaded once for any number of questions.
 
   Models come from the folders that were exported, where these hold what was trained last; else from the trainings.
+  Where what is searched was made of an earlier model, that is warned of, with the commands that mend it.
 
   Raises artifacts.MissingInputError for the first stage that has not run, naming its command, and
   FileNotFoundError where nothing has been run in that folder.
@@ -62,6 +63,7 @@ class Searcher:
   def __init__(self, workdir: str | os.PathLike[str]):
     home, cfg = artifacts.Workdir(workdir), cli.load_config(workdir)
     folders = home.inputs(STAGE, cfg)
+    outdated.warn(home, STAGE.reads)
     exported = _exported(home)
     self._depth = cli.made_with(home, "evaluate").evaluate.rerank_depth
     ranker = cli.made_with(home, "train_ranker")
@@ -140,11 +142,8 @@ def _of_its_pairs(cfg: config_lib.Config, depth: int) -> config_lib.Config:
 
 def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
   """Name of a model -> its exported folder; none where a training has been run again since."""
-  manifest = home.manifest("export")
-  if manifest is None or any(
-    (home.manifest(stage) or {}).get("key") != key
-    for stage, key in manifest["inputs"].items() if stage.startswith("train_")
-  ):
+  there = outdated.manifests(home, ("train_direct", "train_ranker", "train_retriever", "export"))
+  if "export" not in there or outdated.made_anew(there, "export"):
     return {}
   folder = home.folder("export")
   places = {"retriever": "retriever", "ranker": "ranker", "similarity": f"ranker/{weights.SIMILARITY}"}

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, files, outside, records, remote, search, sharding
+from idistill_jax import artifacts, cli, files, outdated, outside, records, remote, search, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import files as corpus_files
@@ -47,6 +47,7 @@ def upsert(
   cfg, into = cli.load_config(workdir), pathlib.Path(into)
   old = artifacts.Workdir(workdir)
   old.inputs(search.STAGE, cfg)  # names what is missing
+  outdated.warn(old, search.STAGE.reads)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
   read = list(corpus_files.read_passages(outside.at(path)))

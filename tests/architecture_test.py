@@ -28,7 +28,7 @@ LAYERS = (
   ("report", "train", "hf", "dry_run"),
   ("models", "data", "retrieval", "llm"),
   ("sharding", "losses", "records", "progress", "recipes"),
-  ("cli",),
+  ("cli", "outdated"),
   ("artifacts",),
   ("begun", "foreign"),
   ("processes", "store"),
@@ -39,7 +39,7 @@ LAYERS = (
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
   *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  "llm",
+  *("llm", "outdated"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -197,6 +197,16 @@ def test_a_run_without_measures_is_named(runs, tmp_path):
     compare.gather_runs([runs[0].root, tmp_path / "nothing"])
 
 
+def test_a_run_whose_numbers_are_of_an_earlier_model_is_refused_with_what_mends_it(runs, tmp_path):
+  later = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "later"))
+  report_workdir.train_anew(later)
+  said = "later: index, evaluate: made before train_retriever was made anew, of an earlier one."
+  with pytest.raises(files.ReportError, match=said) as error:
+    compare.gather_runs([runs[0].root, later.root])
+  command = "python -m idistill_jax.stages.evaluate --config=... --workdir="
+  assert str(error.value).splitlines()[-1] == f"  {command}{later.root}"
+
+
 def headline(*means: float, p: tuple[float | None, ...] = ()) -> str:
   """Of runs called a, b, c ..., of which those without a p are no pairs of the first."""
   of = lambda mean: gather.Evaluation(

@@ -343,6 +343,17 @@ def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monke
   assert not list(tmp_path.iterdir())
 
 
+def test_what_was_measured_of_an_earlier_model_is_not_told_of_this_one(run, tmp_path):
+  evaluate = shutil.copytree(run.workdir.folder("evaluate"), tmp_path / "evaluate")
+  manifest = json.loads((evaluate / artifacts.MANIFEST).read_text())
+  inputs = {name: run.workdir.folder(name) for name in export_stage.STAGE.reads} | {"evaluate": evaluate}
+  key = run.workdir.manifest("train_retriever")["key"]
+  for measured, metrics in ((key, METRICS), ("earlier", None)):
+    (evaluate / artifacts.MANIFEST).write_text(json.dumps(manifest | {"inputs": {"train_retriever": measured}}))
+    job = artifacts.Job(cfg=run.cfg, out=tmp_path, cache=tmp_path, inputs=inputs)
+    assert export_stage.facts(job, "train_ranker", networks.retriever(run.cfg.encoder)).metrics == metrics
+
+
 def exported_anew(run: Run, folder: pathlib.Path, **changes) -> pathlib.Path:
   """The folder of a ranker whose config has these changes."""
   cfg = dataclasses.replace(run.cfg, ranker=dataclasses.replace(run.cfg.ranker, **changes))

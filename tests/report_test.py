@@ -615,6 +615,17 @@ def test_leakage_is_said_before_anything_else(report, text):
   assert "Leakage" not in text
 
 
+def test_results_of_an_earlier_model_are_said_before_anything_else(workdir, report, text, tmp_path):
+  later = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  report_workdir.train_anew(later)
+  later.execute(report_stage.STAGE, config_lib.Config(name="quickstart"))
+  shown = (later.root / report_stage.PAGE).read_text()
+  said = "Outdated. index, evaluate: made before train_retriever was made anew, of an earlier one."
+  assert said in shown and shown.index(said) < shown.index("<h1>")
+  assert said in " ".join(printed(later.root, width=200).split())
+  assert "Outdated." not in text and "Outdated." not in printed(workdir.root) and report.outdated == {}
+
+
 def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text, tmp_path):
   said = "Of 2,000 passages that are right for a test query, 1,234 stand in a list that training learned from, 45 of"
   known = {"right_passages": 2000, "right_passages_in_training_lists": 1234,

@@ -239,6 +239,19 @@ def test_what_was_trained_since_is_not_what_was_exported(workdir, exported, tmp_
   assert search._exported(workdir) == {} == search._exported(later)
 
 
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+def test_an_index_of_an_earlier_model_is_warned_of_with_what_mends_it(workdir, tmp_path, caplog):
+  later = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  path = later.folder("train_retriever") / artifacts.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "later"}))
+  search.Searcher(workdir.root)
+  assert "made anew" not in caplog.text
+  search.Searcher(later.root)
+  said = "index: made before train_retriever was made anew"
+  assert said in caplog.text
+  assert f"python -m idistill_jax.stages.index --config=... --workdir={later.root}" in caplog.text
+
+
 @pytest.mark.parametrize("query", ["", " \n\t"])
 def test_empty_query_is_refused_before_anything_is_loaded(query, tmp_path):
   with pytest.raises(search.EmptyQueryError, match="query is empty"):
@@ -284,7 +297,7 @@ def test_command_ends_without_a_traceback(tmp_path):
   assert done.returncode == 1 and "idistill_jax.pipeline" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, tmp_path):
+def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, tmp_path, caplog):
   more = tmp_path / "more.jsonl"
   more.write_text(
     json.dumps({"_id": "new", "title": "bisect.insort", "text": "Insert an item into a sorted list."}) + "\n"
@@ -296,6 +309,7 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   assert {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()} == before
 
   found = search.search(tmp_path / "grown", QUESTION, 9)
+  assert "made anew" not in caplog.text
   assert sorted(order(found["initial"])) == sorted(order(found["distilled"])) == sorted(
     [*(passage.id for passage in PASSAGES), "new"]
   )

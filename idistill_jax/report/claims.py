@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from idistill_jax import outdated
 from idistill_jax.report import gather
 from idistill_jax.retrieval import significance
 
@@ -69,6 +70,11 @@ def _not_distillation(evaluation: gather.Evaluation, settings: Mapping[str, str]
     f" Distilled was searched {' and '.join(said)}, the retrievers it is compared with exactly and with whole vectors: "
     "what that costs is part of the difference."
   )
+
+
+def older(found: Mapping[str, list[str]]) -> str | None:
+  """What must be said before anything else: some results are of what is there no more.  None where there are none."""
+  return f"Outdated. {outdated.told(found)}" if found else None
 
 
 def leak(found: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
-from idistill_jax import artifacts
+from idistill_jax import artifacts, outdated
 from idistill_jax.data import tables
 from idistill_jax.report import claims, figures, files, gather
 from idistill_jax.retrieval import significance
@@ -48,8 +48,8 @@ class Comparison:
 
 
 def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = significance.RESAMPLES) -> Comparison:
-  """Reads every workdir.  Raises ReportError naming the first that has measured no distilled retriever, or what each
-  has measured where no main measure is common to all."""
+  """Reads every workdir.  Raises ReportError naming the first that has measured no distilled retriever, or one that is
+  there no more, or what each has measured where no main measure is common to all."""
   workdirs = [artifacts.Workdir(os.fspath(folder)) for folder in folders]
   names = _names(workdirs)
   evaluations = [_evaluated(workdir) for workdir in workdirs]
@@ -98,6 +98,9 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
       f"{workdir.stated}: no distilled retriever has been measured there; run "
       f"python -m idistill_jax.pipeline --config=... --workdir={workdir.stated}"
     )
+  older = outdated.of(workdir, gather.STAGES)
+  if "evaluate" in older:
+    raise files.ReportError(f"{workdir.stated}: {outdated.told(older, workdir.stated)}")
   return found
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from idistill_jax import artifacts, begun
+from idistill_jax import artifacts, begun, outdated
 from idistill_jax.report import files, queries
 
 # The order of the pipeline, for display: a workdir itself does not know it.
@@ -110,11 +110,13 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-  """All that is shown.  `stages` holds the committed ones in pipeline order."""
+  """All that is shown.  `stages` holds the committed ones in pipeline order; outdated: which of them were made of what
+  has been made anew since, as `outdated.of` says."""
 
   name: str
   config: Mapping[str, str]
   stages: tuple[StageRun, ...]
+  outdated: Mapping[str, list[str]]
   versions: Mapping[str, str]
   evaluation: Evaluation | None
   reader: Evaluation | None
@@ -139,6 +141,7 @@ def gather(workdir: artifacts.Workdir) -> Report:
     name=json.loads(config["name"]) if "name" in config else workdir.root.name,
     config=config,
     stages=stage_runs(workdir),
+    outdated=outdated.of(workdir, STAGES),
     versions=_versions(workdir),
     evaluation=metrics,
     reader=evaluation(workdir, "answer"),

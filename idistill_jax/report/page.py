@@ -106,6 +106,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     key=lambda query: (-(query.delta or 0), query.id),
   )
   evaluation = report.evaluation
+  leak = claims.leak(evaluation.leakage) if evaluation else None
   return {
     "report": report,
     "evaluation": evaluation,
@@ -128,7 +129,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "options": list(evaluation.ann.get("options", ())) if evaluation else [],
     "measured_on": claims.measured_on(evaluation.ann) if evaluation else "",
     "tuned": claims.tuned(report.stages),
-    "leak": claims.leak(evaluation.leakage) if evaluation else None,
+    "alarms": [said for said in (claims.older(report.outdated), leak) if said is not None],
     "seen": claims.seen(evaluation.leakage) if evaluation else None,
     "bm25": claims.bm25(evaluation, report.config) if evaluation else "",
     "reader": report.reader,

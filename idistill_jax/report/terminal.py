@@ -9,7 +9,7 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts
+from idistill_jax import artifacts, outdated
 from idistill_jax.report import claims, gather
 
 _STYLES = {"better": "green", "worse": "red", "undecided": "dim"}
@@ -28,6 +28,8 @@ def print_summary(
     console.print(Text("Nothing has been measured yet: the evaluate stage has not run.", style="yellow"))
     return
   console.print(summary_table(evaluation, console.width))
+  if (older := claims.older(outdated.of(workdir, gather.STAGES))) is not None:
+    console.print(Text(older, style="bold white on red"))
   if (leak := claims.leak(evaluation.leakage)) is not None:
     console.print(Text(leak, style="bold white on red"))
   if (seen := claims.seen(evaluation.leakage)) is not None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax import artifacts, cli, outdated, records, sharding
 from idistill_jax.data import example
 from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
@@ -66,16 +66,18 @@ def similarity(
 
 
 def facts(job: artifacts.Job, training: str, retriever: networks.Retriever) -> card.Facts:
-  """What the model card tells, from what the stages that made the model have written."""
-  manifests = {name: _read_json(job.inputs[name] / artifacts.MANIFEST) for name in ("collection", "labels", training)}
+  """What the model card tells, from what the stages that made the model have written; of what was measured of an
+  earlier model, nothing."""
+  manifests = {name: _read_json(folder / artifacts.MANIFEST) for name, folder in job.inputs.items()}
   lists = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   metrics = job.inputs["evaluate"] / _METRICS
+  is_measured = metrics.exists() and not outdated.made_anew(manifests, "evaluate")
   return card.Facts(
     cfg=job.cfg, retriever=retriever,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
     longest_list=max(len(one.passage_ids) for one in lists),
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
-    metrics=_read_json(metrics) if metrics.exists() else None,
+    metrics=_read_json(metrics) if is_measured else None,
   )
 
 

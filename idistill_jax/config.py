@@ -18,7 +18,8 @@ def aside(default: Any) -> Any:
 
 
 def later(default: Any) -> Any:
-  """A field that came when there were workdirs already: with its default, they keep the keys that they have."""
+  """A field that came when there were workdirs already: with its default, they keep the keys that they have, and their
+  records, which lack it, are read."""
   return dataclasses.field(default=default, metadata={"later": True})
 
 

@@ -5,6 +5,8 @@ Ids are `str`.  Every record carries the schema version; a reader refuses one it
 
 import dataclasses
 
+from idistill_jax import config
+
 SCHEMA_VERSION = 1
 
 
@@ -47,7 +49,7 @@ class RankedList:
 
   `permutation`: where each passage stood (0-based) in the list that was asked about; empty where not known.
   `filled_places` are places (0-based) that the LLM left out and the parser filled in.
-  `status` is "complete" or "repaired"; refused answers never become a record.
+  `status` is "complete" or "repaired"; refused answers never become a record.  `repairs`: why it is the second.
   `agreement`: mean Kendall tau of the orders that were asked for, 1 for a single one.
   `weight`: how much the list counts in the ranker's loss.
   `usage`: input and output tokens of its answers; empty where the provider tells none.
@@ -63,6 +65,7 @@ class RankedList:
   template: str = ""
   model: str = ""
   usage: tuple[int, ...] = ()
+  repairs: tuple[str, ...] = config.later(())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ import pytest
 from idistill_jax import config
 from idistill_jax.data import collection, corpora
 from idistill_jax.data.corpora import beir, docstrings, files, irds, jsonl, rankings, stdlib, tfds
+from idistill_jax.stages import labels
 
 ROOT = pathlib.Path(__file__).parents[1]
 STDLIB = config.Collection(source="stdlib")
@@ -550,6 +551,8 @@ def test_a_recording_orders_lists_of_training_queries(name, lists):
   made = rankings.add(beir.load(cfg), cfg)
   ordered = {one.query_id: one.passage_ids for one in made.rankings}
   assert len(ordered) == lists and {one.status for one in made.rankings} == {"complete"}
+  bias = labels.position_bias((one.permutation, one.filled_places) for one in made.rankings)
+  assert bias is not None and 0.015 < bias < 0.03
   assert {one.split for one in made.queries if one.id in ordered} == {"train"}
   assert {len(set(ids)) for ids in ordered.values()} == {20}
   shown = {row["qid"]: row["candidates"] for row in map(json.loads, answers.read_text().splitlines())}

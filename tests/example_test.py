@@ -164,6 +164,14 @@ def test_an_int_beyond_64_bits_or_a_bool_is_refused(value):
     example.encode(record)
 
 
+def test_a_field_that_came_later_is_read_of_records_without_it_and_written_where_it_says_something():
+  plain = records.RankedList(query_id="q", passage_ids=("p", "r"), status="complete")
+  repaired = dataclasses.replace(plain, status="repaired", repairs=("missing",))
+  # As records were written before there was the field.
+  assert b"repairs" not in example.encode(plain) and example.decode(records.RankedList, example.encode(plain)) == plain
+  assert example.decode(records.RankedList, example.encode(repaired)) == repaired
+
+
 def test_a_field_type_without_a_feature_is_a_defect_of_the_class():
   @dataclasses.dataclass(frozen=True)
   class Unwritable:

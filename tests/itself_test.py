@@ -127,6 +127,6 @@ def test_rankings_made_elsewhere_lose_it_too(tmp_path):
   (tmp_path / "rankings.jsonl").write_text("\n".join(lines))
   cfg = config.Collection(path=str(tmp_path), rankings=str(tmp_path / "rankings.jsonl"))
   found = rankings.add(beir.load(cfg), cfg)
-  assert [(one.query_id, one.passage_ids, one.filled_places) for one in found.rankings] == [
-    ("a", ("c", "b"), ()), ("c", ("c", "a"), ()), ("b", ("a", "c"), (1,))]
+  assert [(one.query_id, one.passage_ids, one.filled_places, one.permutation) for one in found.rankings] == [
+    ("a", ("c", "b"), (), ()), ("c", ("c", "a"), (), ()), ("b", ("a", "c"), (1,), (2, 0))]
   assert [drop.what for drop in found.drops if drop.reason.endswith("LLM ranking that is its query")] == ["a", "b"]

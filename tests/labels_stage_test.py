@@ -10,7 +10,7 @@ from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import artifacts, cli, config, records, validation
 from idistill_jax.data import example, tables
-from idistill_jax.llm import parse, prompt
+from idistill_jax.llm import prompt
 from idistill_jax.llm.providers import replay
 from idistill_jax.stages import labels as stage
 
@@ -172,6 +172,27 @@ def test_of_rankings_made_elsewhere_the_seed_draws_as_many_as_are_wanted(tmp_pat
   assert taken() == ten
 
 
+def test_rankings_made_elsewhere_say_how_they_depend_on_the_place_where_an_order_was_shown(tmp_path):
+  workdir = small(tmp_path / "w", queries=3)
+  said = lambda **of: records.RankedList(passage_ids=("p2", "p1", "p0"), **of)
+
+  def taken(*elsewhere) -> dict:
+    example.write_records(workdir.folder("collection"), tables.RANKINGS, elsewhere)
+    shutil.rmtree(workdir.root / "labels", ignore_errors=True)
+    counts = workdir.execute(stage.STAGE, config.Config(name="t"))["counts"]
+    assert "position_bias" not in counts and counts["complete"] + counts["repaired"] == len(elsewhere)
+    return statuses(workdir)
+
+  unknown = said(query_id="q0", status="complete")
+  assert taken(unknown) == {"complete": 1, "repaired": 0, "repairs": {}, "position_bias": None}
+  backwards = said(query_id="q1", status="complete", permutation=(2, 1, 0))
+  assert taken(unknown, backwards)["position_bias"] == -1.0
+  # Of three passages it named two, in the order shown.
+  repaired = said(query_id="q2", status="repaired", permutation=(0, 2, 1), filled_places=(2,), repairs=("missing",))
+  assert taken(unknown, backwards, repaired) == {
+    "complete": 2, "repaired": 1, "repairs": {"missing": 1}, "position_bias": 0.0}
+
+
 def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
   recording = tmp_path / "r.jsonl"
   shown = ["p1", "p0", "p2", "p3"]
@@ -265,7 +286,7 @@ def test_the_seed_chooses_and_shuffles_and_fewer_lists_are_the_first_of_more():
   by_id = {s.query_id: s for s in other}
   assert all(s.passage_ids != by_id[s.query_id].passage_ids for s in first)
   ranks = [[int(i[1:]) for i in s.passage_ids] for s in first]
-  bias = stage.position_bias(parse.Parsed(tuple(r), "complete") for r in ranks)
+  bias = stage.position_bias((r, ()) for r in ranks)
   assert abs(bias) < 0.1
 
 
@@ -403,15 +424,13 @@ def test_a_config_that_asks_for_nothing_is_refused(field):
 
 
 def test_position_bias_is_spearman_over_named_passages():
-  def answer(order, filled=()):
-    return parse.Parsed(tuple(order), "repaired" if filled else "complete", tuple(filled))
-
+  answer = lambda order, filled=(): (order, filled)
   assert stage.position_bias([answer([0, 1, 2, 3])]) == 1.0
   assert stage.position_bias([answer([3, 2, 1, 0])]) == -1.0
   assert stage.position_bias([answer([1, 0, 2])]) == 0.5  # 1 - 6 * 2 / (3 * 8)
   assert stage.position_bias([answer([0, 1, 2]), answer([2, 1, 0])]) == 0.0
   assert stage.position_bias([answer([3, 1, 0, 2], filled=[2, 3])]) == -1.0  # only 3 > 1 was said
-  assert stage.position_bias([parse.Parsed((), "refused")]) is None
+  assert stage.position_bias([answer([])]) is None
 
 
 def test_a_changed_recording_makes_the_stage_run_again(tmp_path):

@@ -82,8 +82,9 @@ def test_hits_of_a_first_stage_name_their_query_and_a_text_is_looked_up(cfg):
 def test_what_an_llm_did_not_say_is_counted_and_its_slips_are_repaired(cfg):
   pathlib.Path(cfg.rankings).write_text(json.dumps(["I cannot.", "[3] > [9] > [1]", ""]))
   whole = rankings.add(beir.load(cfg), cfg)
-  assert [(one.query_id, one.passage_ids, one.status, one.filled_places) for one in whole.rankings] == [
-    ("102", ("5", "9", "7"), "repaired", (2,))]
+  (one,) = whole.rankings
+  assert (one.query_id, one.passage_ids, one.status) == ("102", ("5", "9", "7"), "repaired")
+  assert (one.permutation, one.filled_places, one.repairs) == ((2, 0, 1), (2,), ("missing", "out of range"))
   refused = [drop.what for drop in whole.drops if drop.reason == "refused LLM answer"]
   assert refused == [f"{cfg.rankings}: entry 1", f"{cfg.rankings}: entry 3"]
 

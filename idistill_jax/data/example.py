@@ -132,15 +132,24 @@ def _features_of(cls: type) -> dict[str, tuple[_Kind, bool]]:
   return found
 
 
+@functools.cache
+def _later(cls: type) -> dict[str, Any]:
+  """Fields that came when there were records already -> their defaults, with which they are not written."""
+  return {field.name: field.default for field in dataclasses.fields(cls) if "later" in field.metadata}
+
+
 def encode(record: Any) -> bytes:
   """Wire bytes of a record; raises ExampleError for a value that its feature cannot hold."""
   cls = type(record)
+  later = _later(typing.cast(Any, cls))
   example = _Example()
   feature = example.features.feature
   feature[VERSION_FEATURE].int64_list.value.append(records_lib.SCHEMA_VERSION)
   feature[TYPE_FEATURE].bytes_list.value.append(cls.__name__.encode())
   for name, (kind, many) in _features_of(typing.cast(Any, cls)).items():
     value = getattr(record, name)
+    if name in later and value == later[name]:
+      continue
     values = getattr(feature[name], kind.list_name)
     # An empty list is written as one: absence means that the feature is missing.
     values.SetInParent()
@@ -166,7 +175,9 @@ def decode(cls: type[T], data: bytes) -> T:
   unknown = sorted(set(feature) - expected.keys() - set(_RESERVED))
   if unknown:
     raise ExampleError(f"{cls.__name__} has no fields {', '.join(unknown)}, which the example carries")
-  return cls(**{name: _value(cls, feature, name, kind, many) for name, (kind, many) in expected.items()})
+  later = _later(typing.cast(Any, cls))
+  return cls(**{name: _value(cls, feature, name, kind, many) for name, (kind, many) in expected.items()
+                if name in feature or name not in later})
 
 
 def _check_header(cls: type, feature: Any) -> None:

@@ -20,7 +20,7 @@ from absl import logging
 
 from idistill_jax import artifacts, cli, config, records
 from idistill_jax.data import deal, example, tables
-from idistill_jax.llm import asking, estimate, parse, prompt, ranking, session, workers
+from idistill_jax.llm import asking, estimate, prompt, ranking, session, workers
 from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
@@ -98,7 +98,11 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   list_dropped(job, ())
   example.write_records(job.out, artifacts.RANKINGS, kept)
   statuses = {"complete": 0, "repaired": 0, **count(one.status for one in kept)}
-  (job.out / STATUSES).write_text(json.dumps(statuses, indent=1) + "\n", encoding="utf-8")
+  summary = statuses | {
+    "repairs": count(reason for one in kept for reason in one.repairs),
+    "position_bias": position_bias((one.permutation, one.filled_places) for one in kept),
+  }
+  (job.out / STATUSES).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
   job.count(lists=len(kept), made_elsewhere=len(kept), **statuses)
 
 
@@ -191,6 +195,7 @@ def ranked(
       status=outcome.parsed.status,
       permutation=outcome.parsed.order,
       filled_places=outcome.parsed.filled,
+      repairs=outcome.parsed.reasons,
       agreement=outcome.agreement,
       weight=max(0.0, outcome.agreement) if job.cfg.labels.weigh_by_agreement else 1.0,
       template=prompt.fingerprint(),
@@ -222,7 +227,7 @@ def summarise(outcomes: Sequence[ranking.Outcome], cfg: config.Labels) -> dict[s
     "refused_answers": count(labelled.refusal for labelled in answers if labelled.parsed.status == "refused"),
     "lost_orders": count(reason for outcome in done for reason in outcome.lost),
     "agreement": round(sum(outcome.agreement for outcome in done) / len(done), 4) if done and cfg.orders > 1 else None,
-    "position_bias": position_bias(labelled.parsed for labelled in answers),
+    "position_bias": position_bias((labelled.parsed.order, labelled.parsed.filled) for labelled in answers),
     "usage": tally.bill(session.prices(cfg)),
     "answered_by": count(labelled.answer.model for labelled in answers if labelled.answer.model),
     "template": prompt.fingerprint(),
@@ -233,17 +238,18 @@ def count(names: Iterable[str]) -> dict[str, int]:
   return dict(sorted(collections.Counter(names).items()))
 
 
-def position_bias(answers: Iterable[parse.Parsed]) -> float | None:
+def position_bias(answers: Iterable[tuple[Sequence[int], Sequence[int]]]) -> float | None:
   """Mean Spearman correlation of shown place and rank over the passages that each answer names.
 
-  1: every list comes back as it was shown; 0: the place does not matter.  None where no answer names two
-  passages.
+  answers: the places at which an answer's passages were shown, best first, and its places that were filled in, which
+  come last.  1: every list comes back as it was shown; 0: the place does not matter.  None where no answer names two
+  passages, or none is known to have been shown any.
 
   rho = 1 - 6 sum(d^2) / (n (n^2 - 1)) for ranks without ties (Spearman 1904).
   """
   correlations = []
-  for parsed in answers:
-    named = parsed.order[: len(parsed.order) - len(parsed.filled)]
+  for order, filled in answers:
+    named = order[: len(order) - len(filled)]
     n = len(named)
     if n < 2:
       continue

@@ -10,7 +10,7 @@ list of positions.  Positions count from 1.  Both files may end in `.gz`.
 import collections
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from idistill_jax import outside, records
@@ -47,10 +47,15 @@ def read(
     elif query_id is None:
       drops.append(collection.Drop("LLM ranking of a text that no query, or more than one, has", row.where))
     else:
-      yield row.where, records.RankedList(
-        query_id=query_id, passage_ids=tuple(passage_ids[place] for place in parsed.order), status=parsed.status,
-        filled_places=parsed.filled,
-      )
+      yield row.where, ranked(query_id, passage_ids, parsed)
+
+
+def ranked(query_id: str, shown: Sequence[str], parsed: parse.Parsed) -> records.RankedList:
+  """What an answer that was not refused says of the passages in the order shown."""
+  return records.RankedList(
+    query_id=query_id, passage_ids=tuple(shown[place] for place in parsed.order), status=parsed.status,
+    permutation=parsed.order, filled_places=parsed.filled, repairs=parsed.reasons,
+  )
 
 
 def _answers(path: outside.Path) -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,7 @@ def _without_itself(
   places = [place for place, one in enumerate(ranking.passage_ids) if one != own]
   return dataclasses.replace(
     ranking, passage_ids=tuple(ranking.passage_ids[place] for place in places),
+    permutation=tuple(ranking.permutation[place] for place in places) if ranking.permutation else (),
     filled_places=tuple(new for new, place in enumerate(places) if place in ranking.filled_places),
   )  # fmt: skip
 
@@ -117,8 +118,6 @@ def _of_json(
     query = row.values.get("query")
     query_id = _id(row.where, query.get("qid") if isinstance(query, dict) else jsonl.first(row, ("qid", "query_id")))
     candidates = row.values.get("candidates")
-    status: parse.Status = "complete"
-    filled: tuple[int, ...] = ()
     if "ranking" in row.values:
       order = _ids(row.where, row.values["ranking"])
     elif isinstance(candidates, list) and all(isinstance(one, dict) for one in candidates):
@@ -128,9 +127,10 @@ def _of_json(
       parsed = parse.parse(jsonl.text(row, "response"), len(shown))
       if parsed.status == "refused":
         drops.append(collection.Drop("refused LLM answer", row.where))
-        continue
-      order, status, filled = tuple(shown[place] for place in parsed.order), parsed.status, parsed.filled
-    yield row.where, records.RankedList(query_id=query_id, passage_ids=order, status=status, filled_places=filled)
+      else:
+        yield row.where, permutations.ranked(query_id, shown, parsed)
+      continue
+    yield row.where, records.RankedList(query_id=query_id, passage_ids=order, status="complete")
 
 
 def _ids(where: str, found: Any) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def build(
         {
           "split": "test",
           "queries": len(queries),
-          **summary.summarise(measured, pairs, 2000),
+          **summary.summarise(measured, pairs, 2000, (("distilled", "initial"), "MRR@10")),
           "ann": {
             "recall@100 of exact": 0.9987,
             "exact_queries_per_second": 8123.4,

@@ -48,6 +48,19 @@ def test_each_measure_is_corrected_for_the_number_of_pairs():
   assert both["p"] == alone["p"] and both["p_holm"] == min(1.0, 2 * alone["p"])
 
 
+def test_the_primary_test_stands_by_its_own_p_however_many_others_there_are():
+  measured = {**MEASURED, "other": MEASURED["before"], "one more": MEASURED["before"]}
+  pairs = [("after", "before"), ("other", "before"), ("after", "one more")]
+  said = summary.summarise(measured, pairs, 200, (pairs[0], "MRR@10"))
+  assert said["primary"] == {"test": "after vs before", "measure": "MRR@10"}
+  p, p_holm = ({pair: of["MRR@10"][name] for pair, of in said["tests"].items()} for name in ("p", "p_holm"))
+  assert p_holm["after vs before"] == p["after vs before"]
+  others = ["other vs before", "after vs one more"]
+  assert [p_holm[one] for one in others] == significance.holm([p[one] for one in others])
+  # On other measures it is one of many.
+  assert {of["hit@1"]["p_holm"] for of in said["tests"].values()} == {1.0}
+
+
 def test_parquet_holds_the_same(tmp_path):
   parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `datasets` is not installed")
   summary.write_parquet(tmp_path / "x.parquet", MEASURED)

@@ -44,8 +44,8 @@ def claim(
   measured = f"{count(known)} of " if known < evaluation.queries else ""
   detail = (
     f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
-    f"{p_value(test.p)}, corrected for {count(len(evaluation.tests))} comparisons {p_value(test.p_holm)}, "
-    f"{measured}{count(evaluation.queries)} {evaluation.split} queries).{_not_distillation(evaluation, settings)}"
+    f"{p_value(test.p)}, the primary test and so not corrected for others, {measured}{count(evaluation.queries)} "
+    f"{evaluation.split} queries).{_not_distillation(evaluation, settings)}"
   )
   lead = _lead(labels if _taught_by_lists(settings) else None)
   return Claim(headline=f"{lead}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))
@@ -182,7 +182,8 @@ def bm25(evaluation: gather.Evaluation, settings: Mapping[str, str]) -> str:
 
 
 def verdict(test: gather.Comparison) -> str:
-  """Which way a comparison points: "undecided" unless chance is an unlikely explanation of all that were made."""
+  """Which way a comparison points: "undecided" unless chance is an unlikely explanation, of the primary test by itself,
+  of another of all that were made."""
   if test.p_holm >= significance.SIGNIFICANT or test.delta == 0:
     return "undecided"
   return "better" if test.delta > 0 else "worse"

@@ -11,6 +11,7 @@ from typing import Any
 
 from idistill_jax import artifacts, begun, outdated
 from idistill_jax.report import files, queries
+from idistill_jax.retrieval import summary
 
 # The order of the pipeline, for display: a workdir itself does not know it.
 STAGES = (
@@ -24,11 +25,13 @@ TRAININGS = ("train_direct", "train_ranker", "train_retriever")
 MAIN_MEASURES = ("MRR@10", "answer@20")
 OF_A_READER = "F1"
 BEFORE, AFTER = "initial", "distilled"
+# On the main measure, the test that stands by its own p.
+PRIMARY = summary.label((AFTER, BEFORE))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-  """One system against another on one measure."""
+  """One system against another on one measure; p_holm: p, corrected for the number of tests, but of the primary one."""
 
   delta: float
   relative: float | None
@@ -160,6 +163,8 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluatio
   try:
     measures = tuple(str(name) for name in found["measures"])
     main = next((name for name in (*MAIN_MEASURES, OF_A_READER) if name in measures), measures[0])
+    # Before there was a primary test, its p was corrected as all others were.
+    primary = (PRIMARY, main) if stage == "evaluate" else None
     return Evaluation(
       split=str(found.get("split", "")),
       queries=int(found["queries" if "queries" in found else "questions"]),
@@ -175,7 +180,10 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluatio
         for system, of in found.get("intervals", {}).items()
       },
       tests={
-        pair: {name: _comparison(one) for name, one in of.items()} for pair, of in found["tests"].items()
+        pair: {
+          name: _comparison(one, one["p"] if (pair, name) == primary else one["p_holm"]) for name, one in of.items()
+        }
+        for pair, of in found["tests"].items()
       },
       values=files.read_per_query(path.with_name("per_query.csv"), measures),
       ann=found.get("ann") or {},
@@ -193,7 +201,7 @@ def labels(workdir: artifacts.Workdir) -> dict[str, Any] | None:
   return files.read_object(workdir.folder("labels") / "statuses.json")
 
 
-def _comparison(found: Mapping[str, Any]) -> Comparison:
+def _comparison(found: Mapping[str, Any], p_holm: float) -> Comparison:
   low, high = found["ci95"]
   relative = found.get("relative")
   return Comparison(
@@ -201,7 +209,7 @@ def _comparison(found: Mapping[str, Any]) -> Comparison:
     relative=None if relative is None else float(relative),
     effect=None if found.get("effect") is None else float(found["effect"]),
     p=float(found["p"]),
-    p_holm=float(found["p_holm"]),
+    p_holm=float(p_holm),
     ci95=(float(low), float(high)),
     wins=int(found["wins"]),
     losses=int(found["losses"]),

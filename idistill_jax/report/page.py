@@ -118,6 +118,7 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "evidence": report.shown.evidence,
     "known_systems": tuple(figures.OF_SYSTEM),
     "after": gather.AFTER,
+    "primary": gather.PRIMARY,
     "significant": significance.SIGNIFICANT,
     "shown_results": queries.SHOWN_RESULTS,
     "helped": [query for query in changed if (query.delta or 0) > 0][:CHANGED_QUERIES],

@@ -55,7 +55,8 @@ def summary_table(evaluation: gather.Evaluation, width: int) -> table.Table:
     title_justify="left",
     title_style="",
     caption_justify="left",
-    title=Text(f"{claims.about(evaluation)}; changes against {gather.BEFORE}, p on {main} (Holm)"),
+    title=Text(f"{claims.about(evaluation)}; changes against {gather.BEFORE}, p on {main} (corrected, Holm, but for "
+               f"{gather.PRIMARY}, the primary test)"),
   )
   made.add_column("system", no_wrap=True)
   for measure in shown:

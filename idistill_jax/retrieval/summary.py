@@ -12,10 +12,19 @@ from idistill_jax.retrieval import measures, significance
 Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def summarise(measured: Measured, tests: Sequence[tuple[str, str]], resamples: int) -> dict[str, Any]:
+def label(pair: tuple[str, str]) -> str:
+  """What a test of the first system against the second is called."""
+  return " vs ".join(pair)
+
+
+def summarise(
+  measured: Measured, tests: Sequence[tuple[str, str]], resamples: int,
+  primary: tuple[tuple[str, str], str] | None = None,
+) -> dict[str, Any]:
   """Means, 95 % intervals, and each pair of `tests` (first against second) on every measure.
 
-  `p_holm` corrects each measure's p values for the number of pairs.  A measure of one query has a mean alone.
+  primary: the pair and the measure of the one test that is declared before anything is measured, and stands by its own
+  p.  `p_holm` corrects each measure's other p values for their number.  A measure of one query has a mean alone.
   """
   names = list(next(iter(measured.values())))
   testable = [name for name, values in next(iter(measured.values())).items() if len(values) > 1]
@@ -28,21 +37,25 @@ def summarise(measured: Measured, tests: Sequence[tuple[str, str]], resamples: i
       system: {name: list(significance.interval(values[name], resamples=resamples)) for name in testable}
       for system, values in measured.items()
     },
-    "tests": _tests(measured, tests, testable, resamples) if testable else {},
+    **({} if primary is None else {"primary": {"test": label(primary[0]), "measure": primary[1]}}),
+    "tests": _tests(measured, tests, testable, resamples, primary) if testable else {},
   }
 
 
 def _tests(
-  measured: Measured, tests: Sequence[tuple[str, str]], names: Sequence[str], resamples: int
+  measured: Measured, tests: Sequence[tuple[str, str]], names: Sequence[str], resamples: int,
+  primary: tuple[tuple[str, str], str] | None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-  found: dict[str, dict[str, dict[str, Any]]] = {f"{one} vs {other}": {} for one, other in tests}
+  found: dict[str, dict[str, dict[str, Any]]] = {label(pair): {} for pair in tests}
   for name in names:
-    compared = [
-      significance.compare(measured[one][name], measured[other][name], resamples=resamples) for one, other in tests
-    ]
-    corrected = significance.holm([one.p for one in compared])
-    for pair, one, p_holm in zip(found, compared, corrected, strict=True):
-      found[pair][name] = {**one.as_json(), "p_holm": p_holm}
+    compared = {
+      (one, other): significance.compare(measured[one][name], measured[other][name], resamples=resamples)
+      for one, other in tests
+    }
+    rest = [pair for pair in compared if (pair, name) != primary]
+    corrected = dict(zip(rest, significance.holm([compared[pair].p for pair in rest]), strict=True))
+    for pair, test in compared.items():
+      found[label(pair)][name] = {**test.as_json(), "p_holm": corrected.get(pair, test.p)}
   return found
 
 

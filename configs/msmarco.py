@@ -29,7 +29,7 @@ def get_config(variant: str | None = None) -> c.Config:
     labels=c.Labels(lists=10_000),
     ranker=c.Ranker(head="pair_cosine", loss="ranknet", passages_per_list=12, lists_per_batch=8, epochs=2),
     retriever=c.Retriever(teacher="both", passages_per_list=12, lists_per_batch=32),
-    evaluate=c.Evaluate(rerank="all", relevant_from=2),
+    evaluate=c.Evaluate(rerank="all", relevant_from=2, main_measure="nDCG@10"),
   )
   match variant:
     case None:

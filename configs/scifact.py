@@ -23,7 +23,7 @@ def get_config(variant: str | None = None) -> c.Config:
                       tokens_per_step=4096),
     labels=recipes.asked_of_gemini(lists=800, passage_tokens=160, max_dollars=5.0),
     **recipes.from_direct(),
-    evaluate=c.Evaluate(rerank="all"),
+    evaluate=c.Evaluate(rerank="all", main_measure="nDCG@10"),
   )
   match variant:
     case None:

@@ -295,6 +295,8 @@ class Evaluate:
   depth: int = 100
   # The lowest grade that counts as relevant where a measure knows only relevant or not; TREC's passage track: 2.
   relevant_from: int = 1
+  # What headline and primary test are about, as nDCG@10; None: MRR@10, or answer@20 where answers alone are known.
+  main_measure: str | None = later(None)
   rerank_depth: int = 20
   # Whose first places the ranker reorders: "all" takes BM25, distilled and both hybrids as well, and as much longer.
   rerank: Literal["initial", "all"] = "initial"

@@ -16,6 +16,7 @@ from idistill_jax.data import tables
 from idistill_jax.hf import prompts, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.report import terminal
+from idistill_jax.retrieval import answers, measures, summary
 from idistill_jax.stages import (
   answer,
   candidates,
@@ -100,8 +101,8 @@ def _check_mesh(runner: cli.Runner) -> None:
 
 
 def check(runner: cli.Runner) -> None:
-  """Raises ConfigError where the collection has nothing to train on, nothing to measure by, or nothing to hold a
-  reader's answers against.
+  """Raises ConfigError where the collection has nothing to train on, nothing to measure by, not what the main measure
+  wants, or nothing to hold a reader's answers against.
 
   Why not in the stage: which split is measured is no part of its key, as it changes nothing of what it writes.
   """
@@ -111,7 +112,8 @@ def check(runner: cli.Runner) -> None:
     raise config.ConfigError(f"{where}: {collection.NO_TRAINING_QUERIES}")
   judged = tables.load_some_qrels(folder, split)
   reader = bool(answer.SYSTEMS[runner.cfg.answer.systems])
-  if judged and not reader:
+  stated = runner.cfg.evaluate.main_measure
+  if judged and not reader and stated in (None, *measures.NAMES):
     return
   known = tables.load_answers(folder)
   answered = {one.id for one in tables.load_queries(folder).of_split(split) if one.id in known}
@@ -122,7 +124,10 @@ def check(runner: cli.Runner) -> None:
       f"judgements for: {there}; name one with --config.evaluate.split, or add qrels/{split}.tsv to what is read"
     )
   # Where there are judgements, what they do not name is not measured.
-  if reader and judged and answered.isdisjoint(judged):
+  if judged:
+    answered &= judged.keys()
+  summary.main_measure(measures.NAMES * bool(judged) + answers.NAMES * bool(answered), stated)
+  if reader and not answered:
     raise config.ConfigError(
       f"{where}: no query of the split {split!r} that is measured has answers, so nothing could be said of a reader's; "
       "ask none with --config.answer.systems=none"

@@ -116,6 +116,9 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
   assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
   runner.cfg.evaluate.split = "dev"
   pipeline.check(runner)
+  runner.cfg.evaluate.main_measure = "answer@20"
+  with pytest.raises(config.ConfigError, match="main_measure is 'answer@20'; what is measured here is MRR@10"):
+    pipeline.check(runner)
 
 
 def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):

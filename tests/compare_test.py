@@ -187,9 +187,19 @@ def test_what_all_runs_have_measured_is_compared(runs, tmp_path):
   assert found.runs[1].test.delta == pytest.approx(means[1] - means[0])
   assert "answer@20" in page.render_comparison(found)
   # A reader's F1 is measured by another stage, and not compared.
-  said = r"none of MRR@10, answer@20 was measured in every run \(lists100: MRR@10.*; answers: answer@1"
+  said = r"none of MRR@10, answer@1, answer@20 was measured in every run \(lists100: MRR@10.*; answers: answer@1"
   with pytest.raises(files.ReportError, match=said):
     compare.gather_runs([runs[0].root, answers.root])
+
+
+def test_runs_are_compared_on_what_the_first_is_about(runs, tmp_path):
+  made = artifacts.Workdir(shutil.copytree(runs[0].root, tmp_path / "made"))
+  path = made.folder("evaluate") / "metrics.json"
+  metrics = json.loads(path.read_text())
+  metrics["primary"]["measure"] = "nDCG@10"
+  path.write_text(json.dumps(metrics))
+  assert compare.gather_runs([made.root, runs[1].root], resamples=100).main == "nDCG@10"
+  assert compare.gather_runs([runs[1].root, made.root], resamples=100).main == "MRR@10"
 
 
 def test_a_run_without_measures_is_named(runs, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, tables
-from idistill_jax.retrieval import runs
+from idistill_jax.report import gather
+from idistill_jax.retrieval import runs, summary
 from idistill_jax.stages import evaluate as stage
 
 PASSAGES = tables.Passages(
@@ -99,6 +100,24 @@ def test_what_is_measured_without_known_passages_is_written(tmp_path):
   assert (found["familiar_queries"], found["familiar_examples"]) == (1, [["q0", "p7"]])
   assert found["rest"]["of"] == "distilled against initial in MRR@10" and found["rest"]["queries"] == 1
   assert found["rest"]["delta"] is None and not found["rest"]["is_lost"]
+
+
+def test_the_stated_main_measure_is_what_the_run_is_about(tmp_path):
+  job = prepared(tmp_path)
+  job.cfg.evaluate.main_measure = "nDCG@10"
+  found = written(job, {}, {"q0": {"p6": 1, "p7": 1}, "q1": {"p2": 1, "p8": 1}})
+  assert found["primary"] == {"test": "distilled vs initial", "measure": "nDCG@10"}
+  assert found["leakage"]["rest"]["of"] == "distilled against initial in nDCG@10"
+  assert "distilled nDCG@10" in job.counts
+  job.out.rename(tmp_path / "evaluate")
+  assert gather.evaluation(artifacts.Workdir(tmp_path)).main_measure == "nDCG@10"
+
+
+def test_a_main_measure_that_is_none_is_refused_with_those_that_are():
+  assert summary.main_measure(("MRR@10", "nDCG@10", "answer@20"), None) == "MRR@10"
+  assert summary.main_measure(("answer@1", "answer@20"), None) == "answer@20"
+  with pytest.raises(config.ConfigError, match=r"main_measure is 'nDCG@20'; what is measured here is MRR@10, nDCG@10"):
+    summary.main_measure(("MRR@10", "nDCG@10"), "nDCG@20")
 
 
 def test_the_ranker_reorders_first_stages_and_hybrids_where_asked_for_all():

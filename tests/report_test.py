@@ -355,6 +355,11 @@ def test_claim_is_as_strong_as_its_test():
     "After distillation, the retriever ranks the right passage higher "
     "(MRR@10 +0.085, 95\u00a0% interval +0.060 to +0.110)."
   )
+  # Nor where the run is about another measure.
+  other = dataclasses.replace(evaluation(mrr=comparison(), hit=comparison()), main_measure="nDCG@10")
+  other = dataclasses.replace(other, tests={"distilled vs initial": {"nDCG@10": comparison(), "hit@1": comparison()}},
+                              systems={system: {"nDCG@10": 0.4} for system in ("initial", "distilled")})
+  assert "ranks the right passage higher (nDCG@10 +0.085" in claims.claim(other, None, {}).headline
   worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None, {})
   assert "lower than before" in worse.headline and worse.verdict == "worse"
   chance = claims.claim(evaluation(mrr=comparison(p=0.31, p_holm=0.31), hit=comparison()), None, {})

@@ -9,7 +9,8 @@ from idistill_jax import outdated
 from idistill_jax.report import gather
 from idistill_jax.retrieval import significance
 
-FIRST_PLACE = "hit@1"
+# Main measure -> the one that says it in a reader's words.
+FIRST_PLACE = {"MRR@10": "hit@1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,8 +183,8 @@ def bm25(evaluation: gather.Evaluation, settings: Mapping[str, str]) -> str:
 
 
 def verdict(test: gather.Comparison) -> str:
-  """Which way a comparison points: "undecided" unless chance is an unlikely explanation, of the primary test by itself,
-  of another of all that were made."""
+  """Which way a comparison points: "undecided" unless chance is an unlikely explanation of all that were made, or, of
+  the primary test, of it alone."""
   if test.p_holm >= significance.SIGNIFICANT or test.delta == 0:
     return "undecided"
   return "better" if test.delta > 0 else "worse"
@@ -206,14 +207,15 @@ def _outcome(evaluation: gather.Evaluation, test: gather.Comparison) -> str:
     "worse": "the retriever ranks the right passage lower than before",
     "undecided": "no difference of the retriever can be told from chance",
   }
-  first = evaluation.test(gather.AFTER).get(FIRST_PLACE)
+  place = FIRST_PLACE.get(evaluation.main_measure, "")
+  first = evaluation.test(gather.AFTER).get(place)
   if (
     first is None or first.relative is None or verdict(first) != verdict(test) or verdict(test) == "undecided"
   ):
     return f"{said[verdict(test)]} ({evaluation.main_measure} {difference(test)})"
   how = "more often" if first.delta > 0 else "less often than before"
   share = f"{abs(first.relative):.0%}".replace("%", "\u00a0%")
-  return f"the retriever puts the right passage first {share} {how} ({FIRST_PLACE} {difference(first)})"
+  return f"the retriever puts the right passage first {share} {how} ({place} {difference(first)})"
 
 
 def difference(test: gather.Comparison) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from idistill_jax import artifacts, outdated
 from idistill_jax.data import tables
 from idistill_jax.report import claims, figures, files, gather
-from idistill_jax.retrieval import significance
+from idistill_jax.retrieval import significance, summary
 
 # Fields that say where things lie or what the run is called, not what it did.
 NOT_A_DIFFERENCE = ("name", "export.")
@@ -35,8 +35,7 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-  """measures: those that all runs have; main: the one that is tested, the first of gather.MAIN_MEASURES
-  among them."""
+  """measures: those that all runs have; main: the one that is tested, see `_main`."""
 
   runs: tuple[Compared, ...]
   measures: tuple[str, ...]
@@ -105,12 +104,14 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
 
 
 def _main(evaluations: Mapping[str, gather.Evaluation]) -> str:
-  for name in gather.MAIN_MEASURES:
+  """The first run's main measure, or that of the next, or what is one where no config says: of those that all have."""
+  wanted = dict.fromkeys((*(one.main_measure for one in evaluations.values()), *summary.MAIN_MEASURES))
+  for name in wanted:
     if all(name in one.measures for one in evaluations.values()):
       return name
   measured = "; ".join(f"{run}: {', '.join(one.measures)}" for run, one in evaluations.items())
   raise files.ReportError(
-    f"none of {', '.join(gather.MAIN_MEASURES)} was measured in every run ({measured}); compare runs whose collections "
+    f"none of {', '.join(wanted)} was measured in every run ({measured}); compare runs whose collections "
     "are judged alike"
   )
 

@@ -21,8 +21,7 @@ STAGES = (
 # Section of a config -> the stage that is its own.
 _OF_A_STAGE = {stage.removeprefix("train_"): stage for stage in STAGES} | {"name": "export"}
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")
-# The first of these that was measured is what is talked about; of what a reader answered, the last.
-MAIN_MEASURES = ("MRR@10", "answer@20")
+# What is talked about of what a reader answered.
 OF_A_READER = "F1"
 BEFORE, AFTER = "initial", "distilled"
 # On the main measure, the test that stands by its own p.
@@ -162,8 +161,9 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluatio
     return None
   try:
     measures = tuple(str(name) for name in found["measures"])
-    main = next((name for name in (*MAIN_MEASURES, OF_A_READER) if name in measures), measures[0])
     # Before there was a primary test, its p was corrected as all others were.
+    stated = found["primary"]["measure"] if "primary" in found else OF_A_READER if OF_A_READER in measures else None
+    main = summary.main_measure(measures, stated)
     primary = (PRIMARY, main) if stage == "evaluate" else None
     return Evaluation(
       split=str(found.get("split", "")),

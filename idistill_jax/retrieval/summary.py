@@ -5,11 +5,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from idistill_jax import extras
+from idistill_jax import config, extras
 from idistill_jax.retrieval import measures, significance
 
+# What is talked about where no config says: the first of these that was measured.
+MAIN_MEASURES = ("MRR@10", "answer@20")
 # system -> measure -> query id -> value
 Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def main_measure(measured: Sequence[str], stated: str | None) -> str:
+  """The measure that a run is about, of those that it has; stated: `evaluate.main_measure`.
+
+  Raises ConfigError where what is stated is not measured.
+  """
+  if stated is not None and stated not in measured:
+    raise config.ConfigError(f"evaluate.main_measure is {stated!r}; what is measured here is {', '.join(measured)}")
+  return stated or next((name for name in MAIN_MEASURES if name in measured), measured[0])
 
 
 def label(pair: tuple[str, str]) -> str:

@@ -65,9 +65,9 @@ def test_settings_in_which_they_differ_and_paired_tests(runs):
   assert last.test.delta > 0.1 and last.test.p < 0.01
   header, *lines = compare.rows(found)
   # Tests stand beside what they test: the table is wider than most screens.
-  tested = ["initial MRR@10", "MRR@10", "against lists100", "p", "p, corrected"]
-  assert header[:7] == ["run", "labels.lists", *tested] and len(lines) == 3
-  assert lines[2][:2] == ["lists1000", "1000"] and lines[0][4:7] == ["–", "–", "–"]
+  tested = ["initial MRR@10", "ranker MRR@10", "MRR@10", "against lists100", "p", "p, corrected"]
+  assert header[:8] == ["run", "labels.lists", *tested] and len(lines) == 3
+  assert lines[2][:2] == ["lists1000", "1000"] and lines[0][5:8] == ["–", "–", "–"]
   assert not compare.notes(found)
   tested = found.runs[1:]
   assert [run.p_holm for run in tested] == significance.holm([run.test.p for run in tested])
@@ -242,6 +242,25 @@ def test_no_more_is_said_of_the_best_run_than_its_test_allows():
   assert headline(0.4, 0.9, 0.5, p=(None, 0.01)).startswith(f"c {highest}, against 0.400 of a")
   assert headline(0.4, 0.9, p=(None,)) == "a has MRR@10 0.400; no other run was measured as it was"
   assert headline(0.4) == "a has MRR@10 0.400"
+
+
+def test_runs_that_found_the_same_are_called_equal(runs, tmp_path):
+  twins = [artifacts.Workdir(shutil.copytree(runs[0].root, tmp_path / name)) for name in ("one", "two")]
+  mean = gather.evaluation(runs[0]).systems["distilled"]["MRR@10"]
+  said = f"one, two, lists100 are equal: MRR@10 {mean:.3f}, the same for each query"
+  folders = [*(run.root for run in twins), runs[0].root]
+  assert compare.headline(compare.gather_runs(folders, resamples=100)) == said
+  assert "has the highest" in compare.headline(compare.gather_runs([*folders, runs[1].root], resamples=100))
+
+
+def test_what_ranker_and_direct_retriever_came_to_stands_beside(runs, tmp_path):
+  quality = {**report_workdir.QUALITY, "direct": 6.0}
+  direct = report_workdir.build(tmp_path / "direct", PASSAGES, QUERIES, QRELS, quality)
+  header, first, second = compare.rows(compare.gather_runs([runs[0].root, direct.root], resamples=100))
+  columns = [header.index(f"{system} MRR@10") for system in ("initial", "ranker", "direct")]
+  systems = gather.evaluation(direct).systems
+  assert [second[one] for one in columns] == [f"{systems[name]['MRR@10']:.3f}" for name in compare.BESIDE]
+  assert first[columns[-1]] == "–"
 
 
 def test_page_states_the_headline_and_escapes(runs, tmp_path):

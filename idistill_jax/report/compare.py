@@ -14,6 +14,8 @@ from idistill_jax.retrieval import significance, summary
 
 # Fields that say where things lie or what the run is called, not what it did.
 NOT_A_DIFFERENCE = ("name", "export.")
+# Systems whose main measure stands beside the distilled retriever's, where any run has measured them.
+BESIDE = (gather.BEFORE, "ranker", "direct")
 # The field whose value means nothing: what changes with it is chance.
 SEED = "seed"
 
@@ -44,6 +46,10 @@ class Comparison:
   @property
   def settings(self) -> tuple[str, ...]:
     return tuple(self.runs[0].settings)
+
+  @property
+  def beside(self) -> tuple[str, ...]:
+    return tuple(one for one in BESIDE if any(one in run.evaluation.systems for run in self.runs))
 
 
 def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = significance.RESAMPLES) -> Comparison:
@@ -170,6 +176,10 @@ def headline(compared: Comparison) -> str:
     return f"{first.name} has {main} {mean(first):.3f}{others}"
   # The best of the others has been tested against the first alone.
   challenger, p = max(tested, key=lambda pair: mean(pair[0]))
+  equal = [run for run, _ in tested if run.test is not None and not run.test.wins + run.test.losses]
+  if challenger in equal:
+    names, lower = ", ".join(run.name for run in (first, *equal)), "; no other run is higher"
+    return f"{names} are equal: {main} {mean(first):.3f}, the same for each query{lower * (len(equal) < len(tested))}"
   other, best = sorted((challenger, first), key=mean)
   found, said = f"{best.name} has the highest {main}: {mean(best):.3f}", f"({claims.p_value(p)}, corrected)"
   if p >= significance.SIGNIFICANT:
@@ -198,21 +208,21 @@ def figure(compared: Comparison) -> str:
 
 
 def rows(compared: Comparison) -> list[list[str]]:
-  """A header, then a line a run: settings, initial and distilled main measure, its test, other measures, time; then one
-  for runs that differ in their seed alone."""
+  """A header, then a line a run: settings, main measure of other systems and of distilled, its test, other measures,
+  time; then one for runs that differ in their seed alone."""
   others = [name for name in compared.measures if name != compared.main]
-  header = ["run", *compared.settings, f"initial {compared.main}", compared.main,
+  header = ["run", *compared.settings, *(f"{one} {compared.main}" for one in compared.beside), compared.main,
             f"against {compared.runs[0].name}", "p", "p, corrected", *others, "time"]  # fmt: skip
   lines = [header]
   for run in compared.runs:
     after = run.evaluation.systems[gather.AFTER]
-    before = run.evaluation.systems.get(gather.BEFORE, {}).get(compared.main)
+    beside = [run.evaluation.systems.get(one, {}).get(compared.main) for one in compared.beside]
     test = ["–"] * 3
     if run.test is not None and run.p_holm is not None:
       test = [claims.signed(run.test.delta), claims.p_number(run.test.p), claims.p_number(run.p_holm)]
     lines.append([
-      run.name, *run.settings.values(), "–" if before is None else f"{before:.3f}", f"{after[compared.main]:.3f}",
-      *test, *(f"{after[name]:.3f}" for name in others), claims.duration(run.seconds),
+      run.name, *run.settings.values(), *("–" if one is None else f"{one:.3f}" for one in beside),
+      f"{after[compared.main]:.3f}", *test, *(f"{after[name]:.3f}" for name in others), claims.duration(run.seconds),
     ])  # fmt: skip
   return lines + [_over_seeds(compared, runs, others) for runs in of_seeds(compared)]
 
@@ -240,7 +250,7 @@ def _over_seeds(compared: Comparison, runs: Sequence[Compared], others: Sequence
 
   settings = {**runs[0].settings, SEED: ", ".join(run.settings[SEED] for run in runs)}
   return [
-    f"mean of {len(runs)}", *settings.values(), over(gather.BEFORE, compared.main), over(gather.AFTER, compared.main),
-    *["–"] * 3, *(over(gather.AFTER, name) for name in others),
+    f"mean of {len(runs)}", *settings.values(), *(over(one, compared.main) for one in compared.beside),
+    over(gather.AFTER, compared.main), *["–"] * 3, *(over(gather.AFTER, name) for name in others),
     claims.duration(statistics.mean(run.seconds for run in runs)),
   ]  # fmt: skip

@@ -62,6 +62,7 @@ def render_comparison(compared: compare.Comparison) -> str:
     rows=compare.rows(compared),
     notes=compare.notes(compared),
     main=compared.main,
+    beside=compared.beside,
     headline=compare.headline(compared),
     figure=_safe(compare.figure(compared)),
     style=_safe(environment.loader.get_source(environment, "report.css")[0]),

@@ -505,6 +505,13 @@ def test_drawings_take_any_name():
   assert "<script" not in drawn and "&lt;script" in drawn and "\x00" not in drawn and "$\\frac{$" in drawn
 
 
+@pytest.mark.parametrize(("number", "said"), [
+  (1.5e-4, "0.00015"), (2e-4, "0.0002"), (2.5e-5, "2.5e-5"), (0.0, "0"), (0.25, "0.25"), (12_500, "12.5k"),
+])
+def test_labels_of_an_axis_are_the_numbers_that_they_stand_at(number, said):
+  assert figures._short_number(number) == said
+
+
 def test_stage_writes_the_page_twice(workdir, tmp_path):
   shutil.copytree(workdir.root, tmp_path / "w")
   other = artifacts.Workdir(tmp_path / "w")

@@ -238,7 +238,7 @@ def _vertical(axes: Any) -> None:
 def _short_number(number: float, _: Any = None) -> str:
   if abs(number) >= 1000:
     return f"{number / 1000:g}k"
-  return f"{number:.0e}".replace("e-0", "e-") if 0 < abs(number) < 1e-3 else f"{number:g}"
+  return f"{number:g}".replace("e-0", "e-")
 
 
 def _thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:

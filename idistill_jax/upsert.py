@@ -95,8 +95,9 @@ def _grow(part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, 
   before = tables.load_passages(part.folder("collection"))
   latest = {passage.id: passage for passage in new}
   added = [passage for passage in new if passage.id not in before]
-  after = [latest.get(passage.id, passage) for passage in before] + added
+  after = itertools.chain((latest.get(passage.id, passage) for passage in before), added)
   example.write_records(part.folder("collection"), tables.PASSAGES, after)
+  tables.note_places(part.folder("collection"))
 
   texts, ids = [passage.full_text for passage in new], [passage.id for passage in new]
   rows = [before.row(one) for one in ids if one in before]
@@ -113,7 +114,7 @@ def _grow(part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, 
   cfg = cli.made_with(part, "index")
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
-  counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(after)}
+  counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(before) + len(added)}
   if not (tuned := _tuned_on(part)):
     return counts
   found = recall(cfg, part.folder("index"), grown_ids, distilled.encode_queries(tuned))

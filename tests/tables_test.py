@@ -19,7 +19,7 @@ QUERIES = [
 def test_rows_follow_the_collection_order(tmp_path):
   example.write_records(tmp_path, tables.PASSAGES, PASSAGES, shards=2)
   table = tables.load_passages(tmp_path)
-  assert table.ids == ["b", "a"]
+  assert list(table.ids) == table.ids[:] == ["b", "a"]
   assert [table.row(passage_id) for passage_id in table.ids] == [0, 1]
   assert list(table.texts) == table.texts[:2] == ["T. x", "y"] and table.texts[-1] == "y"
   assert (table.by_id("a"), len(table), list(table)) == (PASSAGES[1], 2, PASSAGES)
@@ -37,7 +37,7 @@ def test_a_split_keeps_order_and_rows(tmp_path):
 
 
 def test_a_repeated_id_is_refused():
-  with pytest.raises(ValueError, match="Passages: the id 'b' occurs more than once"):
+  with pytest.raises(ValueError, match="the id 'b' occurs at rows 0 and 2"):
     tables.Passages([PASSAGES[0], PASSAGES[1], PASSAGES[0]])
 
 

@@ -13,10 +13,11 @@ import functools
 import math
 import os
 import pathlib
+import re
 import struct
 import typing
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, overload
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
@@ -29,6 +30,8 @@ VERSION_FEATURE = "schema_version"
 TYPE_FEATURE = "record_type"
 _RESERVED = (VERSION_FEATURE, TYPE_FEATURE)
 _FLOAT = struct.Struct("<f")
+# What stands before an id, and its length, where it is the first of features in the order of their names.
+_TO_ID = re.compile(rb"\nV\nV\n\x02id\x12V\nV\n[\0-\x7f]".replace(b"V", rb"[\x80-\xff]*[\0-\x7f]"))
 
 
 class ExampleError(ValueError):
@@ -172,8 +175,8 @@ def decode(cls: type[T], data: bytes) -> T:
     raise ExampleError(f"{len(data)} bytes are not a tf.train.Example") from e
   expected = _features_of(typing.cast(Any, cls))
   _check_header(cls, feature)
-  unknown = sorted(set(feature) - expected.keys() - set(_RESERVED))
-  if unknown:
+  if len(feature) > len(expected) + len(_RESERVED):
+    unknown = sorted(set(feature) - expected.keys() - set(_RESERVED))
     raise ExampleError(f"{cls.__name__} has no fields {', '.join(unknown)}, which the example carries")
   later = _later(typing.cast(Any, cls))
   return cls(**{name: _value(cls, feature, name, kind, many) for name, (kind, many) in expected.items()
@@ -195,21 +198,20 @@ def _check_header(cls: type, feature: Any) -> None:
 
 
 def _value(cls: type, feature: Any, name: str, kind: _Kind, many: bool) -> Any:
-  where = f"{cls.__name__}.{name}"
   # Indexing a missing key of a proto map would add it.
   if name not in feature:
-    raise ExampleError(f"{where}: the feature is missing")
+    raise ExampleError(f"{cls.__name__}.{name}: the feature is missing")
   held = feature[name]
-  if held.WhichOneof("kind") != kind.list_name:
-    raise ExampleError(f"{where}: a {kind.list_name} is needed, found {held.WhichOneof('kind')}")
   values = getattr(held, kind.list_name).value
+  # One that holds another kind of list has an empty one of this kind.
+  if not values and held.WhichOneof("kind") != kind.list_name:
+    raise ExampleError(f"{cls.__name__}.{name}: a {kind.list_name} is needed, found {held.WhichOneof('kind')}")
   if not many and len(values) != 1:
-    raise ExampleError(f"{where}: one value is needed, found {len(values)}")
+    raise ExampleError(f"{cls.__name__}.{name}: one value is needed, found {len(values)}")
   try:
-    found = tuple(map(kind.from_wire, values))
+    return tuple(map(kind.from_wire, values)) if many else kind.from_wire(values[0])
   except UnicodeDecodeError as e:
-    raise ExampleError(f"{where}: not UTF-8 ({e})") from e
-  return found if many else found[0]
+    raise ExampleError(f"{cls.__name__}.{name}: not UTF-8 ({e})") from e
 
 
 def write_records(
@@ -226,7 +228,42 @@ def read_records(folder: str | os.PathLike[str], name: str, cls: type[T]) -> Ite
   """
   for path in tfrecord.shard_paths(folder, name):
     for number, data in enumerate(tfrecord.read(path)):
-      try:
-        yield decode(cls, data)
-      except ExampleError as e:
-        raise ExampleError(f"{path}: record {number}: {e}") from e
+      yield _decode_at(path, number, cls, data)
+
+
+def _decode_at(path: pathlib.Path, number: int, cls: type[T], data: bytes) -> T:
+  try:
+    return decode(cls, data)
+  except ExampleError as e:
+    raise ExampleError(f"{path}: record {number}: {e}") from e
+
+
+class Records(Sequence[T]):
+  """Records of several files, each read, checked and decoded when it is asked for; raises as `read_records` does."""
+
+  def __init__(self, payloads: tfrecord.Payloads, cls: type[T]):
+    self._payloads, self._cls = payloads, cls
+
+  def __len__(self) -> int:
+    return len(self._payloads)
+
+  @overload
+  def __getitem__(self, rows: int) -> T: ...
+
+  @overload
+  def __getitem__(self, rows: slice) -> list[T]: ...
+
+  def __getitem__(self, rows: int | slice) -> T | list[T]:
+    asked = range(len(self))[rows]
+    if isinstance(asked, range):
+      return [self[row] for row in asked]
+    return _decode_at(*self._payloads.place(asked), self._cls, self._payloads.read(asked))
+
+
+def read_ids(path: pathlib.Path, cls: type) -> Iterator[tuple[bytes, int]]:
+  """(id as UTF-8, length of the payload) of each record of a file; of what `encode` wrote nothing else is decoded."""
+  for number, data in enumerate(tfrecord.read(path)):
+    if head := _TO_ID.match(data):
+      yield data[head.end():head.end() + data[head.end() - 1]], len(data)
+    else:
+      yield typing.cast(Any, _decode_at(path, number, cls, data)).id.encode(), len(data)

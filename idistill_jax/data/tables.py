@@ -1,9 +1,11 @@
-"""A committed collection folder -> in-memory tables of passages, queries and judgements.
+"""A committed collection folder -> tables of passages, queries and judgements.
 
 The row of a passage or query is its place in the collection, which is also its row in
-`passages.npy`/`queries.npy`.
+`passages.npy`/`queries.npy`.  Passages stay in their files, and each is read when it is asked for; of all others a
+process holds nothing, as where they are and what they are called is mapped.
 """
 
+import array
 import gzip
 import os
 import pathlib
@@ -12,10 +14,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar, overload
 
+import numpy as np
+
 from idistill_jax import outside, records
 from idistill_jax.data import example, tfrecord
+from idistill_jax.data import ids as ids_lib
 
 PASSAGES = "passages"
+# Beside the passages: where each begins (`tfrecord.starts`), and the arrays of `ids.Ids`.
+PLACES = tuple(f"{PASSAGES}.{name}.npy" for name in ("starts", "ids", "by_id"))
 QUERIES = "queries"
 LISTS = "lists"
 ANSWERS = "answers"
@@ -36,13 +43,10 @@ class UnknownIdError(LookupError):
 class Table(Generic[Item]):
   """Items in collection order, found by row or by id.  Raises ValueError where two share an id."""
 
-  def __init__(self, items: Iterable[Item]):
-    self.items: tuple[Item, ...] = tuple(items)
-    self.ids: list[str] = [item.id for item in self.items]
-    self._rows = {item_id: row for row, item_id in enumerate(self.ids)}
-    if len(self._rows) != len(self.ids):
-      twice = next(item_id for row, item_id in enumerate(self.ids) if self._rows[item_id] != row)
-      raise ValueError(f"{type(self).__name__}: the id {twice!r} occurs more than once")
+  def __init__(self, items: Iterable[Item], ids: ids_lib.Ids | None = None):
+    """ids: those of the items, where they are known."""
+    self.items: Sequence[Item] = items if isinstance(items, Sequence) else tuple(items)
+    self.ids = ids_lib.of(item.id for item in self.items) if ids is None else ids
 
   def __len__(self) -> int:
     return len(self.items)
@@ -51,14 +55,14 @@ class Table(Generic[Item]):
     return iter(self.items)
 
   def __contains__(self, item_id: object) -> bool:
-    return item_id in self._rows
+    return item_id in self.ids
 
   def row(self, item_id: str) -> int:
     """Place of an id in the collection; raises UnknownIdError."""
-    try:
-      return self._rows[item_id]
-    except KeyError:
-      raise UnknownIdError(f"{type(self).__name__}: none of {len(self)} has the id {item_id!r}") from None
+    row = self.ids.row(item_id)
+    if row is None:
+      raise UnknownIdError(f"{type(self).__name__}: none of {len(self)} has the id {item_id!r}")
+    return row
 
   def by_id(self, item_id: str) -> Item:
     """The item with that id; raises UnknownIdError."""
@@ -111,8 +115,38 @@ class Queries(Table[records.Query]):
 
 
 def load_passages(folder: str | os.PathLike[str]) -> Passages:
-  """Passages of a collection folder."""
-  return Passages(example.read_records(folder, PASSAGES, records.Passage))
+  """Passages of a collection folder; where `note_places` has not been, or was before they were written anew, all are
+  looked through once."""
+  folder = pathlib.Path(folder)
+  paths = tfrecord.shard_paths(folder, PASSAGES)
+  try:
+    starts, *found = (np.load(folder / name, mmap_mode="r") for name in PLACES)
+    payloads, ids = tfrecord.Payloads(paths, starts), ids_lib.Ids(*found)
+  except (FileNotFoundError, EOFError, ValueError):
+    starts, ids = _places(folder)
+    payloads = tfrecord.Payloads(paths, starts)
+  return Passages(example.Records(payloads, records.Passage), ids)
+
+
+def note_places(folder: str | os.PathLike[str]) -> None:
+  """Writes, beside the passages of a folder, where each is; to be called when they have been written."""
+  starts, ids = _places(folder)
+  for name, found in zip(PLACES, (starts, ids.utf8_P, ids.ascending_P), strict=True):
+    path = pathlib.Path(folder) / name
+    path.unlink(missing_ok=True)  # not written over: it may be the file of another folder, too
+    np.save(path, found)
+
+
+def _places(folder: str | os.PathLike[str]) -> tuple[np.ndarray, ids_lib.Ids]:
+  """`tfrecord.starts` and the ids of all passages, each of which is read and checked."""
+  lengths, packed = array.array("q"), [np.zeros(0, "S1")]
+  for path in tfrecord.shard_paths(folder, PASSAGES):
+    found = []
+    for one, length in example.read_ids(path, records.Passage):
+      found.append(one)
+      lengths.append(length)
+    packed.append(ids_lib.packed(found))
+  return tfrecord.starts(lengths), ids_lib.of_packed(np.concatenate(packed))
 
 
 def load_queries(folder: str | os.PathLike[str]) -> Queries:

@@ -9,18 +9,23 @@ and the shards of `name` are `name-00000-of-00002.tfrecord`, ...; put one after 
 payloads in the order in which they were written.
 """
 
+import bisect
+import functools
 import itertools
 import os
 import pathlib
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import google_crc32c
+import numpy as np
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _OVERHEAD = _HEADER.size + _FOOTER.size
+# Files that are kept open to read from here and there: a process may often have no more than 1,024.
+_OPEN = 256
 
 
 class CorruptRecord(ValueError):
@@ -139,6 +144,57 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
       length = _length(path, offset, record, file.read(_HEADER.size), size)
       yield _payload(path, offset, record, file.read(length), file.read(_FOOTER.size))
       offset += length + _OVERHEAD
+
+
+def starts(lengths: Sequence[int]) -> np.ndarray:
+  """Lengths of payloads -> int64 [N + 1]: where each record begins and the last ends, if all files lay end to end."""
+  return np.append(0, np.cumsum(np.asarray(lengths, np.int64) + _OVERHEAD))
+
+
+class Payloads:
+  """Payloads of several files, each read when it is asked for.
+
+  Not mapped: a file that is cut while it is read would end the process without a word.
+  """
+
+  def __init__(self, paths: Sequence[pathlib.Path], starts: np.ndarray):
+    """starts: of all files, as above.  Raises ValueError where they are not those of these files."""
+    begin = np.cumsum([0, *(path.stat().st_size for path in paths)])
+    first = np.searchsorted(starts, begin)
+    if not np.array_equal(starts.take(first, mode="clip"), begin):
+      raise ValueError(f"{paths[0]} and those behind it do not begin and end where records are said to")
+    self._paths, self._starts = paths, starts.view(np.ndarray)
+    self._begin, self._first = begin.tolist(), first.tolist()
+    self._open = functools.lru_cache(_OPEN)(_Open)
+
+  def __len__(self) -> int:
+    return len(self._starts) - 1
+
+  def place(self, row: int) -> tuple[pathlib.Path, int]:
+    """The file of a record, and its number there."""
+    file = bisect.bisect_right(self._first, row) - 1
+    return self._paths[file], row - self._first[file]
+
+  def read(self, row: int) -> bytes:
+    """Raises CorruptRecord where it fails a check."""
+    file = bisect.bisect_right(self._first, row) - 1
+    path, record = self._paths[file], row - self._first[file]
+    start, end = self._starts[row:row + 2].tolist()
+    offset = start - self._begin[file]
+    data = os.pread(self._open(path).descriptor, end - start, offset)
+    length = _length(path, offset, record, data[:_HEADER.size], offset + len(data))
+    payload, footer = data[_HEADER.size:_HEADER.size + length], data[_HEADER.size + length:length + _OVERHEAD]
+    return _payload(path, offset, record, payload, footer)
+
+
+class _Open:
+  """A file that is open as long as this is held."""
+
+  def __init__(self, path: pathlib.Path):
+    self.descriptor = os.open(path, os.O_RDONLY)
+
+  def __del__(self) -> None:
+    os.close(self.descriptor)
 
 
 def _length(path: str | os.PathLike[str], offset: int, record: int, header: bytes, size: int) -> int:

@@ -7,7 +7,6 @@ is measured.
 
 import dataclasses
 import io
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -15,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from idistill_jax import processes, remote
+from idistill_jax.data import ids as ids_lib
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5
@@ -49,11 +49,7 @@ class Searcher(Protocol):
 
 def tie_order(ids: Sequence[str]) -> np.ndarray:
   """int32 [P]: rows in the order in which equal scores rank; raises ValueError on a repeated id."""
-  order = sorted(range(len(ids)), key=ids.__getitem__, reverse=True)
-  for one, other in itertools.pairwise(order):
-    if ids[one] == ids[other]:
-      raise ValueError(f"the passage id {ids[one]!r} occurs at rows {other} and {one}; ids must be unique")
-  return np.asarray(order, np.int32)
+  return ids_lib.of(ids).ascending_P[::-1].astype(np.int32)
 
 
 def check_passages(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ used, `scann/` with a folder for each shard.
 """
 
 import dataclasses
+import operator
 import os
 import pathlib
 import tempfile
@@ -152,7 +153,7 @@ def open_scann(folder: pathlib.Path, ids: Sequence[str]) -> ann_shards.Sharded |
   if kind_of(folder) != "scann":
     return None
   found = ann_shards.load(folder / SCANN)
-  if found.ids != list(ids):
+  if len(found) != len(ids) or any(map(operator.ne, found.ids, ids)):
     raise ValueError(
       f"{folder / SCANN} holds {len(found)} passages that are not the collection's {len(ids)}, or in "
       "another order; run the index stage again"

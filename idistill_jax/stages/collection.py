@@ -2,10 +2,10 @@
 
     python -m idistill_jax.stages.collection --config=configs/quickstart.py --workdir=runs/quickstart
 
-Writes `passages-*.tfrecord`, `queries-*.tfrecord`, `qrels/<split>.tsv` and `collection.json` (what a report
-shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded elsewhere),
-`rankings-*.tfrecord` (LLM rankings made elsewhere), `answers-*.tfrecord` (accepted answers) and `sources.tsv`
-(generated query-passage pairs, for the contrastive baseline alone).
+Writes `passages-*.tfrecord`, `passages.*.npy` (where each of them is), `queries-*.tfrecord`, `qrels/<split>.tsv` and
+`collection.json` (what a report shows); where the source brings them, also `lists-*.tfrecord` (candidate lists recorded
+elsewhere), `rankings-*.tfrecord` (LLM rankings made elsewhere), `answers-*.tfrecord` (accepted answers) and
+`sources.tsv` (generated query-passage pairs, for the contrastive baseline alone).
 """
 
 import collections
@@ -39,6 +39,7 @@ def run(job: artifacts.Job) -> None:
   )
   facts = statistics(kept)
   _write(job, tables.PASSAGES, kept.passages, facts["passages"])
+  tables.note_places(job.out)
   _write(job, tables.QUERIES, kept.queries, len(kept.queries))
   if kept.lists:
     _write(job, tables.LISTS, kept.lists, len(kept.lists))

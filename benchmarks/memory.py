@@ -1,11 +1,12 @@
-"""Host memory that a process needs for each passage of a collection: its text, its token ids, BM25's index of it.
+"""Host memory that a process needs for each passage of a collection: to read it, its token ids, BM25's index of it.
 
     python -m benchmarks.memory --drawn=100000
 
 Passages have the form of DPR's, a title and a hundred words, whole words of the tokenizer's own vocabulary, drawn as
 often as Zipf's law has them.  One JSON line for each, from a process of its own: bytes by which its memory grew at
-most, divided by the passages; and how fast token ids are made.  Vectors are not measured: float32 are four bytes a
-dimension, in a file that is mapped.
+most, divided by the passages; how long opening the collection takes, and reading one passage, in microseconds of a
+core; and how fast token ids are made.  Vectors are not measured: float32 are four bytes a dimension, in a file that is
+mapped.
 """
 
 import itertools
@@ -51,6 +52,19 @@ def vocabulary(folder: pathlib.Path, seed: int = 1) -> list[str]:
 # -- What is measured, beside the texts of which it is made --------------------------------------------------------
 
 
+def reading(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
+  del folder
+  texts, count = passages.texts, len(passages)
+  orders = {"in_order": range(count), "at_random": np.random.default_rng(0).permutation(count).tolist()}
+  found = {}
+  for name, rows in orders.items():
+    began = time.process_time()
+    for row in rows:
+      texts[row]
+    found[f"microseconds_{name}"] = round(1e6 * (time.process_time() - began) / count, 2)
+  return found
+
+
 def tokens(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
   tokenizer, began = tokenize.Tokenizer(folder), time.process_time()
   table = tokenizer.table(passages.texts, MOST_TOKENS)
@@ -63,7 +77,9 @@ def terms(passages: tables.Passages, folder: pathlib.Path) -> dict[str, float]:
   return {}
 
 
-BESIDE_TEXTS: dict[str, Callable[[tables.Passages, pathlib.Path], dict[str, float]]] = {"tokens": tokens, "bm25": terms}
+BESIDE_TEXTS: dict[str, Callable[[tables.Passages, pathlib.Path], dict[str, float]]] = {
+  "reading": reading, "tokens": tokens, "bm25": terms,
+}
 
 
 def most() -> int:
@@ -78,12 +94,14 @@ def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[s
   some = itertools.islice(example.read_records(collection, tables.PASSAGES, records.Passage), tokenize.BLOCK)
   BESIDE_TEXTS[what](tables.Passages(some), folder)
   before = most()
+  began = time.process_time()
   passages = tables.load_passages(collection)
-  with_texts = most()
+  opened, with_texts = time.process_time() - began, most()
   said = BESIDE_TEXTS[what](passages, folder)
   count = len(passages)
   return {"what": what, "bytes_of_texts": round((with_texts - before) / count),
-          "bytes_beside_texts": round((most() - with_texts) / count), **said}
+          "bytes_beside_texts": round((most() - with_texts) / count),
+          "microseconds_to_open": round(1e6 * opened / count, 2), **said}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
     example.write_records(collection, tables.PASSAGES, draw(_DRAWN.value, vocabulary(folder)))
+    tables.note_places(collection)
     for what in BESIDE_TEXTS:
       print(json.dumps(alone.call(measure, collection, folder, what)), flush=True)
 

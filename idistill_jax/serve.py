@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from absl import app, flags, logging
 
 from idistill_jax import cli, extras, search
+from idistill_jax.data import example, tfrecord
 
 _PORT = flags.DEFINE_integer("port", 8008, "Port on 127.0.0.1.", lower_bound=0, upper_bound=65535)
 # Ten a second keep many readers content; more is a script, which may raise it.
@@ -157,6 +158,8 @@ def application(searcher: Searching, per_minute: int) -> Any:
       return await queue.search(*_asked(request.query_params), request.is_disconnected), 200, HEADERS
     except Refused as e:
       return {"error": str(e)}, e.status, HEADERS | e.headers
+    except (tfrecord.CorruptRecord, example.ExampleError):
+      raise  # a passage that cannot be read is no fault of who asks
     except ValueError as e:
       return {"error": str(e)}, 400, HEADERS
 

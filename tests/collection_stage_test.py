@@ -84,6 +84,7 @@ def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
   assert sorted(contents(folder)) == [
     "collection.json",
     "passages-00000-of-00001.tfrecord",
+    *sorted(tables.PLACES),
     "queries-00000-of-00001.tfrecord",
   ]
   assert tables.load_lists(folder) is None

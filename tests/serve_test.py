@@ -9,12 +9,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from unittest import mock
 
 import browser
 import markupsafe
 import pytest
 
 from idistill_jax import records, search
+from idistill_jax.data import tfrecord
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 pytest.importorskip("starlette", reason="the extra `serve` is not installed")
@@ -102,6 +104,15 @@ def test_answers_and_what_is_no_question():
       status, found = ask(url, question, k)
       assert status == expected and message in found["error"], (question[:9], k)
     assert get(f"{url}/nothing")[0] == 404 and get(f"{url}/../pyproject.toml")[0] == 404
+
+
+def test_a_damaged_passage_is_no_fault_of_who_asks(monkeypatch):
+  damaged = Echo()
+  with Served(damaged) as url:
+    monkeypatch.setattr(damaged, "search", mock.Mock(side_effect=tfrecord.CorruptRecord("x", 0, 0, "truncated")))
+    assert get(f"{url}/api/search?q=x")[0] == 500
+    monkeypatch.undo()
+    assert ask(url, "x")[0] == 200
 
 
 def test_only_this_machine_is_served_and_nothing_runs():

@@ -1,13 +1,17 @@
 """Tables over a collection folder, and judgement files."""
 
 import gzip
+import re
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idistill_jax import records
-from idistill_jax.data import example, tables
+from idistill_jax.data import example, tables, tfrecord
+from idistill_jax.data import ids as ids_lib
 
 PASSAGES = [records.Passage(id="b", title="T", text="x"), records.Passage(id="a", title="", text="y")]
 QUERIES = [
@@ -26,6 +30,83 @@ def test_rows_follow_the_collection_order(tmp_path):
   assert "a" in table and "c" not in table
   with pytest.raises(tables.UnknownIdError, match="Passages: none of 2 has the id 'c'"):
     table.row("c")
+
+
+def many(count: int) -> list[records.Passage]:
+  return [records.Passage(id=f"p{i}", title="T", text=f"word{i} " * 100) for i in range(count)]
+
+
+def damage(folder, table, row: int) -> tfrecord.CorruptRecord:
+  """A byte of a record is changed; what reading it should say."""
+  path, number = table.items._payloads.place(row)
+  data = bytearray(path.read_bytes())
+  offset = sum(len(one) + 16 for _, one in zip(range(number), tfrecord.read(path), strict=False))
+  data[offset + 100] ^= 1
+  path.write_bytes(data)
+  return tfrecord.CorruptRecord(path, offset, number, "")
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_passages_are_read_and_checked_when_they_are_asked_for(tmp_path, noted):
+  passages = many(10)
+  example.write_records(tmp_path, tables.PASSAGES, passages, shards=4)
+  if noted:
+    tables.note_places(tmp_path)
+  table = tables.load_passages(tmp_path)
+  assert list(table) == passages and table.items[np.int64(-1)] == passages[-1]
+  assert table.texts[2:9:3] == [one.full_text for one in passages[2:9:3]]
+  assert [table.by_id(one.id) for one in passages] == passages
+  with pytest.raises(IndexError):
+    table.texts[10]
+  expected = damage(tmp_path, table, 6)
+  if noted:
+    table = tables.load_passages(tmp_path)  # which reads none
+  assert table.texts[5] == passages[5].full_text and table.texts[7] == passages[7].full_text
+  with pytest.raises(tfrecord.CorruptRecord, match="bad data crc") as caught:
+    table.by_id("p6")
+  said = caught.value
+  assert (said.path, said.offset, said.record) == (expected.path, expected.offset, expected.record)
+
+
+def test_records_that_are_not_where_it_was_noted_are_looked_for(tmp_path):
+  example.write_records(tmp_path, tables.PASSAGES, PASSAGES)
+  tables.note_places(tmp_path)
+  later = [records.Passage(id="é" * 200, title="", text="long"), *PASSAGES]
+  (path,) = example.write_records(tmp_path, tables.PASSAGES, later)
+  table = tables.load_passages(tmp_path)
+  assert list(table) == later and table.row("é" * 200) == 0 and list(table.ids) == [one.id for one in later]
+  path.write_bytes(path.read_bytes()[:-3])
+  with pytest.raises(tfrecord.CorruptRecord, match=r"record 2 at byte \d+: truncated"):
+    tables.load_passages(tmp_path)
+  example.write_records(tmp_path, tables.PASSAGES, [*later, PASSAGES[0]])
+  with pytest.raises(ValueError, match=rf"passages of {re.escape(str(tmp_path))}: the id 'b' occurs at rows 1 and 3"):
+    tables.note_places(tmp_path)
+
+
+def test_an_open_collection_holds_no_passages(tmp_path):
+  example.write_records(tmp_path, tables.PASSAGES, many(3000))
+  tables.note_places(tmp_path)
+  tracemalloc.start()
+  try:
+    table = tables.load_passages(tmp_path)
+    assert table.texts[2999] and table.row("p1234") == 1234
+    assert tracemalloc.get_traced_memory()[1] < 40 * len(table)
+  finally:
+    tracemalloc.stop()
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0"), max_size=3), unique=True, max_size=8))
+@settings(max_examples=50, deadline=None)
+def test_ids_are_found_and_sorted_as_text(some):
+  ids = ids_lib.of(some)
+  assert list(ids) == some and [ids.row(one) for one in some] == list(range(len(some)))
+  assert [some[row] for row in ids.ascending_P] == sorted(some)
+  assert "longer than any" not in ids and "\ud800" not in ids and 1 not in ids
+
+
+def test_an_id_that_would_lose_its_end_is_refused():
+  with pytest.raises(ValueError, match=r"the id 'a\\x00' ends with a NUL character"):
+    ids_lib.of(["b", "a\0"])
 
 
 def test_a_split_keeps_order_and_rows(tmp_path):

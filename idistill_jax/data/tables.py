@@ -138,7 +138,8 @@ def note_places(folder: str | os.PathLike[str]) -> None:
 
 
 def _places(folder: str | os.PathLike[str]) -> tuple[np.ndarray, ids_lib.Ids]:
-  """`tfrecord.starts` and the ids of all passages, each of which is read and checked."""
+  """`tfrecord.starts` and the ids of all passages, each of which is read and checked; raises ValueError where two have
+  the same id."""
   lengths, packed = array.array("q"), [np.zeros(0, "S1")]
   for path in tfrecord.shard_paths(folder, PASSAGES):
     found = []
@@ -146,7 +147,10 @@ def _places(folder: str | os.PathLike[str]) -> tuple[np.ndarray, ids_lib.Ids]:
       found.append(one)
       lengths.append(length)
     packed.append(ids_lib.packed(found))
-  return tfrecord.starts(lengths), ids_lib.of_packed(np.concatenate(packed))
+  try:
+    return tfrecord.starts(lengths), ids_lib.of_packed(np.concatenate(packed))
+  except ValueError as e:
+    raise ValueError(f"{PASSAGES} of {folder}: {e}") from e
 
 
 def load_queries(folder: str | os.PathLike[str]) -> Queries:

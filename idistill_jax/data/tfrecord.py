@@ -164,8 +164,8 @@ class Payloads:
     if not np.array_equal(starts.take(first, mode="clip"), begin):
       raise ValueError(f"{paths[0]} and those behind it do not begin and end where records are said to")
     self._paths, self._starts = paths, starts.view(np.ndarray)
-    self._begin, self._first = begin.tolist(), first.tolist()
-    self._open = functools.lru_cache(_OPEN)(_Open)
+    self._first = first.tolist()
+    self._open = functools.lru_cache(_OPEN)(lambda path: _Open(os.open(path, os.O_RDONLY)))
 
   def __len__(self) -> int:
     return len(self._starts) - 1
@@ -177,21 +177,22 @@ class Payloads:
 
   def read(self, row: int) -> bytes:
     """Raises CorruptRecord where it fails a check."""
-    file = bisect.bisect_right(self._first, row) - 1
-    path, record = self._paths[file], row - self._first[file]
+    path, record = self.place(row)
     start, end = self._starts[row:row + 2].tolist()
-    offset = start - self._begin[file]
-    data = os.pread(self._open(path).descriptor, end - start, offset)
+    offset = start - int(self._starts[row - record])
+    # Held here, as another thread's file may take its place.
+    file = self._open(path)
+    data = os.pread(file.descriptor, end - start, offset)
     length = _length(path, offset, record, data[:_HEADER.size], offset + len(data))
     payload, footer = data[_HEADER.size:_HEADER.size + length], data[_HEADER.size + length:length + _OVERHEAD]
     return _payload(path, offset, record, payload, footer)
 
 
 class _Open:
-  """A file that is open as long as this is held."""
+  """A file's descriptor, open as long as this is held."""
 
-  def __init__(self, path: pathlib.Path):
-    self.descriptor = os.open(path, os.O_RDONLY)
+  def __init__(self, descriptor: int):
+    self.descriptor = descriptor
 
   def __del__(self) -> None:
     os.close(self.descriptor)

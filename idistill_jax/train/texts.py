@@ -81,6 +81,7 @@ class Pairs:
 def ahead(items: Iterator[T], make: Callable[[T], Made]) -> Generator[tuple[T, Made], None, None]:
   """(item, make(item)) of each; the next is asked for and made while whoever asked is at the one before."""
   pairs = ((item, make(item)) for item in items)
+  # One: passages are decoded there, and protobuf has crashed when several threads parsed at once.
   with concurrent.futures.ThreadPoolExecutor(1, "pieces") as thread:
     coming = thread.submit(next, pairs, None)
     while (found := coming.result()) is not None:

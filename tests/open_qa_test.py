@@ -20,7 +20,7 @@ from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import tfds
 from idistill_jax.report import gather
 from idistill_jax.retrieval import ann_shards, hits
-from idistill_jax.stages import evaluate
+from idistill_jax.stages import candidates, collection, evaluate
 
 PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
           ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip
@@ -70,26 +70,53 @@ def backwards(shards: ann_shards.Sharded, queries_QxE: np.ndarray, k: int, of=an
   return dataclasses.replace(found, rows=found.rows[:, ::-1])
 
 
+def runner(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, weights: str, setting: str) -> cli.Runner:
+  """Of a setting as its config is, over what is made up here, and small."""
+  passages(folder / "psgs_w100.tsv")
+  questions(monkeypatch, setting)
+  cfg = config_test.load(setting)
+  cfg.collection.path = str(folder / "psgs_w100.tsv")
+  cfg.encoder.weights, cfg.encoder.row_tokens, cfg.encoder.tokens_per_step = weights, 256, 2048
+  cfg.labels.provider, cfg.labels.list_size, cfg.ranker.epochs = "openai", 6, 1
+  cfg.ranker.passages_per_list = cfg.retriever.passages_per_list = 6
+  cfg.candidates.depth, cfg.scores.depth, cfg.evaluate.rerank_depth, cfg.evaluate.resamples = 20, 6, 5, 200
+  return cli.Runner(cfg, artifacts.Workdir(folder / "w"), ())
+
+
+def assert_keep_their_lengths(*files: pathlib.Path) -> None:
+  """Embeddings are compared by inner products, as Contriever was published."""
+  for file in files:
+    lengths = np.linalg.norm(np.load(file), axis=1)
+    assert lengths.min() > 1.1 and np.ptp(lengths) > 0.01
+
+
+@pytest.mark.slow
+def test_trivia_qa_is_read_and_searched_on_a_slice(tmp_path, monkeypatch, tiny_weights):
+  """What its questions are told by; the stages behind, of the one recipe, run below."""
+  of_trivia_qa = runner(tmp_path, monkeypatch, tiny_weights, "trivia_qa:slice")
+  of_trivia_qa.run(collection.STAGE)
+  pipeline.check(of_trivia_qa)
+  of_trivia_qa.run(candidates.STAGE)
+  known = tables.load_answers(of_trivia_qa.workdir.folder("collection"))
+  for question in tables.load_queries(of_trivia_qa.workdir.folder("collection")):
+    thing = f"thing{PLACES.index(question.text.split()[2])}"
+    assert list(known[question.id]) == [thing, "nothing of the kind"]
+  folder = of_trivia_qa.workdir.folder("candidates")
+  assert_keep_their_lengths(folder / "passages.npy", folder / "queries.npy")
+
+
 @pytest.mark.slow
 @pytest.mark.scann
-@pytest.mark.parametrize("setting", ANSWERS)
-def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights, setting):
+def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
   pytest.importorskip("openai")
   if importlib.util.find_spec("scann") is None:
     pytest.skip("the extra `retrieval` is not installed")
   monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
-  passages(tmp_path / "psgs_w100.tsv")
-  questions(monkeypatch, setting)
-  cfg = config_test.load(setting)
-  cfg.collection.path = str(tmp_path / "psgs_w100.tsv")
-  cfg.encoder.weights, cfg.encoder.row_tokens, cfg.encoder.tokens_per_step = tiny_weights, 256, 2048
-  cfg.labels.provider, cfg.labels.list_size, cfg.ranker.epochs = "openai", 6, 1
-  cfg.ranker.passages_per_list = cfg.retriever.passages_per_list = 6
-  cfg.candidates.depth, cfg.scores.depth, cfg.evaluate.rerank_depth, cfg.evaluate.resamples = 20, 6, 5, 200
-  workdir = artifacts.Workdir(tmp_path / "w")
+  of_nq = runner(tmp_path, monkeypatch, tiny_weights, "nq:slice")
+  cfg, workdir = of_nq.cfg, of_nq.workdir
   with LoopbackLLM(reply) as server:
     cfg.labels.base_url = f"{server.url}/v1"
-    pipeline.run(cli.Runner(cfg, workdir, ()))
+    pipeline.run(of_nq)
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
   assert metrics["queries"] == 16 and metrics["measures"] == ["answer@1", "answer@5", "answer@20", "answer@100"]
   assert set(metrics["systems"]) >= {"initial", "bm25", "distilled", "hybrid", "ranker", "hybrid+ranker"}
@@ -99,10 +126,9 @@ def test_the_papers_settings_run_on_a_slice(tmp_path, monkeypatch, tiny_weights,
   assert "distilled+scann vs distilled" in metrics["tests"]
   answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
   assert answered["questions"] == 16 and np.isfinite(answered["systems"]["distilled"]["EM"])
-  # By inner products from the first search to the exported folder, as Contriever was published.
-  for stage, name in (("candidates", "passages.npy"), ("candidates", "queries.npy"), ("index", "passages.npy")):
-    lengths = np.linalg.norm(np.load(workdir.folder(stage) / name), axis=1)
-    assert lengths.min() > 1.1 and np.ptp(lengths) > 0.01
+  # By inner products from the first search to the exported folder.
+  folder = workdir.folder("candidates")
+  assert_keep_their_lengths(folder / "passages.npy", folder / "queries.npy", workdir.folder("index") / "passages.npy")
   exported = workdir.folder("export") / "retriever"
   assert json.loads((exported / "config_sentence_transformers.json").read_text())["similarity_fn_name"] == "dot"
   embedded = similarity.load(workdir.folder("candidates"))

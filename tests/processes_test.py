@@ -75,9 +75,10 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
 
 
 def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
-  for stage in ("collection", "labels", "train_direct"):
+  """What is encoded and scored is dealt out to processes, as it is to two of them, whatever the axes are."""
+  stages = ("train_ranker", "train_retriever", "evaluate")
+  for stage in ("collection", "candidates", "labels", "train_direct", "scores", "index"):
     shutil.copytree(alone / stage, tmp_path / "run" / stage)
-  stages = ("candidates", "train_ranker", "scores", "train_retriever", "index", "evaluate")
   axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--stages={','.join(stages)}")
   with jobs.started(tmp_path, 4, *CONFIG, *axes, f"--workdir={tmp_path / 'run'}") as job:
     job.succeed()

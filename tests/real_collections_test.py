@@ -1,4 +1,5 @@
-"""SciFact and wiki-qa as their configs are, every stage of the variant `tiny`, with an LLM on 127.0.0.1."""
+"""SciFact and wiki-qa as their configs are, variant `tiny`, with an LLM on 127.0.0.1: what one is read and labelled,
+and every stage of the other."""
 
 import json
 import os
@@ -7,15 +8,18 @@ import re
 import subprocess
 import sys
 
+import config_test
 import jobs
+import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, config, pipeline
+from idistill_jax import artifacts, cli, config, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir
 from idistill_jax.report import gather
-from idistill_jax.retrieval import runs
+from idistill_jax.retrieval import bm25, runs
+from idistill_jax.stages import candidates, collection, labels
 from idistill_jax.train import networks
 
 SYSTEMS = {"initial", "bm25", "direct", "distilled", "hybrid", "initial+bm25", "ranker", "bm25+ranker",
@@ -44,16 +48,16 @@ def finished(name: str, root: pathlib.Path, reply) -> artifacts.Workdir:
   return artifacts.Workdir(root)
 
 
-def checked(workdir: artifacts.Workdir, answers: bool) -> gather.Evaluation:
-  """What holds of both: stages, lists, one table, a page, folders that load."""
+def checked(workdir: artifacts.Workdir) -> gather.Evaluation:
+  """What holds of any collection with answers: stages, lists, one table, a page, folders that load."""
   assert [stage.name for stage in pipeline.STAGES if workdir.manifest(stage.name) is None] == ["queries"]
-  labels = workdir.manifest("labels")["counts"]
-  assert labels["complete"] == labels["lists"] == 20
+  labelled = workdir.manifest("labels")["counts"]
+  assert labelled["complete"] == labelled["lists"] == 20
   assert workdir.manifest("scores")["counts"]["lists"] == 20
   found = gather.evaluation(workdir)
   assert found.queries == 20 and set(found.systems) == SYSTEMS
   kinds = {measure.partition("@")[0] for measure in found.measures}
-  assert kinds == {"MRR", "nDCG", "hit", "recall"} | ({"answer"} if answers else set())
+  assert kinds == {"MRR", "nDCG", "hit", "recall", "answer"}
   assert all(0 <= value <= 1 for means in found.systems.values() for value in means.values())
   # 300 passages, BERT-tiny: words find what it does not, and reordering the first 20 loses none of them.
   assert found.systems["bm25"]["MRR@10"] > 0.6 and found.systems["bm25"]["MRR@10"] > found.systems["initial"]["MRR@10"]
@@ -72,9 +76,31 @@ def checked(workdir: artifacts.Workdir, answers: bool) -> gather.Evaluation:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("data_folder", "tiny_weights")
-def test_scifact_goes_through_every_stage(tmp_path):
+def test_scifact_is_read_and_labelled(tmp_path, monkeypatch):
+  """What it has of its own; what is behind runs below, and without answers in my_corpus_test and pipeline_test."""
   pytest.importorskip("openai")
-  checked(finished("scifact", tmp_path / "w", by_shared_words), answers=False)
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  cfg, workdir = config_test.load("scifact:tiny"), artifacts.Workdir(tmp_path / "w")
+  cfg.labels.provider = "openai"
+  with LoopbackLLM(lambda number, prompt: by_shared_words(prompt)) as server:
+    cfg.labels.base_url = f"{server.url}/v1"
+    one = cli.Runner(cfg, workdir, ())
+    one.run(collection.STAGE)
+    pipeline.check(one)
+    one.run(candidates.STAGE)
+    one.run(labels.STAGE)
+  counts = workdir.manifest("collection")["counts"]
+  assert counts["passages"] == 300 and counts["queries"] == {"train": 20, "test": 20}
+  assert not tables.load_answers(workdir.folder("collection"))
+  labelled = workdir.manifest("labels")["counts"]
+  assert labelled["complete"] == labelled["lists"] == 20
+  # Abstracts of a claim: 300 of them, and words find most that are right.
+  passages, queries = (load(workdir.folder("collection")) for load in (tables.load_passages, tables.load_queries))
+  asked = queries.of_split("test")
+  found = bm25.Bm25(passages.texts, passages.ids).search([one.text for one in asked], 10)
+  judged = tables.load_qrels(workdir.folder("collection"), "test")
+  hits = [any(passages.ids[row] in judged[one.id] for row in rows) for one, rows in zip(asked, found.rows, strict=True)]
+  assert np.mean(hits) > 0.6
 
 
 @pytest.mark.slow
@@ -92,7 +118,7 @@ def test_wiki_qa_goes_through_every_stage_and_is_answered(tmp_path, data_folder)
     return Reply(next((one for one in accepted[question] if one in prompt.replace(question, "")), "nobody knows"))
 
   workdir = finished("wiki_qa", tmp_path / "w", reply)
-  found = checked(workdir, answers=True)
+  found = checked(workdir)
   assert found.systems["bm25"]["answer@20"] > 0.8
   answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
   known = tables.load_answers(workdir.folder("collection"))

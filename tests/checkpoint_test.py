@@ -142,7 +142,7 @@ def test_what_is_no_damage_is_an_error_and_every_checkpoint_stays(folder, mesh, 
 
 
 def test_damage_that_one_process_sees_is_damage_to_all_and_a_model_waits_for_none_that_hangs(tmp_path):
-  with jobs.started(tmp_path, 2, "-m", "saved", str(tmp_path), patience=6, afresh=True) as job:
+  with jobs.started(tmp_path, 2, "-m", "saved", str(tmp_path), patience=6) as job:
     codes = job.wait(60)
   assert all(codes), job.said()
   for number in range(2):

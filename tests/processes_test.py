@@ -412,7 +412,7 @@ def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_pat
 def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
   """Processes of their own, not of one job, which would end."""
   start = lambda name, pause: jobs.started(
-    tmp_path / name, 1, "-m", "encoded", str(tmp_path), tiny_weights, f"--pause={pause}", afresh=True)
+    tmp_path / name, 1, "-m", "encoded", str(tmp_path), tiny_weights, f"--pause={pause}")
   with start("lost", 3600) as lost:
     until(lambda: list(tmp_path.glob("pieces/*/*.lease")))
     with start("alive", 0.2) as alive:

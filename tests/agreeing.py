@@ -16,15 +16,20 @@ def badly(process: int, _: pathlib.Path) -> None:
     raise ValueError("line 3 of corpus.jsonl is no JSON")
 
 
-def slowly(process: int, _: pathlib.Path) -> None:
-  """Longer than others have patience, but not silently."""
+def hung(process: int, _: pathlib.Path) -> None:
+  processes.once(lambda: time.sleep(LONG), "a long sleep")
+
+
+def slowly(process: int, folder: pathlib.Path) -> None:
+  """Longer than others have patience, but not silently; then silently."""
   processes.once(lambda: [(processes.moved(), time.sleep(1)) for _ in range(12)] and None)
+  hung(process, folder)
 
 
 def keeps(process: int, folder: pathlib.Path) -> None:
   """The first process works alone, and keeps what it has, which takes a while, whoever ends it."""
   try:
-    processes.once(lambda: time.sleep(LONG))
+    processes.once(lambda: ((folder / "at work").write_text("\n"), time.sleep(LONG)))
   finally:
     time.sleep(1)
     (folder / f"kept {process}").touch()
@@ -46,7 +51,7 @@ ENDS = {
   "badly": badly,
   "late": lambda process, folder: time.sleep(LONG if process == 1 else 0),
   "first late": lambda process, folder: time.sleep(LONG if process == 0 else 0),
-  "hung": lambda process, folder: processes.once(lambda: time.sleep(LONG), "a long sleep"),
+  "hung": hung,
   "slowly": slowly,
   "keeps": keeps,
 }

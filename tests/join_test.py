@@ -147,7 +147,6 @@ def test_it_watches_for_stages_to_join_until_it_is_told_to_end(home):
   watching = subprocess.Popen([sys.executable, "-m", "idistill_jax.join", f"--workdir={home.root}"],
                               env=os.environ | jobs.ONE_DEVICE, stderr=subprocess.PIPE, text=True)  # fmt: skip
   try:
-    time.sleep(3)
     folder = under_way(home)
     until = time.monotonic() + 120
     while finished(folder).get("encode queries") != (1, 1):

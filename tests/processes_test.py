@@ -220,10 +220,7 @@ def test_what_ends_one_ends_all_with_its_reason(tmp_path, end, code, reason):
 
 
 def test_work_of_the_first_that_stops_ends_all_and_work_that_goes_on_does_not(tmp_path):
-  agree = lambda end: jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), f"--end={end}", patience=8)
-  with agree("slowly") as job:
-    job.succeed(120)
-  with agree("hung") as job:
+  with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=slowly", patience=8) as job:
     assert job.wait(120) == [peers.LOST] * 2, job.said()
   assert "a long sleep: process 0 has shown no sign of work for" in job.said(1)
   assert "agreeing.py" in job.said(0), job.said(0)  # where it stood
@@ -248,8 +245,8 @@ def test_what_goes_wrong_in_one_goes_wrong_in_all(tmp_path):
 @pytest.mark.parametrize("told", [0, 1])
 def test_whoever_is_told_to_end_the_first_keeps_what_it_has(tmp_path, told):
   with jobs.started(tmp_path, 2, "-m", "agreeing", str(tmp_path), "--end=keeps") as job:
-    job.until(tmp_path / "half way 0")
-    time.sleep(1)
+    for path in ("half way 1", "at work"):
+      job.until(tmp_path / path)
     job.processes[told].send_signal(signal.SIGTERM)
     assert job.wait(60) == [processes.TERMINATED] * 2, job.said()
   assert (tmp_path / "kept 0").exists()

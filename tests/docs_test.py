@@ -20,8 +20,8 @@ COMMAND = re.compile(
 LOOP = re.compile(r"^for (\w+) in ([\w. ]+); do$")
 # What takes a stage and its flags.
 ELSEWHERE = (
-  *([f"launch/{where}.sh"] for where in ("local", "gpu", "docker", "slurm", "sky")),
-  *([f"launch/{where}.sh", "run"] for where in ("tpu", "gke")),
+  *((f"launch/{where}.sh",) for where in ("local", "gpu", "docker", "slurm", "sky")),
+  *((f"launch/{where}.sh", "run") for where in ("tpu", "gke")),
 )
 # Loads the package once, then parses each command in a child of its own, as absl's flags are global, and a benchmark
 # may call one as another module does; a line each comes out: what is wrong, or nothing.
@@ -149,18 +149,18 @@ def all_commands() -> list[Command]:
   return found
 
 
-def as_module(command: Command) -> tuple[str, list[str]] | None:
+def as_module(command: Command) -> tuple[str, tuple[str, ...]] | None:
   """(module, its arguments) that a command ends in; None for those that take no flags of ours."""
-  words = list(command.words)
+  words = command.words
   if words[0].startswith("python"):
     module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
     return module, words[3:]
   if words[:1] in ELSEWHERE or words[:2] in ELSEWHERE:
     stage, *flags = [word for word in words[1:] if word not in ("run", "--dry_run")] or [""]
     module = "idistill_jax.pipeline" if stage == "pipeline" else f"idistill_jax.stages.{stage}"
-    return (module, flags) if stage else None
+    return (module, tuple(flags)) if stage else None
   if words[0] == "launch/quickstart.sh":
-    return "idistill_jax.pipeline", ["--config=configs/quickstart.py", "--workdir=runs/quickstart", *words[1:]]
+    return "idistill_jax.pipeline", ("--config=configs/quickstart.py", "--workdir=runs/quickstart", *words[1:])
   return None
 
 
@@ -180,33 +180,33 @@ def test_commands_are_found() -> None:
 
 # Commands as they would look after something was renamed, each with the word that the error must hold.
 STALE = (
-  ("wrokdir", ("idistill_jax.pipeline", ["--wrokdir=x"])),
-  ("lost", ("idistill_jax.pipeline", ["--config=configs/quickstart.py", "--config.ranker.lost=x"])),
-  ("hinge", ("idistill_jax.pipeline", ["--config=configs/quickstart.py", "--config.ranker.loss=hinge"])),
-  ("tinny", ("idistill_jax.pipeline", ["--config=configs/quickstart.py:tinny"])),
-  ("top", ("idistill_jax.pipeline", ["--top=3"])),
-  ("stray", ("idistill_jax.pipeline", ["stray"])),
-  ("rank_lmm", ("benchmarks.labelling", ["--rank_lmm=x"])),
-  ("many", ("benchmarks.labelling", ["--calls=many"])),
-  ("passage", ("benchmarks.search", ["--passage=1000"])),
-  ("peer_steps", ("benchmarks.search", ["--peer_steps=1"])),
-  ("tinny", ("benchmarks.first_stages", ["--config=configs/scifact.py:tinny"])),
-  ("--constrained", ("pip", ["install", "--constrained=constraints.txt", "einops"])),
-  ("--without-pips", ("venv", ["--without-pips", "there"])),
+  ("wrokdir", ("idistill_jax.pipeline", ("--wrokdir=x",))),
+  ("lost", ("idistill_jax.pipeline", ("--config=configs/quickstart.py", "--config.ranker.lost=x"))),
+  ("hinge", ("idistill_jax.pipeline", ("--config=configs/quickstart.py", "--config.ranker.loss=hinge"))),
+  ("tinny", ("idistill_jax.pipeline", ("--config=configs/quickstart.py:tinny",))),
+  ("top", ("idistill_jax.pipeline", ("--top=3",))),
+  ("stray", ("idistill_jax.pipeline", ("stray",))),
+  ("rank_lmm", ("benchmarks.labelling", ("--rank_lmm=x",))),
+  ("many", ("benchmarks.labelling", ("--calls=many",))),
+  ("passage", ("benchmarks.search", ("--passage=1000",))),
+  ("peer_steps", ("benchmarks.search", ("--peer_steps=1",))),
+  ("tinny", ("benchmarks.first_stages", ("--config=configs/scifact.py:tinny",))),
+  ("--constrained", ("pip", ("install", "--constrained=constraints.txt", "einops"))),
+  ("--without-pips", ("venv", ("--without-pips", "there"))),
 )
 
 
 def test_every_command_parses_and_a_stale_one_would_not() -> None:
   written = [(command.where, one) for command in all_commands() if (one := as_module(command))]
-  commands = [one for _, one in (*written, *STALE)]
+  # Many stand in several places.
+  commands = list(dict.fromkeys(one for _, one in (*written, *STALE)))
   done = subprocess.run([sys.executable, "-W", "ignore", "-c", PARSE], input=json.dumps(commands), capture_output=True,
                         text=True, cwd=ROOT, timeout=300)  # fmt: skip
   assert done.returncode == 0, done.stderr
-  wrong = done.stdout.splitlines()
-  assert len(wrong) == len(commands)
-  assert not [f"{where}: {command}: {said}" for (where, command), said in zip(written, wrong, strict=False) if said]
-  for (word, _), said in zip(STALE, wrong[len(written):], strict=True):
-    assert word in said
+  wrong = dict(zip(commands, done.stdout.splitlines(), strict=True))
+  assert not [f"{where}: {command}: {wrong[command]}" for where, command in written if wrong[command]]
+  for word, command in STALE:
+    assert word in wrong[command]
 
 
 def test_scripts_and_tests_that_are_named_exist() -> None:

@@ -14,8 +14,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "BUILD.md")
+# An environment beside .venv, for what is nobody's requirement; what runs in it is told by its own documents.
+BESIDE = re.compile(r"\.venv-[\w-]+")
 COMMAND = re.compile(
-  r'^(?:[A-Z][A-Z0-9_]*=(?:"[^"]*"|\S*) +)*(?:python3? -m \S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$'
+  r'^(?:[A-Z][A-Z0-9_]*=(?:"[^"]*"|\S*) +)*'
+  rf'(?:python3? -m \S+|{BESIDE.pattern}/bin/\S+|launch/\w+\.sh|source launch/\w+\.sh)(?: .*)?$'
 )
 LOOP = re.compile(r"^for (\w+) in ([\w. ]+); do$")
 # What takes a stage and its flags.
@@ -152,6 +155,8 @@ def all_commands() -> list[Command]:
 def as_module(command: Command) -> tuple[str, tuple[str, ...]] | None:
   """(module, its arguments) that a command ends in; None for those that take no flags of ours."""
   words = command.words
+  if BESIDE.match(words[0]):
+    return ("pip", words[1:]) if words[0].endswith("/pip") else None
   if words[0].startswith("python"):
     module = {"idistill_jax.report": "idistill_jax.report.__main__"}.get(words[2], words[2])
     return module, words[3:]
@@ -173,7 +178,7 @@ def test_commands_are_found() -> None:
   loop = "for n in 1 2; do\n  launch/test.sh tests/$n\ndone\nlaunch/test.sh $n"
   assert [command.words[1] for command in commands_in(loop, "t")] == ["tests/1", "tests/2", "$n"]
   found = all_commands()
-  assert not [command for command in found if "$" in "".join(command.words)], "a loop's variable has another name"
+  assert not [one for one in found if re.search(r"\$\w", "".join(one.words))], "a loop's variable has another name"
   assert {"README.md", "BUILD.md", "idistill_jax/pipeline.py"} <= {command.where for command in found}
   assert len(found) > 20
 
@@ -219,6 +224,13 @@ def test_scripts_and_tests_that_are_named_exist() -> None:
     for word in command.words[1:]:
       if word.startswith("tests/"):
         assert (ROOT / word.partition("::")[0]).exists(), f"{command.where}: {word}"
+
+
+def test_environments_that_are_named_are_made() -> None:
+  found = all_commands()
+  made = {command.words[3:] for command in found if command.words[1:3] == ("-m", "venv")}
+  named = [(command.where, name) for command in found for name in BESIDE.findall(" ".join(command.words))]
+  assert named and not [f"{where}: {name}" for where, name in named if (name,) not in made]
 
 
 def test_extras_that_are_named_exist() -> None:

@@ -102,6 +102,47 @@ def test_in_batch_targets_equal_their_definition(seed):
   np.testing.assert_array_equal(spread(rows, where=where).where, definition_of_negatives(rows, where))
 
 
+def multiplied(targets, slots):
+  """The same mask, but for what a query holds: it owns some slot with the same passage, as a product."""
+  queries, where = len(targets.where), np.asarray(targets.where)
+  own, rows = np.zeros((queries, slots), bool), np.zeros(slots, int)
+  for b, n in np.argwhere(where):
+    own[b, targets.own_slots[b, n]] = True
+    rows[targets.own_slots[b, n]] = targets.passage_rows[b, n]
+  same, filled = rows[:, None] == rows[None, :], own.any(0)
+  first = filled & ~(same & np.tri(slots, k=-1, dtype=bool) & filled).any(1)
+  return own | (first & ~(own.astype(int) @ same > 0) & own.any(1, keepdims=True))
+
+
+def test_mask_loss_and_gradient_equal_those_of_a_product():
+  """Slots are shared, passages stand in several slots, and some are absent."""
+  rng, slots = np.random.default_rng(0), 16
+  of_targets = jax.jit(jax.value_and_grad(functools.partial(losses.DISTILLATION["kl_batch"], student_temperature=0.3)))
+  of_mask = jax.jit(jax.value_and_grad(
+    lambda scores, target, where: losses.kl_batch(scores, target, where=where, student_temperature=0.3)))
+  for _ in range(20):
+    own = np.stack([rng.permutation(slots)[:4] for _ in range(4)])
+    targets = targets_of(rng.integers(0, 9, slots)[own], slots=own, where=rng.random((4, 4)) < 0.8)
+    scores = jnp.asarray(rng.normal(size=(4, slots)), jnp.float32)
+    in_batch = spread(targets.passage_rows, slots=own, where=targets.where)
+    where = multiplied(targets, slots)
+    np.testing.assert_array_equal(in_batch.where, where)
+    for found, expected in zip(of_targets(scores, targets), of_mask(scores, in_batch.target, where), strict=True):
+      np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_is_multiplied_to_know_who_holds_what():
+  """A product over the slots of 2,048 lists of 8 would be 1.1 PFLOP, more than the model's own."""
+  shape = lambda dtype, *of: jax.ShapeDtypeStruct(of, dtype)
+  targets = losses.RetrieverTargets(
+    teacher_scores=shape(jnp.float32, 2048, 8), own_slots=shape(jnp.int32, 2048, 8),
+    passage_rows=shape(jnp.int32, 2048, 8), where=shape(bool, 2048, 8), list_rows=shape(jnp.int32, 2048, 20))
+  loss = functools.partial(losses.DISTILLATION["kl_batch"], student_temperature=0.3)
+  lowered = jax.jit(jax.value_and_grad(loss)).trace(shape(jnp.float32, 2048, 16_384), targets).lower(
+    lowering_platforms=("cuda",))
+  assert "dot_general" not in lowered.as_text()
+
+
 # The one call of a retriever step.
 
 

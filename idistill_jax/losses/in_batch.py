@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from idistill_jax import multiply
 from idistill_jax.losses import distillation, infonce, masked
 
 
@@ -86,8 +85,8 @@ def in_batch_targets(
   same_MxM = rows_M[:, None] == rows_M[None, :]
   earlier_MxM = jnp.tri(slots, k=-1, dtype=bool) & filled_M[None, :]
   first_M = filled_M & ~(same_MxM & earlier_MxM).any(1)
-  # A query holds the passage of a slot when it owns some slot with the same passage.
-  held_BxM = multiply.einsum("bm,mk->bk", own_BxM.astype(jnp.float32), same_MxM.astype(jnp.float32)) > 0
+  # Not as a product with `same_MxM`: with thousands of queries that takes longer than the model.
+  held_BxM = ((rows_M[None, :, None] == passage_rows[:, None, :]) & where_BxN[:, None, :]).any(-1)
   if list_rows is not None:
     held_BxM = held_BxM | (rows_M[None, :, None] == list_rows[:, None, :]).any(-1)
   negative_BxM = first_M[None, :] & ~held_BxM & own_BxM.any(1, keepdims=True)

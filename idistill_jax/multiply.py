@@ -1,12 +1,17 @@
 """Products of arrays that are as exact as their operands, on every platform; sums are float32."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
-def einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-  """jnp.einsum of two operands of one type, float32."""
-  return jnp.einsum(equation, x, y, precision=_precision(x, y), preferred_element_type=jnp.float32)
+def einsum(equation: str, x: jax.Array, y: jax.Array, result: Any = jnp.float32) -> jax.Array:
+  """jnp.einsum of two operands of one type, in the type `result`.
+
+  Why not cast to it: who multiplies then writes float32, which is read again to be rounded.
+  """
+  return jnp.einsum(equation, x, y, precision=_precision(x, y), preferred_element_type=result)
 
 
 def matmul(x: jax.Array, y: jax.Array) -> jax.Array:

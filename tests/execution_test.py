@@ -1,6 +1,7 @@
 """Matrix products of short operands: float32 sums, the types promised, gradients near the exact ones."""
 
 import dataclasses
+import re
 import types
 
 import jax
@@ -94,6 +95,20 @@ def test_sums_are_of_float32_whatever_the_operands():
   x = jnp.concatenate([jnp.ones(1), jnp.full(256, 2.0 ** -9)]).reshape(1, 1, -1)
   summed = execution.product("rld,df->rlf", "bfloat16", x, jnp.ones((257, 1)))
   assert float(summed[0, 0, 0]) == 1.5
+
+
+@pytest.mark.parametrize("states, written", [("float32", "f32"), ("bfloat16", "bf16")])
+def test_a_product_is_written_in_the_type_of_the_states(states, written):
+  """Not long, to be read again and rounded; but the kernel's gradient stays long, and on a CPU all is."""
+  x, kernel = drawn("rld,df->rlf")
+
+  def all_three(x, kernel, dy):
+    y, pull = jax.vjp(lambda x, kernel: execution.product("rld,df->rlf", "bfloat16", x, kernel), x, kernel)
+    return y, *pull(dy)
+
+  lowered = jax.jit(all_three).lower(x.astype(states), kernel, jnp.zeros((2, 6, 12), states)).as_text()
+  results = re.findall(r"stablehlo\.dot_general .*-> tensor<\S*x(\w+)>", lowered)
+  assert results == [written, written, "f32"]
 
 
 def test_short_states_stay_short_and_parameters_get_long_gradients():

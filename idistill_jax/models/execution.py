@@ -114,7 +114,7 @@ def product(equation: str, operands: Any, x: jax.Array, kernel: jax.Array) -> ja
   Why a gradient of its own: the derived one multiplies a float32 cotangent with a short operand, which is slow
   everywhere, and rounds the kernel's gradient.
   """
-  return multiply.einsum(equation, x.astype(operands), kernel.astype(operands)).astype(x.dtype)
+  return multiply.einsum(equation, x.astype(operands), kernel.astype(operands), x.dtype)
 
 
 def _forward(equation: str, operands: Any, x: jax.Array,
@@ -128,9 +128,9 @@ def _backward(equation: str, operands: Any, saved: tuple[jax.Array, jax.Array],
   inputs, out = equation.split("->")
   left, right = inputs.split(",")
   dy = dy.astype(operands)
-  dx = multiply.einsum(f"{out},{right}->{left}", dy, kernel.astype(operands))
+  dx = multiply.einsum(f"{out},{right}->{left}", dy, kernel.astype(operands), x.dtype)
   dkernel = multiply.einsum(f"{left},{out}->{right}", x.astype(operands), dy)
-  return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+  return dx, dkernel.astype(kernel.dtype)
 
 
 product.defvjp(_forward, _backward)

@@ -71,7 +71,7 @@ def training(work: str, lists: texts.Lists, encoder: config.Encoder, *, lists_pe
   kind_of_texts = batches.PairTexts if pairs else batches.DualTexts
   stream = batches.Batches(
     lists=data.lists, texts=kind_of_texts(queries=data.query_tokens, passages=data.passage_tokens),
-    shape=fit.shape(cfg, encoder.row_tokens, network, mesh), similarity=data.similarity, epochs=epochs, seed=0,
+    shape=fit.shape(cfg, encoder.list_row_tokens, network, mesh), similarity=data.similarity, epochs=epochs, seed=0,
   )
   return loop.Training(
     name=work, network=network, start=lambda: network.initial(0), loss_fn=loss, batches=stream, optim=config.Optim(),
@@ -120,7 +120,7 @@ def input_pipeline(lists: texts.Lists, encoder: config.Encoder, *, lists_per_bat
   data = _inputs(lists, network, encoder, folder)
   stream = batches.Batches(
     lists=data.lists, texts=batches.DualTexts(queries=data.query_tokens, passages=data.passage_tokens),
-    shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=2, row_tokens=encoder.row_tokens),
+    shape=batches.Shape(lists=lists_per_batch, passages=lists.width, always_best=2, row_tokens=encoder.list_row_tokens),
     similarity=data.similarity, epochs=2, seed=0,
   )
   iterator = batches.iterator(stream)

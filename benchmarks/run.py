@@ -31,7 +31,8 @@ class Sizes:
   """A field is a flag.
 
   weights: as --config.encoder.weights, or models.NAME.  queries: lists of the benchmark.  large_batch: lists of the
-  batch in `passes` (GradCache).  peer_steps: timed training steps of the peers.
+  batch in `passes` (GradCache).  row_tokens: of reading; a training plans its own.  peer_steps: timed training steps of
+  the peers.
   """
 
   weights: str

@@ -14,7 +14,7 @@ import jobs
 import numpy as np
 import pytest
 
-from benchmarks import alone, first_stages, memory, models, report, run, scaling, texts
+from benchmarks import alone, first_stages, memory, models, ours, report, run, scaling, texts
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import example, tables
 from idistill_jax.hf import weights
@@ -51,6 +51,13 @@ def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
     # Two FLOPs a weight and token, forward and twice backward.
     expected = found["flops_per_token"] * found["rows"] * found["row_tokens"] / 1e9
     assert found["parts"]["matrix products"]["gflop"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_rows_of_reading_are_none_of_a_trainings_business(tiny_weights, tmp_path):
+  encoder = ours.settings(tiny_weights, dtype="float32", max_tokens=32, row_tokens=512, tokens_per_step=512)
+  lists = texts.draw(weights.resolve(tiny_weights), queries=8, width=2, max_tokens=32)
+  made = ours.training("retriever step", lists, encoder, lists_per_batch=4, passes=1, folder=tmp_path)
+  assert lists.passage_lengths.max() <= made.batches.row_tokens < 512
 
 
 @pytest.mark.torch

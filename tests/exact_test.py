@@ -1,9 +1,12 @@
 """Exact search equals sorting all inner products, however it is cut into blocks and spread over devices."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,6 +47,28 @@ def test_equals_sorting_ties_included(passages, width, k, block, seed):
   assert searched(found, ids) == by_sorting(vectors, ids, queries, k)
   assert found.rows.shape == found.scores.shape == (3, min(k, passages))
   np.testing.assert_array_equal(found.scores, np.take_along_axis(queries @ vectors.T, found.rows, axis=1))
+
+
+@settings(max_examples=15, deadline=None)
+@given(size=st.sampled_from([1, 15, 16, 17, 200]), share=st.floats(0.01, 1), values=st.sampled_from([1, 3, 50]),
+       seed=st.integers(0, 2**16))
+def test_the_best_by_groups_are_the_best_ties_included(size, share, values, seed):
+  """As a GPU finds them; some scores are those of places behind the last passage."""
+  rng, k = np.random.default_rng(seed), max(1, int(share * size))
+  scores = rng.integers(0, values, (3, 2, size)).astype(np.float32)
+  scores[:, :, rng.integers(0, size + 1):] = -np.inf
+  for found, expected in zip(exact._best_by_groups(scores, k=k), jax.lax.top_k(scores, k), strict=True):
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("platform, sorted_at_once", [("cuda", 1600), ("cpu", 16_384), ("tpu", 16_384)])
+def test_a_gpu_sorts_no_whole_rows(platform, sorted_at_once):
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+  best = of(jnp.float32, 256, 100), of(jnp.int32, 256, 100)
+  lowered = exact._merge.trace(
+    best, of(jnp.float32, 256, 768), of(jnp.float32, 1, exact.PASSAGE_BLOCK, 768), of(jnp.int32), of(jnp.int32),
+    mesh=None, recall=1.0).lower(lowering_platforms=(platform,)).as_text()
+  assert max(map(int, re.findall(r"chlo\.top_k.*tensor<[\dx]*?(\d+)xf32> ->", lowered))) == sorted_at_once
 
 
 def test_ties_follow_the_ids_and_not_the_rows():

@@ -143,7 +143,13 @@ def encode(lists: texts.Lists, encoder: config.Encoder, corpus: pathlib.Path) ->
 
   whole()
   rates = clock.rates(whole, passages=len(lists.passages), tokens=int(lists.passage_lengths.sum()))
-  return rates | {"flops_per_token": utilization.flops_per_token(retriever.forward.network) / 3}
+  return rates | {"flops_per_token": utilization.flops_per_token(retriever.forward.network) / 3, "fill": _fill(folder)}
+
+
+def _fill(folder: pathlib.Path) -> float:
+  """Of the last run over all pieces that the folder's log tells of."""
+  told = [json.loads(line) for line in windows.path(folder, 0).read_text().splitlines()]
+  return float(np.mean([line["fill"] for line in told[-told[-1]["pieces"]:]]))
 
 
 def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
@@ -153,10 +159,11 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
   network, params = network.reading(sharding.put(network.initial(0), network.shardings(mesh)))
   apply = jax.jit(network.apply)
 
-  def encoded() -> np.ndarray:
+  def encoded() -> tuple[np.ndarray, int]:
+    """The vectors, and for how many tokens the rows had places."""
     table = network.tokenizer.table(lists.passages, encoder.passage_tokens)
     order = np.argsort(-table.lengths, kind="stable")
-    block, found, start = network.execution.row_block, [], 0
+    block, found, start, room = network.execution.row_block, [], 0, 0
     while start < len(order):
       # The longest comes first, and says how many rows there are.
       row_tokens = -(-int(table.lengths[order[start]]) // block) * block
@@ -166,21 +173,22 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
       rows = pack.fill(table.lengths[here], lambda i, here=here: (table[here[i]], None), alone, rows=count,
                        row_tokens=row_tokens, text_count=count)
       found.append(np.asarray(apply(params, sharding.put(rows, sharding.packed(rows, mesh))))[: len(here)])
-      start += len(here)
-    return np.concatenate(found)[np.argsort(order)]
+      start, room = start + len(here), room + count * row_tokens
+    return np.concatenate(found)[np.argsort(order)], room
 
-  encoded()
-  return clock.rates(encoded, passages=len(lists.passages), tokens=int(lists.passage_lengths.sum()))
+  _, room = encoded()
+  tokens = int(lists.passage_lengths.sum())
+  return clock.rates(encoded, passages=len(lists.passages), tokens=tokens) | {"fill": tokens / room}
 
 
-def score(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]:
-  """Pairs a second of ranker scoring, from text to scores."""
+def score(lists: texts.Lists, encoder: config.Encoder, folder: pathlib.Path) -> dict[str, Any]:
+  """Pairs a second of ranker scoring, from text to scores, by pieces as the stages do."""
   cfg = config.Config(name="benchmark", encoder=encoder,
                       ranker=config.Ranker(head="classifier", similarity_weight=None))
-  ranker = inference.load_ranker(cfg, None)
+  ranker = inference.load_ranker(cfg, None, artifacts.Job(cfg=cfg, out=folder, inputs={}, cache=folder))
   queries = [query for query in lists.queries for _ in range(lists.width)]
   none = np.zeros(len(queries), np.float32)
   ranker.score(queries, lists.passages, none)
   rates = clock.rates(lambda: ranker.score(queries, lists.passages, none), pairs=len(queries),
                       tokens=int(lists.tokens("score").sum()))
-  return rates | {"flops_per_token": utilization.flops_per_token(ranker.forward.network) / 3}
+  return rates | {"flops_per_token": utilization.flops_per_token(ranker.forward.network) / 3, "fill": _fill(folder)}

@@ -1,16 +1,32 @@
 """What was measured -> ratios, the targets that were met, tables in Markdown, a picture."""
 
 import dataclasses
+import datetime
+import pathlib
+import subprocess
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich import box, table
 from rich import console as rich_console
 
+from idistill_jax import extras
+
 Line = dict[str, Any]
 
 OURS = "idistill_jax"
 ROOFLINE = "roofline"
+
+
+def of_run(packages: Iterable[str], **told: Any) -> Line:
+  """The line that a run begins with: when it was, of which commit (None outside a clone), with which versions."""
+  try:
+    asked = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], text=True,
+                           cwd=pathlib.Path(__file__).parent, capture_output=True)
+    commit = asked.stdout.strip() or None
+  except OSError:
+    commit = None
+  return {"date": datetime.date.today().isoformat(), "commit": commit, "versions": extras.versions(packages), **told}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,6 @@ from absl import app, flags
 
 from benchmarks import alone, report
 from benchmarks.report import ST
-from idistill_jax import extras
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def ours(work: str, sizes: Sizes, dtype: str, kept: pathlib.Path) -> report.Line
     found = {
       **{step: lambda: measure.train_step(work, lists, encoder, **train) for step in STEPS},
       "encode": lambda: measure.encode(lists, encoder, corpus),
-      "score": lambda: measure.score(lists, encoder),
+      "score": lambda: measure.score(lists, encoder, folder),
       "encode, sorted by length": lambda: measure.encode_sorted(lists, encoder),
       "large batch": lambda: measure.train_step(work, lists, encoder, lists_per_batch=sizes.large_batch, folder=folder,
                                                 passes=sizes.passes, epochs=3),
@@ -214,7 +213,7 @@ def main(argv: Sequence[str]) -> None:
   if argv[1:]:
     raise app.UsageError(f"unexpected {argv[1:]}")
   lines: list[report.Line] = []
-  say({"versions": extras.versions(PACKAGES), "sizes": dataclasses.asdict(chosen())}, lines)
+  say(report.of_run(PACKAGES, sizes=dataclasses.asdict(chosen())), lines)
   with tempfile.TemporaryDirectory() as kept:
     own: report.Line = {}
     for one in measurements(chosen(), pathlib.Path(kept)):

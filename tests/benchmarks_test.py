@@ -45,6 +45,8 @@ def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
   timed = {"retriever step": 5, "ranker step": 5, "large batch": 2}
   if work in timed:
     assert found["steps"] == timed[work] and 0.5 < found["fill"] <= 1
+  # With one or two steps, of which the last may be nearly empty.
+  assert 0.2 < found["fill"] <= 1 or work == "input pipeline"
   if work == report.ROOFLINE:
     named = ("matrix products", "attention", "AdamW", "rest")
     assert sum(found["parts"][name]["share"] for name in named) == pytest.approx(1, abs=0.001)
@@ -58,6 +60,17 @@ def test_rows_of_reading_are_none_of_a_trainings_business(tiny_weights, tmp_path
   lists = texts.draw(weights.resolve(tiny_weights), queries=8, width=2, max_tokens=32)
   made = ours.training("retriever step", lists, encoder, lists_per_batch=4, passes=1, folder=tmp_path)
   assert lists.passage_lengths.max() <= made.batches.row_tokens < 512
+
+
+def test_exact_search_that_may_miss_some_is_measured_beside_the_one_that_must_not(tmp_path):
+  sizes = ("--passages=1000", "--queries=5", "--width=8", "--depth=5", "--repeats=1")
+  done = subprocess.run([sys.executable, "-m", "benchmarks.search", *sizes, "--system=exact", "--recall=0.9"],
+                        env=os.environ | jobs.ONE_DEVICE, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  begun, *found = [json.loads(line) for line in done.stdout.splitlines()]
+  # Without a TPU both find all.
+  assert [(line["least_recall"], line["recall"]) for line in found] == [(1.0, 1.0), (0.9, 1.0)]
+  assert {"date", "commit", "versions"} <= begun.keys()
 
 
 @pytest.mark.torch

@@ -129,9 +129,10 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   assert "score pairs 1 of 3 pieces; last written" in of(workdir)["scores"].note
   # Who makes them: a process of the run, a helper, and one that is at work of which all is done.
   job = artifacts.Job(cfg=cli.load_config(workdir.root), out=tmp_path / ".scores-0123", inputs={}, cache=tmp_path)
-  facts = {"texts": 100, "tokens": 5000, "seconds": 2.0}
+  facts = {"texts": 100, "tokens": 5000, "room": 6250, "seconds": 2.0}
   windows.add_piece(job, "score pairs", (1, 3), **facts)
   line = windows.path(job.out, 0).read_text()
+  assert json.loads(line)["fill"] == 0.8
   windows.path(job.out, 1).write_text(line.replace("score pairs", "encode queries"))
   (job.out / "windows-00000-box-77.jsonl").write_text(line.replace("50.0", "75.5") + '{"torn')
   (job.out / "windows-00000-box-78.jsonl").write_text(line.replace("50.0", "75.5"))

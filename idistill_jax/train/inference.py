@@ -156,9 +156,10 @@ class Forward:
         began = time.perf_counter()
         with contextlib.closing(texts_lib.ahead(claimed, texts.read)) as read:
           for (rows, piece), steps in itertools.groupby(self._outputs(read, texts), key=operator.itemgetter(0)):
-            before, found = total - work.left(), []
-            for _, indices, values in steps:
+            before, found, room = total - work.left(), [], 0
+            for _, indices, values, places in steps:
               found.append((indices, values))
+              room += places
               done = sum(len(some) for some, _ in found)
               work.tell(rows, done)
               bar.update(before + done)
@@ -166,7 +167,7 @@ class Forward:
             work.finish(rows, values[np.argsort(indices)].astype(np.float32), piece.cut)
             if job is not None:
               windows.add_piece(job, name, work.place(rows), texts=len(rows), seconds=time.perf_counter() - began,
-                                tokens=int(piece.lengths.sum()))
+                                tokens=int(piece.lengths.sum()), room=room)
             began = time.perf_counter()
       if job is not None and job.helps:
         # Of its outputs nothing is made: it need not hold those of the others, too.
@@ -179,15 +180,16 @@ class Forward:
 
   def _outputs(
     self, read: Iterable[tuple[range, texts_lib.Piece]], texts: texts_lib.Texts
-  ) -> Iterator[tuple[tuple[range, texts_lib.Piece], np.ndarray, np.ndarray]]:
-    """(piece, indices of its texts, their outputs) of each step, fetched when the next is on its way to the device."""
+  ) -> Iterator[tuple[tuple[range, texts_lib.Piece], np.ndarray, np.ndarray, int]]:
+    """(piece, indices of its texts, their outputs, places for tokens) of each step, fetched when the next is on its way
+    to the device."""
     shapes = self._shapes(texts)
     dispatched = (
-      (piece, indices, slots, self._apply(self.params, self._place(rows)))
+      (piece, indices, slots, self._apply(self.params, self._place(rows)), rows.token_ids.size)
       for piece in read for indices, slots, rows in self._steps(piece[1], shapes)
     )
-    for piece, indices, slots, values in _one_late(dispatched):
-      yield piece, indices, np.asarray(values)[slots]
+    for piece, indices, slots, values, places in _one_late(dispatched):
+      yield piece, indices, np.asarray(values)[slots], places
 
   def _place(self, rows: pack.Rows) -> pack.Rows:
     return sharding.put(rows, sharding.packed(rows, self._mesh))

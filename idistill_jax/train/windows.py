@@ -44,15 +44,17 @@ def _add(log: pathlib.Path, process: int, said: Mapping[str, float | str]) -> No
 
 
 def add_piece(job: artifacts.Job, work: str, place: tuple[int, int], *, texts: int, tokens: int,
-              seconds: float) -> None:
+              room: int, seconds: float) -> None:
   """A line for a piece that this process has finished; it outlives this machine as the piece does.
 
-  place: which piece, from 1, and of how many.  seconds: from when it was claimed, or the one before it was finished.
+  place: which piece, from 1, and of how many.  room: places for tokens in the rows that they were in.  seconds: from
+  when it was claimed, or the one before it was finished.
   """
   log = path(job.out, processes.index())
   _add(log, processes.index(), {
     "work": work, "piece": place[0], "pieces": place[1], "texts": texts, "seconds": round(seconds, 3),
     "texts_per_second": round(texts / seconds, 1), "tokens_per_second": round(tokens / seconds),
+    "fill": round(tokens / room, 4),
   })
   job.keep(log.name)
 

@@ -125,11 +125,6 @@ def _others() -> list[artifacts.Workdir]:
   return others
 
 
-def config_app(work: Callable[[config_lib.Config], object]) -> None:
-  """As `run_app`, for what reads a config and writes nothing."""
-  _start(work, ("config",))
-
-
 def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...]) -> None:
   def start(argv: Sequence[str]) -> None:
     if len(argv) > 1:

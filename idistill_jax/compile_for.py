@@ -1,63 +1,51 @@
-"""An experiment's training and encoding steps, compiled for a TPU slice that is not here: do they fit, at what cost?
+"""An experiment's training and encoding steps, compiled for chips that are not here: do they fit, at what cost?
 
-    python -m idistill_jax.compile_for --config=configs/quickstart.py --topology=v5e:4x4
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart --compile_only=v5e:4x4
+    python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart --compile_only=h100
 
-Needs the package libtpu (extra `tpu-compile`) and no TPU.  Rows are counted as if every text were as long as its cut.
+Needs the chip's compiler (see chips.py) and none of the chips.  Rows are counted as if every text were as long as its
+cut.
 """
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from rich import box, table
 from rich import console as rich_console
 
-from idistill_jax import cli, extras, sharding
+from idistill_jax import chips, costs, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches, pack, tokenize
+from idistill_jax.models import attention as attention_lib
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, objectives, optim
 from idistill_jax.train import step as step_lib
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "The slice, as `jax.experimental.topologies` names it.")
-_CHIPS = flags.DEFINE_integer("chips", None, "So many of the slice's; by default all.", lower_bound=1)
+SMALLER = "give it more `passes`, --config.encoder.remat=layers or more chips; encoding, fewer tokens_per_step"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Chip:
-  """What one chip can do, by its maker's data sheet: FLOP/s in bfloat16, bytes/s and bytes of its memory."""
-
-  flops: float
-  bandwidth: float
-  memory: float
-
-
-# By `device_kind`.
-CHIPS = {
-  "TPU v4": Chip(flops=275e12, bandwidth=1228e9, memory=32 * 2**30),
-  "TPU v5 lite": Chip(flops=197e12, bandwidth=819e9, memory=16 * 2**30),
-  "TPU v5": Chip(flops=459e12, bandwidth=2765e9, memory=95 * 2**30),
-  "TPU v6 lite": Chip(flops=918e12, bandwidth=1640e9, memory=32 * 2**30),
-}
+class UnfitError(ValueError):
+  """A step that does not fit into a chip, or attends without the kernel that there is for it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Program:
-  """One compiled step, for one chip of the slice.
+  """One compiled step, for one chip of the mesh.
 
-  tokens: of the whole slice.  flops and bytes_moved are the compiler's count, without what happens inside kernels; of a
-  batch in passes what is encoded again for its gradient is counted, what surrounds the layers once.  kernels: how many
-  there are in the text of the program, a loop's once.
+  tokens: of all chips.  flops: of matrix products, attention's own among them.  bytes_moved: by the compiler's count,
+  without what happens inside kernels; of a batch in passes what is encoded again for its gradient is counted, what
+  surrounds the layers once at most.  kernels: how many there are in the text of the program, a loop's once; attends:
+  whether attention should be one.  fusions: of operations, into one kernel each, a loop's once; None on TPUs, as XLA
+  cannot print every program that it has compiled for them.
   """
 
   name: str
@@ -67,66 +55,65 @@ class Program:
   flops: float
   bytes_moved: float
   kernels: int
+  attends: bool
+  fusions: int | None
 
   @property
   def memory(self) -> int:
     return self.argument_bytes + self.temporary_bytes
 
-  def seconds(self, chip: Chip) -> float:
+  def seconds(self, chip: chips.Chip) -> float:
     """The larger of computing and moving at the data sheet's rates: a lower bound."""
     return max(self.flops / chip.flops, self.bytes_moved / chip.bandwidth)
 
-
-# Of XLA's names for what a program costs.
-COUNTED = ("flops", "bytes accessed")
-
-
-class NoTpuCompilerError(ModuleNotFoundError):
-  """libtpu is not installed."""
-
-
-def mesh_of(topology: str, cfg: config_lib.Mesh, chips: int | None = None) -> jax.sharding.Mesh:
-  """The mesh over the chips of a slice, or the first of them; raises NoTpuCompilerError, and ShardingError where sizes
-  differ."""
-  from jax.experimental import topologies
-
-  try:
-    import libtpu
-  except ModuleNotFoundError as e:
-    raise NoTpuCompilerError(f"compiling for a TPU needs its compiler: {extras.install('tpu-compile')}") from e
-  # Asking the cloud's metadata server which TPU this is would only wait for nobody.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("TPU_LIBRARY_PATH", libtpu.get_library_path())
-  # The two cores of a v4 chip are told apart unless asked otherwise, and no mesh is made of half chips.
-  one_a_chip = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
-  devices: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one_a_chip).devices
-  kind = devices[0].device_kind
-  if kind not in CHIPS:
-    raise ValueError(f"--topology={topology}: no data sheet of a {kind} here; known are {sorted(CHIPS)}")
-  return sharding.make_mesh(cfg, devices[:chips])
+  def faults(self, chip: chips.Chip) -> list[str]:
+    """Why a chip should not be asked for it, and what to do."""
+    found = []
+    if self.memory > chip.memory:
+      found.append(f"{self.name}: needs {_gib(self.memory)} of {_gib(chip.memory)}; {SMALLER}")
+    if self.attends and not self.kernels:
+      found.append(f"{self.name}: attends by XLA's own products, not by the kernel that there is for bfloat16, for "
+                   "rows of a multiple of 128 tokens: set --config.encoder.row_tokens and list_row_tokens to such")
+    return found
 
 
-def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> list[Program]:
-  """The training steps and the encoding of passages."""
+def _gib(size: float) -> str:
+  return f"{size / 2**30:.2f} GiB"
+
+
+def check(cfg: config_lib.Config, name: str) -> None:
+  """Prints what the steps need on chips that `chips.mesh_of` knows by name; raises UnfitError with all their faults."""
+  mesh = chips.mesh_of(name, cfg.mesh)
+  found = [compiled() for compiled in programs(cfg, mesh).values()]
+  rich_console.Console().print(show(found, mesh))
+  chip = chips.CHIPS[mesh.devices.flat[0].device_kind]
+  if faults := [fault for one in found for fault in one.faults(chip)]:
+    raise UnfitError("; ".join(faults))
+
+
+def programs(cfg: config_lib.Config, mesh: jax.sharding.Mesh) -> dict[str, Callable[[], Program]]:
+  """What compiles each training step and the encoding of passages, by name; it raises UnfitError where the compiler
+  finds no room."""
   encoder = cfg.encoder
   ranker = networks.ranker(encoder, cfg.ranker.head).on(mesh, encoder.training_dtype)
   retriever = networks.retriever(encoder).on(mesh, encoder.training_dtype)
   pair = tokenize.pair_lengths(encoder.query_tokens, encoder.pair_cut, ranker.tokenizer.between)
-  dual = {"direct step": cfg.direct, "retriever step": cfg.retriever}
-  encoding = retriever.on(mesh, encoder.inference_dtype)
-  return [
-    _training("ranker step", cfg.ranker, ranker, objectives.ranker, mesh,
-              texts=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list,
-              tokens=cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list * pair, row_tokens=encoder.list_row),
-    *(
-      _training(name, one, retriever, objectives.retriever, mesh,
-                texts=one.lists_per_batch * (1 + one.passages_per_list),
-                tokens=one.lists_per_batch * (one.passages_per_list * encoder.list_cut + encoder.query_tokens),
-                row_tokens=encoder.list_row)
-      for name, one in dual.items()
-    ),
-    _encoding(encoding, mesh, tokens=encoder.tokens_per_step, row_tokens=encoder.row_tokens),
-  ]
+  pairs = cfg.ranker.lists_per_batch * cfg.ranker.passages_per_list
+
+  def dual(name: str, one: config_lib.Distillation) -> Program:
+    return _training(
+      name, one, retriever, objectives.retriever, mesh, texts=one.lists_per_batch * (1 + one.passages_per_list),
+      tokens=one.lists_per_batch * (one.passages_per_list * encoder.list_cut + encoder.query_tokens),
+      row_tokens=encoder.list_row)
+
+  return {
+    "ranker step": lambda: _training("ranker step", cfg.ranker, ranker, objectives.ranker, mesh, texts=pairs,
+                                     tokens=pairs * pair, row_tokens=encoder.list_row),
+    "direct step": lambda: dual("direct step", cfg.direct),
+    "retriever step": lambda: dual("retriever step", cfg.retriever),
+    "encode": lambda: _encoding(retriever.on(mesh, encoder.inference_dtype), mesh, tokens=encoder.tokens_per_step,
+                                row_tokens=encoder.row_tokens),
+  }
 
 
 def _training(name: str, cfg: Any, network: networks.Network,
@@ -149,17 +136,17 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  # Layers in a loop, as a TPU runs them.
+  # Layers in a loop, as accelerators run them.
   network = dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=False))
   step: Any = step_lib.make_step(objective(cfg, network), tx, state)
-  lowered = step.lower(state, batch)
-  compiled = lowered.compile()
   part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
-  layer = _layer_cost(network, params, part, mesh, gradient=True)
-  if cfg.passes > 1:
-    again = _layer_cost(network, params, part, mesh, gradient=False)
-    layer = {what: layer[what] + again[what] for what in COUNTED}
-  return _program(name, lowered, compiled, rows, layer, turns=cfg.passes * network.table.layers)
+  layer = _layer_bytes(name, network, params, part, mesh, gradient=True)
+  again = cfg.passes > 1
+  if again:
+    layer += _layer_bytes(name, network, params, part, mesh, gradient=False)
+  return _program(name, step, (state, batch), network, rows, mesh, layer_bytes=layer,
+                  turns=cfg.passes * network.table.layers, forward=1 + again + (network.execution.remat != "none"),
+                  backward=1)
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -168,14 +155,14 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   # Which has its layers in a loop.
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
-  lowered = jax.jit(network.apply).lower(params, rows)
-  layer = _layer_cost(network, params, rows, mesh, gradient=False)
-  return _program("encode", lowered, lowered.compile(), rows, layer, turns=network.table.layers)
+  layer = _layer_bytes("encode", network, params, rows, mesh, gradient=False)
+  return _program("encode", jax.jit(network.apply), (params, rows), network, rows, mesh, layer_bytes=layer,
+                  turns=network.table.layers, forward=1, backward=0)
 
 
-def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: jax.sharding.Mesh, *,
-                gradient: bool) -> dict[str, float]:
-  """What one layer costs by itself, with its gradient or without: XLA counts a loop's turn once.
+def _layer_bytes(name: str, network: networks.Network, params: Any, rows: pack.Rows, mesh: jax.sharding.Mesh, *,
+                 gradient: bool) -> float:
+  """What one layer moves by itself, with its gradient or without: XLA counts a loop's turn once.
 
   What the loop copies into a turn and out of it (weights, and what the gradient needs) is not in it.  Why not the
   whole program with two layers a turn, or with none in a loop: the TPU's compiler takes as long over it as over the
@@ -193,7 +180,7 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
   own = jax.tree.map(unstacked, params["encoder"]["layers"])
   count, length = rows.token_ids.shape
   x = _abstract(jax.ShapeDtypeStruct((count, length, network.sizes.hidden_size), execution.states), by_rows)
-  each, every = jax.eval_shape(lambda params, rows: encoder(params).beside(rows), params, rows)
+  each, every = _beside(network, rows)
   of_one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), each)
   beside = jax.tree.map(lambda leaf: _abstract(leaf, everywhere), encoder_lib.Beside(of_one, every))
 
@@ -208,8 +195,16 @@ def _layer_cost(network: networks.Network, params: Any, rows: pack.Rows, mesh: j
 
   layouts = (by_rows, (jax.tree.map(lambda leaf: leaf.sharding, own), by_rows)) if gradient else by_rows
   made = jax.jit(gradients if gradient else values, out_shardings=layouts)
-  cost: Any = made.lower(own, x, rows, beside).compile().cost_analysis()
-  return {what: cost[what] for what in COUNTED}
+  with chips.as_if_here(mesh):
+    lowered = made.lower(own, x, rows, beside)
+  return costs.bytes_moved(_compiled(name, lowered, mesh))[0]
+
+
+def _beside(network: networks.Network, rows: pack.Rows) -> encoder_lib.Beside:
+  """What layers read beside states and parameters, of all of them."""
+  read = lambda params, rows: nnx.merge(network.graph, params).encoder.beside(rows)
+  found: encoder_lib.Beside = jax.eval_shape(read, network.abstract, rows)
+  return found
 
 
 def _rows(tokens: int, row_tokens: int, texts: int, multiple: int, mesh: jax.sharding.Mesh) -> pack.Rows:
@@ -225,39 +220,54 @@ def _abstract(leaf: Any, layout: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
 
-def _program(name: str, lowered: Any, compiled: Any, rows: pack.Rows, layer: dict[str, float], *,
-             turns: int) -> Program:
-  """turns: of the loops over layers and passes, of which the compiler has counted one."""
-  memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
-  cost = {what: counted[what] + (turns - 1) * layer[what] for what in COUNTED}
+def _program(name: str, function: Any, arguments: tuple[Any, ...], network: networks.Network, rows: pack.Rows,
+             mesh: jax.sharding.Mesh, *, layer_bytes: float, turns: int, forward: int, backward: int) -> Program:
+  """turns: of the loops over layers and passes.  forward, backward: how often each layer's attention is computed."""
+  with chips.as_if_here(mesh):
+    traced = function.trace(*arguments)
+    lowered = traced.lower()
+  compiled = _compiled(name, lowered, mesh)
+  memory, (moved, counted) = compiled.memory_analysis(), costs.bytes_moved(compiled)
+  platform = mesh.devices.flat[0].platform
+  # As lowered: XLA cannot print every program that it has compiled for a TPU.
+  kernels = lowered.as_text().count(chips.KERNELS[platform]) if platform in chips.KERNELS else 0
+  flops = costs.products(traced.jaxpr.jaxpr)
+  sizes = network.sizes
+  if kernels:
+    flops += network.table.layers * costs.attention(rows.token_ids.shape, sizes.num_attention_heads, sizes.head_dim,
+                                                    forward=forward, backward=backward)
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes, flops=cost["flops"], bytes_moved=cost["bytes accessed"],
-    # As lowered: XLA cannot print every program that it has compiled.
-    kernels=lowered.as_text().count("@tpu_custom_call"),
+    temporary_bytes=memory.temp_size_in_bytes, flops=flops / mesh.size,
+    bytes_moved=moved + (turns - counted) * layer_bytes, kernels=kernels,
+    # What attends with distances is left to XLA where a kernel takes none.
+    attends=network.execution.attend is not attention_lib.attend and not jax.tree.leaves(_beside(network, rows)),
+    fusions=compiled.as_text().count(" fusion(") if platform == "gpu" else None,
   )
+
+
+def _compiled(name: str, lowered: Any, mesh: jax.sharding.Mesh) -> Any:
+  device = mesh.devices.flat[0]
+  try:
+    return lowered.compile(compiler_options=chips.OPTIONS.get(device.platform))
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    raise UnfitError(f"{name}: does not fit into a {device.device_kind}; {SMALLER}; its compiler says: {e}") from e
 
 
 def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
   """One line a program; what does not fit into a chip is said."""
   kind = mesh.devices.flat[0].device_kind
-  chip = CHIPS[kind]
+  chip = chips.CHIPS[kind]
   made = table.Table(title=f"{mesh.size} x {kind}, mesh {dict(mesh.shape)}; for one chip", box=box.SIMPLE_HEAD)
-  for column in ("program", "tokens", "arguments", "temporary", "memory", "GFLOP", "GB", "at least", "kernels"):
+  for column in ("program", "tokens", "arguments", "temporary", "memory", "GFLOP", "GB", "at least", "fusions",
+                 "kernels"):
     made.add_column(column, justify="left" if column == "program" else "right")
-  gib = lambda size: f"{size / 2**30:.2f} GiB"
   for one in found:
     share = one.memory / chip.memory
-    made.add_row(one.name, f"{one.tokens:,}", gib(one.argument_bytes), gib(one.temporary_bytes),
+    made.add_row(one.name, f"{one.tokens:,}", _gib(one.argument_bytes), _gib(one.temporary_bytes),
                  f"{share:.0%}" + (" DOES NOT FIT" if share > 1 else ""), f"{one.flops / 1e9:.1f}",
-                 f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(chip):.2f} ms", str(one.kernels))
+                 f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(chip):.2f} ms",
+                 "" if one.fusions is None else str(one.fusions), str(one.kernels))
   return made
-
-
-def main(cfg: config_lib.Config) -> None:
-  mesh = mesh_of(_TOPOLOGY.value, cfg.mesh, _CHIPS.value)
-  rich_console.Console().print(show(programs(cfg, mesh), mesh))
-
-
-if __name__ == "__main__":
-  cli.config_app(main)

@@ -2,6 +2,7 @@
 
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
+    python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --compile_only=v5e:4x4
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart --estimate
 
 Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
@@ -11,7 +12,7 @@ import dataclasses
 
 from absl import flags, logging
 
-from idistill_jax import artifacts, cli, config, dry_run, processes, sharding
+from idistill_jax import artifacts, cli, compile_for, config, dry_run, processes, sharding
 from idistill_jax.data import tables
 from idistill_jax.hf import prompts, weights
 from idistill_jax.models import dual_encoder
@@ -55,6 +56,9 @@ ESTIMATES = (
 )
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
+_COMPILE_ONLY = flags.DEFINE_string(
+  "compile_only", None, "A TPU slice, as v5e:4x4, or h100, which need not be here: compile the training steps and the "
+  "encoding for it, print what they need, end with an error where one does not fit; do nothing.")
 
 
 def run(runner: cli.Runner) -> None:
@@ -145,7 +149,15 @@ def estimate(runner: cli.Runner) -> None:
         print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
 
 
+def asked_for(runner: cli.Runner) -> None:
+  """What the flags ask for: a look ahead, or the work."""
+  if _DRY_RUN.value:
+    dry_run.show(runner, STAGES)
+  elif _COMPILE_ONLY.value is not None:
+    compile_for.check(runner.cfg, _COMPILE_ONLY.value)
+  else:
+    run(runner)
+
+
 if __name__ == "__main__":
-  cli.run_app(
-    lambda runner: dry_run.show(runner, STAGES) if _DRY_RUN.value else run(runner), estimate=estimate
-  )
+  cli.run_app(asked_for, estimate=estimate)

@@ -21,13 +21,15 @@ PACKAGE = "idistill_jax"
 # Top to bottom: a module imports its own layer and those below.
 LAYERS = (
   ("status",),
-  ("pipeline", "serve", "compile_for", "join"),
+  ("pipeline", "serve", "join"),
   ("upsert",),
   ("search",),
   ("stages",),
+  ("compile_for",),
   ("report", "train", "hf", "dry_run"),
   ("models", "data", "retrieval", "llm"),
-  ("sharding", "losses", "records", "progress", "recipes"),
+  ("chips",),
+  ("sharding", "losses", "records", "progress", "recipes", "costs"),
   ("cli", "outdated"),
   ("artifacts",),
   ("begun", "foreign"),

@@ -1,5 +1,7 @@
-"""Steps compiled for TPU slices: they fit, and attend with the TPU's kernel.  Skipped without the TPU's compiler."""
+"""Steps compiled for chips that are not here: they fit, and attend with the chip's kernel.  What needs the TPU's or the
+GPU's compiler is skipped without it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,23 +12,29 @@ import jobs
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from idistill_jax import compile_for, config, sharding
+from idistill_jax import chips, compile_for, config, sharding
 from idistill_jax.retrieval import exact
-from idistill_jax.train import networks, utilization
+from idistill_jax.train import networks, objectives, utilization
 
-COMMAND = (sys.executable, "-m", "idistill_jax.compile_for", "--config=configs/quickstart.py")
+COMMAND = (sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/quickstart.py")
+V5E = chips.CHIPS["TPU v5 lite"]
+A_STEP = compile_for.Program(
+  name="ranker step", tokens=8192, argument_bytes=2**30, temporary_bytes=2**30, flops=1e9, bytes_moved=1e9, kernels=2,
+  attends=True, fusions=None)
 
 
-def run(*flags: str) -> subprocess.CompletedProcess:
+def run(workdir, *flags: str) -> subprocess.CompletedProcess:
   environment = os.environ | jobs.ONE_DEVICE | {"COLUMNS": "160"}
-  return subprocess.run([*COMMAND, *flags], env=environment, capture_output=True, text=True, timeout=900)
+  return subprocess.run([*COMMAND, f"--workdir={workdir}", *flags], env=environment, capture_output=True, text=True,
+                        timeout=900)
 
 
 @pytest.mark.parametrize("topology, mesh", [("v5e:4x4", ("--config.mesh.fsdp=4",)), ("v5p:2x2x2", ())])
-def test_the_quickstart_compiles_for_a_slice(topology, mesh):
+def test_the_quickstart_compiles_for_a_slice(topology, mesh, tmp_path):
   pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
-  done = run(f"--topology={topology}", *mesh)
+  done = run(tmp_path / "w", f"--compile_only={topology}", *mesh)
   assert done.returncode == 0, done.stderr[-2000:]
+  assert not (tmp_path / "w").exists()
   assert "DOES NOT FIT" not in done.stdout
   lines = {name: line.split() for line in done.stdout.splitlines()
            for name in ("ranker step", "direct step", "retriever step", "encode") if line.strip().startswith(name)}
@@ -39,9 +47,9 @@ def test_the_quickstart_compiles_for_a_slice(topology, mesh):
 TWO_SLICES = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
-from idistill_jax import compile_for, config, sharding
+from idistill_jax import chips, config, sharding
 
-compile_for.mesh_of("v5e:2x2", config.Mesh())  # which finds the compiler
+chips.mesh_of("v5e:2x2", config.Mesh())  # which finds the compiler
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2", num_slices=2).devices
 mesh = sharding.make_mesh(config.Mesh(fsdp=2), devices)
 print(dict(mesh.shape), [{one.slice_index for one in part.flat} for part in mesh.devices])
@@ -62,7 +70,7 @@ def test_a_job_of_two_slices_has_a_mesh_and_compiles_for_it():
 @pytest.mark.parametrize("topology, chips", [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x1", 4)])
 def test_a_device_of_a_slice_is_a_chip(topology, chips):
   pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
-  assert compile_for.mesh_of(topology, config.Mesh()).size == chips
+  assert chips.mesh_of(topology, config.Mesh()).size == chips
 
 
 def test_every_layer_is_counted(tiny_weights):
@@ -71,7 +79,7 @@ def test_every_layer_is_counted(tiny_weights):
   cfg = config.Config(name="counted", encoder=encoder, ranker=config.Ranker(passes=2, lists_per_batch=8))
   mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
   of_step = utilization.flops_per_token(networks.retriever(encoder))
-  for one in compile_for.programs(cfg, mesh):
+  for one in (compiled() for compiled in compile_for.programs(cfg, mesh).values()):
     least = one.tokens * of_step * (1 / 3 if one.name == "encode" else 1)
     # Attention, the loss and AdamW come on top.
     assert least < one.flops < 3 * least, one.name
@@ -81,7 +89,7 @@ def test_every_layer_is_counted(tiny_weights):
 def test_search_over_a_slice_sorts_only_what_it_must(recall, approximates):
   """PartialReduce is the operation that finds the best of parts of a row as it is computed."""
   pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
-  mesh = compile_for.mesh_of("v5e:4x4", config.Mesh())
+  mesh = chips.mesh_of("v5e:4x4", config.Mesh())
   of = lambda dtype, *shape, over=(): jax.ShapeDtypeStruct(
     shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*over)))
   best = of(jnp.float32, 256, 100), of(jnp.int32, 256, 100)
@@ -91,8 +99,68 @@ def test_search_over_a_slice_sorts_only_what_it_must(recall, approximates):
   assert ("PartialReduce" in lowered.compile().as_text()) == approximates
 
 
-def test_without_the_compiler_it_says_what_to_install(tmp_path):
+@pytest.mark.parametrize("topology, extra", [("v5e:4x4", "tpu-compile"), ("h100", "gpu-compile")])
+def test_without_the_compiler_it_says_what_to_install(topology, extra, tmp_path):
+  # What jax looks for is in the way of what may be installed.
   (tmp_path / "libtpu.py").write_text("raise ModuleNotFoundError('libtpu')")
+  (tmp_path / "jax_plugins").mkdir()
+  (tmp_path / "jax_plugins/__init__.py").touch()
   environment = os.environ | jobs.ONE_DEVICE | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-  done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=120)
-  assert done.returncode == 1 and "launch/env.sh tpu-compile" in done.stderr and "Traceback" not in done.stderr
+  done = subprocess.run([*COMMAND, f"--workdir={tmp_path / 'w'}", f"--compile_only={topology}"], env=environment,
+                        capture_output=True, text=True, timeout=120)
+  assert done.returncode == 1 and f"launch/env.sh {extra}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_is_no_chip_is_refused():
+  with pytest.raises(ValueError, match="'h1000' is no chip that can be compiled for: name a TPU slice, as v5e:4x4, or"):
+    chips.mesh_of("h1000", config.Mesh())
+
+
+@pytest.mark.parametrize("changed, fault", [
+  ({}, None), ({"temporary_bytes": 2**34}, "ranker step: needs 17.00 GiB of 16.00 GiB"),
+  ({"kernels": 0}, "ranker step: attends by XLA's own products"), ({"kernels": 0, "attends": False}, None),
+])
+def test_what_does_not_fit_or_has_no_kernel_ends_the_command(changed, fault, monkeypatch, capsys):
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  monkeypatch.setattr(chips, "mesh_of", lambda name, cfg: mesh)
+  monkeypatch.setitem(chips.CHIPS, mesh.devices.flat[0].device_kind, V5E)
+  monkeypatch.setenv("COLUMNS", "160")
+  made = {"encode": dataclasses.replace(A_STEP, name="encode"), "step": dataclasses.replace(A_STEP, **changed)}
+  monkeypatch.setattr(compile_for, "programs",
+                      lambda cfg, mesh: {name: lambda one=one: one for name, one in made.items()})
+  if fault is None:
+    compile_for.check(config.Config(name="any"), "any")
+  else:
+    with pytest.raises(compile_for.UnfitError, match=f"^{fault}"):
+      compile_for.check(config.Config(name="any"), "any")
+  assert "ranker step" in capsys.readouterr().out, "the table comes first"
+
+
+def encoding(weights: str, mesh: jax.sharding.Mesh, **sizes: int) -> compile_for.Program:
+  network = networks.retriever(config.Encoder(weights=weights)).on(mesh, "bfloat16")
+  return compile_for._encoding(network, mesh, **sizes)
+
+
+def test_the_compiler_of_a_tpu_finds_what_does_not_fit_and_what_has_no_kernel(tiny_weights):
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
+  mesh = chips.mesh_of("v5e:1x1", config.Mesh())
+  assert not encoding(tiny_weights, mesh, tokens=1024, row_tokens=128).faults(V5E)
+  (fault,) = encoding(tiny_weights, mesh, tokens=1920, row_tokens=192).faults(V5E)
+  assert "attends by XLA's own products" in fault
+  with pytest.raises(compile_for.UnfitError, match=r"encode: does not fit into a TPU v5 lite; .*its compiler says"):
+    encoding(tiny_weights, mesh, tokens=2**28, row_tokens=512)
+
+
+def test_steps_compile_for_a_gpu_that_is_not_here(tiny_weights):
+  pytest.importorskip("jax_cuda12_plugin", reason="needs the GPU's compiler: source launch/env.sh gpu-compile")
+  mesh = chips.mesh_of("h100", config.Mesh())
+  h100 = chips.CHIPS[mesh.devices.flat[0].device_kind]
+  network = networks.retriever(config.Encoder(weights=tiny_weights)).on(mesh, "bfloat16")
+  step = compile_for._training("retriever step", config.Retriever(), network, objectives.retriever, mesh, texts=72,
+                               tokens=8192, row_tokens=256)
+  encode = encoding(tiny_weights, mesh, tokens=8192, row_tokens=256)
+  assert (step.kernels, encode.kernels) == (2, 1) and step.fusions > encode.fusions > 0
+  assert not step.faults(h100) + encode.faults(h100)
+  # At least the weights and AdamW's sums are read and written once, at most the scratch memory some tens of times.
+  assert 2 * step.argument_bytes < step.bytes_moved < 2 * step.argument_bytes + 50 * step.temporary_bytes
+  assert 0 < encode.bytes_moved < step.bytes_moved

@@ -36,12 +36,12 @@ LAYERS = (
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
   ("sent",),
-  ("config", "databases", "outside", "remote", "extras", "files", "locks", "multiply", "remade", "sealed"),
+  ("config", "databases", "outside", "remote", "extras", "files", "ids", "locks", "multiply", "remade", "sealed"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
   *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  *("llm", "outdated"),
+  *("llm", "outdated", "ids"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idistill_jax import ids as ids_lib
 from idistill_jax import records
 from idistill_jax.data import example, tables, tfrecord
-from idistill_jax.data import ids as ids_lib
 
 PASSAGES = [records.Passage(id="b", title="T", text="x"), records.Passage(id="a", title="", text="y")]
 QUERIES = [

@@ -16,9 +16,9 @@ from typing import Generic, TypeVar, overload
 
 import numpy as np
 
+from idistill_jax import ids as ids_lib
 from idistill_jax import outside, records
 from idistill_jax.data import example, tfrecord
-from idistill_jax.data import ids as ids_lib
 
 PASSAGES = "passages"
 # Beside the passages: where each begins (`tfrecord.starts`), and the arrays of `ids.Ids`.

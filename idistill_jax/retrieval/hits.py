@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
+from idistill_jax import ids as ids_lib
 from idistill_jax import processes, remote
-from idistill_jax.data import ids as ids_lib
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5

@@ -45,7 +45,7 @@ def test_leakage_knows_what_is_right_for_training_queries(tmp_path):
   job, values = prepared(tmp_path), {"MRR@10": {"q0": 1.0}}
   table = tables.Queries([*QUERIES.items, records.Query(id="t", text="0, a question", split="train")])
   check = lambda **accepted: stage.leaked(job, QUERIES.items, table, QRELS, accepted,
-                                          {"initial": values, "distilled": values})["near_duplicate_queries"]
+                                          {"initial": values, "distilled": values}, "MRR@10")["near_duplicate_queries"]
   assert check() == check(q0=["Paris"]) == 0 and check(q0=["Paris"], t=["paris"]) == 1
   tables.write_qrels(tmp_path / "collection" / "qrels" / "train.tsv", {"t": {"p1": 1}})
   assert check() == 1

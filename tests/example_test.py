@@ -170,6 +170,9 @@ def test_a_field_that_came_later_is_read_of_records_without_it_and_written_where
   # As records were written before there was the field.
   assert b"repairs" not in example.encode(plain) and example.decode(records.RankedList, example.encode(plain)) == plain
   assert example.decode(records.RankedList, example.encode(repaired)) == repaired
+  # What is not there leaves no room for what nobody knows.
+  with pytest.raises(example.ExampleError, match="RankedList has no fields extra"):
+    example.decode(records.RankedList, changed(plain, "extra", make_two))
 
 
 def test_a_field_type_without_a_feature_is_a_defect_of_the_class():

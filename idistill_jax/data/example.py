@@ -175,12 +175,12 @@ def decode(cls: type[T], data: bytes) -> T:
     raise ExampleError(f"{len(data)} bytes are not a tf.train.Example") from e
   expected = _features_of(typing.cast(Any, cls))
   _check_header(cls, feature)
+  if later := _later(typing.cast(Any, cls)):
+    expected = {name: of for name, of in expected.items() if name in feature or name not in later}
   if len(feature) > len(expected) + len(_RESERVED):
     unknown = sorted(set(feature) - expected.keys() - set(_RESERVED))
     raise ExampleError(f"{cls.__name__} has no fields {', '.join(unknown)}, which the example carries")
-  later = _later(typing.cast(Any, cls))
-  return cls(**{name: _value(cls, feature, name, kind, many) for name, (kind, many) in expected.items()
-                if name in feature or name not in later})
+  return cls(**{name: _value(cls, feature, name, kind, many) for name, (kind, many) in expected.items()})
 
 
 def _check_header(cls: type, feature: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from loopback_hub import COMMIT, LoopbackHub
 
 from idistill_jax import config
-from idistill_jax.hf import export, upload, weights
+from idistill_jax.hf import export, upload
 from idistill_jax.train import networks
 
 pytest.importorskip("huggingface_hub")
@@ -55,21 +55,6 @@ def test_every_byte_arrives(hub, folders, model):
   assert len(repository.commits) == 1
   assert "/api/validate-yaml" in hub.asked
   assert f"owner/{model}/commit/" in url
-
-
-def test_weights_are_found_by_their_name(hub, folders, monkeypatch, tmp_path):
-  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-  upload.upload(upload.client(), folders / "retriever", "owner/retriever", private=True)
-  found, ours = contents(weights.resolve("owner/retriever")), contents(folders / "retriever")
-  assert found == {name: ours[name] for name in found} and found.keys() >= {"config.json", "model.safetensors"}
-  assert weights.fingerprint("owner/retriever") == weights.fingerprint(str(folders / "retriever"))
-  # Once more where it has no safetensors.
-  files = hub.repositories["owner/retriever"].files
-  files["pytorch_model.bin"] = files.pop("model.safetensors")
-  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "anew"))
-  assert (weights.resolve("owner/retriever") / "pytorch_model.bin").read_bytes() == ours["model.safetensors"]
-  with pytest.raises(OSError, match="owner/none"):
-    weights.resolve("owner/none")
 
 
 FROM_THE_HUB = """

@@ -225,7 +225,7 @@ def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
   manifest = workdir.execute(stage.STAGE, cfg)
   assert rankings(workdir) == [
     ranked("q0", shown, (1, 0, 3, 2), cfg),
-    ranked("q1", shown, (1, 0, 3, 2), cfg, status="repaired", filled_places=(3,)),
+    ranked("q1", shown, (1, 0, 3, 2), cfg, status="repaired", filled_places=(3,), repairs=("missing",)),
   ]
   assert {reason: drop["examples"] for reason, drop in manifest["drops"].items()} == {
     "refused: refusal": ["q2"],

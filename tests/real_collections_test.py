@@ -97,7 +97,7 @@ def test_scifact_is_read_and_labelled(tmp_path, monkeypatch):
   # Abstracts of a claim: 300 of them, and words find most that are right.
   passages, queries = (load(workdir.folder("collection")) for load in (tables.load_passages, tables.load_queries))
   asked = queries.of_split("test")
-  found = bm25.Bm25(passages.texts, passages.ids).search([one.text for one in asked], 10)
+  found = bm25.Bm25(passages.texts, passages.ids, "english").search([one.text for one in asked], 10)
   judged = tables.load_qrels(workdir.folder("collection"), "test")
   hits = [any(passages.ids[row] in judged[one.id] for row in rows) for one, rows in zip(asked, found.rows, strict=True)]
   assert np.mean(hits) > 0.6

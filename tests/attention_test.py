@@ -1,6 +1,7 @@
 """Attention of packed rows: equal to JAX's own in value and gradient, and texts of a row do not see each other."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -148,12 +149,12 @@ def test_short_operands_give_short_results_near_the_exact_ones(short):
 
 
 # Rows of one block, and of five, whose gradient is two kernels.
-@pytest.mark.parametrize("tensor, length", [(1, 128), (2, 256), (2, 640)])
-def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length):
+@pytest.mark.parametrize("tensor, length, width", [(1, 128, 64), (2, 256, 32), (2, 640, 32)])
+def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length, width):
   # Two rows of two texts and padding, two heads, on 8 devices; the kernel runs interpreted.
   mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=tensor, data=None))
   rows = sharding.batch_shards(mesh)
-  qkv = [jax.random.normal(jax.random.key(seed), (rows, length, 2, 64), jnp.float32) for seed in range(3)]
+  qkv = [jax.random.normal(jax.random.key(seed), (rows, length, 2, width), jnp.float32) for seed in range(3)]
   texts = packed(np.repeat([[1] * 50 + [2] * (length - 68) + [0] * 18], rows, 0).astype(np.int32))
   cotangent = jax.random.normal(jax.random.key(4), qkv[0].shape) * (texts.segment_ids > 0)[:, :, None, None]
   kernel = kernels.splash(mesh, interpret=True)
@@ -163,6 +164,17 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length):
   np.testing.assert_allclose(found[:, :-18], expected[:, :-18], atol=2e-5)
   for gradient, plain in zip(pull(cotangent), plain_pull(cotangent), strict=True):
     np.testing.assert_allclose(gradient, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("width, laid", [(32, "32x128"), (64, "128x64")])
+def test_the_tpu_kernel_is_given_tokens_of_narrow_heads_along_its_lanes(width, laid):
+  """Of 128; a head of 32 would be padded to four times as much."""
+  texts, mesh = packed(np.ones((2, 128), np.int32)), sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  of = jax.ShapeDtypeStruct((2, 128, 4, width), jnp.bfloat16)
+  attend = jax.jit(lambda q, k, v: kernels.splash(mesh)(q, k, v, texts))
+  lowered = attend.trace(of, of, of).lower(lowering_platforms=("tpu",)).as_text()
+  (read,) = re.findall(r"@tpu_custom_call.* : \((.*)\) -> ", lowered)
+  assert read.count(f"tensor<2x4x{laid}xbf16>") == 3
 
 
 @pytest.mark.parametrize("reach", [None, 3])

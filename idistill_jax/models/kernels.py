@@ -16,6 +16,8 @@ from idistill_jax.models import attention
 SPLASH_BLOCK = 128
 # Of the TPU's kernel, in tokens: larger ones have fewer turns, and weights of 1 MB each in the chip's own memory.
 LARGEST_BLOCK = 512
+# Heads so wide, and narrower ones, lie along tokens there.
+NARROW_HEAD = 32
 
 
 def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Attend:
@@ -74,8 +76,13 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
   # In one kernel, a gradient reads its operands once, but keeps a sum by the queries of each block of keys.
   in_one = block == length
   of_queries = None if in_one else block
-  sizes = splash_attention_kernel.BlockSizes(block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-                                             block_q_dq=of_queries, block_kv_dq=of_queries, use_fused_bwd_kernel=in_one)
+  # Padded to the TPU's 128 lanes, a narrow head takes four times its place and more; tokens fill them.  One of 64 takes
+  # twice its place, and laid along tokens more is moved around the kernel than that.
+  layouts = splash_attention_kernel.QKVLayout
+  lanes = layouts.SEQ_MINOR if width <= NARROW_HEAD else layouts.HEAD_DIM_MINOR
+  sizes = splash_attention_kernel.BlockSizes(
+    block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=of_queries, block_kv_dq=of_queries,
+    use_fused_bwd_kernel=in_one, q_layout=lanes, k_layout=lanes, v_layout=lanes)
   kernel = splash_attention_kernel.make_splash_mha(everything, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                                    interpret=interpret)
   q, k, v = map(attention.heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))

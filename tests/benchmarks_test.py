@@ -243,8 +243,9 @@ def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights
 def test_memory_is_told_a_passage(minilm_weights, tmp_path):
   folder = weights.resolve(minilm_weights)
   example.write_records(tmp_path, tables.PASSAGES, memory.draw(5000, memory.vocabulary(folder)))
+  tables.note_places(tmp_path)
   said = alone.call(memory.measure, tmp_path, folder, "tokens")
   # Each word is one token; a full stop behind the title, and two that frame the text.
   assert said["tokens"] == memory.TITLE_WORDS + memory.WORDS + 3
-  # Ids take four bytes a token.  So few texts fit into what the first block left free: only the sum is sure to be more.
-  assert 4 * said["tokens"] < said["bytes_of_texts"] + said["bytes_beside_texts"] < 10_000
+  # The texts are not held.  Ids of so few fit into what the first block left free, or do not.
+  assert said["bytes_of_texts"] < 300 and said["bytes_beside_texts"] < 10_000

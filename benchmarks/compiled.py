@@ -38,7 +38,7 @@ def row(chip: str, program: str, queries: int, passes: int, weights: pathlib.Pat
                       ranker=config.Ranker(head="classifier", similarity_weight=None, **lists),
                       retriever=config.Retriever(loss="kl_list" if passes == 1 else "kl_batch", **lists))
   mesh = chips.mesh_of(chip, cfg.mesh)
-  data_sheet = chips.CHIPS[mesh.devices.flat[0].device_kind]
+  data_sheet = chips.of(mesh)
   one = compile_for.programs(cfg, mesh)[program]()
   gib = lambda size: f"{size / 2**30:.2f}"
   cells = (f"{chip}, {mesh.size}", program, f"{one.tokens:,}",

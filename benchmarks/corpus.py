@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import app, flags
 
-from benchmarks import alone, models
+from benchmarks import alone, models, texts
 from idistill_jax import artifacts, cli, config, extras, pipeline
 from idistill_jax.data import tables
 
@@ -28,7 +28,7 @@ QUERIES = {"train": 64, "dev": 200, "test": 200}
 def prepare(folder: pathlib.Path, passages: int, seed: int = 0) -> pathlib.Path:
   """Weights, and a collection in BEIR's layout with recorded orders; returns where these are."""
   models.write(folder / "weights", layers=1, inner=models.WIDTH // 4)
-  rng, words = np.random.default_rng(seed), _words(folder / "weights")
+  rng, words = np.random.default_rng(seed), texts.whole_words(folder / "weights")
   places_PxW = rng.integers(0, len(words), (passages, WORDS))
   beir, orders = folder / "beir", folder / "orders.jsonl"
   beir.mkdir()
@@ -44,11 +44,6 @@ def prepare(folder: pathlib.Path, passages: int, seed: int = 0) -> pathlib.Path:
   _write(orders, ({"qid": f"train{number}", "ranking": [f"p{row}" for row in rows]}
                   for number, rows in enumerate(asked["train"])))
   return orders
-
-
-def _words(folder: pathlib.Path) -> list[str]:
-  vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-  return [word for word in vocabulary if word.isalpha()]
 
 
 def _write(path: pathlib.Path, lines: Iterator[dict[str, object]]) -> None:

@@ -12,7 +12,6 @@ mapped.
 import itertools
 import json
 import pathlib
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,25 +81,18 @@ BESIDE_TEXTS: dict[str, Callable[[tables.Passages, pathlib.Path], dict[str, floa
 }
 
 
-def most() -> int:
-  """Bytes of memory that this process has held at most; what `getrusage` says begins with those of its parent."""
-  found = re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())
-  assert found, "only Linux tells"
-  return 1024 * int(found[1])
-
-
 def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[str, float | str]:
   # Packages, tokenizer and the first block of texts are no more for more passages.
   some = itertools.islice(example.read_records(collection, tables.PASSAGES, records.Passage), tokenize.BLOCK)
   BESIDE_TEXTS[what](tables.Passages(some), folder)
-  before = most()
+  before = alone.most()
   began = time.process_time()
   passages = tables.load_passages(collection)
-  opened, with_texts = time.process_time() - began, most()
+  opened, with_texts = time.process_time() - began, alone.most()
   said = BESIDE_TEXTS[what](passages, folder)
   count = len(passages)
   return {"what": what, "bytes_of_texts": round((with_texts - before) / count),
-          "bytes_beside_texts": round((most() - with_texts) / count),
+          "bytes_beside_texts": round((alone.most() - with_texts) / count),
           "microseconds_to_open": round(1e6 * opened / count, 2), **said}
 
 

@@ -40,7 +40,7 @@ class Lists:
 def draw(folder: pathlib.Path, *, queries: int, width: int, max_tokens: int, seed: int = 0) -> Lists:
   """Lists in the vocabulary of the model in `folder`; passages are at most `max_tokens` long."""
   rng = np.random.default_rng(seed)
-  words = _whole_words(folder)
+  words = whole_words(folder)
   query_texts, query_lengths = _texts(rng, words, queries, mean=9, sigma=0.4, low=3, high=30)
   passage_texts, passage_lengths = _texts(rng, words, queries * width, mean=70, sigma=0.45, low=10, high=max_tokens - 2)
   scores = rng.normal(size=(queries, width)).astype(np.float32)
@@ -55,7 +55,7 @@ def write_corpus(path: pathlib.Path, lists: Lists) -> None:
                    for i, text in enumerate(lists.passages))
 
 
-def _whole_words(folder: pathlib.Path) -> list[str]:
+def whole_words(folder: pathlib.Path) -> list[str]:
   vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
   return sorted(word for word in vocabulary if word.isascii() and word.isalpha() and word.islower() and len(word) > 2)
 

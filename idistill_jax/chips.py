@@ -35,6 +35,12 @@ CHIPS = {
   "NVIDIA H100 80GB HBM3": Chip(flops=989e12, bandwidth=3352e9, memory=84_942_979_072),
 }
 
+
+def of(mesh: jax.sharding.Mesh) -> Chip:
+  """What each chip of a mesh of `mesh_of` can do."""
+  return CHIPS[mesh.devices.flat[0].device_kind]
+
+
 # What XLA asks of a GPU, as its GpuTargetConfigProto: the sizes of NVIDIA's compute capability 9.0 and of this card.
 H100 = """
 gpu_device_info {

@@ -86,7 +86,7 @@ def check(cfg: config_lib.Config, name: str) -> None:
   mesh = chips.mesh_of(name, cfg.mesh)
   found = [compiled() for compiled in programs(cfg, mesh).values()]
   rich_console.Console().print(show(found, mesh))
-  chip = chips.CHIPS[mesh.devices.flat[0].device_kind]
+  chip = chips.of(mesh)
   if faults := [fault for one in found for fault in one.faults(chip)]:
     raise UnfitError("; ".join(faults))
 
@@ -258,8 +258,7 @@ def _compiled(name: str, lowered: Any, mesh: jax.sharding.Mesh) -> Any:
 
 def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
   """One line a program; what does not fit into a chip is said."""
-  kind = mesh.devices.flat[0].device_kind
-  chip = chips.CHIPS[kind]
+  kind, chip = mesh.devices.flat[0].device_kind, chips.of(mesh)
   made = table.Table(title=f"{mesh.size} x {kind}, mesh {dict(mesh.shape)}; for one chip", box=box.SIMPLE_HEAD)
   for column in ("program", "tokens", "arguments", "temporary", "memory", "GFLOP", "GB", "at least", "fusions",
                  "kernels"):

@@ -5,15 +5,16 @@ memory or in a file that is mapped.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
 
 import numpy as np
+
+from idistill_jax import by_row
 
 # Strings from elsewhere may hold halves of characters: they sort and are found, or are not, like others.
 _HALVES = "surrogatepass"
 
 
-class Ids(Sequence[str]):
+class Ids(by_row.ByRow[str]):
   """Ids in the order of a collection, found by row.
 
   utf8_P: bytes, as wide as the longest.  ascending_P: int64, the rows in ascending order of their ids.
@@ -26,19 +27,12 @@ class Ids(Sequence[str]):
   def __len__(self) -> int:
     return len(self.utf8_P)
 
-  @overload
-  def __getitem__(self, rows: int) -> str: ...
-
-  @overload
-  def __getitem__(self, rows: slice) -> list[str]: ...
-
-  def __getitem__(self, rows: int | slice) -> str | list[str]:
-    if isinstance(rows, slice):
-      return [one.decode(errors=_HALVES) for one in self.utf8_P[rows].tolist()]
-    return self.utf8_P[rows].decode(errors=_HALVES)
+  def at(self, row: int) -> str:
+    found: bytes = self.utf8_P[row]
+    return found.decode(errors=_HALVES)
 
   def __iter__(self) -> Iterator[str]:
-    return (self[row] for row in range(len(self)))
+    return map(self.at, range(len(self)))
 
   def __contains__(self, one: object) -> bool:
     return isinstance(one, str) and self.row(one) is not None

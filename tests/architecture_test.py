@@ -36,12 +36,13 @@ LAYERS = (
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
   ("sent",),
-  ("config", "databases", "outside", "remote", "extras", "files", "ids", "locks", "multiply", "remade", "sealed"),
+  ("config", "databases", "outside", "remote", "extras", "files", "by_row", "ids", "locks", "multiply", "remade",
+   "sealed"),
 )
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
   *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  *("llm", "outdated", "ids"),
+  *("llm", "outdated", "ids", "by_row"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -16,11 +16,12 @@ import pathlib
 import re
 import struct
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
+from idistill_jax import by_row
 from idistill_jax import records as records_lib
 from idistill_jax.data import tfrecord
 
@@ -238,7 +239,7 @@ def _decode_at(path: pathlib.Path, number: int, cls: type[T], data: bytes) -> T:
     raise ExampleError(f"{path}: record {number}: {e}") from e
 
 
-class Records(Sequence[T]):
+class Records(by_row.ByRow[T]):
   """Records of several files, each read, checked and decoded when it is asked for; raises as `read_records` does."""
 
   def __init__(self, payloads: tfrecord.Payloads, cls: type[T]):
@@ -247,17 +248,8 @@ class Records(Sequence[T]):
   def __len__(self) -> int:
     return len(self._payloads)
 
-  @overload
-  def __getitem__(self, rows: int) -> T: ...
-
-  @overload
-  def __getitem__(self, rows: slice) -> list[T]: ...
-
-  def __getitem__(self, rows: int | slice) -> T | list[T]:
-    asked = range(len(self))[rows]
-    if isinstance(asked, range):
-      return [self[row] for row in asked]
-    return _decode_at(*self._payloads.place(asked), self._cls, self._payloads.read(asked))
+  def at(self, row: int) -> T:
+    return _decode_at(*self._payloads.place(row), self._cls, self._payloads.read(row))
 
 
 def read_ids(path: pathlib.Path, cls: type) -> Iterator[tuple[bytes, int]]:

@@ -12,12 +12,12 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar, overload
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from idistill_jax import by_row, outside, records
 from idistill_jax import ids as ids_lib
-from idistill_jax import outside, records
 from idistill_jax.data import example, tfrecord
 
 PASSAGES = "passages"
@@ -69,7 +69,7 @@ class Table(Generic[Item]):
     return self.items[self.row(item_id)]
 
 
-class FullTexts(Sequence[str]):
+class FullTexts(by_row.ByRow[str]):
   """Title and text of each passage, put together when it is asked for: a list would be the corpus a second time."""
 
   def __init__(self, passages: Sequence[records.Passage]):
@@ -78,16 +78,8 @@ class FullTexts(Sequence[str]):
   def __len__(self) -> int:
     return len(self._passages)
 
-  @overload
-  def __getitem__(self, rows: int) -> str: ...
-
-  @overload
-  def __getitem__(self, rows: slice) -> list[str]: ...
-
-  def __getitem__(self, rows: int | slice) -> str | list[str]:
-    if isinstance(rows, slice):
-      return [passage.full_text for passage in self._passages[rows]]
-    return self._passages[rows].full_text
+  def at(self, row: int) -> str:
+    return self._passages[row].full_text
 
 
 class Passages(Table[records.Passage]):

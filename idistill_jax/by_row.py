@@ -1,0 +1,25 @@
+"""Sequences whose items are made when they are asked for."""
+
+import abc
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+T = TypeVar("T")
+
+
+class ByRow(Sequence[T]):
+  """Of a row its item, of a slice a list of those of its rows."""
+
+  @abc.abstractmethod
+  def at(self, row: int) -> T:
+    """The item of a row from 0 to the last."""
+
+  @overload
+  def __getitem__(self, rows: int) -> T: ...
+
+  @overload
+  def __getitem__(self, rows: slice) -> list[T]: ...
+
+  def __getitem__(self, rows: int | slice) -> T | list[T]:
+    asked = range(len(self))[rows]
+    return [self.at(row) for row in asked] if isinstance(asked, range) else self.at(asked)

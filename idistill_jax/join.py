@@ -7,6 +7,7 @@ gone; all else of the stage, and its commit, is left to the run that began it.  
 when no stage is left that it could join.
 """
 
+import dataclasses
 import functools
 import pathlib
 import subprocess
@@ -20,14 +21,17 @@ from etils import epath
 
 from idistill_jax import artifacts, begun, cli, processes
 from idistill_jax import config as config_lib
-from idistill_jax.stages import candidates, index, scores
+from idistill_jax.stages import candidates, index, scores, train_direct
 
-# Those that are little but pieces.  A training's embeddings come after it, and evaluation searches first.
-JOINED = {stage.name: stage for stage in (candidates.STAGE, scores.STAGE, index.STAGE)}
-# What makes these pieces; all else of the stage needs what they make together.
+# Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
+# Evaluation searches first.
+JOINED = {stage.name: stage for stage in (candidates.STAGE, train_direct.STAGE, scores.STAGE, index.STAGE)}
+# What makes these pieces; all else of the stage comes before them, or needs what they make together.
 PIECES: dict[str, Callable[[artifacts.Job], object]] = {
-  "candidates": candidates.encode, "scores": scores.score, "index": index.encode,
+  "candidates": candidates.encode, "train_direct": train_direct.encode, "scores": scores.score, "index": index.encode,
 }
+# What these read, where it is not all that the stage does: of a bucket it is fetched, candidates with embeddings.
+READ = {"train_direct": ("collection",)}
 # A look at a bucket is paid for: the longer nothing is new, the rarer it is, from the first to the second.
 _POLL_SECONDS, _LONGEST_POLL_SECONDS = 2.0, 15.0
 # So often everything is looked at, also where no name has changed.
@@ -63,14 +67,15 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
   pieces = home.pieces(stage, cfg)
   if not pieces.exists():
     raise ValueError(f"{home.stated}: the stage {stage.name} is not under way, so there is nothing to join")
+  inputs = home.inputs(dataclasses.replace(stage, reads=READ.get(stage.name, stage.reads)), cfg)
   with tempfile.TemporaryDirectory() as made:
     out = pathlib.Path(made)
 
     def keep(name: str) -> None:
       (pieces.parent / begun.of_helper(name)).write_bytes((out / name).read_bytes())
 
-    PIECES[stage.name](artifacts.Job(cfg=cfg, out=out, inputs=home.inputs(stage, cfg), cache=out, shared=pieces.parent,
-                                     keep=keep, helps=True))
+    PIECES[stage.name](
+      artifacts.Job(cfg=cfg, out=out, inputs=inputs, cache=out, shared=pieces.parent, keep=keep, helps=True))
 
 
 def _is_nothing_new(home: artifacts.Workdir, names: Sequence[str], pieces: Iterable[epath.Path]) -> bool:

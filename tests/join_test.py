@@ -18,8 +18,8 @@ from idistill_jax import artifacts, cli, join, processes, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
-from idistill_jax.stages import candidates
-from idistill_jax.train import inference, pieces
+from idistill_jax.stages import candidates, train_direct
+from idistill_jax.train import checkpoint, inference, pieces
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
             for i, word in enumerate(["merge", "sort", "open", "close"] * 10)]  # fmt: skip
@@ -75,6 +75,60 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
     [passage.full_text for passage in PASSAGES]))  # fmt: skip
 
 
+class Ended(Exception):
+  """In place of a kill, or of a test's time being up."""
+
+
+def end(*_: object) -> None:
+  raise Ended
+
+
+def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_stays(home, monkeypatch):
+  cfg, stage = cli.load_config(home.root), train_direct.STAGE
+  cfg.direct = config_lib.Distillation(trainings=2, lists_per_batch=1, passages_per_list=4)
+  ranked = records.RankedList(query_id="q0", passage_ids=tuple(one.id for one in PASSAGES[:6]), status="complete")
+  write = lambda job: example.write_records(job.out, artifacts.RANKINGS, [ranked])
+  home.execute(candidates.STAGE, cfg)
+  home.execute(artifacts.Stage(name="labels", reads=(), config=(), run=write), cfg)
+  begun, save, saved = pathlib.Path(home.pieces(stage, cfg)).parent, checkpoint.save_model, []
+
+  def saving(folder, params) -> None:
+    save(folder, params)
+    saved.append(str(pathlib.Path(folder).relative_to(begun)))
+    with pytest.raises(ValueError, match="the stage train_direct is not under way"):
+      join.work(home, stage)
+    if saved[-1] == inference.MODEL:
+      raise Ended
+
+  # Killed when the model was saved, and again within the first piece.
+  monkeypatch.setattr(checkpoint, "save_model", saving)
+  with pytest.raises(Ended):
+    home.execute(stage, cfg)
+  with monkeypatch.context() as patched, pytest.raises(Ended):
+    patched.setattr(pieces.Pieces, "finish", end)
+    home.execute(stage, cfg)
+  assert saved == ["checkpoints/trained/0/model", "checkpoints/trained/1/model", inference.MODEL]
+
+  # Who helps fetches no more than it reads.
+  folder, fetched = artifacts.Workdir.folder, []
+  with monkeypatch.context() as patched:
+    patched.setattr(artifacts.Workdir, "folder", lambda home, name: (fetched.append(name), folder(home, name))[1])
+    join.work(home, stage)
+  assert fetched == ["collection"]
+  assert finished(begun) == {"encode passages": (1, 1), "encode queries": (1, 1)}
+
+  # The run that goes on encodes nothing, and what it commits is as if it had made all of it.
+  monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))
+  counts = home.execute(stage, cfg)["counts"]
+  monkeypatch.undo()
+  assert counts["lists"] == 1 and counts["passages cut"]["of"] > 0
+  made = home.folder("train_direct")
+  assert not {artifacts.PIECES, artifacts.CHECKPOINTS} & {path.name for path in made.iterdir()}
+  encode = lambda folder: inference.load_retriever(cfg, folder).encode_passages([one.full_text for one in PASSAGES])
+  np.testing.assert_array_equal(similarity.load(made).passages_PxE, encode(made))
+  assert not np.allclose(encode(made), encode(None), atol=1e-4), "by the trained model"
+
+
 def test_nothing_is_joined_that_is_not_under_way(home):
   with pytest.raises(ValueError, match="the stage candidates is not under way"):
     join.work(home, candidates.STAGE)
@@ -109,15 +163,8 @@ class Clock:
       self._events.pop(when)()
 
 
-class Ended(Exception):
-  pass
-
-
 def test_while_nothing_is_to_do_a_bucket_is_asked_rarely_and_what_begins_is_seen_soon(
     tmp_path, tiny_weights, monkeypatch):
-  def end() -> None:
-    raise Ended
-
   monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
   with bucket.running("gs") as server:
     home = artifacts.Workdir(f"{server.url}/run")

@@ -152,6 +152,12 @@ def save_model(folder: epath.PathLike, params: Any) -> None:
     checkpointer.save(_absolute(folder), params, force=True)
 
 
+def is_saved(folder: epath.PathLike) -> bool:
+  """Whether `save_model` has come to its end there: in a bucket a folder is there from the first file on."""
+  with _reaching(folder):
+    return epath.Path(folder).exists() and ocp.utils.is_checkpoint_finalized(_absolute(folder))
+
+
 def load_model(folder: epath.PathLike, abstract: Any) -> Any:
   """Parameters saved by `save_model`, placed as `abstract`'s leaves say; raises FileNotFoundError."""
   with _reaching(folder):

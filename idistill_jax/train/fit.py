@@ -102,8 +102,9 @@ def warn_of_sharpness(name: str, data: inputs.Inputs, temperature: float) -> Non
 
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
   """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
-  folder = job.pieces / "trained" / str(training.part)
-  if not processes.once((folder / inference.MODEL).exists):
+  # Not among the pieces: these begin when the stage's own model is there, and then helpers come.
+  folder = job.shared / artifacts.CHECKPOINTS / "trained" / str(training.part)
+  if not processes.once(lambda: checkpoint.is_saved(folder / inference.MODEL)):
     checkpoint.save_model(folder / inference.MODEL, loop.train(training))
   return inference.load_params(network, folder, training.mesh, job.cfg.seed)
 

@@ -4,7 +4,12 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import time
 from collections.abc import Iterator
+from typing import IO
+
+# Who looks (`is_held`) holds the lock for a moment: for so long it is asked for again.
+_LOOK_SECONDS = 0.5
 
 
 class BusyError(OSError):
@@ -17,29 +22,42 @@ def alone(path: pathlib.Path, what: str) -> Iterator[None]:
 
   On file systems that know no locks nobody is held back.
   """
-  busy = BusyError(f"{what}: another run is at work there, it holds {path}; wait for it, or stop it first")
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, "a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise busy from None
-    except OSError:
-      pass
-    # Whoever held it may have taken the name away since it was opened.
-    if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-      raise busy
+  until = time.monotonic() + _LOOK_SECONDS
+  while (lock := _taken(path)) is None:
+    if time.monotonic() > until:
+      raise BusyError(f"{what}: another run is at work there, it holds {path}; wait for it, or stop it first")
+    time.sleep(_LOOK_SECONDS / 20)
+  with lock:
     try:
       yield
     finally:
       path.unlink(missing_ok=True)
 
 
+def _taken(path: pathlib.Path) -> IO[str] | None:
+  """The file whose closing gives the lock back; None where another has it."""
+  with contextlib.ExitStack() as opened:
+    lock = opened.enter_context(open(path, "a"))
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      return None
+    except OSError:
+      pass
+    # Whoever held it may have taken the name away since it was opened.
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+        opened.pop_all()
+        return lock
+  return None
+
+
 def is_held(path: pathlib.Path) -> bool:
   """Whether a run holds the lock; on file systems that know no locks, whether its file is there."""
   try:
     with open(path) as lock:
-      # Shared, and for a moment: others who look are not in the way.
+      # Shared, and for a moment: others who look are not in the way, and who wants it tries again.
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except FileNotFoundError:
     return False

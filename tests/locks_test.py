@@ -1,0 +1,45 @@
+"""One run at a time, whoever looks on."""
+
+import contextlib
+import fcntl
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from idistill_jax import locks
+
+
+def waiting(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:
+  """What happens while somebody waits for a lock."""
+  monkeypatch.setattr(locks.time, "sleep", lambda seconds: meanwhile())
+
+
+def test_who_looks_keeps_nobody_from_the_work(tmp_path: pathlib.Path, monkeypatch) -> None:
+  path = tmp_path / ".labels.lock"
+  path.touch()
+  with open(path) as look:
+    fcntl.flock(look, fcntl.LOCK_SH)
+    waiting(monkeypatch, look.close)
+    with locks.alone(path, "labels"):
+      assert locks.is_held(path)
+  assert not locks.is_held(path) and not path.exists()
+
+
+def test_who_ends_meanwhile_leaves_it_to_the_next(tmp_path: pathlib.Path, monkeypatch) -> None:
+  """The name goes with the run before, and so does what was opened under it."""
+  path = tmp_path / ".labels.lock"
+  with contextlib.ExitStack() as before:
+    before.enter_context(locks.alone(path, "labels"))
+    waiting(monkeypatch, before.close)
+    with locks.alone(path, "labels"):
+      assert path.exists() and locks.is_held(path)
+
+
+def test_who_works_on_keeps_others_out(tmp_path: pathlib.Path) -> None:
+  path = tmp_path / ".labels.lock"
+  with locks.alone(path, "labels"):
+    with pytest.raises(locks.BusyError, match=r"labels: another run is at work there, it holds .*\.labels\.lock"):
+      with locks.alone(path, "labels"):
+        pass
+    assert locks.is_held(path), "who was turned away took nothing with it"

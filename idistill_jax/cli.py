@@ -19,7 +19,7 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from idistill_jax import artifacts, extras, processes, validation
+from idistill_jax import artifacts, extras, processes, shared, validation
 from idistill_jax import config as config_lib
 
 
@@ -215,9 +215,14 @@ class Runner:
     self.cfg, self.workdir, self.reuse = cfg, workdir, reuse
 
   def run(self, stage: artifacts.Stage) -> bool:
-    """Runs the stage unless it is done or another workdir has it; True where it did the work."""
+    """Runs the stage unless it is done or another workdir has it; True where it did the work.
+
+    Raises as `shared.check` and `Workdir.execute`.
+    """
     if processes.once(lambda: self._is_settled(stage)):
       return False
+    # Not as soon as all have started: what only looks ahead, or finds all done, writes nothing.
+    shared.check(self.workdir.stated)
     logging.info("%s: starts", stage.name)
     manifest = self.workdir.execute(stage, self.cfg)
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])

@@ -32,7 +32,7 @@ LAYERS = (
   ("sharding", "losses", "records", "progress", "recipes", "costs"),
   ("cli", "outdated"),
   ("artifacts",),
-  ("begun", "foreign"),
+  ("begun", "foreign", "shared"),
   ("processes", "store"),
   ("validation", "peers", "bucket", "leases", "seconds"),
   ("sent",),
@@ -42,7 +42,7 @@ LAYERS = (
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
   *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  *("llm", "outdated", "ids", "by_row"),
+  *("llm", "outdated", "ids", "by_row", "shared"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

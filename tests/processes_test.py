@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 
@@ -195,6 +196,20 @@ def test_processes_of_different_configs_do_nothing_together(tmp_path):
   for job in both:
     assert "ConfigError: process 1 has seed: 1; process 0 has seed: 0: all processes" in job.said()
   assert not (tmp_path / "run").exists()
+
+
+def test_processes_of_hosts_that_share_no_folder_are_told_so_before_any_stage(tmp_path):
+  folders = [tmp_path / str(number) for number in range(2)]
+  with contextlib.ExitStack() as stack:
+    several = [f"--coordinator=127.0.0.1:{ports.free()}", "--processes=2", "--stages=collection"]
+    both = [stack.enter_context(jobs.started(folder, 1, *CONFIG, *several, f"--process={number}",
+                                             f"--workdir={folder / 'run'}")) for number, folder in enumerate(folders)]
+    assert [job.wait(120) for job in both] == [[1], [1]], both[0].said() + both[1].said()
+  first, second = (f"{socket.gethostname()}:{folder / 'run'}" for folder in folders)
+  for job in both:
+    assert f"what process 0 writes to {first} is not seen by process 1 ({second}); all processes" in job.said()
+  # And nothing is left of the look.
+  assert not list(tmp_path.glob("*/run/*"))
 
 
 def test_a_job_that_does_not_come_together_ends_with_the_reason_and_is_not_tried_again(tmp_path):

@@ -227,11 +227,12 @@ class Workdir:
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
               publish=self.write, still_alone=self._store.still_alone)
     try:
-      if stage.together:
-        stage.run(job)
-        processes.meet(f"the end of {stage.name}")
-      else:
-        processes.once(lambda: stage.run(job), f"the stage {stage.name}")
+      with spent.kept(lambda: keep(seconds.FILE)) if processes.is_first() else contextlib.nullcontext():
+        if stage.together:
+          stage.run(job)
+          processes.meet(f"the end of {stage.name}")
+        else:
+          processes.once(lambda: stage.run(job), f"the stage {stage.name}")
     except BaseException:
       # By the first process alone, which would have committed them: another one's end may come when it already has.
       if processes.is_first():
@@ -240,7 +241,6 @@ class Workdir:
     finally:
       took = round(spent.so_far(), 2)
       if processes.is_first():
-        spent.write()
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
         keep("")

@@ -19,8 +19,8 @@ WINDOWS = "windows-*.jsonl"
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its attempts took, up to
-  what they last kept.  is_held: whether a run is at it.
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its attempts took, as they
+  were last written.  is_held: whether a run is at it.
   """
 
   written: Mapping[str, float]
@@ -28,6 +28,12 @@ class Begun:
   is_held: bool
   metrics: list[str]
   windows: Mapping[str, list[str]]
+
+  @property
+  def last_written(self) -> float | None:
+    """When it last wrote any of its work, in seconds since the epoch; that it counts its seconds says only that it
+    lives."""
+    return max((when for file, when in self.written.items() if file != seconds.FILE), default=None)
 
 
 def of_helper(file: str) -> str:

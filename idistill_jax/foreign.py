@@ -32,4 +32,4 @@ def _is_ours(end: bytes) -> bool:
 
 def _is_anything(store: store_lib.Store, name: str) -> bool:
   """Whether a file, or a folder that is not empty, has the name."""
-  return bool(store.written(name).keys() - {"", "."}) or store.path(name).is_file()
+  return bool(store.written(name).keys() - {""}) or store.path(name).is_file()

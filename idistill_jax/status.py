@@ -26,9 +26,9 @@ from idistill_jax.train import pieces
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-  """state: "running" while a run holds a stage, "stopped" where it is begun and none does.  seconds: of computing, up
-  to what was last kept.  dollars: what its answers cost, cached ones included.  device_hours: by kind, where
-  it was computed on accelerators.  note: counts, or how far it is.
+  """state: "running" while a run holds a stage, "stopped" where it is begun and none does.  seconds: of computing, as
+  last written.  dollars: what its answers cost, cached ones included.  device_hours: by kind, where it was
+  computed on accelerators.  note: counts, or how far it is.
   """
 
   stage: str
@@ -79,7 +79,6 @@ def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
 
 def _progress(begun: begun_lib.Begun) -> list[str]:
   """The last step of a training, the pieces of other work and who makes them, and when anything was last written."""
-  ago = datetime.timedelta(seconds=round(time.time() - max(begun.written.values(), default=0.0)))
   made = pieces.finished(begun.written)
   said = [f"{name} {done} of {count} pieces" for name, (done, count) in made.items()]
   said += _workers(begun, [name for name, (done, count) in made.items() if done < count])
@@ -88,7 +87,9 @@ def _progress(begun: begun_lib.Begun) -> list[str]:
     said.append(f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s")
   except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
     pass
-  return [*said, f"last written {ago} ago"]
+  if begun.last_written is not None:
+    said.append(f"last written {datetime.timedelta(seconds=round(time.time() - begun.last_written))} ago")
+  return said
 
 
 def _workers(begun: begun_lib.Begun, works: Sequence[str]) -> list[str]:

@@ -103,7 +103,7 @@ class Folder:
 
   def written(self, name: str) -> Mapping[str, float]:
     top = self.local / name
-    return {str(path.relative_to(top)): _written(path) for path in (top, *top.rglob("*"))}
+    return {str(path.relative_to(top)): _written(path) for path in top.rglob("*")}
 
   def folders(self, prefix: str) -> list[str]:
     return sorted(path.name for path in self.local.glob(f"{prefix}*"))

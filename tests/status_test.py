@@ -144,11 +144,14 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   cfg.labels.dollars_per_million_output_tokens = 10.0
   workdir.write(artifacts.CONFIG, config.as_json(cfg))
   (workdir.root / ".labels-4567").mkdir()
-  assert of(workdir)["labels"].note.startswith("last written")
+  assert not of(workdir)["labels"].note
   with cache.AnswerCache(workdir.cache / session.CACHE) as answers:
     answers.put_rows([(f"{i}", "openai", model, "{}", "q", "[]", "", "stop", 300_000, 10_000, 0.0, None)
                       for i, model in enumerate(["mine", "mine", "another"])])
-    assert of(workdir)["labels"].note.startswith("2 answers so far, $1.40; last written")
+    assert of(workdir)["labels"].note == "2 answers so far, $1.40"
+  # What tells of the time is no work.
+  (workdir.root / ".labels-4567" / "seconds").write_text("9")
+  assert of(workdir)["labels"].seconds == 9 and of(workdir)["labels"].note == "2 answers so far, $1.40"
 
 
 def test_a_folder_without_a_run_names_the_command(tmp_path):

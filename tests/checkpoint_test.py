@@ -3,12 +3,14 @@
 import pathlib
 import shutil
 
+import bucket
 import jax
 import jobs
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import saved
+from etils import epath
 
 from idistill_jax import config, processes, sharding
 from idistill_jax.train import checkpoint
@@ -150,3 +152,15 @@ def test_damage_that_one_process_sees_is_damage_to_all_and_a_model_waits_for_non
     assert "restored 1 of the data 1" in job.said(number), job.said(number)
   reason = f"saving {tmp_path}/second did not end within 6 s; processes that are not waiting for it: [1]"
   assert reason in job.said(0), job.said(0)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_of_a_model_in_a_bucket_its_last_file_tells_that_it_is_saved(scheme):
+  with bucket.running(scheme) as found:
+    folder = epath.Path(f"{found.url}/model")
+    assert not checkpoint.is_saved(folder)
+    checkpoint.save_model(folder, {"weights": np.ones(3)})
+    assert checkpoint.is_saved(folder)
+    # As while it is written, and after a kill.
+    (folder / "commit_success.txt").unlink()
+    assert folder.exists() and not checkpoint.is_saved(folder)

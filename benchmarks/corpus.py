@@ -15,7 +15,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import alone, models, texts
-from idistill_jax import artifacts, cli, config, extras, pipeline
+from idistill_jax import artifacts, cli, config, extras, flow
 from idistill_jax.data import tables
 
 _PASSAGES = flags.DEFINE_integer("passages", 1_000_000, "Passages of the corpus.", lower_bound=1000)
@@ -68,9 +68,8 @@ def experiment(folder: pathlib.Path, passages: int, shards: int) -> config.Confi
 
 def measure(cfg: config.Config, workdir: str, name: str) -> dict[str, object]:
   """Runs one stage, in the calling process."""
-  (stage,) = (one for one in pipeline.STAGES if one.name == name)
   here = artifacts.Workdir(workdir)
-  cli.Runner(cfg, here, ()).run(stage)
+  cli.Runner(cfg, here, ()).run(flow.STAGES[name])
   manifest = here.manifest(name) or {}
   return {"stage": name, "seconds": manifest["seconds"], "peak_bytes": alone.most(), "counts": manifest["counts"],
           "versions": extras.versions()}
@@ -82,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     folder.mkdir(parents=True)
     prepare(folder, _PASSAGES.value)
   cfg = experiment(folder, _PASSAGES.value, _SHARDS.value)
-  for stage in pipeline.STAGES:
+  for stage in flow.STAGES.values():
     if stage.asked_for(cfg):
       print(json.dumps(alone.call(measure, cfg, str(folder / "run"), stage.name)), flush=True)
 

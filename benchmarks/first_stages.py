@@ -12,10 +12,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config
+from idistill_jax import artifacts, cli, config, flow
 from idistill_jax.data import similarity, tables
 from idistill_jax.retrieval import bm25, exact, itself, runs, summary
-from idistill_jax.stages import candidates, collection, evaluate
+from idistill_jax.stages import evaluate
 from idistill_jax.train import inference
 
 MEASURES = ("MRR@10", "nDCG@10", "recall@100", "answer@1", "answer@5", "answer@20")
@@ -32,9 +32,10 @@ class OutsideError(ValueError):
 
 
 def measure(runner: cli.Runner) -> None:
-  for stage in (collection.STAGE, candidates.STAGE):
-    runner.run(stage)
-  folders = {name: runner.workdir.folder(name) for name in ("collection", "candidates")}
+  folders = {}
+  for name in ("collection", "candidates"):
+    runner.run(flow.STAGES[name])
+    folders[name] = runner.workdir.folder(name)
   job = artifacts.Job(cfg=runner.cfg, out=runner.workdir.root, inputs=folders, cache=runner.workdir.cache)
   cfg = runner.cfg.evaluate
   passages, table = tables.load_passages(folders["collection"]), tables.load_queries(folders["collection"])

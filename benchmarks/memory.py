@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks import alone
 from idistill_jax import config, records
 from idistill_jax.data import example, tables, tokenize
-from idistill_jax.hf import weights
+from idistill_jax.hf import folders
 from idistill_jax.retrieval import bm25
 
 _DRAWN = flags.DEFINE_integer("drawn", 100_000, "Passages of the collection.", lower_bound=1000)
@@ -97,7 +97,7 @@ def measure(collection: pathlib.Path, folder: pathlib.Path, what: str) -> dict[s
 
 
 def main(argv: Sequence[str]) -> None:
-  folder = pathlib.Path(weights.resolve(_TOKENIZER.value))
+  folder = pathlib.Path(folders.resolve(_TOKENIZER.value))
   with tempfile.TemporaryDirectory() as name:
     collection = pathlib.Path(name)
     example.write_records(collection, tables.PASSAGES, draw(_DRAWN.value, vocabulary(folder)))

@@ -10,7 +10,7 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from idistill_jax.hf import weights
+from idistill_jax.hf import folders
 
 NAME = "drawn-bert-base"
 VOCABULARY, LAYERS, WIDTH, INNER, HEADS, POSITIONS = 30522, 12, 768, 3072, 12, 512
@@ -20,7 +20,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 def folder(name: str, kept: pathlib.Path) -> pathlib.Path:
   """Where the weights of `name` are: as encoder.weights names them, or NAME, which is written into `kept` once."""
   if name != NAME:
-    return weights.resolve(name)
+    return folders.resolve(name)
   made = kept / NAME
   if not made.exists():
     write(made)

@@ -23,9 +23,8 @@ from absl import flags
 
 from benchmarks import ports
 from benchmarks.clock import Clock
-from idistill_jax import artifacts, cli, processes
+from idistill_jax import artifacts, cli, flow, processes
 from idistill_jax.data import tables
-from idistill_jax.stages import collection
 from idistill_jax.train import inference, pieces, texts
 
 # Texts enough for a step of every shape.
@@ -38,7 +37,7 @@ _PIECES = flags.DEFINE_string("pieces", None, "For the processes that this start
 
 
 def run(runner: cli.Runner) -> None:
-  runner.run(collection.STAGE)
+  runner.run(flow.STAGES["collection"])
   cores = _CORES.value or sorted(os.sched_getaffinity(0))[:2]
   if len(cores) != 2:
     raise ValueError(f"--cores: two are needed, this names {cores}")

@@ -49,7 +49,7 @@ class MissingInputError(FileNotFoundError):
 class Stage:
   """One arrow of the pipeline.
 
-  name: folder in the workdir, and the module in `idistill_jax.stages`.
+  name: folder in the workdir, and the module in `idistill_jax.stages`; `flow` has them all.
   reads: stages whose folders it opens.
   config: config sections (or top-level fields) that its result depends on.
   run: does the work, writing under `job.out`.

@@ -9,12 +9,12 @@ that are on this machine, to see whether they can be read.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from idistill_jax import artifacts, cli, config, outside
 from idistill_jax.data.corpora import tfds
-from idistill_jax.hf import weights
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
+from idistill_jax.retrieval import systems
 
 # (passages, training queries, test queries) as published: DPR's Wikipedia with TensorFlow Datasets' questions
 # (validation is what is tested on), MS MARCO's judged training queries with TREC 2020's.
@@ -41,13 +41,13 @@ class Sizes:
   lists: int
 
 
-def show(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
+def show(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> None:
   """Prints, for each stage that the config asks for: what it reads, writes, and how much."""
   print(f"{runner.cfg.name}: {runner.workdir.stated}\n")
   print("\n\n".join(described(runner, stages)))
 
 
-def described(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> list[str]:
+def described(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> list[str]:
   cfg, found = runner.cfg, []
   for stage in stages:
     if not stage.asked_for(cfg):
@@ -108,6 +108,8 @@ def reads(stage: str, cfg: config.Config) -> list[str]:
 
 
 def _weights(cfg: config.Encoder) -> str:
+  from idistill_jax.hf import weights  # not above: it imports JAX, and an estimate comes to amounts alone
+
   try:
     weights.check(cfg)
   except (ImportError, OSError, ValueError) as e:
@@ -182,16 +184,16 @@ def _queries(cfg: config.Config, sizes: Sizes) -> list[str]:
 
 
 def _answer(cfg: config.Config, sizes: Sizes) -> list[str]:
-  systems = {"none": 0, "before_after": 2, "all": 6}[cfg.answer.systems]
+  count = len(systems.ANSWERED[cfg.answer.systems])
   questions = cfg.answer.questions if sizes.test is None else min(cfg.answer.questions or sizes.test, sizes.test)
-  if not systems or questions is None:
+  if not count or questions is None:
     return []
-  calls = systems * questions
+  calls = count * questions
   usage = budget.Usage(
     calls * (asking.PROMPT_TOKENS + cfg.answer.passages * cfg.answer.passage_tokens), calls * estimate.TOKENS_PER_ANSWER
   )
   return [
-    f"{questions:,} questions for {systems} systems", *_bill(calls, usage, session.of_reader(cfg))
+    f"{questions:,} questions for {count} systems", *_bill(calls, usage, session.of_reader(cfg))
   ]
 
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from idistill_jax import artifacts, begun, cli, processes
+from idistill_jax import artifacts, begun, cli, flow, processes
 from idistill_jax import config as config_lib
 from idistill_jax.stages import candidates, index, scores, train_direct
 
 # Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
 # Evaluation searches first.
-JOINED = {stage.name: stage for stage in (candidates.STAGE, train_direct.STAGE, scores.STAGE, index.STAGE)}
+JOINED = {name: flow.STAGES[name] for name in ("candidates", "train_direct", "scores", "index")}
 # What makes these pieces; all else of the stage comes before them, or needs what they make together.
 PIECES: dict[str, Callable[[artifacts.Job], object]] = {
   "candidates": candidates.encode, "train_direct": train_direct.encode, "scores": scores.score, "index": index.encode,

@@ -5,55 +5,20 @@
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --compile_only=v5e:4x4
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart --estimate
 
-Each stage reads folders of earlier ones and writes its own; finished stages are skipped, a killed run continues.
+`flow` has the stages, in order.  Each reads folders of earlier ones and writes its own; finished stages are skipped, a
+killed run continues.
 """
 
-import dataclasses
+from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 
-from idistill_jax import artifacts, cli, compile_for, config, dry_run, processes, sharding
+from idistill_jax import artifacts, cli, config, dry_run, flow, processes
 from idistill_jax.data import tables
-from idistill_jax.hf import prompts, weights
-from idistill_jax.models import dual_encoder
+from idistill_jax.llm import session
 from idistill_jax.report import terminal
-from idistill_jax.retrieval import answers, measures, summary
-from idistill_jax.stages import (
-  answer,
-  candidates,
-  collection,
-  evaluate,
-  export,
-  index,
-  labels,
-  queries,
-  report,
-  scores,
-  train_direct,
-  train_ranker,
-  train_retriever,
-)
-from idistill_jax.train import networks
-
-STAGES = (
-  queries.STAGE,          # the LLM writes queries, where a corpus has none (off unless asked for)
-  collection.STAGE,       # corpus, queries, judgements, in one form
-  candidates.STAGE,       # the initial retriever's top passages for each query
-  labels.STAGE,           # the LLM puts lists in order
-  train_direct.STAGE,     # the control: a dual encoder learns that order itself
-  train_ranker.STAGE,     # a cross-encoder learns it (ListMLE)
-  scores.STAGE,           # it scores more and deeper lists than the LLM saw
-  train_retriever.STAGE,  # a dual encoder learns the ranker's distribution (KL)
-  index.STAGE,            # its embeddings of the corpus, searchable
-  evaluate.STAGE,         # before and after, with tests
-  answer.STAGE,           # a reader LLM answers from what each system found
-  export.STAGE,           # Hugging Face folders
-  report.STAGE,           # one page to look at
-)
-
-ESTIMATES = (
-  (queries.STAGE, queries.print_estimate), (labels.STAGE, labels.print_estimate), (answer.STAGE, answer.print_estimate),
-)
+from idistill_jax.retrieval import answers, measures, summary, systems
+from idistill_jax.stages import collection
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(
@@ -63,45 +28,26 @@ _COMPILE_ONLY = flags.DEFINE_string(
 
 def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
-  processes.once(lambda: _check_paths(runner))
-  # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
-  processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
-  _check_mesh(runner)
-  for stage in STAGES:
-    if stage.asked_for(runner.cfg):
-      runner.run(stage)
-    if stage is collection.STAGE:
+  stages = [stage for stage in flow.STAGES.values() if stage.asked_for(runner.cfg)]
+  processes.once(lambda: _check_paths(runner, stages))
+  if not processes.once(lambda: all(runner.workdir.is_done(stage, runner.cfg) for stage in stages), "a look at all"):
+    # Not above: it imports JAX, seconds that a run with nothing to do, or a misspelt flag, need not wait for.
+    from idistill_jax import ahead
+
+    ahead.check(runner)
+  for stage in stages:
+    runner.run(stage)
+    if stage.name == "collection":
       processes.once(lambda: check(runner), "a look at the collection")
   processes.once(lambda: terminal.print_summary(runner.workdir))
 
 
-def _check_paths(runner: cli.Runner) -> None:
+def _check_paths(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
   """What a stage would only come to after hours: raises FileExistsError for a folder of another's, FileNotFoundError
   and RunError for the files of `evaluate.runs`."""
-  for stage in STAGES:
-    if stage.asked_for(runner.cfg):
-      runner.workdir.refuse_foreign(stage.name)
-  evaluate.run_files(runner.cfg)
-
-
-def _check_weights(cfg: config.Encoder) -> None:
-  folder = weights.resolve(cfg.weights)
-  weights.check(dataclasses.replace(cfg, weights=str(folder)))
-  if not dual_encoder.read_embedding_config(folder, cfg.normalize).normalize:
-    logging.info("retrievers compare by inner products: embeddings keep their lengths")
-  if (found := prompts.read(folder, cfg)).any:
-    logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
-
-
-def _check_mesh(runner: cli.Runner) -> None:
-  """Raises sharding.ShardingError for a mesh that a network still to be trained cannot lie on: not after its labels."""
-  cfg, trained = runner.cfg, (train_direct.STAGE, train_ranker.STAGE, train_retriever.STAGE)
-  if processes.once(lambda: all(runner.workdir.is_done(stage, cfg) for stage in trained), "a look at the trainings"):
-    return
-  # By all: whoever first asks for the devices waits until the other processes have told of theirs.
-  mesh = sharding.make_mesh(cfg.mesh)
-  for network in (networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)):
-    network.shardings(mesh)
+  for stage in stages:
+    runner.workdir.refuse_foreign(stage.name)
+  systems.run_files(runner.cfg)
 
 
 def check(runner: cli.Runner) -> None:
@@ -115,7 +61,7 @@ def check(runner: cli.Runner) -> None:
   if not counts["queries"].get("train"):
     raise config.ConfigError(f"{where}: {collection.NO_TRAINING_QUERIES}")
   judged = tables.load_some_qrels(folder, split)
-  reader = bool(answer.SYSTEMS[runner.cfg.answer.systems])
+  reader = bool(systems.ANSWERED[runner.cfg.answer.systems])
   stated = runner.cfg.evaluate.main_measure
   if judged and not reader and stated in (None, *measures.NAMES):
     return
@@ -140,11 +86,11 @@ def check(runner: cli.Runner) -> None:
 
 def estimate(runner: cli.Runner) -> None:
   """Prints what asking would cost, counted where what a stage reads is there, else at most and what must run first."""
-  for stage, print_estimate in ESTIMATES:
-    if stage.asked_for(runner.cfg):
+  for stage in flow.STAGES.values():
+    if stage.name in session.ASKING and stage.asked_for(runner.cfg):
       print(f"\n{stage.name}:")
       try:
-        print_estimate(runner)
+        flow.module(stage.name).print_estimate(runner)
       except artifacts.MissingInputError as e:
         print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
 
@@ -152,8 +98,10 @@ def estimate(runner: cli.Runner) -> None:
 def asked_for(runner: cli.Runner) -> None:
   """What the flags ask for: a look ahead, or the work."""
   if _DRY_RUN.value:
-    dry_run.show(runner, STAGES)
+    dry_run.show(runner, flow.STAGES.values())
   elif _COMPILE_ONLY.value is not None:
+    from idistill_jax import compile_for  # not above, as `ahead` is not
+
     compile_for.check(runner.cfg, _COMPILE_ONLY.value)
   else:
     run(runner)

@@ -17,7 +17,7 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax import artifacts, cli, config, flow
 from idistill_jax import begun as begun_lib
 from idistill_jax.llm import budget, cache, session
 from idistill_jax.report import claims
@@ -42,7 +42,7 @@ class State:
 def states(workdir: artifacts.Workdir) -> list[State]:
   """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
   cfg = cli.load_config(workdir.stated)
-  return [_state(workdir, stage.name, cfg) for stage in pipeline.STAGES if stage.asked_for(cfg)]
+  return [_state(workdir, stage.name, cfg) for stage in flow.STAGES.values() if stage.asked_for(cfg)]
 
 
 def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from idistill_jax import cli, pipeline, processes
+from idistill_jax import cli, flow, processes
 from idistill_jax.retrieval import bm25, exact
 from idistill_jax.train import loop, pieces
 
@@ -39,4 +39,4 @@ if __name__ == "__main__":
 
   exact._spread = telling
   bm25.Bm25.__init__ = lambda *what: (print("indexes terms"), indexed(*what))[1]
-  cli.run_app(lambda runner: [runner.run(stage) for stage in pipeline.STAGES if stage.name in STAGES.value])
+  cli.run_app(lambda runner: [runner.run(stage) for name, stage in flow.STAGES.items() if name in STAGES.value])

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, cli, config, records, validation
+from idistill_jax import artifacts, cli, config, fingerprints, flow, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import budget, session
 from idistill_jax.report import bills, gather
@@ -71,7 +71,7 @@ def test_recorded_answers_are_scored_before_and_after(tmp_path):
   done = workdir(tmp_path / "w")
   cfg = configured(recorded(tmp_path / "said.jsonl", SAID))
   cfg.evaluate.parquet = importlib.util.find_spec("pyarrow") is not None
-  manifest = done.execute(stage.STAGE, cfg)
+  manifest = done.execute(flow.STAGES["answer"], cfg)
   assert (done.folder("answer") / stage.PARQUET).exists() == cfg.evaluate.parquet
   metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
   assert metrics["questions"] == 3 and metrics["measures"] == ["EM", "F1", "answer in context"]
@@ -101,7 +101,7 @@ def test_a_question_that_evaluate_left_out_says_so_and_takes_no_place(tmp_path, 
   monkeypatch.setitem(RUNS, "distilled", kept["distilled"])
   cfg = configured(said)
   cfg.answer.questions = 2
-  manifest = workdir(tmp_path / "w").execute(stage.STAGE, cfg)
+  manifest = workdir(tmp_path / "w").execute(flow.STAGES["answer"], cfg)
   assert manifest["counts"]["questions"] == 2
   assert {reason: one["examples"] for reason, one in manifest["drops"].items()} == {
     "question that evaluate left out": ["q1"]}
@@ -110,7 +110,7 @@ def test_a_question_that_evaluate_left_out_says_so_and_takes_no_place(tmp_path, 
 def test_one_answered_question_has_means_and_no_tests(tmp_path):
   said = {key: text for key, text in SAID.items() if key[0] == "q3"}
   done = workdir(tmp_path / "w")
-  done.execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", said)))
+  done.execute(flow.STAGES["answer"], configured(recorded(tmp_path / "said.jsonl", said)))
   metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
   assert metrics["questions"] == 1 and metrics["systems"]["initial"]["EM"] == 1.0 and metrics["tests"] == {}
   assert gather.evaluation(done, "answer").main_measure == "F1"
@@ -118,12 +118,12 @@ def test_one_answered_question_has_means_and_no_tests(tmp_path):
 
 def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):
   said = {key: text for key, text in SAID.items() if key != ("q2", "distilled")}
-  manifest = workdir(tmp_path / "w").execute(stage.STAGE, configured(recorded(tmp_path / "said.jsonl", said)))
+  manifest = workdir(tmp_path / "w").execute(flow.STAGES["answer"], configured(recorded(tmp_path / "said.jsonl", said)))
   assert manifest["counts"]["questions"] == 2
   assert manifest["drops"]["not recorded"]["examples"] == ["q2"]
   assert manifest["drops"]["question answered for some systems only"]["examples"] == ["q2"]
   with pytest.raises(ValueError, match="answered none of 3 questions for all of initial, distilled"):
-    workdir(tmp_path / "v").execute(stage.STAGE, configured(recorded(tmp_path / "none.jsonl", {})))
+    workdir(tmp_path / "v").execute(flow.STAGES["answer"], configured(recorded(tmp_path / "none.jsonl", {})))
 
 
 @pytest.fixture
@@ -147,21 +147,21 @@ def test_a_live_reader_is_asked_once_and_then_the_cache(tmp_path, capsys):
     cfg = live(server)
     stage.print_estimate(cli.Runner(cfg, done, []))
     assert not server.asked and "2 systems, 5 calls, 0 of them answered" in capsys.readouterr().out
-    done.execute(stage.STAGE, cfg)
+    done.execute(flow.STAGES["answer"], cfg)
     stage.print_estimate(cli.Runner(cfg, done, []))
     assert "5 calls, 5 of them answered" in capsys.readouterr().out
     # Six pairs of question and system, two of them equal.
     assert len(server.asked) == 5 and {body["model"] for body in server.bodies} == {"reader"}
     cfg.evaluate.resamples = 300
-    done.execute(stage.STAGE, cfg)
+    done.execute(flow.STAGES["answer"], cfg)
     assert len(server.asked) == 5
 
 
 def test_nobody_is_asked_where_the_config_says_none(tmp_path):
   cfg = config.Config(name="t")
-  manifest = workdir(tmp_path).execute(stage.STAGE, cfg)
+  manifest = workdir(tmp_path).execute(flow.STAGES["answer"], cfg)
   assert manifest["counts"] == {"questions": 0}
-  assert stage.fingerprint(cfg) != stage.fingerprint(configured(recorded(tmp_path / "said.jsonl", SAID)))
+  assert fingerprints.answer(cfg) != fingerprints.answer(configured(recorded(tmp_path / "said.jsonl", SAID)))
 
 
 @pytest.mark.usefixtures("openai_sdk")
@@ -170,9 +170,9 @@ def test_the_reader_has_prices_of_its_own_and_its_cost_is_counted(tmp_path):
   with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
     cfg = live(server, dollars_per_million_input_tokens=1e6, dollars_per_million_output_tokens=1e6)
     # Another model than the labelling's: its prices are not the labelling's.
-    assert done.execute(stage.STAGE, cfg)["counts"]["dollars"] is None
+    assert done.execute(flow.STAGES["answer"], cfg)["counts"]["dollars"] is None
     cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 2.0, 10.0
-    counts = done.execute(stage.STAGE, cfg)["counts"]
+    counts = done.execute(flow.STAGES["answer"], cfg)["counts"]
     cfg.answer.model, cfg.answer.dollars_per_million_input_tokens = None, None
     assert session.of_reader(cfg).dollars_per_million_input_tokens == 1e6
   assert (counts["answers"], counts["input_tokens"], counts["output_tokens"]) == (5, 55, 35)
@@ -190,10 +190,10 @@ def test_the_budget_holds_for_the_reader_too(tmp_path):
     # A call is bound by its bytes and 1,024 tokens, and takes 18: there is room for some, and not for all.
     cfg = live(server, max_tokens=1510, concurrency=1)
     with pytest.raises(budget.Exhausted):
-      done.execute(stage.STAGE, cfg)
+      done.execute(flow.STAGES["answer"], cfg)
     asked = len(server.asked)
     cfg.labels.max_tokens = 100_000
-    done.execute(stage.STAGE, cfg)
+    done.execute(flow.STAGES["answer"], cfg)
     assert len(server.asked) == 5, "what was answered within the budget is not paid for again"
   assert 0 < asked < 5
 

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import importlib
 import pathlib
 import re
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from idistill_jax import config as config_lib
+from idistill_jax import flow
+from idistill_jax.llm import session
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = "idistill_jax"
@@ -25,8 +26,8 @@ LAYERS = (
   ("upsert",),
   ("search",),
   ("stages",),
-  ("compile_for",),
-  ("report", "train", "hf", "dry_run"),
+  ("compile_for", "ahead"),
+  ("report", "train", "hf", "dry_run", "flow", "fingerprints"),
   ("models", "data", "retrieval", "llm"),
   ("chips",),
   ("sharding", "losses", "records", "progress", "recipes", "costs"),
@@ -42,7 +43,7 @@ LAYERS = (
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
   *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  *("llm", "outdated", "ids", "by_row", "shared"),
+  *("llm", "outdated", "ids", "by_row", "shared", "flow", "fingerprints", "report", "dry_run", "status", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
@@ -379,26 +380,27 @@ def test_no_lenient_read_of_a_config() -> None:
 STAGE_MODULES = sorted(path.stem for path in (ROOT / PACKAGE / "stages").glob("*.py") if path.stem != "__init__")
 
 
-def test_pipeline_lists_every_stage_after_what_it_reads() -> None:
-  from idistill_jax import pipeline
-
-  names = [stage.name for stage in pipeline.STAGES]
+def test_the_flow_has_every_stage_after_what_it_reads() -> None:
+  names = list(flow.STAGES)
   assert sorted(names) == STAGE_MODULES
-  for place, stage in enumerate(pipeline.STAGES):
+  for place, stage in enumerate(flow.STAGES.values()):
     assert {*stage.reads, *stage.reads_if} <= set(names[:place]), stage.name
+  assert {*flow.STAGES["report"].reads, *flow.STAGES["report"].reads_if} == set(names) - {"report"}
 
 
 @pytest.mark.parametrize("name", STAGE_MODULES)
 def test_stage(name: str) -> None:
-  module = importlib.import_module(f"{PACKAGE}.stages.{name}")
-  assert module.STAGE.name == name
-  assert module.STAGE.command in (module.__doc__ or ""), "its docstring gives its command"
+  module, stage = flow.module(name), flow.STAGES[name]
+  assert callable(module.run) and hasattr(module, "print_estimate") == (name in session.ASKING)
+  assert stage.command in (module.__doc__ or ""), "its docstring gives its command"
   # A section that is read but not in the key would leave a stale folder after a change.
   read = {field for cls, field in fields_read(modules()[module.__name__].tree) if cls == "Config"}
   read &= {field.name for field in dataclasses.fields(config_lib.Config)}
   # Which devices do the work changes nothing about what comes out.
   read -= {"mesh"}
-  assert read <= set(module.STAGE.config), f"{name} reads {sorted(read - set(module.STAGE.config))} beside its key"
+  assert read <= set(stage.config), f"{name} reads {sorted(read - set(stage.config))} beside its key"
   # The same for folders.
   opened = set(re.findall(r"job\.inputs\[\"(\w+)\"\]", modules()[module.__name__].path.read_text()))
-  assert opened <= {*module.STAGE.reads, *module.STAGE.reads_if}
+  assert opened <= {*stage.reads, *stage.reads_if}
+  # Another's would run it in this one's place.
+  assert f'cli.main(flow.STAGES["{name}"]' in modules()[module.__name__].path.read_text()

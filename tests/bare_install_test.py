@@ -68,7 +68,8 @@ def test_training_core_imports_and_runs(tiny_weights: str, tmp_path) -> None:
 
 def test_labelling_and_help_need_no_jax() -> None:
   """One after the other in one process: what is missing is missing to each."""
-  light = ("config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels")
+  light = ("config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels",
+           "pipeline", "status")
   done = python("".join(f"import idistill_jax.{module}\n" for module in light), (*NO_JAX, "openai"))
   assert done.returncode == 0, done.stderr
 
@@ -79,11 +80,10 @@ def test_labelling_runs_where_jax_is_absent(tmp_path: pathlib.Path) -> None:
   with LoopbackLLM(reversed_order) as server:
     done = python("""
       import pathlib
-      from idistill_jax import artifacts, config
-      from idistill_jax.stages import labels
+      from idistill_jax import artifacts, config, flow
       cfg = config.Config(name="t")
       cfg.labels = config.Labels(provider="openai", model="m", base_url=sys.argv[2], list_size=5)
-      manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(labels.STAGE, cfg)
+      manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(flow.STAGES["labels"], cfg)
       assert manifest["counts"]["paid"] == 6
       assert not set(sys.modules) & set(blocked)
     """, NO_JAX, str(tmp_path), f"{server.url}/v1")
@@ -101,7 +101,9 @@ def test_every_extra_in_one_process() -> None:
     pytest.skip(f"{absent} are not installed; launch/test.sh installs them")
   done = python("""
     import importlib
-    import idistill_jax.pipeline
+    from idistill_jax import flow
+    for stage in flow.STAGES:
+      flow.module(stage)
     for name in sys.argv[1].split(","):
       importlib.import_module(name)
     import numpy, scann, tensorflow, tensorflow_datasets

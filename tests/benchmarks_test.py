@@ -17,7 +17,7 @@ import pytest
 from benchmarks import alone, first_stages, memory, models, ours, report, run, scaling, texts
 from idistill_jax import artifacts, config, records, sharding
 from idistill_jax.data import example, tables
-from idistill_jax.hf import weights
+from idistill_jax.hf import folders
 from idistill_jax.models import attention, execution
 from idistill_jax.train import utilization
 
@@ -57,7 +57,7 @@ def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
 
 def test_rows_of_reading_are_none_of_a_trainings_business(tiny_weights, tmp_path):
   encoder = ours.settings(tiny_weights, dtype="float32", max_tokens=32, row_tokens=512, tokens_per_step=512)
-  lists = texts.draw(weights.resolve(tiny_weights), queries=8, width=2, max_tokens=32)
+  lists = texts.draw(folders.resolve(tiny_weights), queries=8, width=2, max_tokens=32)
   made = ours.training("retriever step", lists, encoder, lists_per_batch=4, passes=1, folder=tmp_path)
   assert lists.passage_lengths.max() <= made.batches.row_tokens < 512
 
@@ -156,7 +156,7 @@ def test_drawn_weights_are_read_alike_by_all(tmp_path):
 
 
 def test_every_text_is_as_long_as_it_is_said_to_be(tiny_weights):
-  lists = texts.draw(weights.resolve(tiny_weights), queries=16, width=2, max_tokens=32)
+  lists = texts.draw(folders.resolve(tiny_weights), queries=16, width=2, max_tokens=32)
   assert len(lists.passages) == len(lists.passage_lengths) == 32
   assert lists.tokens("retriever step").sum() == lists.query_lengths.sum() + lists.passage_lengths.sum()
   # A pair has one of the first tokens less, and its query for every passage.
@@ -241,7 +241,7 @@ def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights
 
 
 def test_memory_is_told_a_passage(minilm_weights, tmp_path):
-  folder = weights.resolve(minilm_weights)
+  folder = folders.resolve(minilm_weights)
   example.write_records(tmp_path, tables.PASSAGES, memory.draw(5000, memory.vocabulary(folder)))
   tables.note_places(tmp_path)
   said = alone.call(memory.measure, tmp_path, folder, "tokens")

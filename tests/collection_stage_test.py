@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax import artifacts, cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
@@ -22,7 +22,7 @@ def stdlib_config(**limits: int) -> config.Config:
 
 def execute(root: pathlib.Path, cfg: config.Config) -> tuple[pathlib.Path, dict]:
   workdir = artifacts.Workdir(root)
-  return workdir.folder("collection"), workdir.execute(stage.STAGE, cfg)
+  return workdir.folder("collection"), workdir.execute(flow.STAGES["collection"], cfg)
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -124,7 +124,7 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
 
 def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
   runner = judged(tmp_path, tiny_weights, answers=', "answers": ["x"]')
-  runner.run(stage.STAGE)
+  runner.run(flow.STAGES["collection"])
   for split in ("test", "train"):
     runner.cfg.evaluate.split = split
     if split == "test":
@@ -142,7 +142,7 @@ def test_a_reader_needs_answers_and_is_told_before_anything_is_encoded(tmp_path,
   assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
   queries = tmp_path / "data" / "queries.jsonl"
   queries.write_text(queries.read_text().replace('"text": "z"', '"text": "z", "metadata": {"answers": ["y"]}'))
-  runner.run(stage.STAGE)
+  runner.run(flow.STAGES["collection"])
   pipeline.check(runner)
 
 
@@ -154,7 +154,7 @@ def test_a_collection_that_only_tests_says_how_to_train(tmp_path, tiny_weights, 
     pipeline.run(runner)
   assert "collection.train_fraction" in caplog.text, "the stage by itself says it too"
   runner.cfg.collection.train_fraction = 0.5
-  runner.run(stage.STAGE)
+  runner.run(flow.STAGES["collection"])
   pipeline.check(runner)
 
 
@@ -166,9 +166,9 @@ def test_a_changed_input_makes_the_stage_stale(tmp_path):
   cfg = config.Config(name="test", collection=config.Collection(source="beir", path=str(data)))
   execute(tmp_path / "run", cfg)
   workdir = artifacts.Workdir(tmp_path / "run")
-  assert workdir.is_done(stage.STAGE, cfg)
+  assert workdir.is_done(flow.STAGES["collection"], cfg)
   (data / "corpus.jsonl").write_text('{"_id": "p", "text": "changed"}\n')
-  assert not workdir.is_done(stage.STAGE, cfg)
+  assert not workdir.is_done(flow.STAGES["collection"], cfg)
 
 
 # `train_sources.tsv` says which passage each train query was generated from.  It exists for the baseline of

@@ -6,7 +6,7 @@ import pathlib
 import config_test
 import pytest
 
-from idistill_jax import artifacts, cli, config, dry_run, pipeline
+from idistill_jax import artifacts, cli, config, dry_run, flow, pipeline
 
 # What is published of the collections that configs launched elsewhere name (a tenth of TFDS's train is dev), and what
 # follows from it.
@@ -21,7 +21,7 @@ AMOUNTS = {
 
 
 def told(cfg: config.Config, root: pathlib.Path) -> list[str]:
-  return dry_run.described(cli.Runner(cfg, artifacts.Workdir(root), ()), pipeline.STAGES)
+  return dry_run.described(cli.Runner(cfg, artifacts.Workdir(root), ()), flow.STAGES.values())
 
 
 @pytest.mark.parametrize("name", config_test.VARIANTS)
@@ -29,10 +29,10 @@ def test_every_config_is_told_stage_by_stage_and_nothing_is_done(name, tmp_path,
   monkeypatch.chdir(tmp_path)  # no data lies here
   cfg = config_test.load(name)
   found = told(cfg, tmp_path / "w")
-  assert [one.partition(":")[0] for one in found] == [stage.name for stage in pipeline.STAGES]
-  for stage, said in zip(pipeline.STAGES, found, strict=True):
+  assert [one.partition(":")[0] for one in found] == list(flow.STAGES)
+  for stage, said in zip(flow.STAGES.values(), found, strict=True):
     assert stage.asked_for(cfg) == ("writes" in said)
-  dry_run.show(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()), pipeline.STAGES)
+  dry_run.show(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ()), flow.STAGES.values())
   shown = capsys.readouterr().out
   assert all(amount in shown for amount in AMOUNTS.get(name, ())) and "dollars not known" not in shown
   # Whoever may be asked is asked within a budget.

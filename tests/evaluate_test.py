@@ -8,7 +8,7 @@ import pytest
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, tables
 from idistill_jax.report import gather
-from idistill_jax.retrieval import runs, summary
+from idistill_jax.retrieval import runs, summary, systems
 from idistill_jax.stages import evaluate as stage
 
 PASSAGES = tables.Passages(
@@ -86,7 +86,7 @@ def test_both_retrievers_are_fused_with_bm25():
   assert ("hybrid", "initial+bm25") in stage.TESTS
   # What ScaNN loses is not counted among what distilling gives.
   assert [pair for pair in stage.TESTS if "distilled+scann" in pair] == [("distilled+scann", "distilled")]
-  assert {*single, *found, "direct", "ranker"} <= set(stage.OURS)
+  assert {*single, *found, "direct", "ranker"} <= set(systems.OURS)
 
 
 def test_lists_of_the_llm_and_of_the_retrievers_teacher_are_looked_through(tmp_path):
@@ -121,9 +121,9 @@ def test_a_main_measure_that_is_none_is_refused_with_those_that_are():
 
 
 def test_the_ranker_reorders_first_stages_and_hybrids_where_asked_for_all():
-  assert set(stage.RERANKED["all"]) == {"initial", "bm25", "initial+bm25", "distilled", "hybrid"}
-  assert set(stage.RERANKED["all"]) <= {"initial", "bm25", "direct", "distilled", *stage.FUSED}
-  assert {one for pair in stage.TESTS for one in pair} <= set(stage.OURS)
+  assert set(systems.RERANKED["all"]) == {"initial", "bm25", "initial+bm25", "distilled", "hybrid"}
+  assert set(systems.RERANKED["all"]) <= {"initial", "bm25", "direct", "distilled", *systems.FUSED}
+  assert {one for pair in stage.TESTS for one in pair} <= set(systems.OURS)
 
 
 def test_one_query_has_means_and_no_tests(tmp_path):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from idistill_jax import artifacts, config, records, sharding
+from idistill_jax import artifacts, config, flow, records, sharding
 from idistill_jax.data import example, tokenize
-from idistill_jax.hf import card, export, upload, weights
+from idistill_jax.hf import card, export, folders, upload, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
@@ -90,7 +90,7 @@ def run(tmp_path_factory, tiny_weights) -> Run:
     tokens_per_step=512))
   cfg.mesh = config.Mesh(fsdp=2, tensor=2)
   workdir = artifacts.Workdir(tmp_path_factory.mktemp("workdir"))
-  for stage in (*stages(cfg), export_stage.STAGE):
+  for stage in (*stages(cfg), flow.STAGES["export"]):
     workdir.execute(stage, cfg)
   return Run(cfg, workdir)
 
@@ -134,7 +134,7 @@ def test_the_cards_code_gives_our_scores(run):
   pytest.importorskip("sentence_transformers")
   # Beside a query of just the allowed length, the pair's cut leaves an over-long passage as many tokens as ours does.
   full, over_long = "merge sorted files " * 4 + "sorted files", PASSAGES[1] * 5
-  lengths = tokenize.Tokenizer(weights.resolve(run.cfg.encoder.weights)).table([full, over_long], 999).lengths
+  lengths = tokenize.Tokenizer(folders.resolve(run.cfg.encoder.weights)).table([full, over_long], 999).lengths
   assert lengths[0] == run.cfg.encoder.query_tokens and lengths[1] > run.cfg.encoder.passage_tokens
   queries, passages = [*QUERIES, full], [*PASSAGES, over_long]
   found, expected = scores_by_the_cards_code(run, queries, passages), scores_in_training(run, queries, passages)
@@ -319,7 +319,7 @@ def test_licence_of(readme, licence):
 @pytest.mark.parametrize("normalizer", [{"type": "NFC"}, None])
 def test_a_tokenizer_of_no_class_of_transformers_is_written_as_it_is(run, tmp_path, normalizer):
   transformers = pytest.importorskip("transformers")
-  source = shutil.copytree(weights.resolve(run.cfg.encoder.weights), tmp_path / "source")
+  source = shutil.copytree(folders.resolve(run.cfg.encoder.weights), tmp_path / "source")
   raw = json.loads((source / "tokenizer.json").read_text())
   (source / "tokenizer.json").write_text(json.dumps(raw | {"normalizer": normalizer}))
   network = networks.retriever(dataclasses.replace(run.cfg.encoder, weights=str(source)))
@@ -329,7 +329,7 @@ def test_a_tokenizer_of_no_class_of_transformers_is_written_as_it_is(run, tmp_pa
   ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"]
   assert ids == network.tokenizer.table([text], 16)[0].tolist()
   # Control: BERT's own class would have made lower case of it.
-  assert ids != tokenize.Tokenizer(weights.resolve(run.cfg.encoder.weights)).table([text], 16)[0].tolist()
+  assert ids != tokenize.Tokenizer(folders.resolve(run.cfg.encoder.weights)).table([text], 16)[0].tolist()
 
 
 def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monkeypatch):
@@ -337,7 +337,7 @@ def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monke
   monkeypatch.delenv("HF_TOKEN", raising=False)
   cfg = dataclasses.replace(run.cfg, export=config.Export(upload_ranker="owner/name"))
   job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path,
-                      inputs={name: run.workdir.folder(name) for name in export_stage.STAGE.reads})
+                      inputs={name: run.workdir.folder(name) for name in flow.STAGES["export"].reads})
   with pytest.raises(upload.UploadError, match="HF_TOKEN"):
     export_stage.run(job)
   assert not list(tmp_path.iterdir())
@@ -346,7 +346,7 @@ def test_a_missing_token_is_told_before_anything_is_written(run, tmp_path, monke
 def test_what_was_measured_of_an_earlier_model_is_not_told_of_this_one(run, tmp_path):
   evaluate = shutil.copytree(run.workdir.folder("evaluate"), tmp_path / "evaluate")
   manifest = json.loads((evaluate / artifacts.MANIFEST).read_text())
-  inputs = {name: run.workdir.folder(name) for name in export_stage.STAGE.reads} | {"evaluate": evaluate}
+  inputs = {name: run.workdir.folder(name) for name in flow.STAGES["export"].reads} | {"evaluate": evaluate}
   key = run.workdir.manifest("train_retriever")["key"]
   for measured, metrics in ((key, METRICS), ("earlier", None)):
     (evaluate / artifacts.MANIFEST).write_text(json.dumps(manifest | {"inputs": {"train_retriever": measured}}))
@@ -358,7 +358,7 @@ def exported_anew(run: Run, folder: pathlib.Path, **changes) -> pathlib.Path:
   """The folder of a ranker whose config has these changes."""
   cfg = dataclasses.replace(run.cfg, ranker=dataclasses.replace(run.cfg.ranker, **changes))
   job = artifacts.Job(cfg=cfg, out=folder, cache=folder,
-                      inputs={name: run.workdir.folder(name) for name in export_stage.STAGE.reads})
+                      inputs={name: run.workdir.folder(name) for name in flow.STAGES["export"].reads})
   export_stage.run(job)
   assert {path.name for path in folder.iterdir()} == {"ranker", "retriever"}
   return folder / "ranker"
@@ -372,7 +372,7 @@ def test_the_retriever_that_a_ranker_starts_from_lies_in_its_folder(run, tmp_pat
     folder = exported_anew(run, tmp_path / start, start=start) / weights.SIMILARITY
     encoder = dataclasses.replace(run.cfg.encoder, weights=str(folder))
     jax.tree.map(np.testing.assert_array_equal, networks.retriever(encoder).initial(0), expected)
-    assert pooling_of(folder) == pooling_of(weights.resolve(run.cfg.encoder.weights))
+    assert pooling_of(folder) == pooling_of(folders.resolve(run.cfg.encoder.weights))
     said = {"direct": "learnt the large language model's order", "weights": "before any training"}[start]
     assert said in (folder / "README.md").read_text() and said in (folder.parent / "README.md").read_text()
   # The control: the two are not the same weights, and a ranker without such a term has none.
@@ -394,7 +394,7 @@ def test_the_card_of_a_pair_cosine_ranker_is_run_as_it_stands(run, tmp_path, sta
   network = networks.ranker(cfg.encoder, "pair_cosine")
   layout = network.shardings(sharding.make_mesh(cfg.mesh))
   checkpoint.save_model(trained / inference.MODEL, jax.tree.map(jax.device_put, network.initial(0), layout))
-  inputs = {name: run.workdir.folder(name) for name in export_stage.STAGE.reads}
+  inputs = {name: run.workdir.folder(name) for name in flow.STAGES["export"].reads}
   shutil.copy(inputs["train_ranker"] / artifacts.MANIFEST, trained)
   inputs["train_ranker"] = trained
   export_stage.run(artifacts.Job(cfg=cfg, out=tmp_path / "out", cache=tmp_path, inputs=inputs))

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, flow, records
 from idistill_jax.data import example, tables
 from idistill_jax.stages import index as stage
 from idistill_jax.train import inference
@@ -79,13 +79,13 @@ def test_none_is_of_the_split_that_is_measured(tmp_path, split, expected):
 def test_the_measured_split_is_in_the_key_where_it_changes_what_is_tuned_on(tmp_path):
   workdir = artifacts.Workdir(tmp_path)
 
-  def key(split: str, kind: str = "auto", of: artifacts.Stage = stage.STAGE) -> str:
+  def key(split: str, kind: str = "auto", of: artifacts.Stage = flow.STAGES["index"]) -> str:
     cfg = config.Config(name="t", index=config.Index(kind=kind), evaluate=config.Evaluate(split=split))
     return workdir.key(of, cfg)
 
   assert len({key("test"), key("dev"), key("train")}) == 3
   # Folders that were made before it was so stay valid.
-  before = dataclasses.replace(stage.STAGE, fingerprint=None)
+  before = dataclasses.replace(flow.STAGES["index"], fingerprint=None)
   assert key("test") == key("dl20") == key("test", of=before)
   assert key("dev", "exact") == key("test", "exact") == key("dev", "exact", of=before)
 

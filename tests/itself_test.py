@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import artifacts, config, flow, records
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import beir, rankings
 from idistill_jax.retrieval import index, itself, runs
@@ -41,7 +41,7 @@ def job(tmp_path, monkeypatch) -> artifacts.Job:
   monkeypatch.setattr(inference, "load_ranker", lambda *args: ranker)
   cfg = config.Config(name="t", candidates=config.Candidates(depth=3), scores=config.Scores(depth=2),
                       evaluate=config.Evaluate(resamples=50))
-  inputs = {name: tmp_path / name for name in evaluate.STAGE.reads}
+  inputs = {name: tmp_path / name for name in flow.STAGES["evaluate"].reads}
   for folder in (*inputs.values(), tmp_path / "out"):
     folder.mkdir()
   example.write_records(inputs["collection"], tables.PASSAGES, PASSAGES)

@@ -14,11 +14,10 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, join, processes, records
+from idistill_jax import artifacts, cli, flow, join, processes, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
-from idistill_jax.stages import candidates, train_direct
 from idistill_jax.train import checkpoint, inference, pieces
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
@@ -44,7 +43,8 @@ def home(tmp_path, tiny_weights) -> artifacts.Workdir:
 
 def under_way(home: artifacts.Workdir) -> pathlib.Path:
   """What a run leaves that was killed when it had begun to encode."""
-  made = home.root / f".candidates-{home.key(candidates.STAGE, cli.load_config(home.root))}" / artifacts.PIECES
+  key = home.key(flow.STAGES["candidates"], cli.load_config(home.root))
+  made = home.root / f".candidates-{key}" / artifacts.PIECES
   made.mkdir(parents=True)
   return made
 
@@ -59,7 +59,7 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
   # Nor does it hold what all make together, or search it.
   for owner, name in ((pieces.Pieces, "whole"), (exact, "Exact")):
     monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a helper goes on after the pieces"))
-  join.work(home, candidates.STAGE)
+  join.work(home, flow.STAGES["candidates"])
   monkeypatch.undo()
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
   assert home.manifest("candidates") is None
@@ -68,7 +68,7 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
     artifacts.PIECES, f"windows-00000-{socket.gethostname()}-{os.getpid()}.jsonl"}
   # The run that goes on computes nothing.
   monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))
-  home.execute(candidates.STAGE, cfg)
+  home.execute(flow.STAGES["candidates"], cfg)
   monkeypatch.undo()
   found = similarity.load(home.folder("candidates")).passages_PxE
   np.testing.assert_array_equal(found, inference.load_retriever(cfg, None).encode_passages(
@@ -84,11 +84,11 @@ def end(*_: object) -> None:
 
 
 def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_stays(home, monkeypatch):
-  cfg, stage = cli.load_config(home.root), train_direct.STAGE
+  cfg, stage = cli.load_config(home.root), flow.STAGES["train_direct"]
   cfg.direct = config_lib.Distillation(trainings=2, lists_per_batch=1, passages_per_list=4)
   ranked = records.RankedList(query_id="q0", passage_ids=tuple(one.id for one in PASSAGES[:6]), status="complete")
   write = lambda job: example.write_records(job.out, artifacts.RANKINGS, [ranked])
-  home.execute(candidates.STAGE, cfg)
+  home.execute(flow.STAGES["candidates"], cfg)
   home.execute(artifacts.Stage(name="labels", reads=(), config=(), run=write), cfg)
   begun, save, saved = pathlib.Path(home.pieces(stage, cfg)).parent, checkpoint.save_model, []
 
@@ -131,20 +131,20 @@ def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_st
 
 def test_nothing_is_joined_that_is_not_under_way(home):
   with pytest.raises(ValueError, match="the stage candidates is not under way"):
-    join.work(home, candidates.STAGE)
-  home.execute(candidates.STAGE, cli.load_config(home.root))
+    join.work(home, flow.STAGES["candidates"])
+  home.execute(flow.STAGES["candidates"], cli.load_config(home.root))
   with pytest.raises(ValueError, match="the stage candidates is not under way"):
-    join.work(home, candidates.STAGE)
+    join.work(home, flow.STAGES["candidates"])
 
 
 def test_what_was_begun_after_the_commit_is_swept(home):
   cfg = cli.load_config(home.root)
   under_way(home)
-  home.sweep(candidates.STAGE, cfg)
+  home.sweep(flow.STAGES["candidates"], cfg)
   assert list(home.root.glob(".candidates-*")), "the stage was not done, so its pieces stay"
-  home.execute(candidates.STAGE, cfg)
+  home.execute(flow.STAGES["candidates"], cfg)
   under_way(home)
-  home.sweep(candidates.STAGE, cfg)
+  home.sweep(flow.STAGES["candidates"], cfg)
   assert not list(home.root.glob(".candidates-*"))
 
 
@@ -177,7 +177,7 @@ def test_while_nothing_is_to_do_a_bucket_is_asked_rarely_and_what_begins_is_seen
     # Of ten minutes; a look at everything each two seconds took 6,600.
     assert server.requests - before < 100
 
-    pieces_of = home.pieces(candidates.STAGE, cfg)
+    pieces_of = home.pieces(flow.STAGES["candidates"], cfg)
     begins = lambda: (pieces_of.parent / "log").write_text("begun")
     at_pieces = lambda: (pieces_of / "0 encode passages" / "0.lease").write_text("at work")
     helped = []
@@ -200,7 +200,7 @@ def test_it_watches_for_stages_to_join_until_it_is_told_to_end(home):
       assert watching.poll() is None and time.monotonic() < until
       time.sleep(0.2)
     # Scores and index are still to come.
-    home.execute(candidates.STAGE, cli.load_config(home.root))
+    home.execute(flow.STAGES["candidates"], cli.load_config(home.root))
     watching.send_signal(signal.SIGTERM)
     assert watching.wait(60) == processes.TERMINATED
   finally:

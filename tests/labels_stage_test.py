@@ -8,7 +8,7 @@ import shutil
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, cli, config, records, validation
+from idistill_jax import artifacts, cli, config, flow, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import prompt
 from idistill_jax.llm.providers import replay
@@ -97,7 +97,7 @@ def recorded(tmp_path_factory):
     [candidate_list(answer["query_id"], answer["candidates"]) for answer in answers],
   )
   cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=RECORDING))
-  return workdir, cfg, workdir.execute(stage.STAGE, cfg), answers
+  return workdir, cfg, workdir.execute(flow.STAGES["labels"], cfg), answers
 
 
 def test_recorded_answers_become_rankings(recorded):
@@ -125,19 +125,19 @@ def test_rankings_say_which_model_answered(tmp_path, key, asked, recorded_as):
     cfg = live(server, model=asked)
     for _ in range(2):
       shutil.rmtree(workdir.root / "labels", ignore_errors=True)
-      workdir.execute(stage.STAGE, cfg)
+      workdir.execute(flow.STAGES["labels"], cfg)
       assert {ranking.model for ranking in rankings(workdir)} == {recorded_as}
       assert statuses(workdir)["answered_by"] == {"m": 2}
 
 
 def test_a_second_recorded_run_is_answered_by_the_cache_and_neither_is_paid_for(recorded, monkeypatch):
   workdir, cfg, manifest, _ = recorded
-  assert workdir.is_done(stage.STAGE, cfg)
+  assert workdir.is_done(flow.STAGES["labels"], cfg)
   before = rankings(workdir)
   shutil.rmtree(workdir.folder("labels"))
   asked = []
   monkeypatch.setattr(replay.Replay, "ask", lambda self, request: asked.append(request))
-  again = workdir.execute(stage.STAGE, cfg)
+  again = workdir.execute(flow.STAGES["labels"], cfg)
   assert (manifest["counts"]["paid"], again["counts"]["paid"]) == (0, 0)
   assert rankings(workdir) == before and not asked
 
@@ -145,10 +145,10 @@ def test_a_second_recorded_run_is_answered_by_the_cache_and_neither_is_paid_for(
 def test_only_the_first_lists_are_used(recorded):
   workdir, _, _, answers = recorded
   fewer = config.Config(name="t", labels=config.Labels(provider="replay", recording=RECORDING, lists=7))
-  assert not workdir.is_done(stage.STAGE, fewer)
+  assert not workdir.is_done(flow.STAGES["labels"], fewer)
   copy = artifacts.Workdir(workdir.root.with_name("fewer"))
   shutil.copytree(workdir.root, copy.root)
-  copy.execute(stage.STAGE, fewer)
+  copy.execute(flow.STAGES["labels"], fewer)
   assert [r.query_id for r in rankings(copy)] == [answer["query_id"] for answer in answers[:7]]
 
 
@@ -158,7 +158,7 @@ def test_of_rankings_made_elsewhere_the_seed_draws_as_many_as_are_wanted(tmp_pat
   example.write_records(workdir.folder("collection"), tables.RANKINGS, elsewhere)
 
   def taken(seed: int = 0, lists: int = 10) -> list[str]:
-    workdir.execute(stage.STAGE, config.Config(name="t", seed=seed, labels=config.Labels(lists=lists)))
+    workdir.execute(flow.STAGES["labels"], config.Config(name="t", seed=seed, labels=config.Labels(lists=lists)))
     return [one.query_id for one in rankings(workdir)]
 
   # All of them, as they came.
@@ -179,7 +179,7 @@ def test_rankings_made_elsewhere_say_how_they_depend_on_the_place_where_an_order
   def taken(*elsewhere) -> dict:
     example.write_records(workdir.folder("collection"), tables.RANKINGS, elsewhere)
     shutil.rmtree(workdir.root / "labels", ignore_errors=True)
-    counts = workdir.execute(stage.STAGE, config.Config(name="t"))["counts"]
+    counts = workdir.execute(flow.STAGES["labels"], config.Config(name="t"))["counts"]
     assert "position_bias" not in counts and counts["complete"] + counts["repaired"] == len(elsewhere)
     return statuses(workdir)
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_used_is_dropped_by_name(tmp_path):
     ],
   )
   cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=str(recording)))
-  manifest = workdir.execute(stage.STAGE, cfg)
+  manifest = workdir.execute(flow.STAGES["labels"], cfg)
   assert rankings(workdir) == [
     ranked("q0", shown, (1, 0, 3, 2), cfg),
     ranked("q1", shown, (1, 0, 3, 2), cfg, status="repaired", filled_places=(3,), repairs=("missing",)),
@@ -247,7 +247,7 @@ def test_every_dropped_list_is_listed_with_its_answer(tmp_path, key):
   answer = Reply("I cannot say, 難しい" + "." * 900)
   refusing = lambda number, text: reversed_order(number, text) if "query 13\n" in text else answer
   with LoopbackLLM(refusing) as server:
-    manifest = workdir.execute(stage.STAGE, live(server, refused_retries=0))
+    manifest = workdir.execute(flow.STAGES["labels"], live(server, refused_retries=0))
   rows = [json.loads(line) for line in (workdir.folder("labels") / stage.DROPPED).read_text("utf-8").splitlines()]
   assert rows[0] == {"query_id": "q3", "reason": "list of fewer than two passages"}
   assert [row["query_id"] for row in rows[1:]] == [f"q{i}" for i in range(13)]
@@ -262,7 +262,7 @@ def test_live_lists_are_the_best_candidates_shuffled(tmp_path, key):
   workdir = small(tmp_path)
   with LoopbackLLM() as server:
     workdir.execute(
-      stage.STAGE, live(server, dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=10.0)
+      flow.STAGES["labels"], live(server, dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=10.0)
     )
   shown = {r.query_id: r.passage_ids[::-1] for r in rankings(workdir)}  # the server ranks the last first
   assert len(shown) == 6
@@ -296,10 +296,10 @@ def test_killed_and_run_again_only_the_rest_is_paid(tmp_path, key):
     lambda n, text: reversed_order(n, text) if n <= 3 else Reply("bad key", status=401)
   ) as server:
     with pytest.raises(ValueError, match="401"):
-      workdir.execute(stage.STAGE, live(server, concurrency=1))
+      workdir.execute(flow.STAGES["labels"], live(server, concurrency=1))
     answered = len(server.answered)
     server.reply = reversed_order
-    manifest = workdir.execute(stage.STAGE, live(server, concurrency=1))
+    manifest = workdir.execute(flow.STAGES["labels"], live(server, concurrency=1))
   assert answered == 3
   assert manifest["counts"]["paid"] == 3 and manifest["counts"]["lists"] == 6
 
@@ -316,7 +316,7 @@ def test_several_orders_agree_or_not_and_weigh(tmp_path, key):
 
   workdir = small(tmp_path)
   with LoopbackLLM(reply) as server:
-    workdir.execute(stage.STAGE, live(server, orders=3, weigh_by_agreement=True))
+    workdir.execute(flow.STAGES["labels"], live(server, orders=3, weigh_by_agreement=True))
     found = {one.query_id: one for one in rankings(workdir)}
     assert len(server.asked) == 18
     assert found["q0"].passage_ids == ("p0", "p1", "p2", "p3", "p4")
@@ -325,7 +325,7 @@ def test_several_orders_agree_or_not_and_weigh(tmp_path, key):
     assert all(one.agreement < 1 and one.weight == max(0.0, one.agreement) for one in others)
     said = statuses(workdir)
     assert 0.3 < said["position_bias"] < 1 and -0.4 < said["agreement"] < 0.8
-    workdir.execute(stage.STAGE, live(server, orders=3))
+    workdir.execute(flow.STAGES["labels"], live(server, orders=3))
     assert len(server.asked) == 18
   assert all(one.weight == 1.0 for one in rankings(workdir))
 
@@ -337,7 +337,7 @@ def test_long_lists_are_asked_about_in_windows(tmp_path, key):
 
   workdir = small(tmp_path)
   with LoopbackLLM(reply) as server:
-    workdir.execute(stage.STAGE, live(server, list_size=12, window=5, stride=2))
+    workdir.execute(flow.STAGES["labels"], live(server, list_size=12, window=5, stride=2))
   assert len(server.asked) == 6 * 5
   for one in rankings(workdir):
     assert one.passage_ids[:3] == ("p11", "p10", "p9") and sorted(one.permutation) == list(range(12))
@@ -347,7 +347,7 @@ def test_a_refused_answer_is_asked_for_again_within_bounds(tmp_path, key):
   workdir = small(tmp_path)
   refusing = lambda number, text: Reply("I cannot.") if "query 1\n" in text else reversed_order(number, text)
   with LoopbackLLM(refusing) as server:
-    manifest = workdir.execute(stage.STAGE, live(server, refused_retries=2))
+    manifest = workdir.execute(flow.STAGES["labels"], live(server, refused_retries=2))
   again = [text for text in server.asked if "query 1\n" in text]
   assert len(again) == len(set(again)) == 3, "each time in another order"
   assert manifest["drops"] == {"refused: refusal": {"count": 1, "examples": ["q1"]}}
@@ -355,7 +355,7 @@ def test_a_refused_answer_is_asked_for_again_within_bounds(tmp_path, key):
   first = again[0]
   with LoopbackLLM(lambda n, text: Reply("no") if text == first else reversed_order(n, text)) as server:
     other = small(tmp_path / "other")
-    assert other.execute(stage.STAGE, live(server))["counts"]["lists"] == 6
+    assert other.execute(flow.STAGES["labels"], live(server))["counts"]["lists"] == 6
 
 
 def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch):
@@ -367,7 +367,7 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch
     said = capsys.readouterr().out
     assert not server.asked
     assert "6 lists, 6 calls, 0 of them answered by the cache" in said
-    workdir.execute(stage.STAGE, cfg)
+    workdir.execute(flow.STAGES["labels"], cfg)
     real = sum(prompt.tokens(text) for text in server.asked)
     assert float(re.search(r"about \$([\d.]+)", said)[1]) == pytest.approx(real, rel=0.02)
     stage.print_estimate(runner)
@@ -390,7 +390,7 @@ def test_no_usable_answer_is_an_error(tmp_path, key):
     LoopbackLLM(lambda n, text: Reply("", finish="content_filter")) as server,
     pytest.raises(ValueError, match=r"none of 6 lists.*6: refused: empty \(ended by: blocked\).*dropped.jsonl") as e,
   ):
-    workdir.execute(stage.STAGE, live(server))
+    workdir.execute(flow.STAGES["labels"], live(server))
   assert len(pathlib.Path(str(e.value).rpartition(" ")[2]).read_text().splitlines()) == 6
 
 
@@ -400,13 +400,13 @@ def test_no_lists_is_an_error(tmp_path, key):
     LoopbackLLM() as server,
     pytest.raises(ValueError, match=r"no list to ask about.*outside the training split"),
   ):
-    workdir.execute(stage.STAGE, live(server))
+    workdir.execute(flow.STAGES["labels"], live(server))
 
 
 def test_the_key_is_in_no_file_of_the_workdir(tmp_path, key):
   workdir = small(tmp_path)
   with LoopbackLLM() as server:
-    workdir.execute(stage.STAGE, live(server))
+    workdir.execute(flow.STAGES["labels"], live(server))
   files = [path for path in workdir.root.rglob("*") if path.is_file()]
   assert len(files) > 5
   assert all(KEY.encode() not in path.read_bytes() for path in files)
@@ -439,9 +439,9 @@ def test_a_changed_recording_makes_the_stage_run_again(tmp_path):
   recording.write_text(line)
   workdir = small(tmp_path / "w", lists=[candidate_list("q0", ["p0", "p1"])])
   cfg = config.Config(name="t", labels=config.Labels(provider="replay", recording=str(recording)))
-  workdir.execute(stage.STAGE, cfg)
-  assert workdir.is_done(stage.STAGE, cfg) and rankings(workdir)[0].passage_ids == ("p1", "p0")
+  workdir.execute(flow.STAGES["labels"], cfg)
+  assert workdir.is_done(flow.STAGES["labels"], cfg) and rankings(workdir)[0].passage_ids == ("p1", "p0")
   recording.write_text(line.replace("[2] > [1]", "[1] > [2]"))
-  assert not workdir.is_done(stage.STAGE, cfg)
-  workdir.execute(stage.STAGE, cfg)
+  assert not workdir.is_done(flow.STAGES["labels"], cfg)
+  workdir.execute(flow.STAGES["labels"], cfg)
   assert rankings(workdir)[0].passage_ids == ("p0", "p1")

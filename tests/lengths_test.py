@@ -13,7 +13,7 @@ import pytest
 
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import card, export, weights
+from idistill_jax.hf import card, export, folders
 from idistill_jax.models import dual_encoder
 from idistill_jax.retrieval import exact, index
 from idistill_jax.stages import queries as queries_stage
@@ -26,7 +26,7 @@ PASSAGES = ["heapq.merge. Merge multiple sorted inputs into one.", "os.wait. Wai
 @pytest.fixture
 def folder(tmp_path, tiny_weights) -> pathlib.Path:
   """A copy of BERT-tiny, which has no modules.json."""
-  made = pathlib.Path(shutil.copytree(weights.resolve(tiny_weights), tmp_path / "model"))
+  made = pathlib.Path(shutil.copytree(folders.resolve(tiny_weights), tmp_path / "model"))
   assert not (made / "modules.json").exists()
   return made
 

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, cli, pipeline, records, search, upsert
+from idistill_jax import artifacts, cli, flow, pipeline, records, search, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import tfds
 from idistill_jax.report import gather
-from idistill_jax.retrieval import ann_shards, hits
-from idistill_jax.stages import candidates, collection, evaluate
+from idistill_jax.retrieval import ann_shards, hits, systems
 
 PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
           ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip
@@ -94,9 +93,9 @@ def assert_keep_their_lengths(*files: pathlib.Path) -> None:
 def test_trivia_qa_is_read_and_searched_on_a_slice(tmp_path, monkeypatch, tiny_weights):
   """What its questions are told by; the stages behind, of the one recipe, run below."""
   of_trivia_qa = runner(tmp_path, monkeypatch, tiny_weights, "trivia_qa:slice")
-  of_trivia_qa.run(collection.STAGE)
+  of_trivia_qa.run(flow.STAGES["collection"])
   pipeline.check(of_trivia_qa)
-  of_trivia_qa.run(candidates.STAGE)
+  of_trivia_qa.run(flow.STAGES["candidates"])
   known = tables.load_answers(of_trivia_qa.workdir.folder("collection"))
   for question in tables.load_queries(of_trivia_qa.workdir.folder("collection")):
     thing = f"thing{PLACES.index(question.text.split()[2])}"
@@ -165,9 +164,9 @@ def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
   assert "Answers of a reader" in (workdir.root / "report.html").read_text()
   # Before and after are searched alike: were ScaNN to find everything the wrong way round, only its own system would.
   of = lambda system: (workdir.folder("evaluate") / "runs" / f"{system}.trec").read_text()
-  before, cfg.evaluate.rerank = {name: of(name) for name in evaluate.OURS}, "initial"
+  before, cfg.evaluate.rerank = {name: of(name) for name in systems.OURS}, "initial"
   monkeypatch.setattr(ann_shards.Sharded, "search", backwards)
-  workdir.execute(evaluate.STAGE, cfg)
+  workdir.execute(flow.STAGES["evaluate"], cfg)
   again = ("initial", "bm25", "direct", "distilled", "distilled+scann", "initial+bm25", "hybrid", "ranker")
   assert [name for name in again if of(name) != before[name]] == ["distilled+scann"]
 

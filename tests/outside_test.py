@@ -16,14 +16,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, dry_run, outside, remote, upsert, validation
+from idistill_jax import artifacts, config, dry_run, fingerprints, flow, outside, remote, upsert, validation
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import SOURCES, files, jsonl, rankings
-from idistill_jax.hf import card, weights
+from idistill_jax.hf import card, folders, weights
 from idistill_jax.llm.providers import replay
-from idistill_jax.retrieval import runs
-from idistill_jax.stages import candidates, evaluate
-from idistill_jax.stages import collection as collection_stage
+from idistill_jax.retrieval import runs, systems
 
 PASSAGES = "".join(f'{{"_id": "p{i}", "title": "T{i}", "text": "the text of {i}"}}\n' for i in range(9))
 QUERIES = '{"_id": "q1", "text": "which one", "metadata": {"answers": ["a"]}}\n{"_id": "q2", "text": "another"}\n'
@@ -112,7 +110,7 @@ def test_the_stage_is_done_until_something_changes_there(place, tmp_path):
   cfg = config.Config(name="x")
   cfg.collection = config.Collection(source="beir", path=place.put_all(here(tmp_path / "mine"), "mine"))
   validation.validate(cfg)
-  workdir, stage = artifacts.Workdir(tmp_path / "run"), collection_stage.STAGE
+  workdir, stage = artifacts.Workdir(tmp_path / "run"), flow.STAGES["collection"]
   assert workdir.execute(stage, cfg)["counts"]["passages"] == 9
   assert workdir.is_done(stage, cfg)
   place.put("mine/corpus.jsonl", PASSAGES + '{"_id": "p9", "text": "one more"}\n')
@@ -170,8 +168,8 @@ def test_every_input_may_lie_there(memory, tmp_path):
     cfg.collection.rankings, cfg.collection.source, cfg.collection.path = f"{root}/rank.jsonl", "jsonl", root
     cfg.candidates.run, cfg.evaluate.runs = f"{root}/runs/theirs.trec", f"{root}/runs"
     cfg.encoder.weights = "pypi:idistill_jax/data/quickstart"
-    found += [runs.read_trec(cfg.candidates.run), evaluate.read_runs(cfg)]
-    found += [stage.STAGE.fingerprint(cfg) for stage in (collection_stage, candidates, evaluate)]
+    found += [runs.read_trec(cfg.candidates.run), systems.read_runs(cfg)]
+    found += [made(cfg) for made in (fingerprints.collection, fingerprints.candidates, fingerprints.evaluate)]
     found += [len(replay.Replay(f"{root}/answers.jsonl")), replay.fingerprint(f"{root}/answers.jsonl")]
     found += [said for stage in ("collection", "candidates", "evaluate") for said in dry_run.reads(stage, cfg)
               if "NOT THERE" in said]  # fmt: skip
@@ -214,22 +212,22 @@ def test_a_file_whose_reading_is_cut_off_is_not_called_a_gzip_file(place, monkey
 
 
 def test_weights_are_fetched_once_a_machine_and_again_when_they_change(place, tmp_path, tiny_weights):
-  folder = shutil.copytree(weights.resolve(tiny_weights), tmp_path / "model", copy_function=shutil.copyfile)
+  folder = shutil.copytree(folders.resolve(tiny_weights), tmp_path / "model", copy_function=shutil.copyfile)
   (folder / "optimizer.pt").write_bytes(b"large")
   (folder / "pytorch_model.bin").write_bytes(b"as large again")
   url = place.put_all(folder, "a/model")
-  found = weights.resolve(url)
+  found = folders.resolve(url)
   assert str(found).endswith("/a/model"), "what is wrong with a file there is said with a name that can be told"
   assert not {"optimizer.pt", "pytorch_model.bin"} & {path.name for path in found.rglob("*")}
   mine, theirs = weights.read_tensors(folder), weights.read_tensors(found)
   assert mine.keys() == theirs.keys() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
-  assert weights.fingerprint(url) == weights.fingerprint(str(folder))
+  assert folders.fingerprint(url) == folders.fingerprint(str(folder))
   fetched = (found / "model.safetensors").stat().st_mtime_ns
   place.put("a/model/optimizer.pt", "another")  # nobody reads it
-  assert weights.resolve(f"{url}/") == found and len(kept("inputs")) == 1
+  assert folders.resolve(f"{url}/") == found and len(kept("inputs")) == 1
   assert (found / "model.safetensors").stat().st_mtime_ns == fetched
   place.put("a/model/config.json", (folder / "config.json").read_text() + "\n")
-  assert weights.resolve(url) != found and weights.fingerprint(url) != weights.fingerprint(str(folder))
+  assert folders.resolve(url) != found and folders.fingerprint(url) != folders.fingerprint(str(folder))
   weights.check(config.Encoder(weights=url))
   assert card._without_path(url) == "model" and card.base_model(url, "") is None
 
@@ -237,7 +235,7 @@ def test_weights_are_fetched_once_a_machine_and_again_when_they_change(place, tm
 def test_weights_that_are_not_there_or_change_meanwhile_are_said_so(memory, monkeypatch):
   url = f"{memory.url}/none"
   with pytest.raises(FileNotFoundError, match=url):
-    weights.resolve(url)
+    folders.resolve(url)
   cfg = config.Config(name="x", encoder=config.Encoder(weights=url))
   assert any(f"{url} (NOT USABLE: " in said for said in dry_run.reads("candidates", cfg))
   memory.put("model/config.json", "{}")
@@ -248,8 +246,8 @@ def test_weights_that_are_not_there_or_change_meanwhile_are_said_so(memory, monk
   changed = lambda *of, **more: (get(*of, **more), memory.put("model/config.json", '{"model_type": "bert"}'))[0]
   with monkeypatch.context() as patched, pytest.raises(OSError, match=f"{memory.url}/model: was changed while"):
     patched.setattr(type(fs), "get", changed)
-    weights.resolve(f"{memory.url}/model")
-  assert "bert" in (weights.resolve(f"{memory.url}/model") / "config.json").read_text()
+    folders.resolve(f"{memory.url}/model")
+  assert "bert" in (folders.resolve(f"{memory.url}/model") / "config.json").read_text()
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -265,7 +263,7 @@ def test_what_is_refused_is_an_error_that_names_the_url(place, monkeypatch, stat
     for what, ask in {
       url: half_read.read, f"{url} ": lambda: outside.sha256(url),
       f"{place.url}/mine": lambda: list(outside.at(f"{place.url}/mine").glob("*")),
-      weights_url: lambda: weights.resolve(weights_url),
+      weights_url: lambda: folders.resolve(weights_url),
     }.items():
       server.busy = 99
       with pytest.raises(OSError, match=f"(?s)^{what.strip()}: .*; are there credentials for it"):
@@ -310,27 +308,27 @@ def test_what_is_kept_is_this_users_alone(tmp_path, monkeypatch):
 def test_fetched_weights_are_whole_and_of_one_state(memory):
   url = memory.put("model/config.json", "{}").rpartition("/")[0]
   memory.put("model/tokenizer.json", "{}")
-  first = weights.resolve(url)
+  first = folders.resolve(url)
   (first / "tokenizer.json").unlink()  # as a cleaner of temporary files does
-  assert weights.resolve(url) == first and (first / "tokenizer.json").exists()
+  assert folders.resolve(url) == first and (first / "tokenizer.json").exists()
   (half,) = {path.parent for path in remote.kept().glob("inputs/*/*")}
   (half / "half").mkdir()  # of a process that was killed
-  other = weights.resolve(memory.put("other/config.json", "{}").rpartition("/")[0])
+  other = folders.resolve(memory.put("other/config.json", "{}").rpartition("/")[0])
   memory.put("model/config.json", "{ }")
-  second = weights.resolve(url)
+  second = folders.resolve(url)
   assert second != first and not first.exists() and not (half / "half").exists() and other.exists()
 
 
 def test_of_a_trainers_folder_the_checkpoint_at_its_top_is_fetched():
   small = ["config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json", "2_Dense/config.json"]
   below = ["checkpoint-500/model.safetensors", "checkpoint-500/pytorch_model.bin", "checkpoint-500/optimizer.pt"]
-  wanted = lambda *tensors: set(weights._to_fetch([*small, *below, *tensors])) - set(small)
+  wanted = lambda *tensors: set(folders._to_fetch([*small, *below, *tensors])) - set(small)
   assert wanted("pytorch_model.bin") == {"pytorch_model.bin"}
   assert wanted("pytorch_model.bin", "model.safetensors") == {"model.safetensors"}
   # The control: the head of our own ranker lies below.
-  ours = {"model.safetensors", f"{weights.DENSE_HEAD}/model.safetensors"}
+  ours = {"model.safetensors", f"{folders.DENSE_HEAD}/model.safetensors"}
   assert wanted(*ours, f"{weights.SIMILARITY}/model.safetensors") == ours
-  assert set(small) <= set(weights._to_fetch(small))
+  assert set(small) <= set(folders._to_fetch(small))
 
 
 def test_a_recording_in_a_bucket_is_read_once_for_all_keys(place, tmp_path):
@@ -351,7 +349,7 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(memory, monkeypatch):
   found = remote.files
   monkeypatch.setattr(remote, "files", lambda fs, base: found(fs, base) | {f"{base}/a/../../../config.json": "1"})
   with pytest.raises(OSError, match=rf"{url}: 'a/\.\./\.\./\.\./config\.json' would be written outside"):
-    weights.resolve(url)
+    folders.resolve(url)
 
 
 def test_a_hash_of_what_changes_while_it_is_read_is_not_remembered(memory, monkeypatch):

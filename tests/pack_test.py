@@ -133,9 +133,9 @@ def test_too_few_rows_are_refused():
 def test_a_pair_is_what_the_tokenizer_makes_of_it(tiny_weights):
   import tokenizers
 
-  from idistill_jax.hf import weights
+  from idistill_jax.hf import folders
 
-  folder = weights.resolve(tiny_weights)
+  folder = folders.resolve(tiny_weights)
   table = tokenize.Tokenizer(folder).table(["merge two lists", "Merge multiple sorted inputs."], 16)
   ids, types = tokenize.pair(table[0], table[1], table.between)
   reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -19,7 +19,7 @@ import rows_of
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, folders, weights
 from idistill_jax.models import bert
 from idistill_jax.train import inference, networks
 
@@ -115,7 +115,7 @@ def written(
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny_weights) -> Exported:
-  return written(weights.resolve(tiny_weights), tmp_path_factory.mktemp("pairs") / "ranker")
+  return written(folders.resolve(tiny_weights), tmp_path_factory.mktemp("pairs") / "ranker")
 
 
 def of_many_lengths() -> tuple[list[str], list[str]]:
@@ -185,7 +185,7 @@ def test_half_precision_is_near(exported):
 
 @pytest.mark.torch
 def test_pooling_and_length_of_vectors_are_the_retrievers_own(tiny_weights, tmp_path):
-  source = shutil.copytree(weights.resolve(tiny_weights), tmp_path / "source")
+  source = shutil.copytree(folders.resolve(tiny_weights), tmp_path / "source")
   kinds = {"": "Transformer", "1_Pooling": "Pooling"}
   (source / "1_Pooling").mkdir(exist_ok=True)
   (source / "modules.json").write_text(json.dumps([
@@ -202,7 +202,7 @@ def test_pooling_and_length_of_vectors_are_the_retrievers_own(tiny_weights, tmp_
 @pytest.mark.torch
 def test_prompts_stand_before_the_texts_of_the_similarity_alone(exported, tiny_weights, tmp_path):
   # "ask" and a text's first letters are one word: its tokens are not those of the prompt and then those of the text.
-  made = written(weights.resolve(tiny_weights), tmp_path / "ranker", query_prompt="ask", passage_prompt="found: ")
+  made = written(folders.resolve(tiny_weights), tmp_path / "ranker", query_prompt="ask", passage_prompt="found: ")
   queries, passages = of_many_lengths()
   expected, found = made.of_many_lengths, predicted(made.folder, queries, passages)
   np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -213,7 +213,7 @@ def test_prompts_stand_before_the_texts_of_the_similarity_alone(exported, tiny_w
 
 @pytest.mark.torch
 def test_without_a_similarity_there_is_no_retriever_in_the_folder(tiny_weights, tmp_path):
-  made = written(weights.resolve(tiny_weights), tmp_path / "ranker", weight=None)
+  made = written(folders.resolve(tiny_weights), tmp_path / "ranker", weight=None)
   assert not (made.folder / weights.SIMILARITY).exists()
   queries, passages = of_many_lengths()
   expected = made.ranker.score(queries, passages, np.zeros(len(queries)))

@@ -22,12 +22,11 @@ import trained
 from jax.sharding import AxisType
 
 from benchmarks import ports
-from idistill_jax import artifacts, cli, config, leases, peers, processes, remote, sharding
+from idistill_jax import artifacts, cli, config, flow, leases, peers, processes, remote, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
 from idistill_jax.retrieval import exact
-from idistill_jax.stages import evaluate
 from idistill_jax.train import inference, loop, networks, pieces, preemption, windows
 
 CONFIG = (
@@ -130,7 +129,7 @@ def did(said: str) -> set[str]:
 
 
 def test_evaluation_puts_no_block_of_a_corpus_on_one_device(alone, tmp_path, monkeypatch):
-  for stage in evaluate.STAGE.reads:
+  for stage in flow.STAGES["evaluate"].reads:
     shutil.copytree(alone / stage, tmp_path / stage)
   spread, shares = exact._spread, []
 
@@ -140,7 +139,7 @@ def test_evaluation_puts_no_block_of_a_corpus_on_one_device(alone, tmp_path, mon
     return made
 
   monkeypatch.setattr(exact, "_spread", placed)
-  artifacts.Workdir(tmp_path).execute(evaluate.STAGE, cli.load_config(alone))
+  artifacts.Workdir(tmp_path).execute(flow.STAGES["evaluate"], cli.load_config(alone))
   assert set(shares) == {1 / 8}
 
 

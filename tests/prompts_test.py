@@ -11,7 +11,7 @@ import pytest
 
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import card, export, prompts, weights
+from idistill_jax.hf import card, export, folders, prompts, weights
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.train import inference, inputs, networks
 
@@ -23,7 +23,7 @@ E5 = {"query_prompt": "query: ", "passage_prompt": "passage: "}
 @pytest.fixture
 def folder(tmp_path, tiny_weights) -> pathlib.Path:
   """A copy of BERT-tiny that a test may change."""
-  return pathlib.Path(shutil.copytree(weights.resolve(tiny_weights), tmp_path / "model"))
+  return pathlib.Path(shutil.copytree(folders.resolve(tiny_weights), tmp_path / "model"))
 
 
 def encoder(folder: pathlib.Path, **fields) -> config.Encoder:

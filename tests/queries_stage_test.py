@@ -8,11 +8,10 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, flow, records
 from idistill_jax.data import corpora, example, tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import prompt, protocol, query_writing, session
-from idistill_jax.stages import collection
 from idistill_jax.stages import queries as stage
 
 PASSAGES = 150
@@ -52,7 +51,7 @@ def test_a_corpus_becomes_a_collection(recorded, minilm_weights, tmp_path):
   folder, written = recorded
   cfg = configured(folder, minilm_weights)
   workdir = artifacts.Workdir(tmp_path)
-  manifest = workdir.execute(stage.STAGE, cfg)
+  manifest = workdir.execute(flow.STAGES["queries"], cfg)
   statuses = json.loads((workdir.folder("queries") / stage.STATUSES).read_text())
   kept = manifest["counts"]["kept"]
   drops = {reason: drop["count"] for reason, drop in manifest["drops"].items()}
@@ -60,7 +59,7 @@ def test_a_corpus_becomes_a_collection(recorded, minilm_weights, tmp_path):
   assert sum(drops.values()) + kept == 180
   # The same words in three styles: two of the three are dropped.
   assert drops["says what an earlier query says"] > 80 and 40 <= kept <= 60
-  workdir.execute(collection.STAGE, cfg)
+  workdir.execute(flow.STAGES["collection"], cfg)
   found = workdir.folder("collection")
   queries, passages = tables.load_queries(found), tables.load_passages(found)
   assert len(passages) == PASSAGES and len(queries) == kept
@@ -87,7 +86,7 @@ def test_two_processes_encode_together_and_one_asks(recorded, tiny_weights, tmp_
   for number in range(2):
     assert all(f"encode {what}" in job.said(number) for what in ("passages", "queries"))
   alone = artifacts.Workdir(tmp_path / "alone")
-  alone.execute(stage.STAGE, cfg)
+  alone.execute(flow.STAGES["queries"], cfg)
   kept = [list(example.read_records(one.folder("queries"), tables.QUERIES, records.Query))
           for one in (alone, artifacts.Workdir(tmp_path / "two"))]
   assert kept[0] == kept[1] and kept[0]
@@ -96,9 +95,9 @@ def test_two_processes_encode_together_and_one_asks(recorded, tiny_weights, tmp_
 def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
   folder, _ = recorded
   cfg = configured(folder, "pypi:no_such_weights", passages=None)
-  assert not stage.STAGE.asked_for(cfg) and stage.STAGE.asked_for(configured(folder, "x"))
+  assert not flow.STAGES["queries"].asked_for(cfg) and flow.STAGES["queries"].asked_for(configured(folder, "x"))
   with pytest.raises(ValueError, match=r"a corpus without queries.*queries.passages"):
-    artifacts.Workdir(tmp_path).execute(collection.STAGE, cfg)
+    artifacts.Workdir(tmp_path).execute(flow.STAGES["collection"], cfg)
 
 
 def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
@@ -130,7 +129,7 @@ def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weig
   cfg = configured(folder, minilm_weights, passages=PASSAGES, round_trip_depth=3)
   cfg.labels.recording = str(answers)
   workdir = artifacts.Workdir(tmp_path / "w")
-  workdir.execute(stage.STAGE, cfg)
+  workdir.execute(flow.STAGES["queries"], cfg)
   kept = list(example.read_records(workdir.folder("queries"), tables.QUERIES, records.Query))
   rows = [ids.index(query.id.partition("/")[2]) for query in kept]
   assert sum(row % 2 == 0 for row in rows) > 10 * sum(row % 2 for row in rows)

@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, cli, config, pipeline
+from idistill_jax import artifacts, cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir
 from idistill_jax.report import gather
 from idistill_jax.retrieval import bm25, runs
-from idistill_jax.stages import candidates, collection, labels
 from idistill_jax.train import networks
 
 SYSTEMS = {"initial", "bm25", "direct", "distilled", "hybrid", "initial+bm25", "ranker", "bm25+ranker",
@@ -50,7 +49,7 @@ def finished(name: str, root: pathlib.Path, reply) -> artifacts.Workdir:
 
 def checked(workdir: artifacts.Workdir) -> gather.Evaluation:
   """What holds of any collection with answers: stages, lists, one table, a page, folders that load."""
-  assert [stage.name for stage in pipeline.STAGES if workdir.manifest(stage.name) is None] == ["queries"]
+  assert [name for name in flow.STAGES if workdir.manifest(name) is None] == ["queries"]
   labelled = workdir.manifest("labels")["counts"]
   assert labelled["complete"] == labelled["lists"] == 20
   assert workdir.manifest("scores")["counts"]["lists"] == 20
@@ -85,10 +84,10 @@ def test_scifact_is_read_and_labelled(tmp_path, monkeypatch):
   with LoopbackLLM(lambda number, prompt: by_shared_words(prompt)) as server:
     cfg.labels.base_url = f"{server.url}/v1"
     one = cli.Runner(cfg, workdir, ())
-    one.run(collection.STAGE)
+    one.run(flow.STAGES["collection"])
     pipeline.check(one)
-    one.run(candidates.STAGE)
-    one.run(labels.STAGE)
+    one.run(flow.STAGES["candidates"])
+    one.run(flow.STAGES["labels"])
   counts = workdir.manifest("collection")["counts"]
   assert counts["passages"] == 300 and counts["queries"] == {"train": 20, "test": 20}
   assert not tables.load_answers(workdir.folder("collection"))

@@ -17,11 +17,10 @@ import report_workdir
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 from rich import console as rich_console
 
-from idistill_jax import artifacts, records
+from idistill_jax import artifacts, flow, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, tables
 from idistill_jax.report import claims, figures, files, gather, page, queries, terminal
-from idistill_jax.stages import labels as labels_stage
 from idistill_jax.stages import report as report_stage
 
 PASSAGES = [
@@ -121,11 +120,11 @@ def test_no_file_of_a_labelled_and_reported_workdir_holds_the_key(tmp_path, monk
   labelled = labels_stage_test.small(tmp_path / "labelled")
   with LoopbackLLM(lambda n, text: (odd if "query 2\n" in text else reversed_order)(n, text)) as server:
     cfg = labels_stage_test.live(server)
-    assert labelled.execute(labels_stage.STAGE, cfg)["drops"]["rejected"]["examples"] == ["q2"]
+    assert labelled.execute(flow.STAGES["labels"], cfg)["drops"]["rejected"]["examples"] == ["q2"]
   workdir = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("labels",))
   for folder in ("labels", "cache"):
     shutil.copytree(labelled.root / folder, workdir.root / folder)
-  workdir.execute(report_stage.STAGE, cfg)
+  workdir.execute(flow.STAGES["report"], cfg)
   files = [path for path in tmp_path.rglob("*") if path.is_file()]
   assert len(files) > 20 and any(path.name == report_stage.PAGE for path in files)
   assert all(labels_stage_test.KEY.encode() not in path.read_bytes() for path in files)
@@ -200,7 +199,7 @@ def test_gather_agrees_with_the_files(workdir, report):
       rank == place for place in range(1, 6)
     ]
   assert report.stages[1].drops == {"judged passage that this Python lacks": (1, ("q0815 nntplib.NNTP",))}
-  assert [stage.name for stage in report.stages] == list(gather.STAGES)
+  assert [stage.name for stage in report.stages] == list(gather.SHOWN)
   assert len(report.trainings[0].columns["loss"]) == 250
 
 
@@ -396,7 +395,7 @@ def test_tokens_and_cost_stand_in_the_row_of_the_stage_that_asked(text):
   # Time, its bar, tokens, cost, counts, drops.
   assert rows["labels"][2:5] == ["1,511,434", "$0.6715", "lists 993"]
   others = {name: cells[2:4] for name, cells in rows.items() if name not in ("stage", "labels")}
-  assert len(others) == len(gather.STAGES) - 1 and set(map(tuple, others.values())) == {("–", "–")}
+  assert len(others) == len(gather.SHOWN) - 1 and set(map(tuple, others.values())) == {("–", "–")}
   assert "and $0.67 for an LLM's answers" in html.unescape(text)
 
 
@@ -516,18 +515,18 @@ def test_stage_writes_the_page_twice(workdir, tmp_path):
   shutil.copytree(workdir.root, tmp_path / "w")
   other = artifacts.Workdir(tmp_path / "w")
   cfg = config_lib.Config(name="quickstart")
-  manifest = other.execute(report_stage.STAGE, cfg)
+  manifest = other.execute(flow.STAGES["report"], cfg)
   assert (other.root / "report.html").read_text() == (other.folder("report") / "report.html").read_text()
   assert manifest["counts"]["queries"] == 60
-  assert other.is_done(report_stage.STAGE, cfg)
+  assert other.is_done(flow.STAGES["report"], cfg)
   cfg.retriever.epochs = 7
-  assert not other.is_done(report_stage.STAGE, cfg)
+  assert not other.is_done(flow.STAGES["report"], cfg)
 
 
 def test_stage_names_the_command_of_a_missing_input(tmp_path):
   other = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("export",))
   with pytest.raises(artifacts.MissingInputError, match=r"idistill_jax\.stages\.export"):
-    other.execute(report_stage.STAGE, config_lib.Config(name="quickstart"))
+    other.execute(flow.STAGES["report"], config_lib.Config(name="quickstart"))
 
 
 def printed(workdir, width: int = 80) -> str:
@@ -648,7 +647,7 @@ def test_leakage_is_said_before_anything_else(report, text):
 def test_results_of_an_earlier_model_are_said_before_anything_else(workdir, report, text, tmp_path):
   later = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
   report_workdir.train_anew(later)
-  later.execute(report_stage.STAGE, config_lib.Config(name="quickstart"))
+  later.execute(flow.STAGES["report"], config_lib.Config(name="quickstart"))
   shown = (later.root / report_stage.PAGE).read_text()
   said = "Outdated. index, evaluate: made before train_retriever was made anew, of an earlier one."
   assert said in shown and shown.index(said) < shown.index("<h1>")

@@ -158,7 +158,7 @@ def build(
     "evaluate": evaluate,
   }
   reads = {"index": ("train_retriever",), "evaluate": ("train_retriever", "index")}
-  for name in gather.STAGES:
+  for name in gather.SHOWN:
     if name not in but:
       stage = artifacts.Stage(
         name=name, reads=reads.get(name, ()), config=("name",), run=does.get(name, lambda job: job.count(things=3))

@@ -14,11 +14,10 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, records, search, sharding, upsert
+from idistill_jax import artifacts, flow, records, search, sharding, upsert
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
-from idistill_jax.stages import candidates, index
 from idistill_jax.train import checkpoint, inference, networks
 
 PASSAGES = [
@@ -81,7 +80,7 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
 
   stages = (
     artifacts.Stage(name="collection", reads=(), config=(), run=collection),
-    candidates.STAGE,
+    flow.STAGES["candidates"],
     # The index asks it which queries taught, and these few passages are searched exactly.
     artifacts.Stage(name="labels", reads=(), config=(), run=lambda job: None),
     artifacts.Stage(
@@ -95,7 +94,7 @@ def workdir(tmp_path_factory, cfg) -> artifacts.Workdir:
     artifacts.Stage(
       name="train_retriever", reads=(), config=(), run=shifted(networks.retriever(cfg.encoder))
     ),
-    index.STAGE,
+    flow.STAGES["index"],
   )
   for stage in stages:
     made.execute(stage, cfg)
@@ -323,7 +322,7 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   np.testing.assert_allclose(np.load(grown.folder("index") / "passages.npy"), distilled, atol=1e-5)
   assert passages.by_id("p4").text == QUESTION
   # A pipeline run there would not take these folders for what the config makes.
-  assert workdir.is_done(candidates.STAGE, cfg) and not grown.is_done(candidates.STAGE, cfg)
+  assert workdir.is_done(flow.STAGES["candidates"], cfg) and not grown.is_done(flow.STAGES["candidates"], cfg)
   assert grown.manifest("index")["counts"]["upserted"] == 2
 
   with pytest.raises(FileExistsError, match="name a new folder"):

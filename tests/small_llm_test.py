@@ -10,9 +10,9 @@ import pathlib
 
 import pytest
 
-from idistill_jax import artifacts, config
+from idistill_jax import artifacts, config, flow
 from idistill_jax.llm import parse, ranking, session
-from idistill_jax.stages import collection, labels
+from idistill_jax.stages import labels
 
 URL = os.environ.get("IDISTILL_LLM_URL")
 LISTS = 20
@@ -27,7 +27,7 @@ def test_every_list_is_complete_repaired_refused_or_unanswered(tmp_path: pathlib
     passage_tokens=32, max_output_tokens=128, refused_retries=0, concurrency=1, timeout_seconds=600.0,
   )
   workdir = artifacts.Workdir(tmp_path)
-  workdir.execute(collection.STAGE, cfg)
+  workdir.execute(flow.STAGES["collection"], cfg)
   job = artifacts.Job(
     cfg=cfg, out=tmp_path, inputs={"collection": workdir.folder("collection")}, cache=workdir.cache
   )

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from idistill_jax.hf import torch_file, weights
+from idistill_jax.hf import folders, torch_file, weights
 from idistill_jax.models import table as table_lib
 
 
@@ -129,15 +129,15 @@ def test_weights_come_from_it_where_no_safetensors_are(tmp_path):
   index.write_text(json.dumps({"weight_map": {"bert.LayerNorm.gamma": "a.bin", "w": "a.bin"}}))
   archive(tmp_path / "a.bin", tensor_of(0, (2,), (1,)), _0=FOUR)
   assert weights.read_tensors(tmp_path)["w"].tolist() == [0, 1]
-  before = weights.fingerprint(str(tmp_path))
+  before = folders.fingerprint(str(tmp_path))
   archive(tmp_path / "a.bin", tensor_of(1, (2,), (1,)), _0=FOUR)
-  assert weights.fingerprint(str(tmp_path)) != before
+  assert folders.fingerprint(str(tmp_path)) != before
   # Where both are there, the file that nobody reads is not in the key, as it was not before there was a reader.
   safetensors = pytest.importorskip("safetensors.numpy")
   safetensors.save_file({"w": np.ones(1, np.float32)}, tmp_path / "model.safetensors")
-  before = weights.fingerprint(str(tmp_path))
+  before = folders.fingerprint(str(tmp_path))
   (tmp_path / "a.bin").unlink()
-  assert weights.fingerprint(str(tmp_path)) == before and weights.read_tensors(tmp_path)["w"].tolist() == [1]
+  assert folders.fingerprint(str(tmp_path)) == before and weights.read_tensors(tmp_path)["w"].tolist() == [1]
 
 
 def test_the_hub_is_asked_for_it_where_it_has_no_safetensors(tmp_path, monkeypatch):
@@ -155,9 +155,9 @@ def test_the_hub_is_asked_for_it_where_it_has_no_safetensors(tmp_path, monkeypat
 
   hub_client = types.SimpleNamespace(snapshot_download=snapshot_download)
   monkeypatch.setitem(sys.modules, "huggingface_hub", hub_client)
-  folder = weights.resolve("owner/name")
+  folder = folders.resolve("owner/name")
   assert (folder / "pytorch_model.bin").exists() and [revision for _, revision in asked] == [None, "0123abc"]
   shutil.rmtree(folder)
   hub["model.safetensors"] = "y"
-  folder = weights.resolve("owner/name")
+  folder = folders.resolve("owner/name")
   assert not (folder / "pytorch_model.bin").exists() and len(asked) == 3

@@ -12,7 +12,7 @@ import tokenizers
 
 from idistill_jax import artifacts, config, records
 from idistill_jax.data import example, similarity, tables, tokenize
-from idistill_jax.hf import weights
+from idistill_jax.hf import folders
 from idistill_jax.report import claims
 from idistill_jax.train import inference, inputs, networks, truncation
 
@@ -27,7 +27,7 @@ def texts() -> list[str]:
 
 @pytest.mark.parametrize("at", [3, 12, 13, 999])
 def test_texts_are_cut_as_the_tokenizer_cuts_them(tiny_weights, texts, at):
-  folder = weights.resolve(tiny_weights)
+  folder = folders.resolve(tiny_weights)
   theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
   theirs.no_padding()
   theirs.no_truncation()
@@ -56,7 +56,7 @@ def peaks() -> None:
 
 def test_tokenising_takes_little_more_memory_than_its_table(tiny_weights, tmp_path):
   # A process of its own: what this one once used is not told apart.
-  command = ("-c", "import truncation_test; truncation_test.peaks()", str(weights.resolve(tiny_weights)))
+  command = ("-c", "import truncation_test; truncation_test.peaks()", str(folders.resolve(tiny_weights)))
   with jobs.started(tmp_path, 1, *command) as job:
     job.succeed(60)
   table, blocks, at_once = map(int, job.said(0).split()[-3:])
@@ -64,7 +64,7 @@ def test_tokenising_takes_little_more_memory_than_its_table(tiny_weights, tmp_pa
 
 
 def test_of_no_texts_none_is_cut(tiny_weights):
-  table = tokenize.Tokenizer(weights.resolve(tiny_weights)).table([], 8)
+  table = tokenize.Tokenizer(folders.resolve(tiny_weights)).table([], 8)
   assert len(table) == 0 and table.cut == tokenize.Cut(at=8, texts=0, of=0, longest=0)
 
 

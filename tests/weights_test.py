@@ -14,7 +14,7 @@ from flax import nnx
 
 from idistill_jax import config, validation
 from idistill_jax.data import tokenize
-from idistill_jax.hf import weights
+from idistill_jax.hf import folders, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
@@ -27,7 +27,7 @@ def folder(tmp_path, tiny_weights) -> pathlib.Path:
   out = tmp_path / "model"
   out.mkdir()
   for name in ("config.json", "tokenizer.json", "model.safetensors"):
-    shutil.copy(weights.resolve(tiny_weights) / name, out / name)
+    shutil.copy(folders.resolve(tiny_weights) / name, out / name)
   return out
 
 
@@ -164,7 +164,7 @@ def test_unsupported_modules_and_pooling(folder):
 ])
 def test_weights_that_are_not_there(stated, said):
   with pytest.raises(FileNotFoundError, match=said):
-    weights.resolve(stated)
+    folders.resolve(stated)
 
 
 def test_what_cannot_be_read_is_found_by_a_look(folder):
@@ -195,14 +195,14 @@ def test_a_hub_name_without_the_extra_says_what_to_install(monkeypatch):
 
   monkeypatch.setattr(builtins, "__import__", without)
   with pytest.raises(FileNotFoundError, match=r"source launch/env\.sh hf`"):
-    weights.resolve("owner/name")
+    folders.resolve("owner/name")
 
 
 def test_a_changed_checkpoint_changes_the_fingerprint(folder):
-  before = weights.fingerprint(str(folder))
-  assert weights.fingerprint(str(folder)) == before
+  before = folders.fingerprint(str(folder))
+  assert folders.fingerprint(str(folder)) == before
   change(folder, pad_token_id=1)
-  assert weights.fingerprint(str(folder)) != before
+  assert folders.fingerprint(str(folder)) != before
 
 
 @pytest.mark.parametrize("lengths, said", [

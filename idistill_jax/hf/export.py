@@ -15,8 +15,8 @@ import numpy as np
 import safetensors.numpy
 
 from idistill_jax.data import tokenize
+from idistill_jax.hf import folders, weights
 from idistill_jax.hf import prompts as prompts_lib
-from idistill_jax.hf import weights
 from idistill_jax.models import cross_encoder, dual_encoder, families, pooling
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
@@ -163,13 +163,13 @@ def _write_mean(ranker: _Ranker) -> None:
   _write_encoder(encoder, ranker.network, folder)
   _write_pair_modules(folder, {"": f"{_MODULES}.base.modules.transformer.Transformer",
                                "1_Pooling": f"{_MODULES}.sentence_transformer.modules.pooling.Pooling",
-                               weights.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"}, {})
+                               folders.DENSE_HEAD: f"{_MODULES}.base.modules.dense.Dense"}, {})
   _write_pooling(folder / "1_Pooling", width, "mean")
-  _write_json(folder / weights.DENSE_HEAD / "config.json", {
+  _write_json(folder / folders.DENSE_HEAD / "config.json", {
     "in_features": width, "out_features": 1, "bias": True, "activation_function": _IDENTITY,
     "module_input_name": "sentence_embedding", "module_output_name": "scores",
   })
-  _write_weights(folder / weights.DENSE_HEAD, {f"linear.{part}": scale * value for part, value in head.items()})
+  _write_weights(folder / folders.DENSE_HEAD, {f"linear.{part}": scale * value for part, value in head.items()})
 
 
 def _write_pair_cosine(ranker: _Ranker) -> None:

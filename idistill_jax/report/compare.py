@@ -103,7 +103,7 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
       f"{workdir.stated}: no distilled retriever has been measured there; run "
       f"python -m idistill_jax.pipeline --config=... --workdir={workdir.stated}"
     )
-  older = outdated.of(workdir, gather.STAGES)
+  older = outdated.of(workdir, gather.SHOWN)
   if "evaluate" in older:
     raise files.ReportError(f"{workdir.stated}: {outdated.told(older, workdir.stated)}")
   return found

@@ -9,18 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from idistill_jax import artifacts, begun, outdated
+from idistill_jax import artifacts, begun, flow, outdated
 from idistill_jax.report import files, queries
 from idistill_jax.retrieval import summary
 
-# The order of the pipeline, for display: a workdir itself does not know it.
-STAGES = (
-  "queries", "collection", "candidates", "labels", "train_direct", "train_ranker",
-  "scores", "train_retriever", "index", "evaluate", "answer", "export",
-)
+# All that the page shows: not itself, which may be of an earlier run.
+SHOWN = tuple(name for name in flow.STAGES if name != "report")
 # Section of a config -> the stage that is its own.
-_OF_A_STAGE = {stage.removeprefix("train_"): stage for stage in STAGES} | {"name": "export"}
-TRAININGS = ("train_direct", "train_ranker", "train_retriever")
+_OF_A_STAGE = {stage.removeprefix("train_"): stage for stage in SHOWN} | {"name": "export"}
 # What is talked about of what a reader answered.
 OF_A_READER = "F1"
 BEFORE, AFTER = "initial", "distilled"
@@ -143,11 +139,11 @@ def gather(workdir: artifacts.Workdir) -> Report:
     name=json.loads(config["name"]) if "name" in config else workdir.root.name,
     config=config,
     stages=stage_runs(workdir),
-    outdated=outdated.of(workdir, STAGES),
+    outdated=outdated.of(workdir, SHOWN),
     versions=_versions(workdir),
     evaluation=metrics,
     reader=evaluation(workdir, "answer"),
-    trainings=tuple(filter(None, (_training(workdir, name) for name in TRAININGS))),
+    trainings=tuple(filter(None, (_training(workdir, name) for name in flow.TRAININGS))),
     labels=labels(workdir),
     shown=shown,
   )
@@ -219,7 +215,7 @@ def _comparison(found: Mapping[str, Any], p_holm: float) -> Comparison:
 
 def stage_runs(workdir: artifacts.Workdir) -> tuple[StageRun, ...]:
   """Committed stages in pipeline order, from their manifests."""
-  manifests = [(name, workdir.manifest(name)) for name in STAGES]
+  manifests = [(name, workdir.manifest(name)) for name in SHOWN]
   return tuple(
     StageRun(
       name=name,
@@ -239,7 +235,7 @@ def stage_runs(workdir: artifacts.Workdir) -> tuple[StageRun, ...]:
 def _versions(workdir: artifacts.Workdir) -> dict[str, str]:
   """Package -> version; all of them where stages ran under different ones."""
   found: dict[str, dict[str, None]] = {}
-  for name in STAGES:
+  for name in SHOWN:
     for package, version in ((workdir.manifest(name) or {}).get("versions") or {}).items():
       found.setdefault(package, {})[str(version)] = None
   return {package: ", ".join(versions) for package, versions in sorted(found.items())}
@@ -254,7 +250,7 @@ def settings(workdir: artifacts.Workdir) -> dict[str, str]:
   snapshot = workdir.read(artifacts.CONFIG)
   last = {} if snapshot is None else files.parse_object(snapshot, f"{workdir.stated}/{artifacts.CONFIG}")
   made: dict[str, dict[str, None]] = {}
-  for stage in STAGES:
+  for stage in SHOWN:
     sections = (workdir.manifest(stage) or {}).get("config") or {}
     own = {name: section for name, section in sections.items() if _OF_A_STAGE.get(name, stage) == stage}
     for path, value in flat(own).items():

@@ -28,7 +28,7 @@ def print_summary(
     console.print(Text("Nothing has been measured yet: the evaluate stage has not run.", style="yellow"))
     return
   console.print(summary_table(evaluation, console.width))
-  if (older := claims.older(outdated.of(workdir, gather.STAGES))) is not None:
+  if (older := claims.older(outdated.of(workdir, gather.SHOWN))) is not None:
     console.print(Text(older, style="bold white on red"))
   if (leak := claims.leak(evaluation.leakage)) is not None:
     console.print(Text(leak, style="bold white on red"))

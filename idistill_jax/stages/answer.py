@@ -15,18 +15,13 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, flow, records
 from idistill_jax.data import tables
 from idistill_jax.llm import asking, estimate, protocol, session, workers
-from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import answers, reader, runs, summary
+from idistill_jax.retrieval import systems as systems_lib
 
 METRICS, PER_QUERY, PARQUET, ANSWERS = "metrics.json", "per_query.csv", "per_query.parquet", "answers.jsonl"
-SYSTEMS: dict[str, tuple[str, ...]] = {
-  "none": (),
-  "before_after": ("initial", "distilled"),
-  "all": ("initial", "bm25", "direct", "ranker", "distilled", "hybrid"),
-}
 # The first is tested against the second, where both have answered.
 TESTS = (("distilled", "initial"), ("ranker", "initial"), ("hybrid", "distilled"))
 
@@ -42,7 +37,7 @@ class Reply:
 
 
 def run(job: artifacts.Job) -> None:
-  systems = SYSTEMS[job.cfg.answer.systems]
+  systems = systems_lib.ANSWERED[job.cfg.answer.systems]
   if not systems:
     job.count(questions=0)
     return
@@ -93,11 +88,11 @@ def questions_with(
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  systems = SYSTEMS[runner.cfg.answer.systems]
+  systems = systems_lib.ANSWERED[runner.cfg.answer.systems]
   if not systems:
     print("nobody is asked: answer.systems is none")
     return
-  job = runner.job(STAGE)
+  job = runner.job(flow.STAGES["answer"])
   found = found_by(job, systems)
   questions = questions_with(tables.load_answers(job.inputs["collection"]), found, job)
   requests = asked(job, found, questions, tables.load_passages(job.inputs["collection"]))
@@ -206,19 +201,5 @@ def score(
   return measured
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """The reader's template and recording."""
-  recording = session.of_reader(cfg).recording if SYSTEMS[cfg.answer.systems] else None
-  return f"{reader.fingerprint()} {recording and replay.fingerprint(recording)}"
-
-
-STAGE = artifacts.Stage(
-  name="answer",
-  reads=("collection", "evaluate"),
-  config=("answer", "labels", "evaluate"),
-  run=run,
-  fingerprint=fingerprint,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE, estimate=print_estimate)
+  cli.main(flow.STAGES["answer"], estimate=print_estimate)

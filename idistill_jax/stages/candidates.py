@@ -7,9 +7,8 @@ collection -> candidates-*.tfrecord for the training queries; passages.npy, quer
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config, outside, processes, records, sharding
+from idistill_jax import artifacts, cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference
 
@@ -60,16 +59,5 @@ def from_run(job: artifacts.Job, found: runs.Run, passages: tables.Passages) -> 
   return kept
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """The initial retriever's weights, and the run where another system's candidates are taken."""
-  read = weights.fingerprint(cfg.encoder.weights)
-  return read if cfg.candidates.run is None else f"{read} {outside.sha256(cfg.candidates.run)}"
-
-
-STAGE = artifacts.Stage(
-  name="candidates", reads=("collection",), config=("encoder", "candidates"), run=run,
-  fingerprint=fingerprint, together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["candidates"])

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, outside, records
+from idistill_jax import artifacts, cli, config, flow, records
 from idistill_jax.data import collection, corpora, example, tables
 from idistill_jax.data.corpora import rankings
 
@@ -24,8 +24,6 @@ NO_TRAINING_QUERIES = (
   "no training queries, so no list that an LLM could order; --config.collection.train_fraction=0.5 trains on half of "
   "the others, which are then not measured"
 )
-# Counted on when other labels are made of the same rankings.
-RANKINGS = "2"
 _RECORDS_PER_SHARD = 50_000
 
 
@@ -102,19 +100,5 @@ def statistics(found: collection.Collection) -> dict[str, Any]:
   }
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """Content hash of the files, or of the interpreter, that the collection is read from, and what becomes of rankings
-  made elsewhere."""
-  read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  rankings = [path for path in (cfg.collection.rankings, cfg.collection.rankings_shown) if path is not None]
-  return " ".join([read, *map(outside.sha256, rankings), *([RANKINGS] if rankings else [])])
-
-
-STAGE = artifacts.Stage(
-  name="collection", reads=(), reads_if={"queries": config.writes_queries}, config=("collection",), run=run,
-  fingerprint=fingerprint,
-)
-
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["collection"])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, outside, processes, records, sharding
+from idistill_jax import artifacts, cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.report import claims
 from idistill_jax.retrieval import (
@@ -30,6 +30,7 @@ from idistill_jax.retrieval import (
   runs,
   summary,
 )
+from idistill_jax.retrieval import systems as systems_lib
 from idistill_jax.train import inference
 
 METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
@@ -51,25 +52,13 @@ TESTS = (
   ("hybrid+ranker", "hybrid"),
   ("hybrid+ranker", "initial+bm25+ranker"),
 )
-# What reciprocal rank fusion makes of several systems; the second shows how much of the first is there undistilled.
-FUSED = {"hybrid": ("distilled", "bm25"), "initial+bm25": ("initial", "bm25")}
-# Which systems' first places the ranker reorders, and what comes out is called.
-RERANKED = {
-  "initial": {"initial": "ranker"},
-  "all": {"initial": "ranker", **{
-    one: f"{one}+ranker" for one in ("bm25", "initial+bm25", "distilled", "hybrid")
-  }},
-}
-# Counted on when the same config gives other results.
-VERSION = 3
-OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.evaluate
-  theirs = read_runs(job.cfg)
+  theirs = systems_lib.read_runs(job.cfg)
   passages = tables.load_passages(job.inputs["collection"])
   table = tables.load_queries(job.inputs["collection"])
   qrels = judgements(job)
@@ -106,7 +95,7 @@ def run(job: artifacts.Job) -> None:
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
   start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
-  for system, name in RERANKED[cfg.rerank].items():
+  for system, name in systems_lib.RERANKED[cfg.rerank].items():
     orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
     reordered = rerank.reorder(score, texts, passages.texts, orders, passages.row,
                                lambda place, found: start(rows[place], found), cfg.rerank_depth)
@@ -124,7 +113,7 @@ def without(job: artifacts.Job, name: str, found: runs.Run, own: Set[str], depth
 
 
 def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:
-  return {name: runs.fused([systems[one] for one in parts], depth) for name, parts in FUSED.items()}
+  return {name: runs.fused([systems[one] for one in parts], depth) for name, parts in systems_lib.FUSED.items()}
 
 
 def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
@@ -215,31 +204,6 @@ def others(
   return found
 
 
-def read_runs(cfg: config.Config) -> dict[str, runs.Run]:
-  """Systems that come as run files, by their files' names.  Raises RunError for what cannot be read."""
-  return {str(runs.system_of(path)): runs.read_trec(path) for path in run_files(cfg)}
-
-
-def run_files(cfg: config.Config) -> list[outside.Path]:
-  """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any, RunError for a name that no
-  system can have."""
-  if cfg.evaluate.runs is None:
-    return []
-  found = sorted(path for path in outside.at(cfg.evaluate.runs).glob("*") if runs.system_of(path) is not None)
-  if not found:
-    raise FileNotFoundError(
-      f"{cfg.evaluate.runs}: evaluate.runs names no folder with files *{', *'.join(runs.ENDINGS)}, gzipped (.gz) or not"
-    )
-  taken = set(OURS)
-  for path in found:
-    name = str(runs.system_of(path))
-    runs.check_word(name, f"{path}: rename the file, after which the system is called:")
-    if name in taken:
-      raise runs.RunError(f"{path}: another system is called {name!r} already; rename the file")
-    taken.add(name)
-  return found
-
-
 def measure(
   systems: Mapping[str, runs.Run], ids: Sequence[str], qrels: tables.Qrels | None,
   accepted: Mapping[str, Sequence[str]], passages: tables.Passages, relevant_from: int,
@@ -282,19 +246,5 @@ def leaked(
   return said
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """The runs of other systems, and how all is measured."""
-  return config.digest({"version": VERSION, **{path.name: outside.sha256(path) for path in run_files(cfg)}})
-
-
-STAGE = artifacts.Stage(
-  name="evaluate",
-  reads=("collection", "candidates", "labels", "train_direct", "train_ranker", "train_retriever", "index"),
-  config=("encoder", "ranker", "index", "evaluate"),
-  run=run,
-  fingerprint=fingerprint,
-  together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["evaluate"])

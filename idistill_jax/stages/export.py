@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from idistill_jax import artifacts, cli, outdated, records, sharding
+from idistill_jax import artifacts, cli, flow, outdated, records, sharding
 from idistill_jax.data import example
 from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
@@ -89,12 +89,5 @@ def _size(folder: pathlib.Path) -> int:
   return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-STAGE = artifacts.Stage(
-  name="export",
-  reads=("collection", "labels", "train_direct", "train_ranker", "train_retriever", "evaluate"),
-  config=("name", "seed", "encoder", "labels", "direct", "ranker", "retriever", "evaluate", "export"),
-  run=run,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["export"])

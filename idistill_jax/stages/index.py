@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, processes, records, sharding
+from idistill_jax import artifacts, cli, config, flow, processes, records, sharding
 from idistill_jax.data import deal, example, tables
 from idistill_jax.retrieval import ann, compact, index
 from idistill_jax.train import inference
@@ -93,14 +93,5 @@ def _taught(inputs: Mapping[str, pathlib.Path]) -> set[str]:
   return {one.query_id for lists in (teacher, ordered) for one in lists}
 
 
-STAGE = artifacts.Stage(
-  name="index",
-  reads=("collection", "labels", "train_retriever"),
-  config=("encoder", "index"),
-  run=run,
-  fingerprint=config.not_tuned_on,
-  together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["index"])

@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, records
+from idistill_jax import artifacts, cli, config, flow, records
 from idistill_jax.data import deal, example, tables
 from idistill_jax.llm import asking, estimate, prompt, ranking, session, workers
-from idistill_jax.llm.providers import replay
 
 STATUSES = "statuses.json"
 # One JSON object for each list that was left out; the manifest names a few of them.
@@ -108,7 +107,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  job = runner.job(STAGE)
+  job = runner.job(flow.STAGES["labels"])
   cfg = job.cfg.labels
   if made_elsewhere := tables.load_rankings(job.inputs["collection"]):
     print(f"{len(made_elsewhere):,} rankings were made elsewhere: nobody is asked")
@@ -263,19 +262,5 @@ def tally_of(drops: dict[str, list[str]]) -> str:
   return "; ".join(f"{len(what)}: {reason}" for reason, what in drops.items()) or "none was found"
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """Template and recorded answers: what the labels come from beside config and inputs."""
-  recording = cfg.labels.recording
-  return f"{prompt.fingerprint()} {recording and replay.fingerprint(recording)}"
-
-
-STAGE = artifacts.Stage(
-  name="labels",
-  reads=("collection", "candidates"),
-  config=("labels", "seed"),
-  run=run,
-  fingerprint=fingerprint,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE, estimate=print_estimate)
+  cli.main(flow.STAGES["labels"], estimate=print_estimate)

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config, processes, records
+from idistill_jax import artifacts, cli, config, flow, processes, records
 from idistill_jax.data import corpora, deal, example, tables
-from idistill_jax.hf import weights
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
-from idistill_jax.llm.providers import replay
 from idistill_jax.train import inference
 
 STATUSES = "statuses.json"
@@ -201,24 +199,5 @@ def split_of(passage_id: str, held_out: float, seed: int) -> str:
   return "train" if drawn >= held_out else ("dev" if drawn < held_out / 2 else "test")
 
 
-def fingerprint(cfg: config.Config) -> str:
-  """Templates, recorded answers, corpus and starting weights."""
-  recording = cfg.labels.recording
-  source = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  styles = " ".join(map(prompt.fingerprint, prompt.QUERY_STYLES))
-  recorded = recording and replay.fingerprint(recording)
-  return f"{styles} {recorded} {source} {weights.fingerprint(cfg.encoder.weights)}"
-
-
-STAGE = artifacts.Stage(
-  name="queries",
-  reads=(),
-  config=("queries", "collection", "encoder", "labels", "seed"),
-  run=run,
-  fingerprint=fingerprint,
-  asked_for=config.writes_queries,
-  together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE, estimate=print_estimate)
+  cli.main(flow.STAGES["queries"], estimate=print_estimate)

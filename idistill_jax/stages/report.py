@@ -5,10 +5,7 @@
 every stage's folder -> report.html, self-contained; a copy lies at the root of the workdir.
 """
 
-import dataclasses
-
-from idistill_jax import artifacts, cli
-from idistill_jax import config as config_lib
+from idistill_jax import artifacts, cli, flow
 from idistill_jax.report import gather, page
 
 PAGE = "report.html"
@@ -23,14 +20,5 @@ def run(job: artifacts.Job) -> None:
   job.count(queries=len(report.shown.queries), kilobytes=path.stat().st_size // 1000)
 
 
-STAGE = artifacts.Stage(
-  name="report",
-  reads=tuple(name for name in gather.STAGES if name != "queries"),
-  reads_if={"queries": config_lib.writes_queries},
-  run=run,
-  # The page shows the whole config.
-  config=tuple(field.name for field in dataclasses.fields(config_lib.Config)),
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["report"])

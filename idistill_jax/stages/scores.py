@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, processes, records, sharding
+from idistill_jax import artifacts, cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact, itself
 from idistill_jax.train import inference, truncation
@@ -100,13 +100,5 @@ def _best_first(query_id: str, ids: tuple[str, ...], scores: np.ndarray) -> reco
                             scores=tuple(float(scores[i]) for i in order))
 
 
-STAGE = artifacts.Stage(
-  name="scores",
-  reads=("collection", "candidates", "labels", "train_direct", "train_ranker"),
-  config=("encoder", "ranker", "scores"),
-  run=run,
-  together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["scores"])

@@ -5,9 +5,8 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli, processes
+from idistill_jax import artifacts, cli, flow, processes
 from idistill_jax.data import similarity, tables
-from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs
 
 
@@ -29,10 +28,5 @@ def encode(job: artifacts.Job) -> None:
   retriever.encode_passages(passages.texts, into=job.out / similarity.PASSAGES)
 
 
-STAGE = artifacts.Stage(
-  name="train_direct", reads=("collection", "candidates", "labels"), config=("encoder", "direct", "seed"),
-  run=run, fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights), together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["train_direct"])

@@ -5,9 +5,8 @@
 collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from idistill_jax import artifacts, cli, records, sharding
+from idistill_jax import artifacts, cli, flow, records, sharding
 from idistill_jax.data import batches, example
-from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 
 
@@ -24,14 +23,5 @@ def run(job: artifacts.Job) -> None:
   checkpoint.save_model(job.shared / inference.MODEL, params)
 
 
-STAGE = artifacts.Stage(
-  name="train_ranker",
-  reads=("collection", "candidates", "labels", "train_direct"),
-  config=("encoder", "ranker", "seed"),
-  run=run,
-  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights),
-  together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["train_ranker"])

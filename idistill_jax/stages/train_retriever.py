@@ -8,9 +8,8 @@ metrics.jsonl.
 
 from collections.abc import Callable, Iterator
 
-from idistill_jax import artifacts, cli, records
+from idistill_jax import artifacts, cli, flow, records
 from idistill_jax.data import example, tables
-from idistill_jax.hf import weights
 from idistill_jax.train import checkpoint, fit, inference, inputs
 
 
@@ -57,11 +56,5 @@ TEACHERS: dict[str, Callable[[artifacts.Job], Iterator[records.ScoredList]]] = {
   "ranker": _from_ranker, "llm": _from_llm, "both": _from_both, "pairs": _from_pairs,
 }
 
-STAGE = artifacts.Stage(
-  name="train_retriever", reads=("collection", "candidates", "labels", "train_direct", "scores"),
-  config=("encoder", "retriever", "seed"), run=run,
-  fingerprint=lambda cfg: weights.fingerprint(cfg.encoder.weights), together=True,
-)
-
 if __name__ == "__main__":
-  cli.main(STAGE)
+  cli.main(flow.STAGES["train_retriever"])

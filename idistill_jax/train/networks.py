@@ -12,8 +12,8 @@ from flax import nnx
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import pack, tokenize
+from idistill_jax.hf import folders, weights
 from idistill_jax.hf import prompts as prompts_lib
-from idistill_jax.hf import weights
 from idistill_jax.models import cross_encoder, dual_encoder
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
@@ -93,7 +93,7 @@ class Retriever(Network):
 
 def retriever(cfg: config_lib.Encoder) -> Retriever:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as `cfg` or that checkpoint says."""
-  source = weights.resolve(cfg.weights)
+  source = folders.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
   return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
@@ -104,7 +104,7 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
-  source = weights.resolve(cfg.weights)
+  source = folders.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.HEADS[head]
   return _network(functools.partial(Network, head=head), source, sizes, tokenizer,

@@ -1,0 +1,62 @@
+"""What stages read from outside their workdir, hashed: what neither config nor folders tell of their keys.
+
+Why not beside the work?  Stages import JAX, and that all is done already is said without it.
+"""
+
+from idistill_jax import config, outside
+from idistill_jax.data import corpora
+from idistill_jax.hf import folders
+from idistill_jax.llm import prompt, session
+from idistill_jax.llm.providers import replay
+from idistill_jax.retrieval import reader, systems
+
+# Counted on when other labels are made of the same rankings.
+RANKINGS = "2"
+# Counted on when the stage evaluate gives other results for the same config.
+EVALUATION = 3
+
+
+def queries(cfg: config.Config) -> str:
+  """Templates, recorded answers, corpus and starting weights."""
+  styles = " ".join(map(prompt.fingerprint, prompt.QUERY_STYLES))
+  source = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+  return f"{styles} {_recording(cfg.labels)} {source} {weights(cfg)}"
+
+
+def collection(cfg: config.Config) -> str:
+  """The files, or the interpreter, that the collection is read from, and what becomes of rankings made elsewhere."""
+  read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
+  rankings = [path for path in (cfg.collection.rankings, cfg.collection.rankings_shown) if path is not None]
+  return " ".join([read, *map(outside.sha256, rankings), *([RANKINGS] if rankings else [])])
+
+
+def candidates(cfg: config.Config) -> str:
+  """The initial retriever's weights, and the run where another system's candidates are taken."""
+  read = weights(cfg)
+  return read if cfg.candidates.run is None else f"{read} {outside.sha256(cfg.candidates.run)}"
+
+
+def labels(cfg: config.Config) -> str:
+  """Template and recorded answers."""
+  return f"{prompt.fingerprint()} {_recording(cfg.labels)}"
+
+
+def weights(cfg: config.Config) -> str:
+  """What every training starts from."""
+  return folders.fingerprint(cfg.encoder.weights)
+
+
+def evaluate(cfg: config.Config) -> str:
+  """The runs of other systems, and how all is measured."""
+  runs = {path.name: outside.sha256(path) for path in systems.run_files(cfg)}
+  return config.digest({"version": EVALUATION, **runs})
+
+
+def answer(cfg: config.Config) -> str:
+  """The reader's template and recording."""
+  recorded = _recording(session.of_reader(cfg)) if systems.ANSWERED[cfg.answer.systems] else None
+  return f"{reader.fingerprint()} {recorded}"
+
+
+def _recording(cfg: config.Labels) -> str | None:
+  return cfg.recording and replay.fingerprint(cfg.recording)

@@ -1,0 +1,46 @@
+"""The systems that are compared: what ours are called, and those of others, which come as run files."""
+
+from idistill_jax import config, outside
+from idistill_jax.retrieval import runs
+
+# What reciprocal rank fusion makes of several systems; the second shows how much of the first is there undistilled.
+FUSED = {"hybrid": ("distilled", "bm25"), "initial+bm25": ("initial", "bm25")}
+# Which systems' first places the ranker reorders, and what comes out is called.
+RERANKED = {
+  "initial": {"initial": "ranker"},
+  "all": {"initial": "ranker", **{
+    one: f"{one}+ranker" for one in ("bm25", "initial+bm25", "distilled", "hybrid")
+  }},
+}
+# config.Answer.systems -> from whose passages a reader answers.
+ANSWERED: dict[str, tuple[str, ...]] = {
+  "none": (),
+  "before_after": ("initial", "distilled"),
+  "all": ("initial", "bm25", "direct", "ranker", "distilled", "hybrid"),
+}
+OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
+
+
+def read_runs(cfg: config.Config) -> dict[str, runs.Run]:
+  """Systems that come as run files, by their files' names.  Raises RunError for what cannot be read."""
+  return {str(runs.system_of(path)): runs.read_trec(path) for path in run_files(cfg)}
+
+
+def run_files(cfg: config.Config) -> list[outside.Path]:
+  """The files of `evaluate.runs`; raises FileNotFoundError for a folder without any, RunError for a name that no
+  system can have."""
+  if cfg.evaluate.runs is None:
+    return []
+  found = sorted(path for path in outside.at(cfg.evaluate.runs).glob("*") if runs.system_of(path) is not None)
+  if not found:
+    raise FileNotFoundError(
+      f"{cfg.evaluate.runs}: evaluate.runs names no folder with files *{', *'.join(runs.ENDINGS)}, gzipped (.gz) or not"
+    )
+  taken = set(OURS)
+  for path in found:
+    name = str(runs.system_of(path))
+    runs.check_word(name, f"{path}: rename the file, after which the system is called:")
+    if name in taken:
+      raise runs.RunError(f"{path}: another system is called {name!r} already; rename the file")
+    taken.add(name)
+  return found

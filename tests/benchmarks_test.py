@@ -257,7 +257,8 @@ def test_a_drawn_corpus_is_a_collection_with_orders_to_learn(tmp_path):
   validation.validate(cfg)
   workdir = artifacts.Workdir(tmp_path / "run")
   counts = workdir.execute(flow.STAGES["collection"], cfg)["counts"]
-  assert counts["passages"] == 2000 and counts["queries"] == corpus.QUERIES and counts["rankings"] == corpus.QUERIES["train"]
+  assert counts["passages"] == 2000 and counts["queries"] == corpus.QUERIES
+  assert counts["rankings"] == corpus.QUERIES["train"]
   folder = workdir.folder("collection")
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   # Its words are a query's way to its passage.

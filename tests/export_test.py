@@ -17,6 +17,7 @@ from idistill_jax import artifacts, config, flow, records, sharding
 from idistill_jax.data import example, tokenize
 from idistill_jax.hf import card, export, folders, upload, weights
 from idistill_jax.models import dual_encoder
+from idistill_jax.report import claims
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
 
@@ -258,6 +259,13 @@ def facts(run: Run, **changes) -> card.Facts:
 
 def test_an_unmeasured_model_has_no_numbers(run):
   assert "## Results\n\nNot measured.\n" in card.render("ranker", facts(run), "owner/name")
+
+
+def test_the_card_says_that_an_llm_wrote_what_was_measured_by(run):
+  metrics = {"queries": 2, "split": "test", "measures": [], "systems": {}, "intervals": {}, "tests": {}}
+  written = dataclasses.replace(run.cfg, queries=config.Queries(passages=9))
+  for cfg, said in ((run.cfg, False), (written, True)):
+    assert (claims.WRITTEN in card.render("retriever", facts(run, cfg=cfg, metrics=metrics), "owner/name")) is said
 
 
 @pytest.mark.parametrize("teacher, said, not_said", [

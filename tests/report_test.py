@@ -433,6 +433,12 @@ def test_a_difference_that_is_not_distillations_alone_is_said_beside_it(index, s
   assert (f"Distilled was searched {said}" in detail) if said else ("was searched" not in detail)
 
 
+@pytest.mark.parametrize(("passages", "said"), [(700, True), (None, False)])
+def test_that_an_llm_wrote_the_test_queries_is_said_beside_what_they_show(passages, said):
+  found = claims.claim(evaluation(mrr=comparison()), None, gather.flat({"queries": {"passages": passages}}))
+  assert (claims.WRITTEN in found.detail) is said
+
+
 def test_page_and_terminal_tell_of_smaller_vectors(workdir, text, tmp_path):
   smaller = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
   cfg = json.loads((smaller.root / "config.json").read_text())

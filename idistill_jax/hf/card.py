@@ -16,6 +16,7 @@ from idistill_jax import config as config_lib
 from idistill_jax import outside, records
 from idistill_jax.hf import export, weights
 from idistill_jax.models import cross_encoder
+from idistill_jax.report import claims
 
 # System in metrics.json that each model is measured as.
 Kind = Literal["retriever", "ranker"]
@@ -113,7 +114,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     score=_score(facts),
     data=_data(facts),
     recipe=_recipe(kind, facts),
-    results=_results(kind, facts.metrics, facts.cfg.evaluate.rerank_depth),
+    results=_results(kind, facts.metrics, facts.cfg),
     licence=_licence(licence),
     versions=_bullets(facts.versions),
   )
@@ -253,13 +254,14 @@ def _recipe(kind: Kind, facts: Facts) -> str:
   return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
 
 
-def _results(kind: Kind, metrics: Mapping[str, Any] | None, rerank_depth: int) -> str:
+def _results(kind: Kind, metrics: Mapping[str, Any] | None, cfg: config_lib.Config) -> str:
   if metrics is None:
     return "Not measured."
   measures = metrics["measures"]
   lines = [
     f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
-    f"`{_SYSTEMS['ranker']}` puts the first {rerank_depth} passages of `{_BASE_SYSTEM}` in another order.",
+    f"`{_SYSTEMS['ranker']}` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
+    + (f" {claims.WRITTEN}" if config_lib.writes_queries(cfg) else ""),
     "",
     "| system | " + " | ".join(measures) + " |",
     "|---|" + "---|" * len(measures),

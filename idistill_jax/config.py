@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 
 def aside(default: Any) -> Any:
-  """A field on which no result depends: changing it makes nothing anew."""
+  """A field on which no result depends, but for rounding: changing it makes nothing anew, and what is begun goes on."""
   return dataclasses.field(default=default, metadata={"aside": True})
 
 
@@ -97,7 +97,7 @@ class Encoder:
   pair_passage_tokens: int | None = None
   # Tokens a row of training; None takes what costs least, empty places and attention counted.
   list_row_tokens: int | None = None
-  tokens_per_step: int = 8192
+  tokens_per_step: int = aside(8192)
   # What matrix products read; parameters, sums and losses are float32 always, and so are products on a CPU that has no
   # instructions for bfloat16.  The attention kernels of accelerators want bfloat16 (see models/execution.py).
   training_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -202,14 +202,14 @@ class Ranker:
   always_best: int = 2
   lists_per_batch: int = 4
   # A batch's rows are encoded in so many passes, its gradient stays exact: more lists than memory holds at once.
-  passes: int = 1
+  passes: int = aside(1)
   epochs: int = 1
   # Whose encoder it begins with: the starting weights, or the retriever that learned the LLM's order directly.
   start: Literal["weights", "direct"] = "weights"
   # score = head + similarity_weight * similarity of the retriever that it starts from; None adds no such term.
   similarity_weight: float | None = 10.0
   optim: Optim = dataclasses.field(default_factory=Optim)
-  checkpoint_every: int = 50
+  checkpoint_every: int = aside(50)
 
   @property
   def start_stage(self) -> str:
@@ -239,7 +239,7 @@ class Distillation:
   passages_per_list: int = 8
   always_best: int = 2
   lists_per_batch: int = 16
-  passes: int = 1  # as for the ranker
+  passes: int = aside(1)  # as for the ranker
   epochs: int = 1
   # So many trainings begin alike and see each list in other company; what is kept is the mean of their weights.
   trainings: int = 1
@@ -247,7 +247,7 @@ class Distillation:
   order_temperature: float = 1.0
   student_temperature: float = 0.05
   optim: Optim = dataclasses.field(default_factory=Optim)
-  checkpoint_every: int = 50
+  checkpoint_every: int = aside(50)
 
 
 Precision = Literal["float32", "int8"]

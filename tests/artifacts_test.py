@@ -239,6 +239,19 @@ def test_what_no_result_depends_on_is_in_no_key(workdir: artifacts.Workdir, cfg:
   assert workdir.key(stage, cfg) != key
 
 
+@pytest.mark.parametrize("field", [
+  "encoder.tokens_per_step", "encoder.remat",
+  *(f"{name}.{field}" for name in ("direct", "ranker", "retriever") for field in ("passes", "checkpoint_every")),
+])
+def test_what_says_only_how_to_compute_is_in_no_key(cfg: config.Config, field: str) -> None:
+  """Else a smaller step after an end for lack of memory would make anew, and pay for, all that came before."""
+  name, _, field = field.partition(".")
+  section = getattr(cfg, name)
+  key = config.keyed(section)
+  setattr(section, field, "layers" if field == "remat" else getattr(section, field) + 7)
+  assert config.keyed(section) == key
+
+
 @pytest.mark.parametrize("file", ["labels/thesis.txt", "labels", "labels/manifest.json", "labels/chapter/1.txt"])
 def test_what_is_not_the_stages_own_is_refused_before_any_work_and_stays(workdir, cfg, file) -> None:
   one, path = Counted(), workdir.root / file

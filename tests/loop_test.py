@@ -169,6 +169,21 @@ def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs, monkeypatch):
   assert np.std(losses) > 1e-2 * abs(np.mean(losses))
 
 
+def test_a_training_goes_on_in_other_passes(tmp_path, tiny_weights):
+  """Its batches have other rows then, and its checkpoint is what it was: no key says in how many passes it was made."""
+  training = functools.partial(tiny_world.training, tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True)
+  one = training(checkpoint_every=7)
+  whole, expected = flat(loop.train(one)), metrics(tmp_path)
+  other = training(checkpoint_every=1, passes=2)
+  assert other.batches.rows > one.batches.rows
+  params, found = flat(loop.train(other)), metrics(tmp_path)
+  assert found[:7] == expected[:7] and "first_step_seconds" in found[7]
+  for name in ("loss", "grad_norm"):
+    np.testing.assert_allclose(found[7][name], expected[7][name], rtol=1e-5, err_msg=name)
+  for path, leaf in whole.items():
+    np.testing.assert_allclose(params[path], leaf, atol=one.optim.peak_lr / 100, err_msg=path)
+
+
 @jax.custom_vjp
 def nan_gradient(x):
   return x

@@ -64,19 +64,21 @@ def stream(
 
 
 def training(
-  folder: pathlib.Path, weights: str, mesh: jax.sharding.Mesh, *, pairs: bool, checkpoint_every: int = 3
+  folder: pathlib.Path, weights: str, mesh: jax.sharding.Mesh, *, pairs: bool, checkpoint_every: int = 3,
+  passes: int = 1,
 ) -> loop.Training:
   """Eight steps of either training; lists are written on the first call."""
   if not tfrecord.exists(folder, "lists"):
     write_lists(folder)
   network = networks.ranker(encoder(weights), "pair_cosine") if pairs else networks.retriever(encoder(weights))
-  ranker = config.Ranker(loss="listmle", similarity_weight=1.0)
-  retriever = config.Retriever(loss="kl_batch", student_temperature=0.05)
+  ranker = config.Ranker(loss="listmle", similarity_weight=1.0, passes=passes)
+  retriever = config.Retriever(loss="kl_batch", student_temperature=0.05, passes=passes)
   loss = objectives.ranker(ranker, network) if pairs else objectives.retriever(retriever, network)
   own = functools.partial(sharding.own_rows, mesh=mesh)
   return loop.Training(
     name="test", network=network, start=lambda: network.initial(0), loss_fn=loss,
-    batches=stream(folder, network, pairs, own=own), optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder,
+    batches=stream(folder, network, pairs, row_multiple=8 * passes, own=own), optim=config.Optim(peak_lr=1e-3),
+    mesh=mesh, folder=folder,
     checkpoints=epath.Path(folder) / "checkpoints", checkpoint_every=checkpoint_every, profile=None,
   )
 

@@ -33,10 +33,8 @@ CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "tea
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
 EXAMPLES_PER_DROP = 10
-# Training states, of no use once a stage is done.
-CHECKPOINTS = "checkpoints"
-# Finished pieces of unfinished work, likewise.
-PIECES = "pieces"
+# Training states, and finished pieces of unfinished work: of no use once a stage is done.
+CHECKPOINTS, PIECES = "checkpoints", "pieces"
 # What stands in the place of a key in the name of a folder that is no work: stepped aside, or being taken over.
 _ASIDE, _TAKEN = "replaced", "taken"
 
@@ -139,9 +137,13 @@ class Workdir:
 
   def begun(self, stage: str) -> begun_lib.Begun | None:
     """How far a stage is that is being made; None where it is not."""
+    return begun_lib.look(self._store, stage, self._over(stage))
+
+  def _over(self, stage: str) -> set[str]:
+    """What stands in the place of a key in the names of working folders that are no begun work."""
     manifest = self.manifest(stage)
     # The manifest's key: it is committed, and whoever did it was killed before he swept up.
-    return begun_lib.look(self._store, stage, over={_ASIDE, _TAKEN, manifest["key"] if manifest else ""})
+    return {_ASIDE, _TAKEN, manifest["key"] if manifest else ""}
 
   @property
   def cache(self) -> pathlib.Path:
@@ -293,8 +295,6 @@ class Workdir:
       self._store.remove(stage)
     self.write(CONFIG, config_lib.as_json(cfg))
     mine = self.root / f".{stage}-{key}"
-    for other in {*self._store.folders(f".{stage}-"), *(path.name for path in self.root.glob(f".{stage}-*"))}:
-      if other != mine.name:
-        self._store.remove(other)
+    begun_lib.sweep(self._store, stage, mine.name, self._over(stage))
     remade.remove(mine)  # of an attempt that was killed
     return mine

@@ -1,10 +1,15 @@
-"""How far a stage is that is being made, by what lies in its working folder."""
+"""How far a stage is that is being made, by what lies in its working folder; and what is removed of other work."""
 
 import dataclasses
+import datetime
 import fnmatch
+import json
 import os
 import socket
 from collections.abc import Collection, Mapping
+from typing import Any
+
+from absl import logging
 
 from idistill_jax import seconds
 from idistill_jax import store as store_lib
@@ -35,6 +40,14 @@ class Begun:
     lives."""
     return max((when for file, when in self.written.items() if file != seconds.FILE), default=None)
 
+  @property
+  def last_step(self) -> dict[str, Any] | None:
+    """The last line of its metrics; None where there is none yet, or a kill tore it."""
+    try:
+      return json.loads(self.metrics[-1])
+    except (IndexError, json.JSONDecodeError):
+      return None
+
 
 def of_helper(file: str) -> str:
   """What a file is called that a helper keeps beside that of the run: with its machine and process in the name."""
@@ -48,8 +61,24 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
            if name.removeprefix(f".{stage}-") not in over}  # fmt: skip
   if not found:
     return None
-  last = max(found, key=lambda name: max(found[name].values(), default=0.0))
-  text = lambda name: (store.read(f"{last}/{name}") or b"").decode()
-  return Begun(written=found[last], seconds=float(text(seconds.FILE) or 0), is_held=store.is_held(stage),
+  return _look(store, stage, max(found, key=lambda name: max(found[name].values(), default=0.0)))
+
+
+def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
+  text = lambda file: (store.read(f"{name}/{file}") or b"").decode()
+  written = store.written(name)
+  return Begun(written=written, seconds=float(text(seconds.FILE) or 0), is_held=store.is_held(stage),
                metrics=text(METRICS).splitlines(),
-               windows={name: text(name).splitlines() for name in sorted(fnmatch.filter(found[last], WINDOWS))})
+               windows={file: text(file).splitlines() for file in sorted(fnmatch.filter(written, WINDOWS))})
+
+
+def sweep(store: store_lib.Store, stage: str, mine: str, over: Collection[str]) -> None:
+  """Removes the stage's working folders but `mine`; of what is work (`over`: as in `look`) it says how far it was."""
+  here = {path.name for path in store.local.glob(f".{stage}-*")}
+  for name in sorted({*store.folders(f".{stage}-"), *here} - {mine}):
+    if name.removeprefix(f".{stage}-") not in over:
+      begun = _look(store, stage, name)
+      step = "" if begun.last_step is None else f" as far as step {begun.last_step['step']},"
+      logging.warning("%s: %s is removed, work of %s,%s begun with another config or of other inputs; this run begins "
+                      "at the stage's start", stage, name, datetime.timedelta(seconds=round(begun.seconds)), step)
+    store.remove(name)

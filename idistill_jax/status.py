@@ -82,11 +82,8 @@ def _progress(begun: begun_lib.Begun) -> list[str]:
   made = pieces.finished(begun.written)
   said = [f"{name} {done} of {count} pieces" for name, (done, count) in made.items()]
   said += _workers(begun, [name for name, (done, count) in made.items() if done < count])
-  try:
-    last = json.loads(begun.metrics[-1])
+  if (last := begun.last_step) is not None:
     said.append(f"step {last['step']}, loss {last['loss']:.4g}, {last['tokens_per_second']:,} tokens/s")
-  except (IndexError, ValueError, KeyError):  # none yet, or a line that a kill tore
-    pass
   if begun.last_written is not None:
     said.append(f"last written {datetime.timedelta(seconds=round(time.time() - begun.last_written))} ago")
   return said

@@ -183,6 +183,27 @@ def test_killed_stage_of_another_config_is_not_continued(tmp_path: pathlib.Path)
   assert [log.read_text() for log in logs] == ["0 1 2 "]
 
 
+def test_what_is_removed_of_other_work_is_told(workdir: artifacts.Workdir, cfg: config.Config, caplog) -> None:
+  one = Counted()
+  one.fail_after = "the loss is nan"
+  with pytest.raises(RuntimeError):
+    workdir.execute(one.stage, cfg)
+  (begun,) = workdir.root.glob(".labels-*")
+  (begun / "metrics.jsonl").write_text('{"step": 11}\n{"step": 12}\n')
+  (begun / "seconds").write_text("90.2")
+  cfg.labels.lists += 1
+  one.fail_after = ""
+  workdir.execute(one.stage, cfg)
+  assert f"labels: {begun.name} is removed, work of 0:01:30, as far as step 12, begun with" in caplog.text
+  # The control: what a commit was cut off from sweeping up is no work.
+  caplog.clear()
+  for left in ("replaced", "taken", workdir.key(one.stage, cfg)):
+    (workdir.root / f".labels-{left}").mkdir()
+  cfg.labels.lists += 1
+  workdir.execute(one.stage, cfg)
+  assert not list(workdir.root.glob(".labels-*")) and "is removed" not in caplog.text
+
+
 def test_killed_between_the_two_renames(workdir: artifacts.Workdir, cfg: config.Config) -> None:
   """The old folder stepped aside and the new one is not in place: the next run makes it and sweeps up."""
   one = Counted()

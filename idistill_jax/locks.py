@@ -2,11 +2,14 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import pathlib
 import time
 from collections.abc import Iterator
 from typing import IO
+
+from absl import logging
 
 # Who looks (`is_held`) holds the lock for a moment: for so long it is asked for again.
 _LOOK_SECONDS = 0.5
@@ -20,7 +23,7 @@ class BusyError(OSError):
 def alone(path: pathlib.Path, what: str) -> Iterator[None]:
   """Holds the lock `path` while the block runs; raises BusyError, naming `what`, where another run does.
 
-  On file systems that know no locks nobody is held back.
+  On file systems that know no locks nobody is held back, which is said.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   until = time.monotonic() + _LOOK_SECONDS
@@ -43,14 +46,21 @@ def _taken(path: pathlib.Path) -> IO[str] | None:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       return None
-    except OSError:
-      pass
+    except OSError as e:
+      _tell(path.parent, str(e))
     # Whoever held it may have taken the name away since it was opened.
     with contextlib.suppress(FileNotFoundError):
       if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
         opened.pop_all()
         return lock
   return None
+
+
+@functools.cache
+def _tell(folder: pathlib.Path, why: str) -> None:
+  """Once a folder: it is asked for with every stage."""
+  logging.warning("%s: its file system knows no locks (%s), so two runs there would not hold each other back: start no "
+                  "second one", folder, why)
 
 
 def is_held(path: pathlib.Path) -> bool:

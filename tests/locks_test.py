@@ -1,7 +1,9 @@
 """One run at a time, whoever looks on."""
 
 import contextlib
+import errno
 import fcntl
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -43,3 +45,19 @@ def test_who_works_on_keeps_others_out(tmp_path: pathlib.Path) -> None:
     with pytest.raises(locks.BusyError, match=said), locks.alone(path, "labels"):
       pass
     assert locks.is_held(path), "who was turned away took nothing with it"
+
+
+def test_where_there_are_no_locks_it_is_said_once(tmp_path: pathlib.Path, monkeypatch, caplog) -> None:
+  with locks.alone(tmp_path / ".labels.lock", "labels"):
+    pass
+  assert not caplog.text, "the control: there are"
+
+  def flock(lock: object, how: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  for stage in ("labels", "scores"):
+    with locks.alone(tmp_path / f".{stage}.lock", stage):
+      pass
+  (said,) = caplog.messages
+  assert said.startswith(f"{tmp_path}: ") and "two runs there would not hold each other back" in said

@@ -27,8 +27,14 @@ state() {
 
 create() {
   : "${TYPE:?TYPE is for example v5litepod-16}" "${RUNTIME:?RUNTIME is for example v2-alpha-tpuv5-lite}"
-  local state=""
+  local state="" unknown=0
   "$dry_run" || state="$(state)"
+  # On its way out: its name is not free yet, and once it is suspended it goes no further by itself.
+  while [[ "$state" == SUSPENDING || "$state" == DELETING ]]; do
+    echo "launch/tpu.sh: $TPU is $state; it is asked for anew once that is over" >&2
+    sleep "${POLL_SECONDS:-30}"
+    state="$(state)"
+  done
   case "$state" in
     # Taken away, or never given: its name is free again only when it is deleted.
     SUSPENDED | FAILED)
@@ -43,8 +49,17 @@ create() {
     state="$(state)"
     case "$state" in
       ACTIVE) ;;
-      SUSPENDED | FAILED) echo "launch/tpu.sh: $TPU was not given" >&2; return 1 ;;
-      *) sleep "${POLL_SECONDS:-30}" ;;
+      FAILED) echo "launch/tpu.sh: $TPU was not given" >&2; return 1 ;;
+      SUSPENDING | SUSPENDED | DELETING)
+        echo "launch/tpu.sh: $TPU is $state: taken away, or deleted; the same command asks for it anew" >&2; return 1 ;;
+      "")
+        if ((++unknown == 20)); then
+          echo "launch/tpu.sh: $TPU was asked for, and gcloud says no state of it: look at" \
+            "gcloud compute tpus queued-resources describe $TPU --zone=$ZONE" >&2
+          return 1
+        fi
+        sleep "${POLL_SECONDS:-30}" ;;
+      *) unknown=0; sleep "${POLL_SECONDS:-30}" ;;
     esac
   done
 }

@@ -523,7 +523,23 @@ def test_a_tpu_that_was_taken_away_is_asked_for_again(place: Place) -> None:
   (place.root / "states").write_text("! NOT_FOUND: Resource\nFAILED\n")
   done = place.start("tpu.sh", "create")
   assert done.returncode == 1 and "was not given" in done.stderr
+  # What is on its way out is waited for, and then as if it had never been, or was suspended.
+  for state, then, calls in (
+    ("DELETING", "! NOT_FOUND: Resource", ["create"]), ("SUSPENDING", "SUSPENDED", ["delete", "create"]),
+  ):
+    (place.root / "states").write_text(f"{state}\n{then}\nWAITING_FOR_RESOURCES\nACTIVE\n")
+    done = place.start("tpu.sh", "create")
+    assert done.returncode == 0 and [call[4] for call in place.calls()] == calls, done.stderr
+    assert f"my-tpu is {state}; it is asked for anew" in done.stderr
+  # If that comes while it is waited for, the next command is to ask for it.
+  for state in ("SUSPENDING", "SUSPENDED", "DELETING"):
+    (place.root / "states").write_text(f"ACCEPTED\n{state}\n")
+    done = place.start("tpu.sh", "create")
+    assert done.returncode == 1 and f"my-tpu is {state}: taken away, or deleted" in done.stderr and not place.calls()
   # Where nothing can be told, waiting would never end.
+  (place.root / "states").write_text("! NOT_FOUND: Resource\n")
+  done = place.start("tpu.sh", "create")
+  assert done.returncode == 1 and "gcloud says no state of it" in done.stderr
   (place.root / "states").write_text("\n! your login has expired\n")
   done = place.start("tpu.sh", "create")
   assert done.returncode == 1 and "your login has expired" in done.stderr

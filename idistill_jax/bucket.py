@@ -63,7 +63,7 @@ class Bucket:
       while not held.take(name, None, held.names()):
         if time.monotonic() > until:
           raise locks.BusyError(
-            f"{what}: another run is at work there (machine and process: {held.holder()}); wait, or stop it first"
+            f"{what}: another run is at work there (machine and process: {held.holder(name)}); wait, or stop it first"
           )
         time.sleep(leases.LEASE_SECONDS / 20)
       self._held = held, name

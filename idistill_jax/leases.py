@@ -117,9 +117,10 @@ class Leases:
     except FileNotFoundError:
       return None
 
-  def holder(self) -> str:
-    """Machine and process of the lease that was last seen to be written by another; "" where none was."""
-    said, _ = max(self._seen.values(), key=lambda seen: seen[1], default=(b"", 0.0))
+  def holder(self, piece: str) -> str:
+    """Machine and process that hold a piece, as `take` last saw its lease; "" where it saw none."""
+    numbers = _numbers(piece, [path.rpartition("/")[2] for path in self._seen])
+    said, _ = self._seen[f"{self._base}/{piece}.{max(numbers)}.lease"] if numbers else (b"", 0.0)
     return " ".join(said.decode(errors="replace").split()[:2])
 
   def tell(self, piece: str, done: int) -> None:

@@ -1,7 +1,10 @@
 """Leases: of workers that all found a piece free, one has it; the others wait for as long as it gets on."""
 
 import concurrent.futures
+import os
+import re
 import shutil
+import socket
 import time
 
 import fsspec
@@ -115,7 +118,9 @@ def test_a_piece_is_waited_for_while_its_texts_are_done_and_not_while_its_worker
     assert time.monotonic() - began > 2 * processes.patience()
     assert other.whole().tolist() == 10 * [1.0] + 10 * [0.0]
   else:
-    with pytest.raises(processes.ProcessError, match=r"no text of .* within 1 s; .*longer --patience"):
+    who = rf"machine and process: {re.escape(socket.gethostname())} {os.getpid()}\)"
+    said = rf"no text of .* within 1 s; .*{who} that may hang: end that process .*longer --patience"
+    with pytest.raises(processes.ProcessError, match=said):
       wait()
   for one in (slow, other):
     one.close()

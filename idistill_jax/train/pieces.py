@@ -92,8 +92,9 @@ class Pieces:
       elif time.monotonic() - since > processes.patience():
         raise processes.ProcessError(
           f"{self._name}: others are at {len(missing)} of {len(self._all)} pieces, and no text of these was done "
-          f"within {processes.patience():g} s; the first is {self._path(missing[0])}; see what its worker is at, or "
-          "give a longer --patience where a step takes so long")
+          f"within {processes.patience():g} s; the first is {self._path(missing[0])}, held by a worker (machine and "
+          f"process: {self._leases.holder(_stem(missing[0]))}) that may hang: end that process and run the same "
+          "command again, or give a longer --patience where a step takes so long")
       else:
         time.sleep(_POLL_SECONDS)
       yield self._claims()

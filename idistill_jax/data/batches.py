@@ -44,8 +44,9 @@ class ListBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingList:
-  """One list as numbers, best passage first."""
+  """One list as numbers, best passage first; query_id: what people look it up by."""
 
+  query_id: str
   query_row: int
   passage_rows: np.ndarray
   values: np.ndarray
@@ -186,8 +187,12 @@ class Batches:
     return self.rows * self.row_tokens
 
   def slots(self, step: int) -> list[deal.Slot]:
-    """Which lists the step trains on: what an error message names."""
+    """Which lists the step trains on."""
     return self._steps[step]
+
+  def query_ids(self, step: int) -> list[str]:
+    """Whose lists these are: what an error message names."""
+    return [self._lists[slot.record].query_id for slot in self._steps[step]]
 
   def tokens(self, step: int) -> int:
     """How many tokens the step's texts have, whichever process fills them in."""

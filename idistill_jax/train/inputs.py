@@ -30,8 +30,8 @@ def training_list(one: records.RankedList | records.ScoredList, queries: tables.
   else:
     values, weight = np.asarray(one.scores, np.float32), 1.0
   return batches.TrainingList(
-    query_row=queries.row(one.query_id), passage_rows=np.array([passages.row(i) for i in one.passage_ids]),
-    values=values, known=known, weight=weight,
+    query_id=one.query_id, query_row=queries.row(one.query_id),
+    passage_rows=np.array([passages.row(i) for i in one.passage_ids]), values=values, known=known, weight=weight,
   )
 
 

@@ -26,9 +26,12 @@ from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, curves, networks, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
+# Queries of a batch that an error names.
+_NAMED = 5
+
 
 class NonFiniteLossError(FloatingPointError):
-  """Training diverged; the message names the step and the lists of its batch."""
+  """Training diverged; the message names the step and queries of its batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,9 +212,10 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
   for name, value in seen.items():
     if not np.isfinite(value):
       training = readout.training
-      records = [slot.record for slot in training.batches.slots(pending.step)]
-      raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {step}, on lists {records}; "
-                               f"checkpoints before it are kept in {training.checkpoints}")
+      ids = training.batches.query_ids(pending.step)
+      first = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
+      raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {step}, on the lists of {len(ids)} queries "
+                               f"({first}); checkpoints before it are kept in {training.checkpoints}")
   tokens = readout.training.batches.tokens(pending.step)
   speed = tokens / (finished - max(readout.finished, pending.started))
   readout.finished = finished

@@ -1,7 +1,8 @@
 """One ScaNN index for each run of the collection, searched as one: where no machine could build it in one piece.
 
-Shards are built and saved one after another, so that building takes the memory of one.  Searching holds all of them:
-vectors and codes, without what building needs beside them.
+Shards are built and saved one after another, so that building takes the memory of one.  Searching holds all of
+them, and so does tuning, for which `build` loads what it has saved: vectors and codes, without what building needs
+beside them.
 """
 
 import copy

@@ -152,21 +152,26 @@ def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs, monkeypatch):
     folder.mkdir()
     training = tiny_world.training(folder, tiny_weights, mesh_of(*sizes), pairs=pairs, checkpoint_every=7)
     params = loop.train(training)
-    seen[sizes] = flat(params), [row["loss"] for row in metrics(folder)]
+    seen[sizes] = flat(params), {name: [row[name] for row in metrics(folder)] for name in ("loss", "grad_norm")}
     if sizes == (2, 2, 2):
       assert {axis for leaf in jax.tree.leaves(params) for axis in leaf.sharding.spec if axis} == {"fsdp", "tensor"}
       assert_slots_lie_as_their_parameters(states[-1])
   # Adam divides by the gradient's own size, so rounding decides where a gradient is nearly zero: what the mesh must
-  # not change is the update as a whole.
+  # not change is each leaf's update as a whole.
   start = {path: np.asarray(leaf) for path, leaf in table.flatten(training.network.initial(0)).items()}
-  moved = lambda params: np.concatenate([(params[path] - leaf).ravel() for path, leaf in start.items()])
-  reference, losses = seen.pop((1, 1, 1))
-  for sizes, (params, other) in seen.items():
-    np.testing.assert_allclose(other, losses, rtol=2e-4, err_msg=str(sizes))
-    error = np.linalg.norm(moved(params) - moved(reference)) / np.linalg.norm(moved(reference))
-    assert error < 0.02, sizes
+  reference, expected = seen.pop((1, 1, 1))
+  for sizes, (params, found) in seen.items():
+    # Largest seen: 3e-6; 2e-5.
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=2e-5, err_msg=str(sizes))
+    np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-4, err_msg=str(sizes))
+    for path, leaf in start.items():
+      if path.endswith("key/bias"):  # it shifts all logits of a softmax, which changes none: its gradient is rounding
+        assert np.abs(params[path] - leaf).max() < training.optim.peak_lr, (sizes, path)
+      else:
+        error = np.linalg.norm(params[path] - reference[path]) / np.linalg.norm(reference[path] - leaf)
+        assert error < 1e-3, (sizes, path, error)  # largest seen: 2.8e-4
   # Control: losses differ between steps by far more than between meshes.
-  assert np.std(losses) > 1e-2 * abs(np.mean(losses))
+  assert np.std(expected["loss"]) > 1e-2 * abs(np.mean(expected["loss"]))
 
 
 def test_a_training_goes_on_in_other_passes(tmp_path, tiny_weights):

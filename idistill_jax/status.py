@@ -27,8 +27,8 @@ from idistill_jax.train import pieces
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class State:
   """state: "running" while a run holds a stage, "stopped" where it is begun and none does.  seconds: of computing, as
-  last written.  dollars: what its answers cost, cached ones included.  device_hours: by kind, where it was
-  computed on accelerators.  note: counts, or how far it is.
+  last written.  dollars: what its answers cost, cached ones included; of one that is begun, all of its model's that are
+  no other stage's.  device_hours: by kind, where it was computed on accelerators.  note: counts, or how far it is.
   """
 
   stage: str
@@ -42,16 +42,34 @@ class State:
 def states(workdir: artifacts.Workdir) -> list[State]:
   """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
   cfg = cli.load_config(workdir.stated)
-  return [_state(workdir, stage.name, cfg) for stage in flow.STAGES.values() if stage.asked_for(cfg)]
+  found = [_state(workdir, stage.name, cfg) for stage in flow.STAGES.values() if stage.asked_for(cfg)]
+  asking = [one for one in found if one.dollars is not None and one.stage in session.ASKING]
+  if all(one.state == "done" for one in asking):
+    return found
+  apart = _apart(workdir, cfg, asking)
+  return [dataclasses.replace(one, dollars=apart.get(one.stage, one.dollars)) for one in found]
+
+
+def _apart(workdir: artifacts.Workdir, cfg: config.Config, asking: Sequence[State]) -> dict[str, float]:
+  """Stage -> dollars: what a begun one's model has answered, less what others have of it: none is in the sum twice."""
+  apart, of_model = dict[str, float](), collections.defaultdict[str, float](float)
+  # First those that are done, which know their own.
+  for one in sorted(asking, key=lambda one: one.state != "done"):
+    is_done, dollars = one.state == "done", one.dollars or 0.0
+    model = str(session.ASKING[one.stage](cli.made_with(workdir, one.stage) if is_done else cfg).model)
+    apart[one.stage] = dollars if is_done else max(0.0, dollars - of_model[model])
+    of_model[model] += apart[one.stage]
+  return apart
 
 
 def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
   # A finished stage that is being made anew has both folders: what it is doing is the news.
   begun = workdir.begun(stage)
   if begun is not None:
-    asked = [_asked(workdir, session.ASKING[stage](cfg))] if stage in session.ASKING else []
+    answers, dollars = _asked(workdir, session.ASKING[stage](cfg)) if stage in session.ASKING else (0, None)
+    said = [f"{answers:,} answers of its model so far"] if answers else []
     return State(stage=stage, state="running" if begun.is_held else "stopped", seconds=begun.seconds or None,
-                 dollars=None, note="; ".join([part for part in asked if part] + _progress(begun)))
+                 dollars=dollars, note="; ".join(said + _progress(begun)))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")
@@ -70,11 +88,11 @@ def _device_hours(manifest: Mapping[str, Any]) -> dict[str, float]:
   return {} if on is None or on["kind"] == "cpu" else {on["kind"]: on["devices"] * manifest["seconds"] / 3600}
 
 
-def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> str:
-  """What a stage's model has answered, cached answers to other stages and earlier runs included, as in the books."""
+def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> tuple[int, float | None]:
+  """How many answers a stage's model has given, those to other stages and earlier runs included, and what all of them
+  cost; None where no prices are known, or there are none."""
   count, *tokens = cache.given_by(str(cfg.model), workdir.cache / session.CACHE)
-  dollars = session.prices(cfg).dollars(budget.Usage(*tokens))
-  return f"{count:,} answers so far" + (f", ${dollars:.2f}" if dollars is not None else "") if count else ""
+  return count, session.prices(cfg).dollars(budget.Usage(*tokens)) if count else None
 
 
 def _progress(begun: begun_lib.Begun) -> list[str]:

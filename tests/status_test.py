@@ -148,10 +148,20 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   with cache.AnswerCache(workdir.cache / session.CACHE) as answers:
     answers.put_rows([(f"{i}", "openai", model, "{}", "q", "[]", "", "stop", 300_000, 10_000, 0.0, None)
                       for i, model in enumerate(["mine", "mine", "another"])])
-    assert of(workdir)["labels"].note == "2 answers so far, $1.40"
+    assert of(workdir)["labels"].note == "2 answers of its model so far"
   # What tells of the time is no work.
   (workdir.root / ".labels-4567" / "seconds").write_text("9")
-  assert of(workdir)["labels"].seconds == 9 and of(workdir)["labels"].note == "2 answers so far, $1.40"
+  assert of(workdir)["labels"].seconds == 9 and of(workdir)["labels"].note == "2 answers of its model so far"
+  # Their dollars are in the column and the sum, and there once, whichever stages the model has answered.
+  assert of(workdir)["labels"].dollars == pytest.approx(1.4)
+  (workdir.root / ".answer-4567").mkdir()
+  assert of(workdir)["answer"].dollars == 0 and of(workdir)["labels"].dollars == pytest.approx(1.4)
+  stage = artifacts.Stage(name="answer", reads=(), config=(), run=lambda job: job.count(dollars=0.3))
+  workdir.execute(stage, cfg)
+  assert of(workdir)["answer"].dollars == 0.3 and of(workdir)["labels"].dollars == pytest.approx(1.1)
+  shown = io.StringIO()
+  rich_console.Console(file=shown, width=200).print(status.show(status.states(workdir)))
+  assert [line.split()[-1] for line in shown.getvalue().splitlines() if line.split()[:1] == ["all"]] == ["1.40"]
 
 
 def test_a_folder_without_a_run_names_the_command(tmp_path):

@@ -268,10 +268,12 @@ def test_no_queries_no_hits(built):
 
 
 def test_settings_follow_the_size_of_the_corpus():
-  for passages in (1, 50, 20_000, 5_000_000):
-    found = ann.settings_for(passages)
-    assert 1 <= found.leaves_to_search <= found.leaves <= passages
-    assert found.reorder <= passages and found.training_sample <= passages
+  found = {passages: ann.settings_for(passages) for passages in (1, 50, 20_000, 5_000_000)}
+  numbers = {passages: (one.leaves, one.leaves_to_search, one.reorder, one.training_sample, one.built)
+             for passages, one in found.items()}
+  assert numbers == {
+    1: (1, 1, 1, 1, 1), 50: (7, 1, 50, 50, 50), 20_000: (141, 15, 200, 20_000, 20_000),
+    5_000_000: (2236, 224, 200, 250_000, 5_000_000)}
 
 
 def test_the_processor_is_looked_at_first():
@@ -354,6 +356,20 @@ def test_an_index_of_another_collection_is_refused(tmp_path, corpus):
   index.write(tmp_path, corpus[:200], names(200), config.Index(kind="scann"), corpus[:9])
   with pytest.raises(ValueError, match="run the index stage again"):
     index.open_scann(tmp_path, names(200)[::-1])
+
+
+def test_for_the_curve_alone_scann_is_built_of_few_passages(monkeypatch, tmp_path, corpus, caplog):
+  index.write(tmp_path, corpus[:200], names(200), config.Index(kind="exact"), corpus[:0])
+  monkeypatch.setattr(index, "_build", lambda *of: pytest.fail("ScaNN is built"))
+  monkeypatch.setattr(index, "CURVE_UP_TO", 199)
+  with caplog.at_level("INFO", logger="absl"):
+    said = honesty(tmp_path, names(200), corpus[:6], 10, config.Index())
+  assert "of more than 199 passages it is not built for that alone; --config.index.kind=scann" in caplog.text
+  assert said["recall@10 of exact"] is None and said["exact_queries_per_second"] > 0 and "curve" not in said
+  # Control: one passage fewer, and it would be.
+  monkeypatch.setattr(index, "CURVE_UP_TO", 200)
+  with pytest.raises(pytest.fail.Exception, match="ScaNN is built"):
+    honesty(tmp_path, names(200), corpus[:6], 10, config.Index())
 
 
 def test_without_scann_exact_search_is_still_reported(monkeypatch, tmp_path, corpus):

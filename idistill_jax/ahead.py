@@ -6,16 +6,20 @@ from absl import logging
 
 from idistill_jax import cli, config, flow, processes, sharding
 from idistill_jax.hf import folders, prompts, weights
+from idistill_jax.llm import session
 from idistill_jax.models import dual_encoder
+from idistill_jax.retrieval import runs, summary
 from idistill_jax.train import networks
 
 
 def check(runner: cli.Runner) -> None:
-  """Raises what reading the starting weights would raise, and sharding.ShardingError for a mesh that a network still to
-  be trained cannot lie on: not after its labels."""
+  """Raises what reading the starting weights would raise, sharding.ShardingError for a mesh that a network still to be
+  trained cannot lie on, and what stages still to be run would raise of an LLM, a run or a package; asks nobody, writes
+  nothing."""
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
   _check_mesh(runner)
+  processes.once(lambda: _check_outside(runner), "a look at what is asked and read")
 
 
 def _check_weights(cfg: config.Encoder) -> None:
@@ -35,3 +39,22 @@ def _check_mesh(runner: cli.Runner) -> None:
   mesh = sharding.make_mesh(cfg.mesh)
   for network in (networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)):
     network.shardings(mesh)
+
+
+def _check_outside(runner: cli.Runner) -> None:
+  """Raises protocol.Stop for an LLM without its key or SDK, runs.RunError for `candidates.run`, ModuleNotFoundError for
+  Parquet without its package."""
+  cfg = runner.cfg
+  for name, asked in session.ASKING.items():
+    if session.asks(name, cfg) and _to_be_run(runner, name):
+      session.check(asked(cfg))
+  if cfg.candidates.run is not None and _to_be_run(runner, "candidates"):
+    runs.read_trec(cfg.candidates.run)
+  if cfg.evaluate.parquet and (_to_be_run(runner, "evaluate") or _to_be_run(runner, "answer")):
+    summary.parquet()
+
+
+def _to_be_run(runner: cli.Runner, name: str) -> bool:
+  """Neither done, nor in a workdir from which it may be taken over: whether it can be is known when its inputs are."""
+  return not runner.workdir.is_done(flow.STAGES[name], runner.cfg) and not any(
+    other.manifest(name) for other in runner.reuse)

@@ -4,7 +4,7 @@
 
 Sizes come from the collection stage where it has run, else from what is published of the collection, within the
 config's limits; what follows from a size that is not known is not said.  Nothing is opened but manifests, and weights
-that are on this machine, to see whether they can be read.
+and recordings that are on this machine, to see whether they can be read.
 """
 
 import dataclasses
@@ -97,14 +97,13 @@ def reads(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
   encoder = _weights(cfg.encoder)
   read: dict[str, list[str | None]] = {
-    "queries": [_file(cfg.collection.path), encoder, _llm(cfg.labels)],
+    "queries": [_file(cfg.collection.path), encoder],
     "collection": [_source(cfg.collection), _file(cfg.collection.rankings), _file(cfg.collection.rankings_shown)],
     "candidates": [encoder, _file(cfg.candidates.run)],
-    "labels": [] if cfg.collection.rankings else [_llm(cfg.labels)],
     "evaluate": [_file(cfg.evaluate.runs)],
-    "answer": [] if cfg.answer.systems == "none" else [_llm(session.of_reader(cfg))],
   }
-  return [one for one in read.get(stage, ()) if one]
+  asked = [_llm(session.ASKING[stage](cfg))] if stage in session.ASKING and session.asks(stage, cfg) else []
+  return [one for one in (*read.get(stage, ()), *asked) if one]
 
 
 def _weights(cfg: config.Encoder) -> str:
@@ -140,7 +139,12 @@ def _file(path: str | None) -> str | None:
 
 def _llm(cfg: config.Labels) -> str:
   where = "" if cfg.base_url is None else f" at {cfg.base_url}"
-  return cfg.recording or "?" if cfg.provider == "replay" else f"{cfg.provider} {cfg.model}{where}"
+  said = cfg.recording or "?" if cfg.provider == "replay" else f"{cfg.provider} {cfg.model}{where}"
+  try:
+    session.check(cfg)
+  except (OSError, ValueError) as e:
+    return f"{said} (NOT USABLE: {e})"
+  return said
 
 
 # -- How much ------------------------------------------------------------------------------------------------------

@@ -105,6 +105,8 @@ def judged(root: pathlib.Path, tiny_weights: str, answers: str = "", **qrels: st
     (root / "data" / "qrels" / f"{split}.tsv").write_text(QRELS + lines)
   cfg = config.Config(name="test", collection=config.Collection(source="beir", path=str(root / "data")))
   cfg.encoder.weights = tiny_weights
+  cfg.labels.provider, cfg.labels.recording = "replay", str(root / "recorded.jsonl")
+  (root / "recorded.jsonl").touch()
   return cli.Runner(cfg, artifacts.Workdir(root / "w"), ())
 
 

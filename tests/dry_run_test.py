@@ -72,6 +72,18 @@ def test_an_estimate_of_the_pipeline_tells_at_most_what_is_asked_and_what_must_r
     assert calls in part and "tokens in and" in part and "python -m idistill_jax.stages.collection" in part
 
 
+def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):
+  pytest.importorskip("openai")
+  monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+  cfg = config_test.load("my_corpus")
+  cfg.labels.provider, cfg.labels.base_url, cfg.labels.model = "openai", None, "m"
+  of = {one.partition(":")[0]: one for one in told(cfg, tmp_path)}
+  assert all("openai m (NOT USABLE: no API key: set the environment variable OPENAI_API_KEY" in of[stage]
+             for stage in ("queries", "labels"))
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  assert "no API key" not in "".join(told(cfg, tmp_path))
+
+
 def test_what_has_run_gives_the_sizes(tmp_path):
   cfg = config_test.load("scifact")
   amounts = lambda: "\n".join(told(cfg, tmp_path))

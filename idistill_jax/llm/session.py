@@ -56,6 +56,19 @@ ASKING: dict[str, Callable[[config.Config], config.Labels]] = {
 }
 
 
+def asks(stage: str, cfg: config.Config) -> bool:
+  """Whether a stage of ASKING has anything to ask with that config."""
+  return {
+    "queries": config.writes_queries(cfg), "labels": cfg.collection.rankings is None,
+    "answer": cfg.answer.systems != "none",
+  }[stage]
+
+
+def check(cfg: config.Labels) -> None:
+  """Raises as `providers.build` does, protocol.Stop for a missing key, SDK or recording; asks nothing."""
+  asyncio.run(providers.build(cfg).close())
+
+
 class Session:
   """`with Session(cfg, folder) as session:`; the cache and the books of the budget lie in the folder."""
 

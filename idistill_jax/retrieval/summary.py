@@ -2,6 +2,7 @@
 
 import csv
 import os
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,13 @@ def write_per_query(path: str | os.PathLike[str], measured: Measured) -> None:
 
 
 def write_parquet(path: str | os.PathLike[str], measured: Measured) -> None:
-  """The same table as Parquet.  Raises ModuleNotFoundError naming the extra."""
+  """The same table as Parquet.  Raises as `parquet` does."""
+  pyarrow = parquet()
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows(measured))), path)
+
+
+def parquet() -> types.ModuleType:
+  """pyarrow with its writer.  Raises ModuleNotFoundError naming the extra."""
   with extras.needed("Parquet", "datasets"):
-    import pyarrow
-    from pyarrow import parquet
-  parquet.write_table(pyarrow.Table.from_pylist(list(rows(measured))), path)
+    import pyarrow.parquet
+  return pyarrow

@@ -1,0 +1,88 @@
+"""A pipeline looks at keys, packages and runs before its first stage, where one that wants them is still to be run."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+import tiny_world
+
+from idistill_jax import ahead, artifacts, cli, config
+from idistill_jax.llm import protocol
+from idistill_jax.retrieval import runs
+
+ASKS = {"queries", "labels", "answer"}
+
+
+@pytest.fixture
+def runner(tmp_path, tiny_weights, monkeypatch) -> cli.Runner:
+  """Of a config that asks nobody; no key is set."""
+  for variable in ("OPENAI_API_KEY", "GOOGLE_API_KEY", "GEMINI_API_KEY"):
+    monkeypatch.delenv(variable, raising=False)
+  cfg = config.Config(name="x", encoder=tiny_world.encoder(tiny_weights))
+  cfg.collection.rankings, cfg.labels.provider = "made/elsewhere.jsonl", "openai"
+  return cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), [])
+
+
+def made(root: pathlib.Path, *stages: str) -> artifacts.Workdir:
+  """A workdir where they have been run."""
+  for stage in stages:
+    (root / stage).mkdir(parents=True)
+    (root / stage / artifacts.MANIFEST).write_text(json.dumps({"stage": stage, "key": "k", "inputs": {}}))
+  return artifacts.Workdir(root)
+
+
+def ask(cfg: config.Config, stage: str) -> None:
+  match stage:
+    case "queries":
+      cfg.queries.passages = 5
+    case "labels":
+      cfg.collection.rankings = None
+    case "answer":
+      cfg.answer.systems = "before_after"
+
+
+@pytest.mark.parametrize("stage", sorted(ASKS))
+def test_a_missing_key_is_named_where_a_stage_will_ask(runner, monkeypatch, tmp_path, stage):
+  pytest.importorskip("openai")
+  ahead.check(runner)  # nobody is asked
+  ask(runner.cfg, stage)
+  with pytest.raises(protocol.Stop, match="no API key: set the environment variable OPENAI_API_KEY"):
+    ahead.check(runner)
+  # Not where it need not ask: it is done, or may be taken over.
+  taken = cli.Runner(runner.cfg, runner.workdir, [made(tmp_path / "other", stage)])
+  ahead.check(taken)
+  with monkeypatch.context() as patched:
+    patched.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == stage)
+    ahead.check(runner)
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  ahead.check(runner)
+  assert not (tmp_path / "w").exists()
+
+
+def test_a_missing_sdk_and_a_missing_recording_are_named(runner, monkeypatch):
+  ask(runner.cfg, "labels")
+  monkeypatch.setitem(sys.modules, "openai", None)
+  with pytest.raises(protocol.Stop, match=r"openai cannot be imported .* extra llm"):
+    ahead.check(runner)
+  runner.cfg.labels.provider, runner.cfg.labels.recording = "replay", "nowhere.jsonl"
+  with pytest.raises(FileNotFoundError, match=r"labels\.recording = 'nowhere\.jsonl' names no file"):
+    ahead.check(runner)
+
+
+def test_a_malformed_run_of_candidates_is_named_with_its_line(runner, tmp_path, monkeypatch):
+  path = tmp_path / "bing.trec"
+  path.write_text("q Q0 p 1 0.5 bing\nq p 0.5\n")
+  runner.cfg.candidates.run = str(path)
+  with pytest.raises(runs.RunError, match=f"{path}:2"):
+    ahead.check(runner)
+  monkeypatch.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == "candidates")
+  ahead.check(runner)
+
+
+def test_parquet_without_its_package_names_the_extra(runner, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  ahead.check(runner)
+  runner.cfg.evaluate.parquet = True
+  with pytest.raises(ModuleNotFoundError, match=r"Parquet needs pyarrow.*env\.sh datasets"):
+    ahead.check(runner)

@@ -62,13 +62,13 @@ STAGES = {stage.name: stage for stage in (
          reads=("collection", "candidates", "labels", "train_direct", "train_ranker", "train_retriever", "index"),
          config=("encoder", "ranker", "index", "evaluate"), fingerprint=fingerprints.evaluate, together=True),
 
-  # A reader LLM answers from what each system found.
-  _stage("answer", reads=("collection", "evaluate"), config=("answer", "labels", "evaluate"),
-         fingerprint=fingerprints.answer),
-
   # Hugging Face folders.
   _stage("export", reads=("collection", "labels", "train_direct", "train_ranker", "train_retriever", "evaluate"),
          config=("name", "seed", "encoder", "labels", "direct", "ranker", "retriever", "evaluate", "export")),
+
+  # A reader LLM answers from what each system found.  Behind the export: a quota keeps nobody from the models.
+  _stage("answer", reads=("collection", "evaluate"), config=("answer", "labels", "evaluate"),
+         fingerprint=fingerprints.answer),
 
   # One page to look at, which shows all of them and the whole config.
   _stage("report", reads_if={"queries": config.writes_queries},

@@ -189,7 +189,7 @@ def test_the_budget_holds_for_the_reader_too(tmp_path):
   with LoopbackLLM(lambda number, prompt: Reply("Paris")) as server:
     # A call is bound by its bytes and 1,024 tokens, and takes 18: there is room for some, and not for all.
     cfg = live(server, max_tokens=1510, concurrency=1)
-    with pytest.raises(budget.Exhausted):
+    with pytest.raises(budget.Exhausted, match=r"report without a reader's answers: --config\.answer\.systems=none"):
       done.execute(flow.STAGES["answer"], cfg)
     asked = len(server.asked)
     cfg.labels.max_tokens = 100_000

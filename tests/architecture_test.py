@@ -386,6 +386,8 @@ def test_the_flow_has_every_stage_after_what_it_reads() -> None:
   for place, stage in enumerate(flow.STAGES.values()):
     assert {*stage.reads, *stage.reads_if} <= set(names[:place]), stage.name
   assert {*flow.STAGES["report"].reads, *flow.STAGES["report"].reads_if} == set(names) - {"report"}
+  # A reader that fails, of a quota, withholds the report and no model.
+  assert names[-2:] == ["answer", "report"]
 
 
 @pytest.mark.parametrize("name", STAGE_MODULES)

@@ -145,18 +145,25 @@ def summary_of(outcome: asking.Asked | Silence) -> workers.Summary:
 def ask(
   job: artifacts.Job, requests: Sequence[tuple[str, protocol.Request]]
 ) -> tuple[list[Reply], dict[str, Any]]:
-  """What the reader said, and its bill; unanswered requests are dropped by name.  Equal requests are asked once."""
+  """What the reader said, and its bill; unanswered requests are dropped by name.  Equal requests are asked once.
+
+  Raises protocol.Stop, of the kind that came, saying how to do without a reader.
+  """
   once = list(dict.fromkeys(request for _, request in requests))
   said: dict[protocol.Request, str] = {}
   cfg, tally = session.of_reader(job.cfg), workers.Tally()
-  with session.Session(cfg, job.cache) as reading:
-    for request, outcome in zip(once, reading.each("answers", once, one, summary_of), strict=True):
-      tally.add(*summary_of(outcome))
-      if isinstance(outcome, Silence):
-        job.drop(outcome.reason, request.query_id)
-        logging.log_first_n(logging.WARNING, "%s: %s", 5, request.query_id, outcome.message)
-      else:
-        said[request] = reader.said(outcome.answer.text)
+  try:
+    with session.Session(cfg, job.cache) as reading:
+      outcomes = reading.each("answers", once, one, summary_of)
+  except protocol.Stop as e:
+    raise type(e)(f"{e}; for the report without a reader's answers: --config.answer.systems=none") from e
+  for request, outcome in zip(once, outcomes, strict=True):
+    tally.add(*summary_of(outcome))
+    if isinstance(outcome, Silence):
+      job.drop(outcome.reason, request.query_id)
+      logging.log_first_n(logging.WARNING, "%s: %s", 5, request.query_id, outcome.message)
+    else:
+      said[request] = reader.said(outcome.answer.text)
   replies = [
     Reply(query_id=request.query_id, system=system, passage_ids=request.passage_ids, said=said[request])
     for system, request in requests if request in said

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 from idistill_jax import artifacts, cli, files, outdated, outside, records, remote, search, sharding
 from idistill_jax import config as config_lib
-from idistill_jax.data import example, similarity, tables
+from idistill_jax.data import characters, example, similarity, stream, tables
 from idistill_jax.data.corpora import files as corpus_files
 from idistill_jax.retrieval import index
 from idistill_jax.stages import index as index_stage
@@ -50,12 +50,15 @@ def upsert(
   outdated.warn(old, search.STAGE.reads)
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
+  index.check_grows(old.folder("index"))  # before any model encodes
   read = list(corpus_files.read_passages(outside.at(path)))
-  new = [passage for passage in read if passage.full_text.strip()]
+  new = tuple(stream.usable(read))
   if not new:
     raise ValueError(f"{path}: no passage with a text")
   if len(new) < len(read):
     logging.warning("%s: %d passages without text are left out", path, len(read) - len(new))
+  if cut := sum(not characters.is_whole(passage.full_text) for passage in read):
+    logging.warning("%s: %d passages were cut within a character, for which U+FFFD stands", path, cut)
 
   part = artifacts.Workdir(into.with_name(f".{into.name}-part"))
   shutil.rmtree(part.root, ignore_errors=True)

@@ -113,6 +113,7 @@ def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
   monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
   of_nq = runner(tmp_path, monkeypatch, tiny_weights, "nq:slice")
   cfg, workdir = of_nq.cfg, of_nq.workdir
+  cfg.index.tuned_depth = 10  # of a hundred passages anybody finds a hundred
   with LoopbackLLM(reply) as server:
     cfg.labels.base_url = f"{server.url}/v1"
     pipeline.run(of_nq)
@@ -150,12 +151,12 @@ def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
     "initial": "exact search", "distilled": "ScaNN", "ranker": "exact search"}
   (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "new", "text": asked.text}) + "\n")
   counts = upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
-  assert counts["added"] == 1 and 0.9 < counts["recall@100"] <= 1
+  assert counts["added"] == 1 and 0.9 < counts["recall@10"] <= 1
   counted = artifacts.Workdir(tmp_path / "grown").manifest("index")["counts"]
-  assert counted["recall@100 since"] == counts["recall@100"]
+  assert counted["recall@10 since"] == counts["recall@10"]
   # And once more, into what has grown.
   (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "newer", "text": "Of nothing in particular."}) + "\n")
-  assert "recall@100" in upsert.upsert(tmp_path / "grown", tmp_path / "more.jsonl", tmp_path / "grown twice")
+  assert "recall@10" in upsert.upsert(tmp_path / "grown", tmp_path / "more.jsonl", tmp_path / "grown twice")
   grown = np.load(tmp_path / "grown" / "index" / "passages.npy")
   assert len(grown) == len(passages_of) + 1 and np.linalg.norm(grown[-1]) > 1.1
   report = gather.gather(workdir)

@@ -18,6 +18,7 @@ from idistill_jax import artifacts, flow, records, search, sharding, upsert
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
+from idistill_jax.retrieval import compact
 from idistill_jax.train import checkpoint, inference, networks
 
 PASSAGES = [
@@ -299,7 +300,7 @@ def test_command_ends_without_a_traceback(tmp_path):
 def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, tmp_path, caplog):
   more = tmp_path / "more.jsonl"
   more.write_text(
-    json.dumps({"_id": "new", "title": "bisect.insort", "text": "Insert an item into a sorted list."}) + "\n"
+    json.dumps({"_id": "new", "title": "bisect.insort", "text": "Insert an item into a sorted list.\ud83d"}) + "\n"
     + json.dumps({"_id": "p4", "title": "time.sleep", "text": QUESTION}) + "\n"
   )
   before = {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()}
@@ -321,6 +322,9 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   distilled = inference.load_retriever(cfg, grown.folder("train_retriever")).encode_passages(passages.texts)
   np.testing.assert_allclose(np.load(grown.folder("index") / "passages.npy"), distilled, atol=1e-5)
   assert passages.by_id("p4").text == QUESTION
+  # Half an emoji costs no more than itself, as in the collection, and is counted.
+  assert passages.by_id("new").text == "Insert an item into a sorted list.\ufffd"
+  assert "1 passages were cut within a character" in caplog.text
   # A pipeline run there would not take these folders for what the config makes.
   assert workdir.is_done(flow.STAGES["candidates"], cfg) and not grown.is_done(flow.STAGES["candidates"], cfg)
   assert grown.manifest("index")["counts"]["upserted"] == 2
@@ -331,6 +335,18 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   with pytest.raises(ValueError, match="no passage with a text"):
     upsert.upsert(workdir.root, more, tmp_path / "other")
   assert not (tmp_path / "other").exists()
+
+
+def test_an_index_of_8_bit_integers_is_refused_before_anything_is_encoded(workdir, tmp_path, monkeypatch):
+  whole = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  (whole.folder("index") / compact.SCALES).touch()
+  monkeypatch.setattr(upsert, "_grow", lambda *of: pytest.fail("models encode"))
+  (tmp_path / "more.jsonl").write_text('{"_id": "new", "text": "a text"}\n')
+  with pytest.raises(ValueError, match=r"int8.* takes no new passages: add them to the files of the collection"):
+    upsert.upsert(whole.root, tmp_path / "more.jsonl", tmp_path / "grown")
+  # Control: whole vectors come as far.
+  with pytest.raises(pytest.fail.Exception, match="models encode"):
+    upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "grown")
 
 
 def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(workdir, tmp_path, monkeypatch):

@@ -262,7 +262,7 @@ def plain(found: Any) -> str:
   if isinstance(found, float):
     return f"{found:,.0f}" if abs(found) >= 1000 else f"{found:.4g}"
   if isinstance(found, dict):
-    return ", ".join(f"{key} {plain(one)}" for key, one in found.items())
+    return f"({', '.join(f'{key} {plain(one)}' for key, one in found.items())})"
   if isinstance(found, (list, tuple)):
     return ", ".join(map(plain, found))
   return str(found)

@@ -120,7 +120,7 @@ def test_smaller_vectors_are_measured_and_searched(corpus, tmp_path):
   found = index.open_default(tmp_path, ids).search(corpus[:50], 3)
   assert np.load(tmp_path / compact.VECTORS).dtype == np.int8
   assert (found.rows[:, 0] == np.arange(50)).mean() > 0.9
-  with pytest.raises(ValueError, match="take no new passages"):
+  with pytest.raises(ValueError, match="takes no new passages"):
     index.upsert(tmp_path, ids, ["new"], corpus[:1])
   with pytest.raises(ValueError, match=r"index\.dimensions is 64; the embeddings have 32"):
     compact.truncated(corpus, 64)

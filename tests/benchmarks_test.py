@@ -14,7 +14,7 @@ import jobs
 import numpy as np
 import pytest
 
-from benchmarks import alone, corpus, first_stages, memory, models, ours, report, run, scaling, texts
+from benchmarks import alone, drawn, first_stages, memory, models, ours, report, run, scaling, texts
 from idistill_jax import artifacts, config, flow, records, sharding, validation
 from idistill_jax.data import example, tables
 from idistill_jax.hf import folders
@@ -252,17 +252,17 @@ def test_memory_is_told_a_passage(minilm_weights, tmp_path):
 
 
 def test_a_drawn_corpus_is_a_collection_with_orders_to_learn(tmp_path):
-  corpus.prepare(tmp_path, 2000)
-  cfg = corpus.experiment(tmp_path, 2000, shards=4)
+  drawn.prepare(tmp_path, 2000)
+  cfg = drawn.experiment(tmp_path, 2000, shards=4)
   validation.validate(cfg)
   workdir = artifacts.Workdir(tmp_path / "run")
   counts = workdir.execute(flow.STAGES["collection"], cfg)["counts"]
-  assert counts["passages"] == 2000 and counts["queries"] == corpus.QUERIES
-  assert counts["rankings"] == corpus.QUERIES["train"]
+  assert counts["passages"] == 2000 and counts["queries"] == drawn.QUERIES
+  assert counts["rankings"] == drawn.QUERIES["train"]
   folder = workdir.folder("collection")
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   # Its words are a query's way to its passage.
   judged = tables.load_qrels(folder, "test")
-  assert len(judged) == corpus.QUERIES["test"]
+  assert len(judged) == drawn.QUERIES["test"]
   for query_id, (passage_id,) in judged.items():
     assert passages.by_id(passage_id).text.startswith(queries.by_id(query_id).text)

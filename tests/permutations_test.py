@@ -6,10 +6,9 @@ import pathlib
 
 import pytest
 
-from idistill_jax import config
+from idistill_jax import config, fingerprints
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import beir, rankings
-from idistill_jax.stages import collection as stage
 
 QUERIES = {"101": "who wrote it", "102": "where is it", "103": "where is it not"}
 SHOWN = [("101", ["7", "8", "9"]), ("102", ["9", "7", "5"]), ("103", ["5", "8"])]
@@ -117,10 +116,10 @@ def test_a_list_without_ids_names_its_line(cfg, row, said):
 
 def test_both_files_are_in_the_key_and_neither_stands_alone(cfg):
   whole = config.Config(name="t", collection=cfg)
-  before = stage.fingerprint(whole)
+  before = fingerprints.collection(whole)
   with open(cfg.rankings_shown, "a") as file:
     file.write("\n")
-  assert stage.fingerprint(whole) != before
+  assert fingerprints.collection(whole) != before
   cfg.rankings_model = "gpt"
   with pytest.raises(config.ConfigError, match=r"unset collection\.rankings_model"):
     found(cfg)

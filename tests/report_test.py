@@ -20,6 +20,7 @@ from rich import console as rich_console
 from idistill_jax import artifacts, flow, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, tables
+from idistill_jax.llm import query_writing
 from idistill_jax.report import claims, figures, files, gather, page, queries, terminal
 from idistill_jax.stages import report as report_stage
 
@@ -436,7 +437,7 @@ def test_a_difference_that_is_not_distillations_alone_is_said_beside_it(index, s
 @pytest.mark.parametrize(("passages", "said"), [(700, True), (None, False)])
 def test_that_an_llm_wrote_the_test_queries_is_said_beside_what_they_show(passages, said):
   found = claims.claim(evaluation(mrr=comparison()), None, gather.flat({"queries": {"passages": passages}}))
-  assert (claims.WRITTEN in found.detail) is said
+  assert (query_writing.CAUTION in found.detail) is said
 
 
 def test_page_and_terminal_tell_of_smaller_vectors(workdir, text, tmp_path):

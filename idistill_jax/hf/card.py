@@ -15,8 +15,8 @@ from typing import Any, Literal
 from idistill_jax import config as config_lib
 from idistill_jax import outside, records
 from idistill_jax.hf import export, weights
+from idistill_jax.llm import query_writing
 from idistill_jax.models import cross_encoder
-from idistill_jax.report import claims
 
 # System in metrics.json that each model is measured as.
 Kind = Literal["retriever", "ranker"]
@@ -261,7 +261,7 @@ def _results(kind: Kind, metrics: Mapping[str, Any] | None, cfg: config_lib.Conf
   lines = [
     f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
     f"`{_SYSTEMS['ranker']}` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
-    + (f" {claims.WRITTEN}" if config_lib.writes_queries(cfg) else ""),
+    + (f" {query_writing.CAUTION}" if config_lib.writes_queries(cfg) else ""),
     "",
     "| system | " + " | ".join(measures) + " |",
     "|---|" + "---|" * len(measures),

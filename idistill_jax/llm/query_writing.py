@@ -12,6 +12,11 @@ from idistill_jax.llm import asking, prompt, protocol, session, workers
 # A query that has so many of the passage's words in a row was copied from it.
 COPIED_WORDS = 6
 _LONGEST_QUERY = 60
+# What is said beside whatever was measured by such queries.
+CAUTION = (
+  "An LLM wrote these queries: what is won for them need not be won for what people ask, so measure that before this "
+  "model takes another's place."
+)
 _LABEL = re.compile(r"^(?:(?:search )?(?:query|question|keywords|problem)\s*:)\s*", re.IGNORECASE)
 _REFUSAL = re.compile(r"\b(?:i(?:'m| am) sorry|i can(?:no|')t|i am unable|as an ai)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")

@@ -6,16 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from idistill_jax import outdated
+from idistill_jax.llm import query_writing
 from idistill_jax.report import gather
 from idistill_jax.retrieval import significance
 
 # Main measure -> the one that says it in a reader's words.
 FIRST_PLACE = {"MRR@10": "hit@1"}
-# Of a collection whose queries, those that are measured too, the stage `queries` had written.
-WRITTEN = (
-  "An LLM wrote these queries: what is won for them need not be won for what people ask, so measure that before this "
-  "model takes another's place."
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +48,7 @@ def claim(
     f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
     f"{p_value(test.p)}, the primary test and so not corrected for others, {measured}{count(evaluation.queries)} "
     f"{evaluation.split} queries).{_not_distillation(evaluation, settings)}"
-    + (f" {WRITTEN}" if settings.get("queries.passages", "null") != "null" else "")
+    + (f" {query_writing.CAUTION}" if settings.get("queries.passages", "null") != "null" else "")
   )
   lead = _lead(labels if _taught_by_lists(settings) else None)
   return Claim(headline=f"{lead}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))

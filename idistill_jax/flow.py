@@ -20,8 +20,8 @@ def _stage(name: str, **declared: Any) -> artifacts.Stage:
   return artifacts.Stage(name=name, run=lambda job: module(name).run(job), **declared)
 
 
-# By name; fields are as `artifacts.Stage` says.
-STAGES = {stage.name: stage for stage in (
+# By name, all but the page that shows them; fields are as `artifacts.Stage` says.
+SHOWN = {stage.name: stage for stage in (
   # The LLM writes queries, where a corpus has none (off unless asked for).
   _stage("queries", reads=(), config=("queries", "collection", "encoder", "labels", "seed"),
          fingerprint=fingerprints.queries, asked_for=config.writes_queries, together=True),
@@ -69,13 +69,14 @@ STAGES = {stage.name: stage for stage in (
   # A reader LLM answers from what each system found.  Behind the export: a quota keeps nobody from the models.
   _stage("answer", reads=("collection", "evaluate"), config=("answer", "labels", "evaluate"),
          fingerprint=fingerprints.answer),
-
-  # One page to look at, which shows all of them and the whole config.
-  _stage("report", reads_if={"queries": config.writes_queries},
-         reads=("collection", "candidates", "labels", "train_direct", "train_ranker", "scores", "train_retriever",
-                "index", "evaluate", "answer", "export"),
-         config=tuple(field.name for field in dataclasses.fields(config.Config))),
 )}
+
+STAGES = SHOWN | {
+  # One page to look at, which shows all of them and the whole config.
+  "report": _stage("report", reads=tuple(name for name in SHOWN if name != "queries"),
+                   reads_if={"queries": config.writes_queries},
+                   config=tuple(field.name for field in dataclasses.fields(config.Config))),
+}
 
 # Those that learn, each a model of its own.
 TRAININGS = ("train_direct", "train_ranker", "train_retriever")

@@ -14,7 +14,7 @@ from idistill_jax.report import files, queries
 from idistill_jax.retrieval import summary
 
 # All that the page shows: not itself, which may be of an earlier run.
-SHOWN = tuple(name for name in flow.STAGES if name != "report")
+SHOWN = tuple(flow.SHOWN)
 # Section of a config -> the stage that is its own.
 _OF_A_STAGE = {stage.removeprefix("train_"): stage for stage in SHOWN} | {"name": "export"}
 # What is talked about of what a reader answered.

@@ -79,7 +79,7 @@ def test_a_stage_tells_it_once(tmp_path, caplog):
   assert caplog.messages == ["passages: 1,557 of 3,743 cut at 96 tokens (longest 812)"]
   assert job.counts["queries cut"] == {"at": 64, "texts": 0, "of": 1397, "longest": 31}
   shown = claims.plain({name: found for name, found in job.counts.items() if "passages" in name})
-  assert shown == "passages cut at 96, texts 1,557, of 3,743, longest 812"
+  assert shown == "(passages cut (at 96, texts 1,557, of 3,743, longest 812))"
 
 
 def test_a_retriever_tells_what_it_embeds(tiny_weights, tmp_path):

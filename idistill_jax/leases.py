@@ -176,7 +176,8 @@ class Leases:
       self._told[path] = max(self._told.get(path, 0), int(done[1]))
     now = time.monotonic()
     before, since = self._seen.get(path, (None, now))
-    if said != before:
+    # Empty while it is written anew: whoever is killed right then has said its last word before.
+    if said != before and (said or before is None):
       since = now
       self._seen[path] = said, now
     return now - since < LEASE_SECONDS

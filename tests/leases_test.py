@@ -56,6 +56,20 @@ def test_who_was_lost_learns_it_also_from_what_was_given_back(tmp_path, monkeypa
     one.close()
 
 
+def test_a_lease_that_is_seen_while_it_is_written_still_names_its_holder(tmp_path, monkeypatch):
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  one, other = silent(leases.Leases(tmp_path), monkeypatch), leases.Leases(tmp_path)
+  assert one.take("stage", None, one.names()) and not other.take("stage", None, other.names())
+  (tmp_path / "stage.0.lease").write_bytes(b"")
+  assert not other.take("stage", None, other.names())
+  assert other.holder("stage") == f"{socket.gethostname()} {os.getpid()}"
+  # Whoever was killed in that moment holds nobody up.
+  time.sleep(2 * leases.LEASE_SECONDS)
+  assert other.take("stage", None, other.names())
+  for worker in (one, other):
+    worker.close()
+
+
 def test_giving_back_in_a_bucket_begins_no_swept_folder_anew(monkeypatch):
   monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
   files = fsspec.filesystem("memory")

@@ -21,14 +21,17 @@ from etils import epath
 
 from idistill_jax import artifacts, begun, cli, flow, processes
 from idistill_jax import config as config_lib
-from idistill_jax.stages import candidates, index, scores, train_direct
+from idistill_jax.stages import index, scores
+from idistill_jax.train import inference
 
 # Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
 # Evaluation searches first.
 JOINED = {name: flow.STAGES[name] for name in ("candidates", "train_direct", "scores", "index")}
 # What makes these pieces; all else of the stage comes before them, or needs what they make together.
 PIECES: dict[str, Callable[[artifacts.Job], object]] = {
-  "candidates": candidates.encode, "train_direct": train_direct.encode, "scores": scores.score, "index": index.encode,
+  "candidates": lambda job: inference.embed_collection(job, None),
+  "train_direct": lambda job: inference.embed_collection(job, job.shared),
+  "scores": scores.score, "index": index.encode,
 }
 # What these read, where it is not all that the stage does: of a bucket it is fetched, candidates with embeddings.
 READ = {"train_direct": ("collection",)}

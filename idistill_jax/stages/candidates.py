@@ -5,16 +5,14 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-import numpy as np
-
 from idistill_jax import artifacts, cli, flow, processes, records, sharding
-from idistill_jax.data import example, similarity, tables
+from idistill_jax.data import example, tables
 from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference
 
 
 def run(job: artifacts.Job) -> None:
-  passages, queries, passages_PxE, queries_QxE = encode(job)
+  passages, queries, passages_PxE, queries_QxE = inference.embed_collection(job, None)
 
   train = queries.of_split("train")
   own = itself.of(train, passages, tables.load_some_qrels(job.inputs["collection"], "train"))
@@ -37,16 +35,6 @@ def run(job: artifacts.Job) -> None:
     raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
   processes.once(lambda: example.write_records(job.out, artifacts.CANDIDATES, lists))
   job.count(passages=len(passages), queries=len(queries), lists=len(lists), depth=job.cfg.candidates.depth)
-
-
-def encode(job: artifacts.Job) -> tuple[tables.Passages, tables.Queries, np.ndarray, np.ndarray]:
-  """The texts, and their embeddings, float32 [P, E] and [Q, E]: all that helpers do of the stage."""
-  passages = tables.load_passages(job.inputs["collection"])
-  queries = tables.load_queries(job.inputs["collection"])
-  retriever = inference.load_retriever(job.cfg, None, job)
-  passages_PxE = retriever.encode_passages(passages.texts, into=job.out / similarity.PASSAGES)
-  queries_QxE = retriever.encode_queries(queries.texts, into=job.out / similarity.QUERIES)
-  return passages, queries, passages_PxE, queries_QxE
 
 
 def from_run(job: artifacts.Job, found: runs.Run, passages: tables.Passages) -> runs.Run:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -150,6 +150,12 @@ def save_model(folder: epath.PathLike, params: Any) -> None:
   """A finished model's parameters, readable under any mesh."""
   with _reaching(folder), processes.waiting(f"saving {folder}"), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(_absolute(folder), params, force=True)
+
+
+def save_model_once(folder: epath.PathLike, make: Callable[[], Any]) -> None:
+  """The parameters that `make` gives, unless an earlier attempt has left a whole model there, which stays as it is."""
+  if not processes.once(lambda: is_saved(folder), f"a look at {folder}"):
+    save_model(folder, make())
 
 
 def is_saved(folder: epath.PathLike) -> bool:

@@ -42,7 +42,7 @@ def fit(job: artifacts.Job, name: str, cfg: config_lib.Ranker | config_lib.Disti
     checkpoints=job.shared / artifacts.CHECKPOINTS / str(part), checkpoint_every=cfg.checkpoint_every, part=part,
     keep=job.keep, profile=cli.profiled_steps(),
   ) for part in range(trainings)]
-  params = loop.train(parts[0]) if trainings == 1 else _mean(_trained(job, network, part) for part in parts)
+  params = _mean(_trained(job, network, part) for part in parts)
   job.count(lists=len(data.lists), steps=len(stream), rows=stream.rows, row_tokens=stream.row_tokens)
   return params
 
@@ -101,11 +101,10 @@ def warn_of_sharpness(name: str, data: inputs.Inputs, temperature: float) -> Non
 
 
 def _trained(job: artifacts.Job, network: networks.Network, training: loop.Training) -> Any:
-  """Parameters of one of several trainings; a finished one is found again when the stage is taken up later."""
+  """Parameters of one of the trainings; a finished one is found again when the stage is taken up later."""
   # Not among the pieces: these begin when the stage's own model is there, and then helpers come.
   folder = job.shared / artifacts.CHECKPOINTS / "trained" / str(training.part)
-  if not processes.once(lambda: checkpoint.is_saved(folder / inference.MODEL)):
-    checkpoint.save_model(folder / inference.MODEL, loop.train(training))
+  checkpoint.save_model_once(folder / inference.MODEL, lambda: loop.train(training))
   return inference.load_params(network, folder, training.mesh, job.cfg.seed)
 
 

@@ -20,7 +20,7 @@ from etils import epath
 
 from idistill_jax import artifacts, processes, progress, remade, sharding
 from idistill_jax import config as config_lib
-from idistill_jax.data import pack, tokenize
+from idistill_jax.data import pack, similarity, tables, tokenize
 from idistill_jax.train import checkpoint, networks, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
 from idistill_jax.train import texts as texts_lib
@@ -101,6 +101,19 @@ def load_ranker(cfg: config_lib.Config, folder: epath.PathLike | None, job: arti
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
   forward = _forward(cfg, network, folder, cfg.encoder.list_row, job)
   return Ranker(cfg.encoder, forward, cfg.ranker.similarity_weight)
+
+
+def embed_collection(job: artifacts.Job,
+                     folder: epath.PathLike | None) -> tuple[tables.Passages, tables.Queries, np.ndarray, np.ndarray]:
+  """The collection's texts and their embeddings, float32 [P, E] and [Q, E], by the retriever of `load_retriever`.
+
+  The embeddings are files of the job's folder, as data.similarity reads them.
+  """
+  passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
+  retriever = load_retriever(job.cfg, folder, job)
+  passages_PxE = retriever.encode_passages(passages.texts, into=job.out / similarity.PASSAGES)
+  queries_QxE = retriever.encode_queries(queries.texts, into=job.out / similarity.QUERIES)
+  return passages, queries, passages_PxE, queries_QxE
 
 
 def load_params(network: networks.Network, folder: epath.PathLike | None, mesh: jax.sharding.Mesh, seed: int) -> Any:

@@ -76,14 +76,17 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
 
 def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
   """What is encoded and scored is dealt out to processes, as it is to two of them, whatever the axes are."""
-  stages = ("train_ranker", "train_retriever", "evaluate")
-  for stage in ("collection", "candidates", "labels", "train_direct", "scores", "index"):
+  stages = ("candidates", "train_ranker", "scores", "train_retriever", "evaluate")
+  # Two of them need no device, the third trains as the retriever does, and the last encodes as the candidates do.
+  for stage in ("collection", "labels", "train_direct", "index"):
     shutil.copytree(alone / stage, tmp_path / "run" / stage)
   axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--stages={','.join(stages)}")
   with jobs.started(tmp_path, 4, *CONFIG, *axes, f"--workdir={tmp_path / 'run'}") as job:
     job.succeed()
   for stage in stages:
     assert_same(alone / stage, tmp_path / "run" / stage)
+  for number in range(4):
+    assert did(job.said(number)) >= {"encode passages", "score pairs"}, job.said(number)
 
 
 def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_the_loss_of_one(
@@ -273,6 +276,22 @@ def test_the_first_killed_ends_the_others_with_the_reason(tmp_path):
     codes = job.wait(60)
     assert codes[0] == -signal.SIGKILL and codes[1] in AGAIN, job.said()
   assert "leader task was preempted/died" in job.said(1)
+
+
+def test_the_first_killed_within_a_training_ends_it_with_the_reason(tmp_path, tiny_weights):
+  tiny_world.write_lists(tmp_path)
+  with jobs.started(tmp_path / "job", 2, "-m", "trained", str(tmp_path), tiny_weights, "--pause=0.2") as job:
+    job.until(tmp_path / "metrics.jsonl", 3)
+    job.processes[0].kill()
+    codes = job.wait(60)
+  assert codes[0] == -signal.SIGKILL and codes[1] in AGAIN, job.said(1)
+  lost = r"leader task was preempted/died|Gloo.*(closed|reset).*processes that are silent: \[0\]"
+  assert re.search(lost, job.said(1)), job.said(1)
+  # And the next ones go on behind what it had saved.
+  with jobs.started(tmp_path / "new", 2, "-m", "trained", str(tmp_path), tiny_weights) as after:
+    after.succeed()
+  assert re.search(r"continues at step [2-6] of 8", after.said(0)), after.said(0)
+  assert len(losses(tmp_path)) == 8
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "hanging"])

@@ -246,7 +246,8 @@ def test_a_tensor_axis_need_not_divide_the_vocabulary(model):
   assert laid["encoder"]["layers"]["up"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=["1x1x1", "2x2x2"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)],
+                         ids=["1x1x1", "8x1x1", "1x8x1", "2x2x2"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name, cfg", [("minilm", MINILM), ("modernbert", MODERNBERT)])
 def test_golden_listing(name, cfg, model, sizes):

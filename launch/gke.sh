@@ -14,31 +14,32 @@ cd "$(dirname "$0")/.."
 source launch/what.sh
 : "${JOB:?JOB names the workload}" "${CLUSTER:?CLUSTER says where it runs}"
 
-# listed STATUS: whether xpk has the job among those.
+# listed STATUS: whether xpk has the job among those.  A dry run does without what xpk cannot tell.
 listed() {
   local found
   if ! found="$(xpk workload list --cluster="$CLUSTER" --filter-by-job="$JOB" --filter-by-status="$1")"; then
     printf '%s\n' "$found" >&2
-    exit 1
+    "$dry_run" || exit 1
+    return 1
   fi
   grep -Eq "^$JOB( |\$)" <<<"$found"
 }
 
 # xpk makes no job of a name that it has, for half a day after its end.
 free_name() {
-  if listed FINISHED; then
-    delete
-    while listed EVERYTHING; do sleep "${POLL_SECONDS:-5}"; done
-  elif listed EVERYTHING; then
+  listed EVERYTHING || return 0
+  if ! listed FINISHED; then
     echo "launch/gke.sh: $JOB is there already, and is not over; launch/gke.sh logs shows it, delete ends it" >&2
     exit 0
   fi
+  delete
+  until "$dry_run" || ! listed EVERYTHING; do sleep "${POLL_SECONDS:-5}"; done
 }
 
 run() {
   module "$@" >/dev/null
   : "${TYPE:?TYPE is for example v5litepod-16}" "${IMAGE:?IMAGE says where the container goes}"
-  "$dry_run" || free_name
+  free_name
   act docker build --file=launch/Dockerfile --build-arg=EXTRAS="retrieval report tpu gcs${EXTRAS:+ $EXTRAS}" --tag="$IMAGE" .
   act docker push "$IMAGE"
   local env=()

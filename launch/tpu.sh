@@ -28,18 +28,20 @@ state() {
 create() {
   : "${TYPE:?TYPE is for example v5litepod-16}" "${RUNTIME:?RUNTIME is for example v2-alpha-tpuv5-lite}"
   local state="" unknown=0
-  "$dry_run" || state="$(state)"
+  # A dry run does without what gcloud cannot tell.
+  state="$(state)" || "$dry_run"
   # On its way out: its name is not free yet, and once it is suspended it goes no further by itself.
-  while [[ "$state" == SUSPENDING || "$state" == DELETING ]]; do
+  until "$dry_run" || [[ "$state" != SUSPENDING && "$state" != DELETING ]]; do
     echo "launch/tpu.sh: $TPU is $state; it is asked for anew once that is over" >&2
     sleep "${POLL_SECONDS:-30}"
     state="$(state)"
   done
   case "$state" in
     # Taken away, or never given: its name is free again only when it is deleted.
-    SUSPENDED | FAILED)
+    SUSPENDED | SUSPENDING | FAILED)
       delete
       state="" ;;
+    DELETING) state="" ;;
   esac
   if [[ -z "$state" ]]; then
     act gcloud compute tpus queued-resources create "$TPU" --node-id="$TPU" --zone="$ZONE" \

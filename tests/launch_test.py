@@ -90,14 +90,59 @@ OTHERS = (
 @pytest.mark.parametrize("words", [*((*run, "train_ranker", *WHAT) for run in RUNS.values()), *OTHERS],
                          ids=lambda words: " ".join(words[:2]))
 def test_a_dry_run_prints_what_a_run_does(place: Place, words: tuple[str, ...]) -> None:
-  if words[1] == "create":
-    (place.root / "states").write_text("\nWAITING_FOR_RESOURCES\nACTIVE\n")
-  printed = place.start(*words, "--dry_run")
-  assert printed.returncode == 0, printed.stderr
-  assert not place.calls(), "a dry run touches nothing"
-  done = place.start(*words)
-  assert done.returncode == 0, done.stderr
-  assert place.calls() == [shlex.split(line) for line in printed.stdout.splitlines()]
+  assert_prints_what_it_does(place, words, states=("", "WAITING_FOR_RESOURCES", "ACTIVE"))
+
+
+CREATE, RUN = ("tpu.sh", "create"), ("gke.sh", "run", "pipeline", *WHAT)
+
+
+@pytest.mark.parametrize(("words", "there", "verbs"), [
+  *((CREATE, (*there, "", "ACTIVE"), ["delete", "create"]) for there in (
+    ["SUSPENDED"], ["SUSPENDING", "SUSPENDED"], ["FAILED"])),
+  (CREATE, ("DELETING", "", "ACTIVE"), ["create"]),
+  (CREATE, ("ACTIVE",), []), (RUN, ("FINISHED",), ["delete", "create"]), (RUN, ("RUNNING",), []),
+])
+def test_a_dry_run_prints_what_a_run_does_with_what_is_there(place: Place, words, there, verbs) -> None:
+  calls = assert_prints_what_it_does(place, words, states=there, job=there[0])
+  assert [call[2 if call[0] == "xpk" else 4] for call in calls if call[0] in ("gcloud", "xpk")] == verbs
+
+
+def assert_prints_what_it_does(
+  place: Place, words: tuple[str, ...], states: tuple[str, ...], job: str = "",
+) -> list[list[str]]:
+  """states: of a TPU, one after the other.  job: state of one on GKE."""
+  for dry in (["--dry_run"], []):
+    (place.root / "states").write_text("".join(f"{state}\n" for state in states))
+    (place.root / "jobs").write_text(job)
+    done = place.start(*words, *dry)
+    assert done.returncode == 0, done.stderr
+    if dry:
+      printed = [shlex.split(line) for line in done.stdout.splitlines()]
+      assert not place.calls(), "a dry run touches nothing"
+  assert place.calls() == printed
+  return printed
+
+
+@pytest.mark.parametrize("words", [CREATE, RUN], ids=lambda words: words[0])
+def test_a_dry_run_does_without_what_its_tool_cannot_tell(place: Place, words: tuple[str, ...]) -> None:
+  for name in ("states", "jobs"):
+    (place.root / name).write_text("!login expired\n")
+  done = place.start(*words, "--dry_run")
+  assert done.returncode == 0 and "login expired" in done.stderr and " create " in done.stdout
+  # There is no tool at all, nor one of this machine's own.
+  alone_with(place, "bash", "dirname", "env")
+  for tool in ("gcloud", "xpk"):
+    (place.root / "bin" / tool).unlink()
+  start = lambda *flags: place.start(*words, *flags, PATH=f"{place.root / 'bin'}")
+  without = start("--dry_run")
+  assert without.returncode == 0 and without.stdout == done.stdout and "not found" in without.stderr
+  assert start().returncode != 0 and not place.calls()
+
+
+def alone_with(place: Place, *tools: str) -> None:
+  """Makes its folder of stubs enough by itself, with these tools as they are."""
+  for tool in tools:
+    (place.root / "bin" / tool).symlink_to(shutil.which(tool))
 
 
 def inner(call: list[str], flag: str) -> list[str]:
@@ -289,8 +334,7 @@ def test_keys_are_sent_to_a_tpu_in_a_file_of_its_user_alone(place: Place) -> Non
 
 def test_a_new_machine_that_updates_itself_is_waited_for(place: Place) -> None:
   shutil.copy(place.root / "bin" / "xpk", place.root / "bin" / "sudo")
-  for tool in ("bash", "dirname", "env"):
-    (place.root / "bin" / tool).symlink_to(shutil.which(tool))
+  alone_with(place, "bash", "dirname", "env")
   calls = far_side(place, "tpu_worker.sh", "labels", *WHAT, PATH=f"{place.root / 'bin'}", PYTHON="")
   assert ["sudo", "apt-get", "-o", "DPkg::Lock::Timeout=300", "install", "-qy", "python3.11-venv"] in calls
 

@@ -3,6 +3,8 @@
 import contextlib
 import http.server
 import os
+import re
+import socket
 import threading
 from collections.abc import Iterator
 from unittest import mock
@@ -20,18 +22,21 @@ NAME = "idistill-test"
 class Bucket:
   """url: of the bucket.  environment: what a process needs to find it in place of the real one.
 
-  busy: how many of the next requests, of those whose line has `busy_with` in it, are answered with `status`: 503 is how
-  Google and Amazon say "try again".  lost: how many of the next uploads are so answered although they are done.
+  busy: how many of the next requests, of those in whose method and address `busy_with` (an expression) is found, are
+  answered with `status`: 503 is how Google and Amazon say "try again"; with None they are not answered at all, as where
+  a connection breaks.  lost: how many of the next uploads are answered with `status` although they are done.
   requests: how many there were.
   """
+
+  status: int | None
 
   def __init__(self, url: str, environment: dict[str, str]):
     self.url, self.environment, self.status, self.requests = url, environment, 503, 0
     self.busy, self.busy_with, self.lost = 0, "", 0
 
-  def is_busy(self, line: str) -> bool:
+  def is_busy(self, method: str, address: str) -> bool:
     self.requests += 1
-    if self.busy == 0 or self.busy_with not in line:
+    if self.busy == 0 or not re.search(self.busy_with, f"{method} {address}"):
       return False
     self.busy -= 1
     return True
@@ -57,10 +62,13 @@ def google() -> Iterator[Bucket]:
 
   def sometimes(router, method) -> None:
     with alone:
-      if bucket.is_busy(router._request_handler.path):
-        router._request_handler.send_error(bucket.status)
-      else:
+      request = router._request_handler
+      if not bucket.is_busy(method, request.path):
         handle(router, method)
+      elif bucket.status is None:
+        request.connection.shutdown(socket.SHUT_RDWR)
+      else:
+        request.send_error(bucket.status)
 
   # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
   threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
@@ -117,7 +125,10 @@ def amazon() -> Iterator[Bucket]:
   answer = moto.server.DomainDispatcherApplication.__call__
 
   def sometimes(application, environ, start_response):
-    if bucket.is_busy(environ["PATH_INFO"]):
+    if bucket.is_busy(environ["REQUEST_METHOD"], environ["PATH_INFO"]):
+      if bucket.status is None:
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError  # which the server takes for the end of it
       start_response(f"{bucket.status} No", [("Content-Length", "0")])
       return [b""]
     if environ["REQUEST_METHOD"] == "PUT" and bucket.is_lost():

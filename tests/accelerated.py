@@ -16,11 +16,12 @@ STAGES = flags.DEFINE_list("stages", [
   "collection", "candidates", "labels", "train_direct", "train_ranker", "scores", "train_retriever", "index",
   "evaluate"], "Which of them.")
 HANG = flags.DEFINE_integer("hang", None, "Which process stops before the fourth step.")
+PAUSE = flags.DEFINE_float("pause", 0.0, "Seconds before each step.")
 
 
 def stopping(place: Any, placed: itertools.count) -> Any:
   # The first batch is placed twice: once to compile for it.
-  wait = lambda: time.sleep(3600 if HANG.value == processes.index() and next(placed) == 4 else 0)
+  wait = lambda: time.sleep(3600 if HANG.value == processes.index() and next(placed) == 4 else PAUSE.value)
   return lambda *batch: (wait(), place(*batch))[1]
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import secrets
 import shutil
 import signal
 import time
@@ -40,36 +41,34 @@ def metrics(folder: pathlib.Path) -> list[dict]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-  """What is trained, and in how many processes."""
+class Job:
+  """In how many processes the ranker is trained."""
 
-  pairs: bool
-  processes: int = 1
+  processes: int
 
   def start(self, folder: pathlib.Path, weights: str, *flags: str, afresh: bool = False):
-    flags += () if self.pairs else ("--retriever",)
     return jobs.started(folder / "said", self.processes, "-m", "trained", str(folder), weights, *flags, afresh=afresh)
 
 
-RANKER = Kind(pairs=True)
+ALONE = Job(processes=1)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, tiny_weights) -> Callable[[Kind], pathlib.Path]:
-  """A run of each kind that nothing ended."""
+def whole(tmp_path_factory, tiny_weights) -> Callable[[Job], pathlib.Path]:
+  """A run of each that nothing ended."""
 
   @functools.cache
-  def made(kind: Kind) -> pathlib.Path:
+  def made(kind: Job) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("whole")
     tiny_world.write_lists(folder)
-    with kind.start(folder, tiny_weights, afresh=kind == RANKER) as job:
+    with kind.start(folder, tiny_weights, afresh=kind == ALONE) as job:
       job.succeed()
     return folder
 
   return made
 
 
-def end_at(lines: int, later: float, end: signal.Signals, folder: pathlib.Path, weights: str, kind: Kind = RANKER,
+def end_at(lines: int, later: float, end: signal.Signals, folder: pathlib.Path, weights: str, kind: Job = ALONE,
            which: int = 0) -> list[int]:
   """Starts a run and ends one of its processes some seconds after it has logged so many steps -> exit codes of all.
 
@@ -93,43 +92,40 @@ def test_a_run_that_was_told_to_end_loses_no_step_and_continues_to_the_same_bits
   assert end_at(5, 0.0, signal.SIGTERM, told, tiny_weights) == [preemption.EXIT_CODE]
   assert not (told / inference.MODEL).exists()
   assert max(steps_saved(told)) == metrics(told)[-1]["step"] < 8
-  with RANKER.start(told, tiny_weights) as job:
+  with ALONE.start(told, tiny_weights) as job:
     job.succeed()
-  assert_same_bits(told, whole(RANKER), tiny_weights)
+  assert_same_bits(told, whole(ALONE), tiny_weights)
 
 
-@pytest.mark.parametrize(("kind", "kills"), [
-  pytest.param(RANKER, 3, id="ranker"),
-  pytest.param(Kind(pairs=False), 1, id="retriever"),
-  pytest.param(Kind(pairs=True, processes=2), 1, id="ranker, one of two processes"),
-])
-def test_a_run_that_is_killed_at_drawn_moments_comes_to_the_same_bits(
-    tmp_path, tiny_weights, whole, kind, kills):
-  rng, killed = np.random.default_rng(0), tmp_path / "killed"
+def test_two_processes_of_which_one_is_killed_at_a_drawn_moment_come_to_the_same_bits(tmp_path, tiny_weights, whole):
+  """Alone, and with the retriever: tests/processes_test.py kills what users run."""
+  seed, killed, kind = secrets.randbits(32), tmp_path / "killed", Job(processes=2)
   killed.mkdir()
   tiny_world.write_lists(killed)
-  for lines in sorted(rng.choice(np.arange(1, 7), kills, replace=False)):
-    which = rng.integers(kind.processes)
-    codes = end_at(lines, rng.uniform(0, 0.5), signal.SIGKILL, killed, tiny_weights, kind, which)
-    assert codes[which] == -signal.SIGKILL and all(codes), codes
-  # It goes back to the checkpoint before.
-  assert 0 < max(steps_saved(killed)) < 8 and not (killed / inference.MODEL).exists()
+  rng = np.random.default_rng(seed)
+  which = int(rng.integers(2))
+  codes = end_at(rng.integers(3, 7), rng.uniform(0, 0.5), signal.SIGKILL, killed, tiny_weights, kind, which)
+  assert codes[which] == -signal.SIGKILL and all(codes), (seed, codes)
+  assert 8 not in steps_saved(killed) and not (killed / inference.MODEL).exists(), seed
   with kind.start(killed, tiny_weights) as job:
     job.succeed()
-  assert_same_bits(killed, whole(kind), tiny_weights, kind.pairs)
+  assert_same_bits(killed, whole(kind), tiny_weights)
 
 
-def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str, pairs: bool = True) -> None:
+def assert_same_bits(found: pathlib.Path, whole: pathlib.Path, weights: str) -> None:
   """Weights, and metrics of every step: losses would differ if other lists had come, or in another order."""
-  encoder = tiny_world.encoder(weights)
-  network = networks.ranker(encoder, "pair_cosine") if pairs else networks.retriever(encoder)
+  network = networks.ranker(tiny_world.encoder(weights), "pair_cosine")
   params, expected = (flat(inference.load_params(network, one, mesh_of(1, 1, 1), 0)) for one in (found, whole))
   for path, leaf in expected.items():
     np.testing.assert_array_equal(params[path], leaf, err_msg=path)
-  of_time = {"tokens_per_second", "mfu", "input_wait", "device_wait", "compiled", *windows.OF_START}
-  timeless = lambda folder: [{k: v for k, v in row.items() if k not in of_time} for row in metrics(folder)]
   assert timeless(found) == timeless(whole)
   assert len(metrics(whole)) == 8
+
+
+def timeless(folder: pathlib.Path) -> list[dict]:
+  """Metrics that are the same whenever, and however often, a training was started."""
+  of_time = {"tokens_per_second", "mfu", "input_wait", "device_wait", "compiled", *windows.OF_START}
+  return [{name: value for name, value in row.items() if name not in of_time} for row in metrics(folder)]
 
 
 def assert_slots_lie_as_their_parameters(state) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import bucket as bucket_lib
 import encoded
 import jax
 import jobs
+import loop_test
 import numpy as np
 import pytest
 import tiny_world
@@ -350,6 +352,37 @@ def test_an_index_is_written_and_measured_with_a_corpus_that_no_process_holds_al
 
 
 # -- Restarts --------------------------------------------------------------------------------------------------------
+
+
+def test_what_users_run_comes_to_the_same_bits_though_it_is_killed_at_random_moments(alone, tmp_path):
+  stages, seed = ("train_ranker", "scores", "train_retriever"), secrets.randbits(32)
+  for path in alone.iterdir():
+    if path.is_dir() and path.name not in stages:
+      shutil.copytree(path, tmp_path / "run" / path.name)
+  # As it is, most of this is spent on compiling.
+  pause, every = 0.4, [f"--config.{model}.checkpoint_every=1" for model in ("ranker", "retriever")]
+  start = lambda: jobs.started(tmp_path, 1, *CONFIG, *every, f"--pause={pause}", f"--workdir={tmp_path / 'run'}",
+                               f"--stages={','.join(stages)}")
+  seconds = sum(json.loads((alone / stage / artifacts.MANIFEST).read_text())["seconds"] for stage in stages)
+  seconds += pause * sum(len(losses(alone / stage)) for stage in (stages[0], stages[-1]))
+  moments = np.random.default_rng(seed).uniform(0, seconds, 3).tolist()
+  for moment in moments:
+    with start() as job:
+      with contextlib.suppress(TimeoutError):
+        job.wait(moment)
+      job.processes[0].kill()
+      job.wait()
+  said = f"seed {seed}: killed after {moments} s"
+  with start() as job:
+    assert job.wait() == [0], f"{said}\n{job.said()}"
+  for stage in stages:
+    found, expected = tmp_path / "run" / stage, alone / stage
+    if stage == "scores":
+      records = lambda folder: {path.name: path.read_bytes() for path in folder.glob("*.tfrecord")}
+      assert records(found) == records(expected) != {}, said
+    else:
+      np.testing.assert_array_equal(learned(found, found), learned(expected, expected), err_msg=f"{stage}, {said}")
+      assert loop_test.timeless(found) == loop_test.timeless(expected) != [], said
 
 
 def test_a_job_goes_on_with_other_processes_and_another_mesh(tmp_path, tiny_weights, monkeypatch, capfd):

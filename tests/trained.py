@@ -1,4 +1,4 @@
-"""Eight steps of a tiny ranker or retriever, alone or as one process of a job: `python -m trained FOLDER WEIGHTS`."""
+"""Eight steps of a tiny ranker, alone or as one process of a job: `python -m trained FOLDER WEIGHTS`."""
 
 import argparse
 import contextlib
@@ -18,7 +18,6 @@ from idistill_jax.train import checkpoint, loop, windows
 parser = jobs.parser()
 parser.add_argument("weights")
 parser.add_argument("--fsdp", type=int, default=1)
-parser.add_argument("--retriever", action="store_true", help="in place of the ranker")
 parser.add_argument("--pause", type=float, default=0.0, help="seconds before each step, of the last process")
 parser.add_argument("--hang", type=int, default=None, help="which process stops before its fifth step")
 
@@ -38,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
   mesh = sharding.make_mesh(config.Mesh(fsdp=args.fsdp))
   with texts_are_counted():
     params = loop.train(
-      tiny_world.training(args.folder, args.weights, mesh, pairs=not args.retriever, checkpoint_every=2))
+      tiny_world.training(args.folder, args.weights, mesh, pairs=True, checkpoint_every=2))
   checkpoint.save_model(args.folder / "model", params)
 
 

@@ -16,10 +16,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from absl import logging
 
+T = TypeVar("T")
 # What a shell reports for a process that SIGTERM ended: launchers run the same command again.
 TERMINATED = 128 + signal.SIGTERM
 # What a job ends with that lost one of its processes: no error of its own, so launchers run the same command again.
@@ -29,6 +30,8 @@ _POLL_SECONDS = 1.0
 _LINGER_SECONDS = 5.0
 # So long process 0 has to send what it made, when another ends the job.
 _GRACE_SECONDS = 30.0
+# So long process 0 has to answer: stopped, it would hold up whoever asks it for ever.
+_ANSWER_SECONDS = 5.0
 # After so long a wait says what it is for, and again after twice, four times as long.
 _TELL_SECONDS = 60.0
 # After so long without a word of its watcher, which has one every second, a process is gone, or stopped as a whole.
@@ -39,7 +42,6 @@ _OWN = re.compile(r"^(RESOURCE_EXHAUSTED|INVALID_ARGUMENT|UNIMPLEMENTED)\b")
 _OF_THE_WAY = re.compile(r"\bGloo\b|\bNCCL\b|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
 # A process that uses more of a core than this is at work, though it may say nothing of it, as ScaNN does for hours.
 _BUSY_SHARE = 0.1
-
 
 class ProcessError(RuntimeError):
   """Another process of the job is gone or does not answer.  awaited: which, where that is known."""
@@ -57,22 +59,28 @@ class FailedElsewhereError(ProcessError):
   exit_code = 1
 
 
-def hearing(wait: Callable[..., None], *args: Any, at_most: float | None = None) -> None:
+def hearing(wait: Callable[..., T], *args: Any, at_most: float | None = None) -> T:
   """Waits in another thread: a signal that comes meanwhile is heard in this one, where Python runs its handlers.
 
   Raises TimeoutError after `at_most` seconds; the other thread is left to its wait.
   """
-  done = concurrent.futures.Future[None]()
+  done = concurrent.futures.Future[T]()
 
   def run() -> None:
     try:
-      wait(*args)
-      done.set_result(None)
+      done.set_result(wait(*args))
     except BaseException as e:
       done.set_exception(e)
 
   threading.Thread(target=run, daemon=True).start()
-  done.result(at_most)
+  return done.result(at_most)
+
+
+def _answered(ask: Callable[..., T], *args: Any) -> T:
+  """What the store says; raises RuntimeError where process 0, which keeps it, is gone or stopped."""
+  with contextlib.suppress(TimeoutError):
+    return hearing(ask, *args, at_most=_ANSWER_SECONDS)
+  raise RuntimeError(f"process 0 does not answer within {_ANSWER_SECONDS:g} s")
 
 
 class Peers:
@@ -181,10 +189,10 @@ class Peers:
 
   def _silent(self) -> list[int]:
     try:
-      before = self._said("beats")
+      before = _answered(self._said, "beats")
       time.sleep(_SILENT_SECONDS)
-      now = self._said("beats")
-    except RuntimeError:  # the store is gone, and process 0 with it
+      now = _answered(self._said, "beats")
+    except RuntimeError:  # the store does not answer, nor does process 0
       return [0] if self.index else []
     return [one for one in range(self._all) if one != self.index and now.get(one) == before.get(one)]
 
@@ -192,7 +200,7 @@ class Peers:
     """awaited: processes that the others waited for in vain."""
     end = {"process": self.index, "reason": reason, "code": code, "awaited": awaited}
     try:
-      self._store.key_value_set("ended", json.dumps(end))
+      _answered(self._store.key_value_set, "ended", json.dumps(end))
     except RuntimeError:  # another was faster, and has the say; or process 0 is gone
       code = (json.loads(self._read("ended") or "null") or {}).get("code", code)
     self._leave(code)
@@ -201,7 +209,7 @@ class Peers:
     """Without the farewell of `jax.distributed`, which would wait for those that cannot come."""
     self._leaving.acquire()  # for good: of work and watcher, whoever comes second waits for the end
     with contextlib.suppress(RuntimeError):
-      self._store.key_value_set(f"heard/{self.index}", "")
+      _answered(self._store.key_value_set, f"heard/{self.index}", "")
       until = time.monotonic() + _LINGER_SECONDS
       while self.index == 0 and time.monotonic() < until and len(self._said("heard")) < self._all:
         time.sleep(0.05)
@@ -240,7 +248,7 @@ class Peers:
   def _beat(self) -> None:
     """Says that this process lives."""
     with contextlib.suppress(RuntimeError):  # process 0 is gone, see `_read`
-      self._store.key_value_set(f"beats/{self.index}", str(time.monotonic()), allow_overwrite=True)
+      _answered(self._store.key_value_set, f"beats/{self.index}", str(time.monotonic()), True)
 
   def _ask_to_end(self) -> None:
     """Gives the main thread time to come to `fail` by itself, so that it can keep what it has.
@@ -264,10 +272,15 @@ class Peers:
     self._told = wall, cpu, moves
 
   def _give_up(self, what: str) -> None:
-    self._store.key_value_set(f"waiting/{self.index}", "", allow_overwrite=True)
-    time.sleep(2 * _POLL_SECONDS)
-    busy = sorted(set(range(self._all)) - set(self._said("waiting")))
-    reason = f"{what} did not end within {self.patience:g} s; processes that are not waiting for it: {busy}"
+    reason = f"{what} did not end within {self.patience:g} s"
+    # Before process 0 is asked, which may be the one that is lost.
+    print(f"process {self.index}: {reason}", file=sys.stderr, flush=True)
+    busy = [0]
+    with contextlib.suppress(RuntimeError):  # else it does not answer
+      _answered(self._store.key_value_set, f"waiting/{self.index}", "", True)
+      time.sleep(2 * _POLL_SECONDS)
+      busy = sorted(set(range(self._all)) - set(_answered(self._said, "waiting")))
+    reason += f"; processes that are not waiting for it: {busy}"
     print(f"process {self.index}: {reason}", file=sys.stderr)
     self._end(LOST, reason, busy)
 

@@ -4,6 +4,7 @@ import pathlib
 import sys
 import time
 
+import jax
 import jobs
 
 from idistill_jax import processes
@@ -24,6 +25,11 @@ def slowly(process: int, folder: pathlib.Path) -> None:
   """Longer than others have patience, but not silently; then silently."""
   processes.once(lambda: [(processes.moved(), time.sleep(1)) for _ in range(12)] and None)
   hung(process, folder)
+
+
+def waits(process: int, _: pathlib.Path) -> None:
+  with processes.waiting("a step of all"):
+    time.sleep(LONG)
 
 
 def keeps(process: int, folder: pathlib.Path) -> None:
@@ -53,6 +59,7 @@ ENDS = {
   "first late": lambda process, folder: time.sleep(LONG if process == 0 else 0),
   "hung": hung,
   "slowly": slowly,
+  "waits": waits,
   "keeps": keeps,
 }
 
@@ -60,7 +67,11 @@ ENDS = {
 if __name__ == "__main__":
   parser = jobs.parser()
   parser.add_argument("--end", choices=list(ENDS), default="well")
+  parser.add_argument("--heartbeat", type=int, help="after so many seconds JAX itself ends a job; else its patience")
   args = parser.parse_args()
+  if args.heartbeat:
+    initialize = jax.distributed.initialize
+    jax.distributed.initialize = lambda **more: initialize(**{**more, "heartbeat_timeout_seconds": args.heartbeat})
   launch = processes.Launch(
     coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
   with processes.joined(launch):

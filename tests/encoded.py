@@ -1,5 +1,6 @@
 """600 texts through the untrained retriever, alone or as one process of a job: `python -m encoded FOLDER WEIGHTS`."""
 
+import itertools
 import os
 import pathlib
 import time
@@ -7,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import jobs
 import numpy as np
 import tiny_world
 
@@ -26,9 +28,11 @@ def encode(weights: str, folder: pathlib.Path | None, least: int) -> np.ndarray:
 
 def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: int) -> None:
   """behind: so many pieces others must have finished before this one finishes any."""
-  finish = pieces.Pieces.finish
+  finish, first = pieces.Pieces.finish, itertools.count()
 
   def slowly(work: pieces.Pieces, piece: range, *made: Any) -> None:
+    if next(first) == 0:
+      processes.meet("the first piece of each")  # whoever is first there would make them all
     while len(list(folder.glob("pieces/*/[0-9]*.npy"))) < behind:
       time.sleep(0.05)
     time.sleep(pause)
@@ -41,18 +45,17 @@ def main(folder: pathlib.Path, weights: str, pause: float, name: int, behind: in
 
 
 if __name__ == "__main__":
-  import trained
-
-  trained.parser.add_argument("--behind", type=int, default=0, help="see main; for the first process")
-  args = trained.parser.parse_args()
+  parser = jobs.parser()
+  parser.add_argument("weights")
+  parser.add_argument("--pauses", type=float, nargs="+", required=True, help="seconds before each piece, by process")
+  parser.add_argument("--behind", type=int, default=0, help="see main; for the first process")
+  args = parser.parse_args()
   if not args.coordinator:
-    main(args.folder, args.weights, args.pause, os.getpid(), 0)
+    main(args.folder, args.weights, args.pauses[0], os.getpid(), 0)
   else:
     launch = processes.Launch(
       coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
     with processes.joined(launch):
       jax.devices()  # which no process finds before all look
-      while args.process > 0 and not list(args.folder.glob("pieces/*/*.lease")):
-        time.sleep(0.05)
-      slow = args.process == 0
-      main(args.folder, args.weights, args.pause if slow else 0, args.process, args.behind if slow else 0)
+      main(args.folder, args.weights, args.pauses[args.process], args.process,
+           args.behind if args.process == 0 else 0)

@@ -449,7 +449,7 @@ def until(is_so: Callable[[], object]) -> None:
 
 def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_path, tiny_weights, monkeypatch):
   """Those that the slow one has at the end take it longer than others have patience; each alone takes less."""
-  command = ("-m", "encoded", str(tmp_path), tiny_weights, "--pause=7", "--behind=12")
+  command = ("-m", "encoded", str(tmp_path), tiny_weights, "--behind=12", "--pauses", "7", "0")
   with jobs.started(tmp_path / "job", 2, *command, patience=13) as job:
     job.succeed()
   made = [(tmp_path / f"made {number}").read_text().split() for number in range(2)]
@@ -474,7 +474,7 @@ def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_pat
 def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
   """Processes of their own, not of one job, which would end."""
   start = lambda name, pause: jobs.started(
-    tmp_path / name, 1, "-m", "encoded", str(tmp_path), tiny_weights, f"--pause={pause}")
+    tmp_path / name, 1, "-m", "encoded", str(tmp_path), tiny_weights, f"--pauses={pause}")
   with start("lost", 3600) as lost:
     until(lambda: list(tmp_path.glob("pieces/*/*.lease")))
     with start("alive", 0.2) as alive:
@@ -486,6 +486,38 @@ def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):
   after = finished(tmp_path)
   assert len(after) == 16 and {path: after[path] for path in before} == before
   assert len((tmp_path / f"made {alive.processes[0].pid}").read_text().split()) == 16
+
+
+def test_a_job_that_lost_one_within_its_pieces_goes_on_with_those_that_are_missing(tmp_path, tiny_weights):
+  command = ("-m", "encoded", str(tmp_path), tiny_weights, "--pauses")
+  # The first keeps one to itself, and is at it until the job ends.
+  with jobs.started(tmp_path / "job", 2, *command, "3600", "0.3", patience=8) as job:
+    until(lambda: len(finished(tmp_path)) >= 3)
+    job.processes[1].kill()
+    codes = job.wait(60)
+    assert codes[0] in AGAIN and codes[1] == -signal.SIGKILL, job.said()
+  before = finished(tmp_path)
+  assert 3 <= len(before) < 16
+  with jobs.started(tmp_path / "alone", 1, *command, "0") as alone:
+    alone.succeed()
+  after = finished(tmp_path)
+  assert len(after) == 16 and {path: after[path] for path in before} == before
+  made = (tmp_path / f"made {alone.processes[0].pid}").read_text().split()
+  assert len(made) == 16 - len(before)
+
+
+def test_a_second_worker_helps(tmp_path, tiny_weights):
+  """By sleeps, which want no core: of 16 pieces each takes half a second of whoever makes it."""
+  seconds = []
+  for count in (1, 2):
+    folder = tmp_path / str(count)
+    with jobs.started(folder, count, "-m", "encoded", str(folder), tiny_weights, "--pauses", "0.5", "0.5") as job:
+      job.succeed()
+    # From the first one's end on: what comes before is compiling, and waiting for the other.
+    ends = finished(folder).values()
+    seconds.append((max(ends) - min(ends)) / 1e9)
+  assert seconds[0] > 15 * 0.5  # the control: alone, none is made during another's sleep
+  assert seconds[1] < 0.8 * seconds[0], seconds
 
 
 @pytest.fixture

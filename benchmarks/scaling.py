@@ -4,8 +4,8 @@
     python -m benchmarks.scaling --config=configs/quickstart.py --workdir=runs/scaling --task=score
 
 Runs the stage collection, then what a job does between texts and results, by pieces that its processes claim, with
-untrained models; one JSON line for each number of processes, and their ratio.  What is
-compiled is compiled before the clock.
+untrained models; one JSON line for each number of processes, and their ratio.  What is compiled is compiled before the
+clock.
 """
 
 import contextlib
@@ -16,7 +16,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,15 +74,12 @@ def measure(runner: cli.Runner) -> None:
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   out = pathlib.Path(str(_PIECES.value))
   job = artifacts.Job(cfg=runner.cfg, out=out, inputs={}, cache=out)
-  forward, tokenised = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
-  read = tokenised()
+  forward, read = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
   first = range(min(COMPILED_WITH, len(read)))
   for _ in forward._outputs([(first, read.read(first))], read):
     pass
   processes.meet("the start")
   with Clock() as clock:
-    # Once more: of pairs, each process makes the tokens of all queries and passages before its first piece.
-    read = tokenised()
     forward(_TASK.value, read)
     processes.meet("the end")
   if processes.is_first():
@@ -96,27 +92,20 @@ def measure(runner: cli.Runner) -> None:
 
 
 def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-            each: int) -> tuple[inference.Forward, Callable[[], texts.Texts]]:
+            each: int) -> tuple[inference.Forward, texts.Texts]:
   del queries, each
   forward = inference.load_retriever(job.cfg, None, job).forward
-  table = lambda some: forward.network.passage_table(some, job.cfg.encoder.passage_tokens)
-  return forward, lambda: texts.Tokenised(passages.texts, table)
+  table = forward.network.passage_table
+  return forward, texts.Tokenised(passages.texts, lambda some: table(some, job.cfg.encoder.passage_tokens))
 
 
 def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-           each: int) -> tuple[inference.Forward, Callable[[], texts.Texts]]:
+           each: int) -> tuple[inference.Forward, texts.Texts]:
   """Each query of train with so many passages drawn for it."""
-  forward = inference.load_ranker(job.cfg, None, job).forward
-  network, asked = forward.network, queries.of_split("train")
+  ranker, asked = inference.load_ranker(job.cfg, None, job), queries.of_split("train")
   query_of = np.repeat(np.arange(len(asked)), each)
   passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
-
-  def tokenised() -> texts.Texts:
-    query_table = network.query_table([query.text for query in asked], job.cfg.encoder.query_tokens)
-    passage_table = network.passage_table(passages.texts, job.cfg.encoder.pair_cut)
-    return texts.Pairs(query_table, passage_table, query_of, passage_of)
-
-  return forward, tokenised
+  return ranker.forward, ranker.pairs([query.text for query in asked], passages.texts, query_of, passage_of)
 
 
 TASKS = {"encode": _encode, "score": _score}

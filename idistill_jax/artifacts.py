@@ -228,6 +228,7 @@ class Workdir:
     keep = functools.partial(self._keep, out.name, spent)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
               publish=self.write, still_alone=self._store.still_alone)
+    spent.uses(on := processes.hardware() if stage.together else None)
     try:
       with spent.kept(lambda: keep(seconds.FILE)) if processes.is_first() else contextlib.nullcontext():
         if stage.together:
@@ -241,12 +242,11 @@ class Workdir:
         remade.remove(out)
       raise
     finally:
-      took = round(spent.so_far(), 2)
+      facts = {**dataclasses.asdict(spent.so_far()), "computed_on": on}
       if processes.is_first():
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
         keep("")
-    facts = {"seconds": took, "computed_on": processes.hardware() if stage.together else None}
     return processes.once(lambda: self._finish(stage, cfg, job, key, facts), f"the commit of {stage.name}")
 
   def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:

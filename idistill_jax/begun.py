@@ -24,12 +24,12 @@ WINDOWS = "windows-*.jsonl"
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  seconds: that its attempts took, as they
-  were last written.  is_held: whether a run is at it.
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  took: what its attempts did, as last
+  written.  is_held: whether a run is at it.
   """
 
   written: Mapping[str, float]
-  seconds: float
+  took: seconds.Took
   is_held: bool
   metrics: list[str]
   windows: Mapping[str, list[str]]
@@ -67,7 +67,7 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
 def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
   text = lambda file: (store.read(f"{name}/{file}") or b"").decode()
   written = store.written(name)
-  return Begun(written=written, seconds=float(text(seconds.FILE) or 0), is_held=store.is_held(stage),
+  return Begun(written=written, took=seconds.read(text(seconds.FILE)), is_held=store.is_held(stage),
                metrics=text(METRICS).splitlines(),
                windows={file: text(file).splitlines() for file in sorted(fnmatch.filter(written, WINDOWS))})
 
@@ -80,5 +80,5 @@ def sweep(store: store_lib.Store, stage: str, mine: str, over: Collection[str]) 
       begun = _look(store, stage, name)
       step = "" if begun.last_step is None else f" as far as step {begun.last_step['step']},"
       logging.warning("%s: %s is removed, work of %s,%s begun with another config or of other inputs; this run begins "
-                      "at the stage's start", stage, name, datetime.timedelta(seconds=round(begun.seconds)), step)
+                      "at the stage's start", stage, name, datetime.timedelta(seconds=round(begun.took.seconds)), step)
     store.remove(name)

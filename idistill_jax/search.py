@@ -115,7 +115,7 @@ class Searcher:
     found = self._retrieve(self._initial, self._initial_index, query, max(self._depth, k))
     (asked_E,) = self._start.encode_queries([query])
     (order,) = rerank.reorder(
-      self._ranker.score, [query], self._passages.texts, [found], self._passages.row,
+      self._ranker.score_rows, [query], self._passages.texts, [found], self._passages.row,
       lambda _, rows: self._start_PxE[rows] @ asked_E, self._depth,
     )
     return order

@@ -1,10 +1,14 @@
 """What the attempts at a stage took, kept beside their work until it is committed."""
 
+import collections
 import contextlib
+import dataclasses
+import json
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from absl import logging
 
@@ -16,24 +20,47 @@ FILE = "seconds"
 WRITTEN_SECONDS, SENT_SECONDS = 30.0, 300.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Took:
+  """seconds: of all attempts.  device_seconds: kind of device -> each attempt's seconds times how many it had."""
+
+  seconds: float
+  device_seconds: Mapping[str, float]
+
+
+def read(text: str) -> Took:
+  """What a file of this name says; earlier versions wrote the seconds alone."""
+  said = json.loads(text or "0")
+  return Took(**said) if isinstance(said, dict) else Took(seconds=float(said), device_seconds={})
+
+
 class Spent:
   """What the attempts took that a folder tells of, and one that begins now."""
 
   def __init__(self, folder: pathlib.Path):
     self._path = folder / FILE
-    before = float(self._path.read_text() or 0) if self._path.exists() else 0.0
-    self._began = time.time() - before
+    self._before = read(self._path.read_text() if self._path.exists() else "")
+    self._began = time.time()
+    self._devices: dict[str, int] = {}
     self._writing = threading.Lock()
 
-  def so_far(self) -> float:
-    return time.time() - self._began
+  def uses(self, on: Mapping[str, Any] | None) -> None:
+    """What this attempt has for as long as it takes, as `processes.hardware` says it; None for no devices."""
+    self._devices = {} if on is None else {on["kind"]: on["devices"]}
+
+  def so_far(self) -> Took:
+    now, devices = time.time() - self._began, collections.Counter[str]()
+    devices.update(self._before.device_seconds)
+    devices.update({kind: count * now for kind, count in self._devices.items()})
+    return Took(seconds=round(self._before.seconds + now, 2),
+                device_seconds={kind: round(spent, 2) for kind, spent in devices.items()})
 
   def write(self) -> None:
     """A full disk costs the number: as an error it would hide why a stage ended, and keep its answers from a bucket."""
     try:
       with self._writing:
         if self._path.parent.exists():
-          files.write_atomically(self._path, str(self.so_far()))
+          files.write_atomically(self._path, json.dumps(dataclasses.asdict(self.so_far())))
     except OSError as e:
       logging.warning("%s: not written (%s)", self._path, e)
 

@@ -68,8 +68,9 @@ def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
   if begun is not None:
     answers, dollars = _asked(workdir, session.ASKING[stage](cfg)) if stage in session.ASKING else (0, None)
     said = [f"{answers:,} answers of its model so far"] if answers else []
-    return State(stage=stage, state="running" if begun.is_held else "stopped", seconds=begun.seconds or None,
-                 dollars=dollars, note="; ".join(said + _progress(begun)))
+    return State(stage=stage, state="running" if begun.is_held else "stopped", seconds=begun.took.seconds or None,
+                 dollars=dollars, note="; ".join(said + _progress(begun)),
+                 device_hours=_hours_of(begun.took.device_seconds))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")
@@ -82,10 +83,16 @@ def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
 
 
 def _device_hours(manifest: Mapping[str, Any]) -> dict[str, float]:
-  """As if every attempt had the devices of the last; a CPU's cores are not counted."""
-  # Older versions did not say.
+  if "device_seconds" in manifest:
+    return _hours_of(manifest["device_seconds"])
+  # Older versions said it of the last attempt, which stands for all of them, or not at all.
   on = manifest.get("computed_on")
-  return {} if on is None or on["kind"] == "cpu" else {on["kind"]: on["devices"] * manifest["seconds"] / 3600}
+  return {} if on is None else _hours_of({on["kind"]: on["devices"] * manifest["seconds"]})
+
+
+def _hours_of(device_seconds: Mapping[str, float]) -> dict[str, float]:
+  """By kind; a CPU's cores are not counted."""
+  return {kind: spent / 3600 for kind, spent in device_seconds.items() if kind != "cpu"}
 
 
 def _asked(workdir: artifacts.Workdir, cfg: config.Labels) -> tuple[int, float | None]:

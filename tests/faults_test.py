@@ -114,7 +114,7 @@ def test_seconds_that_could_not_be_written_are_none(tmp_path, cfg):
   # As earlier versions left it.
   (working,) = tmp_path.glob(".labels-*")
   (working / "seconds").write_text("")
-  assert workdir.begun("labels").seconds == 0
+  assert workdir.begun("labels").took.seconds == 0
   assert workdir.execute(stage(run=lambda job: None), cfg)["seconds"] >= 0
 
 

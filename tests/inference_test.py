@@ -7,7 +7,7 @@ import pytest
 import rows_of
 
 from idistill_jax import artifacts, config, sharding
-from idistill_jax.data import pack
+from idistill_jax.data import pack, tokenize
 from idistill_jax.models import execution, table
 from idistill_jax.train import inference, networks, pieces
 from idistill_jax.train import texts as texts_lib
@@ -120,6 +120,57 @@ def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights
   again = inference.load_retriever(cfg, None, job)
   np.testing.assert_allclose(again.encode_passages(texts), whole, atol=2e-6)
   assert job.counts["passages cut"] == {"at": 6, "texts": 16, "of": 20, "longest": 22}
+
+
+class Recorded(list):
+  """Texts, and the rows that were read of them."""
+
+  def __init__(self, texts):
+    super().__init__(texts)
+    self.read = []
+
+  def __getitem__(self, row):
+    self.read.append(int(row))
+    return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("kept, then", [(texts_lib.KEPT, [range(8, 14), range(14, 18), range(18, 22)]),
+                                        (0, [range(8, 14), range(12, 18), range(16, 22)])], ids=["few", "many"])
+def test_of_pairs_a_worker_reads_what_it_claims_and_few_texts_once(tiny_weights, tmp_path, monkeypatch, kept, then):
+  """Each query with four passages, of which two are the next query's as well."""
+  cfg = config.Config(name="t", encoder=config.Encoder(
+    weights=tiny_weights, query_tokens=6, pair_passage_tokens=8, list_row_tokens=16, tokens_per_step=64))
+  queries, passages = (Recorded("merge " * (1 + i % most) for i in range(n)) for n, most in ((10, 7), (22, 9)))
+  query_of, passage_of = np.arange(40) // 4, 2 * (np.arange(40) // 4) + np.arange(40) % 4
+  similarities, told, cuts = np.linspace(0, 1, 40), {}, {}
+  score = lambda job, tell: inference.load_ranker(cfg, None, job).score_rows(
+    queries, passages, query_of, passage_of, similarities, tell)
+  whole = score(None, told.__setitem__)
+  assert (sorted(queries.read), sorted(passages.read)) == ([*range(10)], [*range(22)]), "few pairs, which are read once"
+  monkeypatch.setattr(pieces, "LEAST", 8)
+  monkeypatch.setattr(pack, "SAMPLE", 2)
+  monkeypatch.setattr(texts_lib, "KEPT", kept)
+  job = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={})
+  finish = pieces.Pieces.finish
+
+  def ending(work, piece, *made):
+    if piece.start == 16:
+      raise InterruptedError("in the third piece")
+    finish(work, piece, *made)
+
+  with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+    patched.setattr(pieces.Pieces, "finish", ending)
+    score(job, None)
+  queries.read.clear()
+  passages.read.clear()
+  np.testing.assert_allclose(score(job, cuts.__setitem__), whole, atol=2e-6)
+  # The first pair and the last are the sample, then come the third piece to the fifth.
+  assert queries.read == [0, 9, 4, 5, 6, 7, 8, 9]
+  read = [sorted(some) for some in np.split(passages.read, np.cumsum([2, *map(len, then[:-1])]))]
+  assert read == [[0, 21], *map(list, then)]
+  # Over all pieces each text counts once, whoever made them.
+  assert cuts == told == {"queries of lists": tokenize.Cut(at=6, texts=3, of=10, longest=9),
+                          "passages of lists": tokenize.Cut(at=8, texts=6, of=22, longest=11)}
 
 
 def test_the_next_piece_is_made_while_one_is_read():

@@ -198,7 +198,7 @@ nan_gradient.defvjp(lambda x: (x, None), lambda _, g: (g * jnp.nan,))
   # Its parameters would be NaN, and saved before the next loss is seen.
   ("grad_norm", nan_gradient),
 ])
-def test_what_is_not_finite_names_step_and_queries(tmp_path, tiny_weights, name, worse, monkeypatch):
+def test_what_is_not_finite_names_step_and_queries(tmp_path, tiny_weights, name, worse, monkeypatch, caplog):
   monkeypatch.setattr(loop, "_NAMED", 1)
   training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=True)
   lists = list(example.read_records(tmp_path, "lists", records.ScoredList))
@@ -213,6 +213,8 @@ def test_what_is_not_finite_names_step_and_queries(tmp_path, tiny_weights, name,
             rf"kept in {training.checkpoints}$")
   with pytest.raises(loop.NonFiniteLossError, match=reason):
     loop.train(tiny_world.with_loss(training, loss_fn))
+  # All of them are in the log, which may be long.
+  assert len(ids) > 1 and f"the queries of step 5 are {', '.join(ids)}\n" in caplog.text
   assert metrics(tmp_path)[-1]["step"] == 4
   assert checkpoint.Checkpoints(tmp_path / "checkpoints")._manager.latest_step() == 3
 
@@ -406,15 +408,33 @@ def test_from_the_checkpoint_before_a_damaged_one_training_comes_to_the_same(tra
 
 def test_metrics_are_curves_and_windows_as_well(trained):
   folder = trained[0]
-  (window,) = [json.loads(line) for line in windows.path(folder, 0).read_text().splitlines()]
-  assert (window["process"], window["step"], window["steps"]) == (0, 8, 8)
-  for name in windows.MEANS:
-    np.testing.assert_allclose(window[name], np.mean([row[name] for row in metrics(folder)]), rtol=1e-6)
+  # One before each checkpoint, and at the end.
+  found = windows_of(folder)
+  assert [(one["process"], one["step"], one["steps"]) for one in found] == [(0, 3, 3), (0, 6, 3), (0, 8, 2)]
+  for window, rows in zip(found, np.split(metrics(folder), [3, 6]), strict=True):
+    for name in windows.MEANS:
+      np.testing.assert_allclose(window[name], np.mean([row[name] for row in rows]), rtol=1e-6)
   events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
   read = events.EventAccumulator(str(folder / curves.FOLDER))
   read.Reload()
   drawn = [(event.step, event.value) for event in read.Scalars("loss")]
   np.testing.assert_allclose(drawn, [(row["step"], row["loss"]) for row in metrics(folder)], rtol=1e-6)
+
+
+def windows_of(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in windows.path(folder, 0).read_text().splitlines()]
+
+
+def test_no_step_before_a_preemption_is_missing_in_the_windows(tmp_path, tiny_weights, monkeypatch):
+  settle, made = loop.settle, functools.partial(tiny_world.training, tmp_path, tiny_weights, mesh_of(1, 1, 1))
+  with monkeypatch.context() as patched, pytest.raises(preemption.Preempted):
+    patched.setattr(loop, "settle", lambda pending, *rest: (
+      signal.raise_signal(signal.SIGTERM) if pending.step == 3 else None, settle(pending, *rest)))
+    loop.train(made(pairs=True))
+  assert metrics(tmp_path)[-1]["step"] == 5
+  loop.train(made(pairs=True))
+  found = windows_of(tmp_path)
+  assert [one["step"] for one in found] == np.cumsum([one["steps"] for one in found]).tolist() == [3, 5, 6, 8]
 
 
 def test_a_window_whose_steps_are_taken_again_is_written_once(tmp_path):

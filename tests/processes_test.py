@@ -19,6 +19,7 @@ import jobs
 import loop_test
 import numpy as np
 import pytest
+import scored
 import tiny_world
 import trained
 from jax.sharding import AxisType
@@ -333,6 +334,19 @@ def test_exact_search_waits_for_its_devices_and_for_nobody_when_alone(tmp_path, 
   assert reason in job.said(0), job.said(0)
 
 
+def test_each_process_looks_at_its_own_vectors_and_one_that_is_not_finite_is_refused_by_all(tmp_path):
+  with jobs.started(tmp_path, 2, "-m", "counted", str(tmp_path)) as job:
+    job.succeed(120)
+  said = [job.said(number).splitlines() for number in range(2)]
+  assert "search looks at 102" in said[0] and "search looks at 101" in said[1]
+  bad = "VectorError: 1 of 203 vectors hold NaN or infinity (passages: 'p000'); the encoder's weights or its input are"
+  told = lambda number, what: next(line for line in said[number] if line.startswith(what))
+  # The row is the first in the file, and the last in the order that the devices share.
+  for what, its, other in (("search", 1, 0), ("the check", 0, 1)):
+    assert f"{what} is refused: {bad}" in told(its, f"{what} is refused")
+    assert f"failed in process {its} ({bad}" in told(other, f"{what} is refused: FailedElsewhereError")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="the extra `retrieval` is not installed")
 def test_an_index_is_written_and_measured_with_a_corpus_that_no_process_holds_alone(tmp_path):
   said = []
@@ -469,6 +483,22 @@ def test_workers_of_different_speeds_share_pieces_and_none_is_made_twice(tmp_pat
   monkeypatch.setattr(pieces.Pieces, "tell", lambda _, piece, texts: told.update({piece: texts}))
   np.testing.assert_allclose(found, encoded.encode(tiny_weights, None, least=32), atol=1e-5)
   assert len(told) == 16 and all(texts == len(piece) for piece, texts in told.items())
+
+
+def test_each_process_reads_the_texts_of_the_pairs_that_it_scores(tmp_path, tiny_weights):
+  with jobs.started(tmp_path, 2, "-m", "scored", str(tmp_path), tiny_weights) as job:
+    job.succeed(120)
+  told = [json.loads((tmp_path / f"read {number}.json").read_text()) for number in range(2)]
+  every = len(scored.PASSAGES)
+  assert sorted(told[0]["finished"] + told[1]["finished"]) == [*range(every)]
+  of_pairs = lambda pairs: sorted(scored.PASSAGE_OF[list(pairs)].tolist())
+  sampled = np.linspace(0, every - 1, scored.SAMPLE).astype(int)
+  for one in told:
+    assert 0 < len(one["finished"]) < every
+    assert sorted(one["read"]) == sorted(of_pairs(sampled) + of_pairs(one["finished"]))
+  alone = scored.scores(tiny_weights, None, scored.PASSAGES)
+  for number in range(2):
+    np.testing.assert_allclose(np.load(tmp_path / f"scores {number}.npy"), alone, atol=1e-5)
 
 
 def test_the_living_make_what_a_killed_worker_was_at(tmp_path, tiny_weights):

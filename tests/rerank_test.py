@@ -20,8 +20,8 @@ def reordered(score, depth: int) -> list[list[str]]:
 def test_the_first_places_are_reordered_and_the_rest_stays():
   asked = []
 
-  def score(queries, passages, similarities):
-    asked.extend(zip(queries, passages, similarities.tolist(), strict=True))
+  def score(queries, passages, query_of, passage_of, similarities):
+    asked.extend((queries[q], passages[p], s) for q, p, s in zip(query_of, passage_of, similarities, strict=True))
     return similarities * [-1, 1, -1, 1, 1, -1]
 
   assert reordered(score, 3) == [["b", "a", "c", "d"], ["c", "d", "b", "a"]]
@@ -29,31 +29,31 @@ def test_the_first_places_are_reordered_and_the_rest_stays():
 
 
 def test_deeper_than_the_hits_and_ties():
-  assert reordered(lambda q, p, s: np.zeros(len(q)), 10) == [["d", "c", "b", "a"]] * 2
+  assert reordered(lambda *pairs: np.zeros(8), 10) == [["d", "c", "b", "a"]] * 2
 
 
 @pytest.mark.parametrize("scores", [np.full(4, np.nan), np.zeros(3), np.zeros((4, 1))])
 def test_scores_that_rank_nothing(scores):
   with pytest.raises(ValueError, match="for 4 pairs"):
-    reordered(lambda q, p, s: scores, 2)
+    reordered(lambda *pairs: scores, 2)
 
 
 def test_no_place_to_reorder():
   with pytest.raises(ValueError, match="at least one place"):
-    reordered(lambda q, p, s: s, 0)
+    reordered(lambda *pairs: pairs[-1], 0)
 
 
 def test_a_pair_is_scored_once():
   asked = []
 
-  def score(queries, passages, similarities):
-    asked.extend(zip(queries, passages, strict=True))
+  def score(queries, passages, query_of, passage_of, similarities):
+    asked.extend((queries[q], passages[p]) for q, p in zip(query_of, passage_of, strict=True))
     return -similarities
 
   remembering = rerank.once(score)
-  first = remembering(["x", "x"], ["A", "B"], np.array([1.0, 2.0]))
-  again = remembering(["x", "y", "x"], ["B", "B", "A"], np.array([2.0, 5.0, 1.0]))
-  assert first.tolist() == [-1, -2] and again.tolist() == [-2, -5, -1]
+  ask = lambda *pairs: remembering(["x", "y"], TEXTS, *map(np.array, pairs)).tolist()
+  assert ask([0, 0], [0, 1], [1.0, 2.0]) == [-1, -2]
+  assert ask([0, 1, 0], [1, 1, 0], [2.0, 5.0, 1.0]) == [-2, -5, -1]
   assert asked == [("x", "A"), ("x", "B"), ("y", "B")]
 
 
@@ -61,8 +61,9 @@ def test_rankings_of_any_length_are_reordered_by_score_and_similarity():
   """Behind the depth nothing moves, and what finds little, or nothing, shortens no other."""
   similarity = lambda place, rows: 10.0 * place + rows
   reorder = lambda depth: rerank.reorder(
-    lambda q, p, s: -s, ["x", "y", "z"], TEXTS, [["c", "a", "b"], ["d"], []], IDS.index, similarity, depth)
+    lambda *pairs: -pairs[-1], ["x", "y", "z"], TEXTS, [["c", "a", "b"], ["d"], []], IDS.index, similarity, depth)
   assert reorder(2) == [["a", "c", "b"], ["d"], []]
   assert reorder(3) == [["a", "b", "c"], ["d"], []]
+  broken = lambda *pairs: pairs[-1] * np.nan
   with pytest.raises(ValueError, match="not finite, for 4 pairs"):
-    rerank.reorder(lambda q, p, s: s * np.nan, ["x", "y"], TEXTS, [["c", "a", "b"], ["d"]], IDS.index, similarity, 9)
+    rerank.reorder(broken, ["x", "y"], TEXTS, [["c", "a", "b"], ["d"]], IDS.index, similarity, 9)

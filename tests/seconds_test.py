@@ -41,7 +41,7 @@ def until(is_so: Callable[[], object]) -> None:
 
 def so_far(workdir: artifacts.Workdir) -> float:
   begun = workdir.begun("labels")
-  return 0.0 if begun is None else begun.seconds
+  return 0.0 if begun is None else begun.took.seconds
 
 
 def test_what_a_killed_attempt_took_is_counted(tmp_path):
@@ -53,6 +53,22 @@ def test_what_a_killed_attempt_took_is_counted(tmp_path):
     run.kill()
     run.wait()
   assert workdir.execute(labels(), config.Config(name="x"))["seconds"] > 7
+
+
+def test_devices_count_for_as_long_as_each_attempt_had_them(tmp_path, monkeypatch):
+  now = 1000.0
+  monkeypatch.setattr(time, "time", lambda: now)
+  # Of an earlier version, which did not say on what.
+  (tmp_path / seconds.FILE).write_text("90.5")
+  for devices, kind, took in ((8, "v5e", 10), (4, "v5e", 5), (1, "H100", 2)):
+    spent = seconds.Spent(tmp_path)
+    now += 1
+    spent.uses({"processes": 2, "devices": devices, "kind": kind})
+    now += took - 1
+    spent.write()
+  seconds.Spent(tmp_path).write()
+  assert seconds.read((tmp_path / seconds.FILE).read_text()) == seconds.Took(
+    seconds=107.5, device_seconds={"v5e": 100, "H100": 2})
 
 
 def test_it_is_sent_more_rarely_and_nothing_is_written_after_the_end(tmp_path, monkeypatch):
@@ -72,7 +88,7 @@ def test_it_is_sent_more_rarely_and_nothing_is_written_after_the_end(tmp_path, m
     raise KeyError
   assert sent[1] - sent[0] > 0.3 and threading.active_count() == threads
   # Its last word is the end.
-  assert spent.so_far() - float(file.read_text()) < 0.3
+  assert spent.so_far().seconds - seconds.read(file.read_text()).seconds < 0.3
   file.unlink()
   time.sleep(0.1)
   assert not list(tmp_path.iterdir())

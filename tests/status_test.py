@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from rich import console as rich_console
 
-from idistill_jax import artifacts, cli, config, status
+from idistill_jax import artifacts, cli, config, processes, status
 from idistill_jax.llm import cache, session
 from idistill_jax.train import pieces, windows
 
@@ -78,12 +79,40 @@ def test_hours_of_accelerators_are_counted_by_kind(workdir, monkeypatch):
     workdir.execute(stage(name), config.Config(name="x"))
     path = workdir.folder(name) / artifacts.MANIFEST
     on = {"processes": 2, "devices": 8, "kind": kind}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 900.0, "computed_on": on}))
+    # As of an earlier version, which had no device_seconds.
+    said = {name: value for name, value in json.loads(path.read_text()).items() if name != "device_seconds"}
+    path.write_text(json.dumps(said | {"seconds": 900.0, "computed_on": on}))
   shown = io.StringIO()
   rich_console.Console(file=shown, width=200).print(status.show(status.states(workdir)))
   lines = shown.getvalue().splitlines()
   assert any(line.split()[0] == "scores" and "2.00 device-hours of H100" in line for line in lines if line.split())
   assert any("2.00 device-hours of H100, 4.00 device-hours of v5e" in line for line in lines)
+
+
+def test_hours_of_accelerators_are_those_that_each_attempt_had(workdir, monkeypatch):
+  """Of one that is under way, or ended, as of one that is done; the second attempt has other devices than the first."""
+  now, found = time.time(), []
+  monkeypatch.setattr(time, "time", lambda: now)
+
+  def run(job: artifacts.Job) -> None:
+    nonlocal now
+    now += 1800
+    job.keep("")
+    found.append(of(workdir)["scores"])
+    if len(found) == 1:
+      raise InterruptedError
+
+  stage = artifacts.Stage(name="scores", reads=(), config=(), run=run, together=True)
+  monkeypatch.setattr(processes, "hardware", lambda: {"processes": 2, "devices": 8, "kind": "v5e"})
+  with pytest.raises(InterruptedError):
+    workdir.execute(stage, config.Config(name="x"))
+  assert (found[0].state, found[0].device_hours) == ("running", {"v5e": 4})
+  assert (of(workdir)["scores"].state, of(workdir)["scores"].device_hours) == ("stopped", {"v5e": 4})
+  monkeypatch.setattr(processes, "hardware", lambda: {"processes": 1, "devices": 2, "kind": "H100"})
+  manifest = workdir.execute(stage, config.Config(name="x"))
+  assert (manifest["seconds"], manifest["device_seconds"]) == (3600, {"v5e": 8 * 1800, "H100": 2 * 1800})
+  assert found[1].device_hours == of(workdir)["scores"].device_hours == {"v5e": 4, "H100": 1}
+  assert of(workdir)["scores"].state == "done"
 
 
 def test_who_is_at_a_stage_and_what_a_kill_cost(workdir, tmp_path):

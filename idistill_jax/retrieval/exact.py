@@ -8,6 +8,7 @@ A TPU sorts slowly, and finds the best of parts of a row while it multiplies: Ch
 2206.14286.  Asked for less than all of the best, the same search leaves the sorting to that.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -43,30 +44,40 @@ class Exact:
   ):
     """recall: the share of the best that a TPU has to find; elsewhere all are found.
 
-    Raises hits.VectorError (empty, not finite, wrong shape) and ValueError (repeated id, recall), naming ids.
+    Raises hits.VectorError (empty, not finite, wrong shape) and ValueError (repeated id, recall), naming ids.  Of a
+    mesh of several processes each looks at what its own devices hold, and what one finds is the error of all.
     """
     if not 0 < recall <= 1:
       raise ValueError(f"recall is {recall}, and a share of the best lies above 0 and not above 1")
-    vectors_PxE = hits_lib.check_passages(vectors_PxE, ids)
+    vectors_PxE = hits_lib.check_shape(vectors_PxE, ids)
     self._order_P = hits_lib.tie_order(ids)
     passages, self._width = vectors_PxE.shape
     shards = mesh.size if mesh is not None else 1
     self._block = min(passage_block, -(-passages // shards))
     per_step = shards * self._block
-    self._blocks_SxPxE = [
-      _spread((shards, self._block, self._width), mesh, functools.partial(self._read, vectors_PxE, start))
-      for start in range(0, passages, per_step)
-    ]
+    bad: list[int] = []
+    several = mesh is not None and mesh.is_multi_process
+    with processes.agreed("exact search's reading of its passages") if several else contextlib.nullcontext():
+      self._blocks_SxPxE = [
+        _spread((shards, self._block, self._width), mesh, functools.partial(self._read, vectors_PxE, bad, start))
+        for start in range(0, passages, per_step)
+      ]
+      hits_lib.refuse(np.sort(bad), passages, lambda row: repr(ids[row]), "passages")
     self._mesh, self._recall = mesh, recall
 
   def __len__(self) -> int:
     return len(self._order_P)
 
-  def _read(self, vectors_PxE: np.ndarray, start: int, shards: range) -> np.ndarray:
-    """float32 [S, P, E]: the passages of some shards of the block that begins there, and zeros behind the last."""
+  def _read(self, vectors_PxE: np.ndarray, bad: list[int], start: int, shards: range) -> np.ndarray:
+    """float32 [S, P, E]: the passages of some shards of the block that begins there, and zeros behind the last.
+
+    bad: takes the rows that are not finite.
+    """
     rows = self._order_P[start + shards.start * self._block : start + shards.stop * self._block]
     read = np.zeros((len(shards) * self._block, self._width), np.float32)
-    read[: len(rows)] = vectors_PxE[rows]
+    with np.errstate(over="ignore"):
+      read[: len(rows)] = vectors_PxE[rows]
+    bad.extend(rows[hits_lib.not_finite(read[: len(rows)])].tolist())
     return read.reshape(len(shards), self._block, self._width)
 
   def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:

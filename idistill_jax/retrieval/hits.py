@@ -53,7 +53,25 @@ def tie_order(ids: Sequence[str]) -> np.ndarray:
 
 
 def check_passages(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:
-  """float32 [P, E], C order; raises VectorError where there is nothing to search or a row is not finite."""
+  """float32 [P, E], C order; raises VectorError as `check_shape` does, and where a row is not finite."""
+  return _check_rows(vectors_PxE, ids, range(len(ids)))
+
+
+def check_passages_together(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+  """As `check_passages`, called by all processes: each looks at its share, and what one finds is the error of all."""
+  count, number = processes.count(), processes.index()
+  with processes.agreed("the check of the passages' vectors"):
+    return _check_rows(vectors_PxE, ids, range(len(ids) * number // count, len(ids) * (number + 1) // count))
+
+
+def _check_rows(vectors_PxE: np.ndarray, ids: Sequence[str], rows: range) -> np.ndarray:
+  vectors_PxE = _float32(check_shape(vectors_PxE, ids))
+  refuse(rows.start + not_finite(vectors_PxE[rows.start : rows.stop]), len(ids), lambda row: repr(ids[row]), "passages")
+  return vectors_PxE
+
+
+def check_shape(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+  """The vectors, of which none is read; raises VectorError where they are not one an id, or there are none at all."""
   vectors_PxE = np.asarray(vectors_PxE)
   if vectors_PxE.ndim != 2:
     raise VectorError(f"passage vectors have the shape {vectors_PxE.shape}; expected [passages, embedding]")
@@ -61,7 +79,8 @@ def check_passages(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.ndarray:
     raise VectorError(f"{len(vectors_PxE)} passage vectors but {len(ids)} passage ids")
   if not len(ids):
     raise VectorError("there are no passages to search; is the corpus empty?")
-  return _finite(vectors_PxE, lambda row: repr(ids[row]), "passages")
+  _check_width(vectors_PxE, "passages")
+  return vectors_PxE
 
 
 def check_queries(queries_QxE: np.ndarray, width: int) -> np.ndarray:
@@ -71,7 +90,10 @@ def check_queries(queries_QxE: np.ndarray, width: int) -> np.ndarray:
     raise VectorError(
       f"query vectors have the shape {queries_QxE.shape}; the index holds vectors of width {width}"
     )
-  return _finite(queries_QxE, str, "query rows")
+  _check_width(queries_QxE, "query rows")
+  queries_QxE = _float32(queries_QxE)
+  refuse(not_finite(queries_QxE), len(queries_QxE), str, "query rows")
+  return queries_QxE
 
 
 def by_first(path: epath.Path, find: Callable[[], Hits]) -> Hits:
@@ -109,19 +131,30 @@ def check_k(k: int) -> None:
     raise ValueError(f"k must be at least 1, found {k}")
 
 
-def _finite(vectors: np.ndarray, name: Callable[[int], str], what: str) -> np.ndarray:
+def not_finite(vectors: np.ndarray) -> np.ndarray:
+  """Rows that hold NaN or infinity, ascending."""
+  finite = [np.isfinite(vectors[block]).all(axis=1) for block in blocks(len(vectors))]
+  return np.flatnonzero(~np.concatenate([np.zeros(0, bool), *finite]))
+
+
+def refuse(bad: np.ndarray, count: int, name: Callable[[int], str], what: str) -> None:
+  """Raises VectorError, naming some of them, where any of so many vectors are bad."""
+  if not len(bad):
+    return
+  named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])
+  more = "" if len(bad) <= ROWS_NAMED else f" and {len(bad) - ROWS_NAMED} more"
+  raise VectorError(
+    f"{len(bad)} of {count} vectors hold NaN or infinity ({what}: {named}{more}); "
+    "the encoder's weights or its input are broken"
+  )
+
+
+def _check_width(vectors: np.ndarray, what: str) -> None:
   if vectors.shape[1] == 0:
     raise VectorError(f"vectors of {what} have width 0; did the encoder return an empty embedding?")
-  # Float32 first: a float64 value may be finite and yet overflow to inf here.
+
+
+def _float32(vectors: np.ndarray) -> np.ndarray:
+  """In C order, before a look whether they are finite: a float64 value may be, and yet overflow to inf here."""
   with np.errstate(over="ignore"):
-    vectors = np.ascontiguousarray(vectors, np.float32)
-  finite = [np.isfinite(vectors[block]).all(axis=1) for block in blocks(len(vectors))]
-  bad = np.flatnonzero(~np.concatenate([np.zeros(0, bool), *finite]))
-  if len(bad):
-    named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])
-    more = "" if len(bad) <= ROWS_NAMED else f" and {len(bad) - ROWS_NAMED} more"
-    raise VectorError(
-      f"{len(bad)} of {len(vectors)} vectors hold NaN or infinity ({what}: {named}{more}); "
-      "the encoder's weights or its input are broken"
-    )
-  return vectors
+    return np.ascontiguousarray(vectors, np.float32)

@@ -52,7 +52,7 @@ def write(
   mesh: whose processes find together, by exact search, what ScaNN is tuned to find; the first does the rest alone.
   Raises as `ann.build` does.
   """
-  vectors_PxE = compact.truncated(hits_lib.check_passages(vectors_PxE, ids), cfg_index.dimensions)
+  vectors_PxE = compact.truncated(hits_lib.check_passages_together(vectors_PxE, ids), cfg_index.dimensions)
   kind, truth = choose(cfg_index.kind, len(ids)), None
   if kind == "scann" and len(queries_QxE):
     queries_QxE = compact.truncated(queries_QxE, cfg_index.dimensions)

@@ -1,24 +1,26 @@
 """A ranker over the first places of a search: rankings -> the same in the new order, deeper places unchanged."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from idistill_jax.retrieval import runs
 
-# (query texts, passage texts, similarities) of each pair -> float [pairs]
-Score = Callable[[Sequence[str], Sequence[str], np.ndarray], np.ndarray]
+# (query texts, passage texts, of each pair its row in either of them, and its similarity) -> float [pairs]
+Score = Callable[[Sequence[str], Sequence[str], np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def once(score: Score) -> Score:
-  """A ranker that scores each pair of texts one time, however many systems found it."""
-  known: dict[tuple[str, str], float] = {}
+  """A ranker that scores each pair of rows one time, however many systems found it; it is asked of the same texts."""
+  known: dict[tuple[int, int], float] = {}
 
-  def remembering(queries: Sequence[str], passages: Sequence[str], similarities: np.ndarray) -> np.ndarray:
-    pairs = list(zip(queries, passages, strict=True))
+  def remembering(queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray, passage_of: np.ndarray,
+                  similarities: np.ndarray) -> np.ndarray:
+    pairs = list(zip(query_of.tolist(), passage_of.tolist(), strict=True))
     new = {pair: place for place, pair in enumerate(pairs) if pair not in known}
     if new:
-      scores = score([q for q, _ in new], [p for _, p in new], similarities[list(new.values())])
+      places = list(new.values())
+      scores = score(queries, passages, query_of[places], passage_of[places], similarities[places])
       known.update(zip(new, map(float, scores), strict=True))
     return np.array([known[pair] for pair in pairs])
 
@@ -48,18 +50,15 @@ def reorder(
   ]
 
 
-def _scores(score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], heads: Iterable[Iterable[int]],
+def _scores(score: Score, query_texts: Sequence[str], passage_texts: Sequence[str], heads: Sequence[Sequence[int]],
             similarities: np.ndarray) -> np.ndarray:
   """Of each query with the passages of its head, one after the other."""
-  queries, passages = [], []
-  for text, rows in zip(query_texts, heads, strict=True):
-    for row in rows:
-      queries.append(text)
-      passages.append(passage_texts[row])
-  scores = np.asarray(score(queries, passages, similarities))
-  if scores.shape != (len(queries),) or not np.isfinite(scores).all():
+  query_of = np.repeat(np.arange(len(query_texts)), [len(rows) for rows in heads])
+  passage_of = np.array([row for rows in heads for row in rows], np.int64)
+  scores = np.asarray(score(query_texts, passage_texts, query_of, passage_of, similarities))
+  if scores.shape != query_of.shape or not np.isfinite(scores).all():
     raise ValueError(
       f"the ranker gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} of them not "
-      f"finite, for {len(queries)} pairs"
+      f"finite, for {len(query_of)} pairs"
     )
   return scores

@@ -94,7 +94,7 @@ def run(job: artifacts.Job) -> None:
   systems |= fused(systems, cfg.depth)
 
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
-  start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score)
+  start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score_rows)
   for system, name in systems_lib.RERANKED[cfg.rerank].items():
     orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
     reordered = rerank.reorder(score, texts, passages.texts, orders, passages.row,

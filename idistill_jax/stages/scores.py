@@ -42,14 +42,9 @@ def score(job: artifacts.Job) -> tuple[Sequence[Candidates], np.ndarray]:
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
   query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
   passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
-  query_table = ranker.forward.network.query_table(queries.texts, job.cfg.encoder.query_tokens)
-  rows, place_of = np.unique(passage_of, return_inverse=True)
-  passage_table = ranker.forward.network.passage_table((passages.texts[row] for row in rows), job.cfg.encoder.pair_cut)
-  tell = truncation.telling(job)
-  tell("queries", query_table.cut)
-  tell("passages of lists", passage_table.cut)
   return lists, ranker.score_rows(
-    query_table, passage_table, query_of, place_of, similarities.of_pairs(query_of, passage_of))
+    queries.texts, passages.texts, query_of, passage_of, similarities.of_pairs(query_of, passage_of),
+    truncation.telling(job))
 
 
 def _lists(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> Iterator[Candidates]:

@@ -6,7 +6,6 @@ devices.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import operator
 import pathlib
@@ -33,6 +32,8 @@ ROOM_FOR_SHORTER = 4
 MODEL = "model"
 
 T = TypeVar("T")
+# Is told how the texts of each kind were cut.
+TellCuts = Callable[[Sequence[tokenize.Cut]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +55,8 @@ class Retriever:
     return self._encode("passages", texts_lib.Tokenised(texts, lambda some: table(some, self.cfg.passage_tokens)), into)
 
   def _encode(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None) -> np.ndarray:
-    tell = None if self.tell is None else functools.partial(self.tell, name)
     each = (self.forward.network.sizes.hidden_size,)
-    return self.forward(f"encode {name}", texts, into, tell, each)
+    return self.forward(f"encode {name}", texts, into, _telling(self.tell, name), each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +71,37 @@ class Ranker:
     """Scores float32 [pairs] of queries[i] with passages[i], whose initial similarity is similarities[i]."""
     distinct_queries, query_of = np.unique(np.asarray(queries, object), return_inverse=True)
     distinct_passages, passage_of = np.unique(np.asarray(passages, object), return_inverse=True)
-    network = self.forward.network
-    query_table = network.query_table(distinct_queries.tolist(), self.cfg.query_tokens)
-    passage_table = network.passage_table(distinct_passages.tolist(), self.cfg.pair_cut)
-    return self.score_rows(query_table, passage_table, query_of, passage_of, similarities)
+    return self.score_rows(distinct_queries.tolist(), distinct_passages.tolist(), query_of, passage_of, similarities)
 
-  def score_rows(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,
-                 passage_of: np.ndarray, similarities: np.ndarray) -> np.ndarray:
-    """As `score`, over token tables and the rows of each pair."""
-    learned = self.forward("score pairs", texts_lib.Pairs(queries, passages, query_of, passage_of))
+  def score_rows(self, queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray, passage_of: np.ndarray,
+                 similarities: np.ndarray, tell: truncation.Tell | None = None) -> np.ndarray:
+    """As `score`, of queries[query_of[i]] with passages[passage_of[i]]: a process reads those of the pairs that it
+    claims.  tell: is told how they were cut."""
+    learned = self.forward("score pairs", self.pairs(queries, passages, query_of, passage_of),
+                           tell=_telling(tell, "queries of lists", "passages of lists"))
     if self.similarity_weight is None:
       return learned
     return learned + self.similarity_weight * np.asarray(similarities, np.float32)
+
+  def pairs(self, queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray,
+            passage_of: np.ndarray) -> texts_lib.Pairs:
+    """What it reads of the pairs of `score_rows`."""
+    network, cfg = self.forward.network, self.cfg
+    return texts_lib.Pairs(
+      texts_lib.Half(texts=queries, row_of=query_of, table=lambda some: network.query_table(some, cfg.query_tokens)),
+      texts_lib.Half(texts=passages, row_of=passage_of, table=lambda some: network.passage_table(some, cfg.pair_cut)),
+      network.tokenizer.between)
+
+
+def _telling(tell: truncation.Tell | None, *kinds: str) -> TellCuts | None:
+  if tell is None:
+    return None
+
+  def tell_each(cuts: Sequence[tokenize.Cut]) -> None:
+    for kind, cut in zip(kinds, cuts, strict=True):
+      tell(kind, cut)
+
+  return tell_each
 
 
 def load_retriever(cfg: config_lib.Config, folder: epath.PathLike | None,
@@ -153,7 +172,7 @@ class Forward:
     self._job, self._calls = job, itertools.count()
 
   def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
-               tell: Callable[[tokenize.Cut], None] | None = None, each: tuple[int, ...] = ()) -> np.ndarray:
+               tell: TellCuts | None = None, each: tuple[int, ...] = ()) -> np.ndarray:
     """Output [T, *each] for T texts.
 
     into: a file that it is written to and mapped from, as in `Pieces.whole`.  tell: is told how they were cut, in the
@@ -177,7 +196,7 @@ class Forward:
               work.tell(rows, done)
               bar.update(before + done)
             indices, values = map(np.concatenate, zip(*found, strict=True))
-            work.finish(rows, values[np.argsort(indices)].astype(np.float32), piece.cut)
+            work.finish(rows, values[np.argsort(indices)].astype(np.float32), piece.cuts)
             if job is not None:
               windows.add_piece(job, name, work.place(rows), texts=len(rows), seconds=time.perf_counter() - began,
                                 tokens=int(piece.lengths.sum()), room=room)
@@ -186,7 +205,7 @@ class Forward:
         # Of its outputs nothing is made: it need not hold those of the others, too.
         return np.broadcast_to(np.float32(0), total)
       if tell is not None and total and processes.is_first():
-        tell(work.cut())
+        tell(work.cuts())
       if job is not None and into is not None and processes.is_first():
         remade.note(into)
       return work.whole(into)

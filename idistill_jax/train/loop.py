@@ -26,12 +26,12 @@ from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, curves, networks, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
-# Queries of a batch that an error names.
+# Queries of a batch that an error names; the log has all of them.
 _NAMED = 5
 
 
 class NonFiniteLossError(FloatingPointError):
-  """Training diverged; the message names the step and queries of its batch."""
+  """Training diverged; the message names the step and queries of its batch, and the log all of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,6 +214,9 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
       training = readout.training
       ids = training.batches.query_ids(pending.step)
       first = ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
+      if len(ids) > _NAMED:
+        # Of thousands nobody could read the error.
+        logging.error("%s: the queries of step %d are %s", training.name, step, ", ".join(ids))
       raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {step}, on the lists of {len(ids)} queries "
                                f"({first}); checkpoints before it are kept in {training.checkpoints}")
   tokens = readout.training.batches.tokens(pending.step)
@@ -256,9 +259,11 @@ class MetricsLog:
 
   def keep(self) -> None:
     """Makes it outlive this machine: all that is in the folder if this process is the first, else what is its own."""
+    self._window.flush()
     self._training.keep("" if processes.is_first() else self._window.path.name)
 
   def close(self) -> None:
+    self._window.flush()
     if self._curves is not None:
       self._curves.close()
     else:

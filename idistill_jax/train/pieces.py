@@ -18,7 +18,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -32,6 +32,8 @@ from idistill_jax.train import copies
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
 _POLL_SECONDS = 0.5
+# Raise when what is kept of a piece changes: those of an earlier version are then made again.
+_FORM = 2
 
 
 def cut(total: int) -> list[range]:
@@ -66,11 +68,11 @@ class Pieces:
     self._all = cut(total)
     # Without a folder: names of what is finished, and all of it, in order.
     self._made, self._outputs = set[str](), np.zeros((0, *each), np.float32)
-    self._cuts: list[tokenize.Cut] = []
+    self._cuts: list[Sequence[tokenize.Cut]] = []
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
-      digest = hashlib.sha256(np.asarray([total, *sample], np.int64).tobytes()).hexdigest()[:8]
+      digest = hashlib.sha256(np.asarray([_FORM, total, *sample], np.int64).tobytes()).hexdigest()[:8]
       self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
       with remote.reaching(self._folder):
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -141,8 +143,8 @@ class Pieces:
     if self._folder is not None:
       self._leases.tell(_stem(piece), texts)
 
-  def finish(self, piece: range, values: np.ndarray, cut: tokenize.Cut | None = None) -> None:
-    """Keeps the output [len(piece), ...] of a piece, and how its texts were cut.
+  def finish(self, piece: range, values: np.ndarray, cuts: Sequence[tokenize.Cut] = ()) -> None:
+    """Keeps the output [len(piece), ...] of a piece, and how its texts of each kind were cut.
 
     Raises leases.LostError where all was finished and swept up.
     """
@@ -152,14 +154,14 @@ class Pieces:
         self._outputs = self._empty(values)
       self._outputs[piece.start:piece.stop] = values
       self._made.add(_file(piece))
-      self._cuts += [] if cut is None else [cut]
+      self._cuts.append(cuts)
       return
     if self._leases.is_made(_stem(piece), _file(piece)):
       self._leases.give_back(_stem(piece))
       return
-    if cut is not None:
+    if cuts:
       # Before the output, by which others know that the piece is finished.
-      self._put(self._cut_path(piece), json.dumps(dataclasses.asdict(cut)).encode())
+      self._put(self._cuts_path(piece), json.dumps([dataclasses.asdict(cut) for cut in cuts]).encode())
     made = io.BytesIO()
     np.save(made, values)
     self._put(self._path(piece), made.getbuffer())
@@ -174,11 +176,10 @@ class Pieces:
     if working != path:
       working.replace(path)
 
-  def cut(self) -> tokenize.Cut:
-    """How the texts of all pieces were cut, once there are no more rounds."""
-    if self._folder is None:
-      return functools.reduce(operator.add, self._cuts)
-    return functools.reduce(operator.add, map(self._read_cut, self._all))
+  def cuts(self) -> list[tokenize.Cut]:
+    """How the texts of each kind were cut in all pieces, once there are no more rounds."""
+    of_pieces = self._cuts if self._folder is None else map(self._read_cuts, self._all)
+    return [functools.reduce(operator.add, of_kind) for of_kind in zip(*of_pieces, strict=True)]
 
   def whole(self, into: pathlib.Path | None = None) -> np.ndarray:
     """The output of all pieces, in order, once there are no more rounds.
@@ -252,11 +253,11 @@ class Pieces:
     with remote.reaching(self._path(piece)), self._path(piece).open("rb") as found:
       return np.load(found)
 
-  def _read_cut(self, piece: range) -> tokenize.Cut:
-    with remote.reaching(self._cut_path(piece)):
-      return tokenize.Cut(**json.loads(self._cut_path(piece).read_text()))
+  def _read_cuts(self, piece: range) -> list[tokenize.Cut]:
+    with remote.reaching(self._cuts_path(piece)):
+      return [tokenize.Cut(**one) for one in json.loads(self._cuts_path(piece).read_text())]
 
-  def _cut_path(self, piece: range) -> epath.Path:
+  def _cuts_path(self, piece: range) -> epath.Path:
     return self._path(piece).with_suffix(".json")
 
   def _path(self, piece: range) -> epath.Path:

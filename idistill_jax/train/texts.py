@@ -6,6 +6,7 @@ its device is at the one before.
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -15,18 +16,21 @@ from idistill_jax.data import pack, tokenize
 
 T = TypeVar("T")
 Made = TypeVar("Made")
+# Of passages 20 MB of tokens.
+KEPT = 65_536
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Piece:
   """Some of the texts: how many tokens each has, int [n], and `text(i)` of each, counted from the piece's first.
 
-  cut: what they lost at the encoder's lengths; None where they were tokenised before.
+  cuts: what they lost at the encoder's lengths, of pairs the queries and then the passages; none where they were
+  tokenised before.
   """
 
   lengths: np.ndarray
   text: Callable[[int], pack.Text]
-  cut: tokenize.Cut | None = None
+  cuts: tuple[tokenize.Cut, ...] = ()
 
 
 class Texts(Protocol):
@@ -52,30 +56,74 @@ class Tokenised:
 
   def read(self, rows: range) -> Piece:
     made = self._table(self._texts[rows.start:rows.stop])
-    return Piece(lengths=made.lengths, text=lambda i: (made[i], None), cut=made.cut)
+    return Piece(lengths=made.lengths, text=lambda i: (made[i], None), cuts=(made.cut,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Half:
+  """The queries of pairs, or their passages: pair i has texts[row_of[i]], of which `table` makes tokens.
+
+  A text of several pieces is read and tokenised once where there are few: KEPT of them, and a piece's, are kept.
+  """
+
+  texts: Sequence[str]
+  row_of: np.ndarray
+  table: Callable[[Iterable[str]], tokenize.TokenTable]
+  _kept: dict[int, np.ndarray] = dataclasses.field(default_factory=dict, init=False)
+
+  def read(self, pairs: np.ndarray) -> tuple[list[np.ndarray], tokenize.Cut]:
+    """Tokens for each of these pairs, ascending, and how those texts were cut that no pair before them all has.
+
+    A text counts once over all pieces, in the first that has it.
+    """
+    here = self.row_of[pairs]
+    rows = np.unique(here)
+    every, first = self._first_pairs
+    is_new = first[np.searchsorted(every, rows)] >= pairs[:1]
+    if len(self._kept) > KEPT:
+      self._kept.clear()
+    cut = self._keep(rows[is_new].tolist())
+    self._keep([row for row in rows[~is_new].tolist() if row not in self._kept])
+    return [self._kept[row] for row in here.tolist()], cut
+
+  def _keep(self, rows: list[int]) -> tokenize.Cut:
+    table = self.table(self.texts[row] for row in rows)
+    self._kept.update((row, table[i]) for i, row in enumerate(rows))
+    return table.cut
+
+  @functools.cached_property
+  def _first_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of all pairs, ascending, and the first pair of each."""
+    return np.unique(self.row_of, return_index=True)
 
 
 class Pairs:
-  """Queries with passages, row by row of two tables: pair i is queries[query_of[i]] and passages[passage_of[i]]."""
+  """Queries with passages, tokenised and joined when a piece of them is read; between: as in TokenTable."""
 
-  def __init__(self, queries: tokenize.TokenTable, passages: tokenize.TokenTable, query_of: np.ndarray,
-               passage_of: np.ndarray):
-    self._queries, self._passages, self._query_of, self._passage_of = queries, passages, query_of, passage_of
-    self.sample = self._lengths(pack.sample(len(query_of)))
+  def __init__(self, queries: Half, passages: Half, between: np.ndarray):
+    self._queries, self._passages, self._between = queries, passages, between
+    sampled = self._read(pack.sample(len(self)))
+    self.sample = sampled.lengths
+    # Few pairs are the sample and one piece, too: whoever waits for the answer to one question waits for it once.
+    self._whole = sampled if len(self.sample) == len(self) else None
 
   def __len__(self) -> int:
-    return len(self._query_of)
+    return len(self._queries.row_of)
 
   def read(self, rows: range) -> Piece:
-    def text(i: int) -> pack.Text:
-      query, passage = self._query_of[rows[i]], self._passage_of[rows[i]]
-      return tokenize.pair(self._queries[query], self._passages[passage], self._passages.between)
+    if self._whole is not None and len(rows) == len(self):
+      return self._whole
+    return self._read(np.arange(rows.start, rows.stop))
 
-    return Piece(lengths=self._lengths(np.arange(rows.start, rows.stop)), text=text)
+  def _read(self, pairs: np.ndarray) -> Piece:
+    (queries, of_queries), (passages, of_passages) = self._queries.read(pairs), self._passages.read(pairs)
+    lengths = tokenize.pair_lengths(_lengths(queries), _lengths(passages), self._between)
+    text = lambda i: tokenize.pair(queries[i], passages[i], self._between)
+    return Piece(lengths=lengths, text=text, cuts=(of_queries, of_passages))
 
-  def _lengths(self, rows: np.ndarray) -> np.ndarray:
-    return tokenize.pair_lengths(self._queries.lengths[self._query_of[rows]],
-                                 self._passages.lengths[self._passage_of[rows]], self._passages.between)
+
+def _lengths(tokens: Sequence[np.ndarray]) -> np.ndarray:
+  return np.fromiter(map(len, tokens), np.int64, len(tokens))
 
 
 def ahead(items: Iterator[T], make: Callable[[T], Made]) -> Generator[tuple[T, Made], None, None]:

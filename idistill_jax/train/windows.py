@@ -62,9 +62,10 @@ def add_piece(job: artifacts.Job, work: str, place: tuple[int, int], *, texts: i
 class Windows:
   """`add` takes a step's row of metrics.jsonl; after STEPS of them, and after the last of `total`, a line is written.
 
-  seconds: from the end of the window before.  MEANS: over the window; input_wait and device_wait are seconds a step
-  that this process waited for its batch, and for the devices and with them for the other processes.  The one that all
-  wait for is the one whose device_wait is least.
+  `flush` writes one of fewer: before a checkpoint, as whoever goes on from there begins another.  seconds: from the end
+  of the window before.  MEANS: over the window; input_wait and device_wait are seconds a step that this process waited
+  for its batch, and for the devices and with them for the other processes.  The one that all wait for is the one whose
+  device_wait is least.
   """
 
   def __init__(self, folder: pathlib.Path, process: int, start: int, total: int):
@@ -75,11 +76,16 @@ class Windows:
 
   def add(self, row: Mapping[str, float]) -> None:
     self._rows.append(row)
-    if len(self._rows) < STEPS and row["step"] < self._total:
+    if len(self._rows) >= STEPS or row["step"] >= self._total:
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes the line of the steps since the last one, if there are any."""
+    if not self._rows:
       return
     now, count = time.perf_counter(), len(self._rows)
     _add(self.path, self._process, {
-      "step": row["step"], "steps": count, "seconds": round(now - self._began, 3),
+      "step": self._rows[-1]["step"], "steps": count, "seconds": round(now - self._began, 3),
       **{name: sum(one[name] for one in self._rows) / count for name in MEANS},
       **{name: one[name] for one in self._rows for name in OF_START if name in one},
     })

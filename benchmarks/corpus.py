@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from benchmarks import alone, drawn
-from idistill_jax import artifacts, cli, config, extras, flow
+from idistill_jax import cli, config, extras, flow
+from idistill_jax.workdir import artifacts
 
 _PASSAGES = flags.DEFINE_integer("passages", 1_000_000, "Passages of the corpus.", lower_bound=2000)
 _SHARDS = flags.DEFINE_integer("shards", 4, "Shards of ScaNN's index.", lower_bound=1)

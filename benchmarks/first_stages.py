@@ -12,11 +12,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config, flow
+from idistill_jax import cli, config, flow
 from idistill_jax.data import similarity, tables
 from idistill_jax.retrieval import bm25, exact, itself, runs, summary
 from idistill_jax.stages import evaluate
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 MEASURES = ("MRR@10", "nDCG@10", "recall@100", "answer@1", "answer@5", "answer@20")
 JOINED = "dense, title and text joined by a space"

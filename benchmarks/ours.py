@@ -15,10 +15,11 @@ import numpy as np
 from etils import epath
 
 from benchmarks import clock, texts
-from idistill_jax import artifacts, config, records, sharding
+from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.train import fit, inference, inputs, loop, networks, objectives, utilization, windows
+from idistill_jax.workdir import artifacts
 
 LISTS = "lists"
 # Steps before the clock: compilation, and threads that have not read ahead yet.  Of few steps the first alone.

@@ -23,9 +23,10 @@ from absl import flags
 
 from benchmarks import ports
 from benchmarks.clock import Clock
-from idistill_jax import artifacts, cli, flow, processes
+from idistill_jax import cli, flow, processes
 from idistill_jax.data import tables
 from idistill_jax.train import inference, pieces, texts
+from idistill_jax.workdir import artifacts
 
 # Texts enough for a step of every shape.
 COMPILED_WITH = 256

@@ -19,8 +19,9 @@ from typing import Any, Literal
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from idistill_jax import artifacts, extras, processes, shared, validation
 from idistill_jax import config as config_lib
+from idistill_jax import extras, processes, validation
+from idistill_jax.workdir import artifacts, shared
 
 
 class _OrNone(flags.ArgumentParser):

@@ -11,10 +11,11 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
-from idistill_jax import artifacts, cli, config, outside
+from idistill_jax import cli, config
 from idistill_jax.data.corpora import tfds
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
 from idistill_jax.retrieval import systems
+from idistill_jax.workdir import artifacts, outside
 
 # (passages, training queries, test queries) as published: DPR's Wikipedia with TensorFlow Datasets' questions
 # (validation is what is tested on), MS MARCO's judged training queries with TREC 2020's.

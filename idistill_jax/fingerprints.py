@@ -3,12 +3,13 @@
 Why not beside the work?  Stages import JAX, and that all is done already is said without it.
 """
 
-from idistill_jax import config, outside
+from idistill_jax import config
 from idistill_jax.data import corpora
 from idistill_jax.hf import folders
 from idistill_jax.llm import prompt, session
 from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import reader, systems
+from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.
 RANKINGS = "2"

@@ -8,7 +8,8 @@ import importlib
 import types
 from typing import Any
 
-from idistill_jax import artifacts, config, fingerprints
+from idistill_jax import config, fingerprints
+from idistill_jax.workdir import artifacts
 
 
 def module(stage: str) -> types.ModuleType:

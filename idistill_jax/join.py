@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from idistill_jax import artifacts, begun, cli, flow, processes
+from idistill_jax import cli, flow, processes
 from idistill_jax import config as config_lib
 from idistill_jax.stages import index, scores
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts, begun
 
 # Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
 # Evaluation searches first.

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from idistill_jax import artifacts, cli, config, dry_run, flow, processes
+from idistill_jax import cli, config, dry_run, flow, processes
 from idistill_jax.data import tables
 from idistill_jax.llm import session
 from idistill_jax.report import terminal
 from idistill_jax.retrieval import answers, measures, summary, systems
 from idistill_jax.stages import collection
+from idistill_jax.workdir import artifacts
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(

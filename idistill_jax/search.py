@@ -16,12 +16,13 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, cli, outdated, records, sharding
+from idistill_jax import cli, records, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, hits, index, rerank
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts, outdated
 
 _TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_bound=1)
 

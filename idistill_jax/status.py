@@ -17,11 +17,12 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, cli, config, flow
-from idistill_jax import begun as begun_lib
+from idistill_jax import cli, config, flow
 from idistill_jax.llm import budget, cache, session
 from idistill_jax.report import claims
 from idistill_jax.train import pieces
+from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import begun as begun_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

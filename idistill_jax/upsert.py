@@ -18,13 +18,14 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags, logging
 
-from idistill_jax import artifacts, cli, files, outdated, outside, records, remote, search, sharding
+from idistill_jax import cli, records, search, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import characters, example, similarity, stream, tables
 from idistill_jax.data.corpora import files as corpus_files
 from idistill_jax.retrieval import index
 from idistill_jax.stages import index as index_stage
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts, files, outdated, outside, remote
 
 _PASSAGES = flags.DEFINE_string("passages", None, "Passages to add or to replace: a .jsonl or .tsv file (or .gz).")
 _INTO = flags.DEFINE_string("into", None, "A new folder that is searched like the workdir.")

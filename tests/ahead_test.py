@@ -7,9 +7,10 @@ import sys
 import pytest
 import tiny_world
 
-from idistill_jax import ahead, artifacts, cli, config
+from idistill_jax import ahead, cli, config
 from idistill_jax.llm import protocol
 from idistill_jax.retrieval import runs
+from idistill_jax.workdir import artifacts
 
 ASKS = {"queries", "labels", "answer"}
 

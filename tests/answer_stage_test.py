@@ -7,12 +7,13 @@ import pathlib
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts, cli, config, fingerprints, flow, records, validation
+from idistill_jax import cli, config, fingerprints, flow, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import budget, session
 from idistill_jax.report import bills, gather
 from idistill_jax.retrieval import runs
 from idistill_jax.stages import answer as stage
+from idistill_jax.workdir import artifacts
 
 PASSAGES = {"p1": "Paris is the capital of France.", "p2": "Rome is old.", "p3": "Oslo is cold.", "p4": "Bern."}
 TITLES = {"p2": "Rome"}

@@ -31,19 +31,27 @@ LAYERS = (
   ("models", "data", "retrieval", "llm"),
   ("chips",),
   ("sharding", "losses", "records", "progress", "recipes", "costs"),
-  ("cli", "outdated"),
-  ("artifacts",),
-  ("begun", "foreign", "shared"),
-  ("processes", "store"),
-  ("validation", "peers", "bucket", "leases", "seconds"),
-  ("sent",),
-  ("config", "databases", "outside", "remote", "extras", "files", "by_row", "ids", "locks", "multiply", "remade",
-   "sealed"),
+  ("cli",),
+  ("workdir",),
+  ("processes",),
+  ("validation", "peers"),
+  ("config", "extras", "by_row", "ids", "multiply"),
 )
+# Of rooms with many modules, in the same way.
+WITHIN = {
+  "workdir": (
+    ("outdated",),
+    ("artifacts",),
+    ("begun", "foreign"),
+    ("store",),
+    ("bucket", "seconds", "shared"),
+    ("leases", "outside", "sent"),
+    ("databases", "files", "locks", "remade", "remote", "sealed"),
+  ),
+}
 WITHOUT_JAX = (
-  *("progress", "config", "validation", "peers", "processes", "store", "files", "locks", "artifacts", "records", "cli"),
-  *("begun", "bucket", "databases", "foreign", "leases", "outside", "remade", "remote", "sealed", "seconds", "sent"),
-  *("llm", "outdated", "ids", "by_row", "shared", "flow", "fingerprints", "report", "dry_run", "status", "pipeline"),
+  *("progress", "config", "validation", "peers", "processes", "workdir", "records", "cli", "llm", "ids", "by_row"),
+  *("flow", "fingerprints", "report", "dry_run", "status", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
@@ -117,12 +125,15 @@ def imports_at_start(module: Module) -> set[str]:
 # -- Imports -------------------------------------------------------------------------------------------------------
 
 
-def layer(top: str) -> int:
-  return next(i for i, names in enumerate(LAYERS) if top in names)
+Layers = typing.Sequence[typing.Sequence[str]]
 
 
-def points_up(importer: str, imported: str) -> bool:
-  return layer(imported) < layer(importer)
+def layer(name: str, layers: Layers) -> int:
+  return next(i for i, names in enumerate(layers) if name in names)
+
+
+def points_up(importer: str, imported: str, layers: Layers = LAYERS) -> bool:
+  return layer(imported, layers) < layer(importer, layers)
 
 
 def ours(names: typing.Iterable[str]) -> list[Module]:
@@ -140,6 +151,21 @@ def test_imports_point_down() -> None:
   ]  # fmt: skip
   assert not wrong
   assert points_up("data", "train") and not points_up("train", "data")
+
+
+@pytest.mark.parametrize("room", WITHIN)
+def test_imports_within_a_room_point_down(room: str) -> None:
+  within = {module.name.rpartition(".")[2]: module for module in modules().values()
+            if module.name.startswith(f"{PACKAGE}.{room}.")}  # fmt: skip
+  assert sorted(within) == sorted(name for names in WITHIN[room] for name in names)
+  wrong = [
+    f"{name} imports {imported}"
+    for name, module in within.items()
+    for imported, other in within.items()
+    if other in ours(all_imports(module)) and points_up(name, imported, WITHIN[room])
+  ]
+  assert not wrong
+  assert points_up("files", "artifacts", WITHIN["workdir"])
 
 
 def test_no_stage_imports_another() -> None:

@@ -11,7 +11,8 @@ import textwrap
 
 import pytest
 
-from idistill_jax import artifacts, config, locks
+from idistill_jax import config
+from idistill_jax.workdir import artifacts, locks
 
 
 class Counted:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import config, records
 from idistill_jax.data import batches, example, pack, tables, tfrecord
 from idistill_jax.train import inputs, networks
+from idistill_jax.workdir import artifacts
 
 
 @pytest.fixture

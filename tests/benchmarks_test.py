@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from benchmarks import alone, drawn, first_stages, memory, models, ours, report, run, scaling, texts
-from idistill_jax import artifacts, config, flow, records, sharding, validation
+from idistill_jax import config, flow, records, sharding, validation
 from idistill_jax.data import example, tables
 from idistill_jax.hf import folders
 from idistill_jax.models import attention, execution
 from idistill_jax.train import utilization
+from idistill_jax.workdir import artifacts
 
 
 @pytest.fixture

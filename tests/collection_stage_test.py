@@ -8,10 +8,11 @@ import tracemalloc
 
 import pytest
 
-from idistill_jax import artifacts, cli, config, flow, pipeline
+from idistill_jax import cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
+from idistill_jax.workdir import artifacts
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -15,11 +15,12 @@ import pytest
 import report_workdir
 from rich import console as rich_console
 
-from idistill_jax import artifacts, records
+from idistill_jax import records
 from idistill_jax.data import example, tables
 from idistill_jax.report import __main__ as report_main
 from idistill_jax.report import compare, files, gather, page
 from idistill_jax.retrieval import significance
+from idistill_jax.workdir import artifacts
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"text {i}") for i in range(120)]
 QUERIES = [records.Query(id=f"q{i}", text=f"question {i}", split="test") for i in range(40)]

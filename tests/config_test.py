@@ -72,7 +72,8 @@ def test_dict_and_back() -> None:
 
 
 def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.Path) -> None:
-  from idistill_jax import artifacts, cli
+  from idistill_jax import cli
+  from idistill_jax.workdir import artifacts
 
   file, whole = tmp_path / artifacts.CONFIG, config_lib.as_json(load("quickstart:tiny"))
   values = json.loads(whole)

@@ -8,8 +8,8 @@ import sqlite3
 
 import pytest
 
-from idistill_jax import databases
 from idistill_jax.llm import budget, cache
+from idistill_jax.workdir import databases
 
 
 def rows(*names: str) -> list[cache.Row]:

@@ -6,7 +6,8 @@ import pathlib
 import config_test
 import pytest
 
-from idistill_jax import artifacts, cli, config, dry_run, flow, pipeline
+from idistill_jax import cli, config, dry_run, flow, pipeline
+from idistill_jax.workdir import artifacts
 
 # What is published of the collections that configs launched elsewhere name (a tenth of TFDS's train is dev), and what
 # follows from it.

@@ -12,8 +12,9 @@ import jobs
 import numpy as np
 import tiny_world
 
-from idistill_jax import artifacts, config, processes
+from idistill_jax import config, processes
 from idistill_jax.train import inference, pieces
+from idistill_jax.workdir import artifacts
 
 TEXTS = [" ".join(np.random.default_rng(i).choice(tiny_world.WORDS, 2 + i % 7)) for i in range(600)]
 

@@ -5,11 +5,12 @@ import pathlib
 
 import pytest
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import config, records
 from idistill_jax.data import example, tables
 from idistill_jax.report import gather
 from idistill_jax.retrieval import runs, summary, systems
 from idistill_jax.stages import evaluate as stage
+from idistill_jax.workdir import artifacts
 
 PASSAGES = tables.Passages(
   records.Passage(id=f"p{i}", title=f"Title{i}", text=f"text {i} of Paris" if i == 1 else f"text {i}")

@@ -19,9 +19,10 @@ from collections.abc import Iterator
 import jobs
 import pytest
 
-from idistill_jax import artifacts, begun, cli, config, files, processes, records
+from idistill_jax import cli, config, processes, records
 from idistill_jax.data import example, tfrecord
 from idistill_jax.train import windows
+from idistill_jax.workdir import artifacts, begun, files
 
 
 @pytest.fixture

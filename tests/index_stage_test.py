@@ -9,10 +9,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, flow, records
+from idistill_jax import config, flow, records
 from idistill_jax.data import example, tables
 from idistill_jax.stages import index as stage
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 DEV, TRAIN, TEST = ([f"{split}{i}" for i in range(count)] for split, count in (("d", 30), ("t", 150), ("x", 40)))
 # The teacher scored the first lists of train; the LLM put these in order, and others.

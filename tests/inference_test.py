@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import rows_of
 
-from idistill_jax import artifacts, config, sharding
+from idistill_jax import config, sharding
 from idistill_jax.data import pack, tokenize
 from idistill_jax.models import execution, table
 from idistill_jax.train import inference, networks, pieces
 from idistill_jax.train import texts as texts_lib
+from idistill_jax.workdir import artifacts
 
 BLOCK, DOUBLING = 64, 960.0
 

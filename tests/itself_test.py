@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, flow, records
+from idistill_jax import config, flow, records
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import beir, rankings
 from idistill_jax.retrieval import index, itself, runs
 from idistill_jax.stages import candidates, evaluate, scores
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 IDS = ["a", "b", "c", "d", "e"]
 PASSAGES = tables.Passages(records.Passage(id=one, title="", text=f"argument {one}") for one in IDS)

@@ -14,11 +14,12 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, flow, join, processes, records
+from idistill_jax import cli, flow, join, processes, records
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
 from idistill_jax.train import checkpoint, inference, pieces
+from idistill_jax.workdir import artifacts
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
             for i, word in enumerate(["merge", "sort", "open", "close"] * 10)]  # fmt: skip

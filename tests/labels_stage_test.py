@@ -8,11 +8,12 @@ import shutil
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, cli, config, flow, records, validation
+from idistill_jax import cli, config, flow, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import prompt
 from idistill_jax.llm.providers import replay
 from idistill_jax.stages import labels as stage
+from idistill_jax.workdir import artifacts
 
 QUICKSTART = pathlib.Path(stage.__file__).parents[1] / "data" / "quickstart"
 RECORDING = "package:quickstart/llm_answers.jsonl"

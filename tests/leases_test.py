@@ -11,8 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from idistill_jax import leases, processes
+from idistill_jax import processes
 from idistill_jax.train import pieces
+from idistill_jax.workdir import leases
 
 
 def test_of_many_workers_with_the_same_old_view_one_takes_a_piece(tmp_path, monkeypatch):

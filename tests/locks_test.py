@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from idistill_jax import locks
+from idistill_jax.workdir import locks
 
 
 def waiting(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> None:

@@ -12,11 +12,11 @@ import jobs
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import artifacts
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import parse
 from idistill_jax.llm import prompt as prompt_lib
+from idistill_jax.workdir import artifacts
 
 ANSWERS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "my_corpus_answers.jsonl"
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
-from idistill_jax import artifacts, cli, flow, pipeline, records, search, upsert
+from idistill_jax import cli, flow, pipeline, records, search, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data.corpora import tfds
 from idistill_jax.report import gather
 from idistill_jax.retrieval import ann_shards, hits, systems
+from idistill_jax.workdir import artifacts
 
 PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
           ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip

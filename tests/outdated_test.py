@@ -2,7 +2,8 @@
 
 import json
 
-from idistill_jax import artifacts, config, outdated
+from idistill_jax import config
+from idistill_jax.workdir import artifacts, outdated
 
 READS = {"collection": (), "train_direct": ("collection",), "train_ranker": ("train_direct",), "index": ("collection",)}
 

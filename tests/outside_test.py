@@ -16,12 +16,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, config, dry_run, fingerprints, flow, outside, remote, upsert, validation
+from idistill_jax import config, dry_run, fingerprints, flow, upsert, validation
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import SOURCES, files, jsonl, rankings
 from idistill_jax.hf import card, folders, weights
 from idistill_jax.llm.providers import replay
 from idistill_jax.retrieval import runs, systems
+from idistill_jax.workdir import artifacts, outside, remote
 
 PASSAGES = "".join(f'{{"_id": "p{i}", "title": "T{i}", "text": "the text of {i}"}}\n' for i in range(9))
 QUERIES = '{"_id": "q1", "text": "which one", "metadata": {"answers": ["a"]}}\n{"_id": "q2", "text": "another"}\n'

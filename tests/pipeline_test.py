@@ -11,7 +11,8 @@ import time
 import jobs
 import pytest
 
-from idistill_jax import artifacts, flow, search
+from idistill_jax import flow, search
+from idistill_jax.workdir import artifacts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # No query is written for the quickstart: it brings its own.

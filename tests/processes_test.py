@@ -25,12 +25,13 @@ import trained
 from jax.sharding import AxisType
 
 from benchmarks import ports
-from idistill_jax import artifacts, cli, config, flow, leases, peers, processes, remote, sharding
+from idistill_jax import cli, config, flow, peers, processes, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
 from idistill_jax.retrieval import exact
 from idistill_jax.train import inference, loop, networks, pieces, preemption, windows
+from idistill_jax.workdir import artifacts, leases, remote
 
 CONFIG = (
   "-m", "accelerated", "--config=configs/quickstart.py:tiny", "--config.encoder.training_dtype=float32",

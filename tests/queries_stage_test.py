@@ -8,11 +8,12 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, cli, config, flow, records
+from idistill_jax import cli, config, flow, records
 from idistill_jax.data import corpora, example, tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import prompt, protocol, query_writing, session
 from idistill_jax.stages import queries as stage
+from idistill_jax.workdir import artifacts
 
 PASSAGES = 150
 

@@ -17,12 +17,13 @@ import report_workdir
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 from rich import console as rich_console
 
-from idistill_jax import artifacts, flow, records
 from idistill_jax import config as config_lib
+from idistill_jax import flow, records
 from idistill_jax.data import example, tables
 from idistill_jax.llm import query_writing
 from idistill_jax.report import claims, figures, files, gather, page, queries, terminal
 from idistill_jax.stages import report as report_stage
+from idistill_jax.workdir import artifacts
 
 PASSAGES = [
   records.Passage(id=f"lib.call{i}", title=f"lib.call{i}", text=f"Does the thing number {i}. " * 20)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, records
 from idistill_jax import config as config_lib
+from idistill_jax import records
 from idistill_jax.data import example, tables
 from idistill_jax.report import gather
 from idistill_jax.retrieval import measures, runs, summary
+from idistill_jax.workdir import artifacts
 
 # Mean of the judged passage's drawn rank: smaller is better.
 QUALITY = {"initial": 9.0, "bm25": 12.0, "ranker": 6.0, "distilled": 4.0, "hybrid": 5.0}

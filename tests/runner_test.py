@@ -6,8 +6,9 @@ import logging
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, cli, config, pipeline, sharding
+from idistill_jax import cli, config, pipeline, sharding
 from idistill_jax.report import gather
+from idistill_jax.workdir import artifacts
 
 
 def stage(name: str, *sections: str, reads: tuple[str, ...] = ()) -> artifacts.Stage:

@@ -12,9 +12,10 @@ import encoded
 import numpy as np
 import tiny_world
 
-from idistill_jax import artifacts, config, processes
+from idistill_jax import config, processes
 from idistill_jax.data import pack
 from idistill_jax.train import inference, pieces
+from idistill_jax.workdir import artifacts
 
 QUERIES, PASSAGES = encoded.TEXTS[:40], encoded.TEXTS[40:200]
 QUERY_OF, PASSAGE_OF = np.arange(160) // 4, np.random.default_rng(0).permutation(160)

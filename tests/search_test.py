@@ -14,12 +14,13 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import artifacts, flow, records, search, sharding, upsert
 from idistill_jax import config as config_lib
+from idistill_jax import flow, records, search, sharding, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
 from idistill_jax.retrieval import compact
 from idistill_jax.train import checkpoint, inference, networks
+from idistill_jax.workdir import artifacts
 
 PASSAGES = [
   records.Passage(id=f"p{i}", title=title, text=text)

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import bucket
 import pytest
 
-from idistill_jax import artifacts, config, seconds
+from idistill_jax import config
+from idistill_jax.workdir import artifacts, seconds
 
 # Of no pieces and no checkpoints: nothing is kept between its beginning and its end.
 LONG = """
@@ -61,10 +62,8 @@ def test_devices_count_for_as_long_as_each_attempt_had_them(tmp_path, monkeypatc
   # Of an earlier version, which did not say on what.
   (tmp_path / seconds.FILE).write_text("90.5")
   for devices, kind, took in ((8, "v5e", 10), (4, "v5e", 5), (1, "H100", 2)):
-    spent = seconds.Spent(tmp_path)
-    now += 1
-    spent.uses({"processes": 2, "devices": devices, "kind": kind})
-    now += took - 1
+    spent = seconds.Spent(tmp_path, {"processes": 2, "devices": devices, "kind": kind})
+    now += took
     spent.write()
   seconds.Spent(tmp_path).write()
   assert seconds.read((tmp_path / seconds.FILE).read_text()) == seconds.Took(

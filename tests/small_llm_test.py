@@ -10,9 +10,10 @@ import pathlib
 
 import pytest
 
-from idistill_jax import artifacts, config, flow
+from idistill_jax import config, flow
 from idistill_jax.llm import parse, ranking, session
 from idistill_jax.stages import labels
+from idistill_jax.workdir import artifacts
 
 URL = os.environ.get("IDISTILL_LLM_URL")
 LISTS = 20

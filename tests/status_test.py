@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from rich import console as rich_console
 
-from idistill_jax import artifacts, cli, config, processes, status
+from idistill_jax import cli, config, processes, status
 from idistill_jax.llm import cache, session
 from idistill_jax.train import pieces, windows
+from idistill_jax.workdir import artifacts
 
 KEPT = """
 import sys, time

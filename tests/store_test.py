@@ -25,11 +25,12 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, cli, config, dry_run, leases, locks, peers, processes, remote, sharding, store
-from idistill_jax import begun as begun_lib
+from idistill_jax import cli, config, dry_run, peers, processes, sharding
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
 from idistill_jax.train import checkpoint, inference, loop, pieces, windows
+from idistill_jax.workdir import artifacts, leases, locks, remote, store
+from idistill_jax.workdir import begun as begun_lib
 
 
 @pytest.fixture(scope="module", params=bucket_lib.SERVERS)

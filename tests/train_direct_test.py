@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny_world
 
-from idistill_jax import artifacts, config, sharding, validation
+from idistill_jax import config, sharding, validation
 from idistill_jax.models import table
 from idistill_jax.train import checkpoint, fit, inference, loop, networks
+from idistill_jax.workdir import artifacts
 
 
 @pytest.fixture(scope="module")

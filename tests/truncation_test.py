@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tokenizers
 
-from idistill_jax import artifacts, config, records
+from idistill_jax import config, records
 from idistill_jax.data import example, similarity, tables, tokenize
 from idistill_jax.hf import folders
 from idistill_jax.report import claims
 from idistill_jax.train import inference, inputs, networks, truncation
+from idistill_jax.workdir import artifacts
 
 WORDS = "merge sort naïve 北京 don't #include [MASK] unbelievably".split()
 

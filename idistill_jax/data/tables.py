@@ -16,9 +16,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from idistill_jax import by_row, outside, records
+from idistill_jax import by_row, records
 from idistill_jax import ids as ids_lib
 from idistill_jax.data import example, tfrecord
+from idistill_jax.workdir import outside
 
 PASSAGES = "passages"
 # Beside the passages: where each begins (`tfrecord.starts`), and the arrays of `ids.Ids`.

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from idistill_jax import config as config_lib
-from idistill_jax import outside, records
+from idistill_jax import records
 from idistill_jax.hf import export, weights
 from idistill_jax.llm import query_writing
 from idistill_jax.models import cross_encoder
+from idistill_jax.workdir import outside
 
 # System in metrics.json that each model is measured as.
 Kind = Literal["retriever", "ranker"]

@@ -9,7 +9,8 @@ import importlib.util
 import pathlib
 from collections.abc import Collection
 
-from idistill_jax import extras, outside
+from idistill_jax import extras
+from idistill_jax.workdir import outside
 
 PYPI = "pypi:"
 # Where an exported ranker with the head "mean" keeps the unit that training writes into the model itself.

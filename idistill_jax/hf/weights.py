@@ -10,12 +10,12 @@ import safetensors
 import safetensors.numpy
 
 from idistill_jax import config as config_lib
-from idistill_jax import outside
 from idistill_jax.data import tokenize
 from idistill_jax.hf import folders, prompts, torch_file
 from idistill_jax.models import cross_encoder, families
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
+from idistill_jax.workdir import outside
 
 # Beside an exported ranker, what sentence-transformers cannot hold: the weight of the term that is added to its logit,
 # and how we cut.

@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from idistill_jax import outdated
 from idistill_jax.llm import query_writing
 from idistill_jax.report import gather
 from idistill_jax.retrieval import significance
+from idistill_jax.workdir import outdated
 
 # Main measure -> the one that says it in a reader's words.
 FIRST_PLACE = {"MRR@10": "hit@1"}

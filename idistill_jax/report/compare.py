@@ -7,10 +7,10 @@ import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 
-from idistill_jax import artifacts, outdated
 from idistill_jax.data import tables
 from idistill_jax.report import claims, figures, files, gather
 from idistill_jax.retrieval import significance, summary
+from idistill_jax.workdir import artifacts, outdated
 
 # Fields that say where things lie or what the run is called, not what it did.
 NOT_A_DIFFERENCE = ("name", "export.")

@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from idistill_jax import artifacts, begun, flow, outdated
+from idistill_jax import flow
 from idistill_jax.report import files, queries
 from idistill_jax.retrieval import summary
+from idistill_jax.workdir import artifacts, begun, outdated
 
 # All that the page shows: not itself, which may be of an earlier run.
 SHOWN = tuple(flow.SHOWN)

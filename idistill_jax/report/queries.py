@@ -5,9 +5,10 @@ import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from idistill_jax import artifacts, records
+from idistill_jax import records
 from idistill_jax.data import example, tables
 from idistill_jax.retrieval import answers, runs
+from idistill_jax.workdir import artifacts
 
 # Where these were measured they stand in front of all others.
 FIRST_SYSTEMS = ("initial", "distilled", "ranker")

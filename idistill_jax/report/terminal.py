@@ -9,8 +9,8 @@ from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
 
-from idistill_jax import artifacts, outdated
 from idistill_jax.report import claims, gather
+from idistill_jax.workdir import artifacts, outdated
 
 _STYLES = {"better": "green", "worse": "red", "undecided": "dim"}
 

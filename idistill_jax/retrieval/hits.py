@@ -14,7 +14,8 @@ import numpy as np
 from etils import epath
 
 from idistill_jax import ids as ids_lib
-from idistill_jax import processes, remote
+from idistill_jax import processes
+from idistill_jax.workdir import remote
 
 # How many offending rows an error names before it only counts.
 ROWS_NAMED = 5

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from idistill_jax import outside
 from idistill_jax.retrieval import hits as hits_lib
+from idistill_jax.workdir import outside
 
 Run = dict[str, dict[str, float]]
 # The constant of reciprocal rank fusion that its authors found to hold everywhere.

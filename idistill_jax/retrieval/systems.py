@@ -1,7 +1,8 @@
 """The systems that are compared: what ours are called, and those of others, which come as run files."""
 
-from idistill_jax import config, outside
+from idistill_jax import config
 from idistill_jax.retrieval import runs
+from idistill_jax.workdir import outside
 
 # What reciprocal rank fusion makes of several systems; the second shows how much of the first is there undistilled.
 FUSED = {"hybrid": ("distilled", "bm25"), "initial+bm25": ("initial", "bm25")}

@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, flow, records
+from idistill_jax import cli, flow, records
 from idistill_jax.data import tables
 from idistill_jax.llm import asking, estimate, protocol, session, workers
 from idistill_jax.retrieval import answers, reader, runs, summary
 from idistill_jax.retrieval import systems as systems_lib
+from idistill_jax.workdir import artifacts
 
 METRICS, PER_QUERY, PARQUET, ANSWERS = "metrics.json", "per_query.csv", "per_query.parquet", "answers.jsonl"
 # The first is tested against the second, where both have answered.

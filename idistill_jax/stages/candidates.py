@@ -5,10 +5,11 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import artifacts, cli, flow, processes, records, sharding
+from idistill_jax import cli, flow, processes, records, sharding
 from idistill_jax.data import example, tables
 from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 
 def run(job: artifacts.Job) -> None:

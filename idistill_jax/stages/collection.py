@@ -15,9 +15,10 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, flow, records
+from idistill_jax import cli, config, flow, records
 from idistill_jax.data import collection, corpora, example, tables
 from idistill_jax.data.corpora import rankings
+from idistill_jax.workdir import artifacts
 
 STATISTICS = "collection.json"
 NO_TRAINING_QUERIES = (

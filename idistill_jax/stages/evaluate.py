@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, flow, processes, records, sharding
+from idistill_jax import cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.report import claims
 from idistill_jax.retrieval import (
@@ -32,6 +32,7 @@ from idistill_jax.retrieval import (
 )
 from idistill_jax.retrieval import systems as systems_lib
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
 # The first system is tested against the second, where both are measured; the first pair is the primary test.

@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
-from idistill_jax import artifacts, cli, flow, outdated, records, sharding
+from idistill_jax import cli, flow, records, sharding
 from idistill_jax.data import example
 from idistill_jax.hf import card, export, upload
 from idistill_jax.train import inference, networks
+from idistill_jax.workdir import artifacts, outdated
 
 RANKER: card.Kind = "ranker"
 RETRIEVER: card.Kind = "retriever"

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, flow, processes, records, sharding
+from idistill_jax import cli, config, flow, processes, records, sharding
 from idistill_jax.data import deal, example, tables
 from idistill_jax.retrieval import ann, compact, index
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 # What queries for tuning are, as the manifest counts them, and the file of their ids.
 TUNED_ON, DEV, UNUSED, USED = "tuned on", "dev", "unused train", "used train"

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from idistill_jax import artifacts, cli, config, flow, records
+from idistill_jax import cli, config, flow, records
 from idistill_jax.data import deal, example, tables
 from idistill_jax.llm import asking, estimate, prompt, ranking, session, workers
+from idistill_jax.workdir import artifacts
 
 STATUSES = "statuses.json"
 # One JSON object for each list that was left out; the manifest names a few of them.

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, config, flow, processes, records
+from idistill_jax import cli, config, flow, processes, records
 from idistill_jax.data import corpora, deal, example, tables
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.train import inference
+from idistill_jax.workdir import artifacts
 
 STATUSES = "statuses.json"
 LENGTH_CLASSES = 3

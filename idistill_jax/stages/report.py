@@ -5,8 +5,9 @@
 every stage's folder -> report.html, self-contained; a copy lies at the root of the workdir.
 """
 
-from idistill_jax import artifacts, cli, flow
+from idistill_jax import cli, flow
 from idistill_jax.report import gather, page
+from idistill_jax.workdir import artifacts
 
 PAGE = "report.html"
 

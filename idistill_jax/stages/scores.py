@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, cli, flow, processes, records, sharding
+from idistill_jax import cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact, itself
 from idistill_jax.train import inference, truncation
+from idistill_jax.workdir import artifacts
 
 # (query id, passage ids)
 Candidates = tuple[str, tuple[str, ...]]

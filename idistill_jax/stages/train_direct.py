@@ -5,8 +5,9 @@
 collection, candidates, labels -> teacher-*.tfrecord, model/, metrics.jsonl; passages.npy, queries.npy (embeddings).
 """
 
-from idistill_jax import artifacts, cli, flow
+from idistill_jax import cli, flow
 from idistill_jax.train import checkpoint, fit, inference, inputs
+from idistill_jax.workdir import artifacts
 
 
 def run(job: artifacts.Job) -> None:

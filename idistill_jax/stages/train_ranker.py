@@ -5,9 +5,10 @@
 collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from idistill_jax import artifacts, cli, flow, records, sharding
+from idistill_jax import cli, flow, records, sharding
 from idistill_jax.data import batches, example
 from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
+from idistill_jax.workdir import artifacts
 
 
 def run(job: artifacts.Job) -> None:

@@ -8,9 +8,10 @@ metrics.jsonl.
 
 from collections.abc import Callable, Iterator
 
-from idistill_jax import artifacts, cli, flow, records
+from idistill_jax import cli, flow, records
 from idistill_jax.data import example, tables
 from idistill_jax.train import checkpoint, fit, inference, inputs
+from idistill_jax.workdir import artifacts
 
 
 def run(job: artifacts.Job) -> None:

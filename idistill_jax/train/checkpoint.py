@@ -16,9 +16,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from idistill_jax import processes, remote
+from idistill_jax import processes
 from idistill_jax.train import orbax_s3
 from idistill_jax.train import step as step_lib
+from idistill_jax.workdir import remote
 
 STATE, DATA, SUMS = "state", "data", "sums"
 # What TensorStore says of files that are torn or lost.  Of a full table of files, a bucket that does not answer or

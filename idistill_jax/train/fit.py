@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from idistill_jax import artifacts, cli, processes, sharding
+from idistill_jax import cli, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches, example, tfrecord
 from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
 from idistill_jax.train import step as step_lib
+from idistill_jax.workdir import artifacts
 
 # A student that begins with so much of its probability on one passage of each list can only be wrong or right.
 SHARP = 0.95

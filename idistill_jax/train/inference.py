@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from idistill_jax import artifacts, processes, progress, remade, sharding
 from idistill_jax import config as config_lib
+from idistill_jax import processes, progress, sharding
 from idistill_jax.data import pack, similarity, tables, tokenize
 from idistill_jax.train import checkpoint, networks, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
 from idistill_jax.train import texts as texts_lib
+from idistill_jax.workdir import artifacts, remade
 
 # At most this many texts share a row on average; fixes the number of pooled vectors a step.
 SHORTEST_TEXT = 6

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from idistill_jax import artifacts, records
+from idistill_jax import records
 from idistill_jax.data import batches, example, similarity, tables, tokenize
 from idistill_jax.train import networks, truncation
+from idistill_jax.workdir import artifacts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

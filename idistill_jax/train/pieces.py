@@ -24,10 +24,11 @@ from typing import IO
 import numpy as np
 from etils import epath
 
-from idistill_jax import leases as leases_lib
-from idistill_jax import processes, remote
+from idistill_jax import processes
 from idistill_jax.data import tokenize
 from idistill_jax.train import copies
+from idistill_jax.workdir import leases as leases_lib
+from idistill_jax.workdir import remote
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16

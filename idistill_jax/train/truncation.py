@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from absl import logging
 
-from idistill_jax import artifacts, processes
+from idistill_jax import processes
 from idistill_jax.data import tokenize
+from idistill_jax.workdir import artifacts
 
 # (what the texts are, how they were cut)
 Tell = Callable[[str, tokenize.Cut], None]

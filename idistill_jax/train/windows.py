@@ -10,7 +10,8 @@ import socket
 import time
 from collections.abc import Mapping
 
-from idistill_jax import artifacts, files, processes
+from idistill_jax import processes
+from idistill_jax.workdir import artifacts, files
 
 STEPS = 20
 # What the row of the first step since a start has more than others, and so the window that holds it.

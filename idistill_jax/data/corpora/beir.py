@@ -8,9 +8,10 @@ nowhere is left out and named.
 
 from collections.abc import Iterator, Mapping
 
-from idistill_jax import config, outside, records
+from idistill_jax import config, records
 from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import files, jsonl
+from idistill_jax.workdir import outside
 
 
 def load(cfg: config.Collection) -> collection.Collection:

@@ -1,8 +1,9 @@
 """One JSONL file of passages, `{"_id", "title", "text"}` a line (or `.jsonl.gz`), and no queries: those get written."""
 
-from idistill_jax import config, outside
+from idistill_jax import config
 from idistill_jax.data import collection, stream
 from idistill_jax.data.corpora import beir
+from idistill_jax.workdir import outside
 
 
 def load(cfg: config.Collection) -> collection.Collection:

@@ -12,9 +12,10 @@ import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from idistill_jax import config, outside, records
+from idistill_jax import config, records
 from idistill_jax.data import collection, stream, tables
 from idistill_jax.data.corpora import jsonl, tsv
+from idistill_jax.workdir import outside
 
 # What we call it -> what files call it, the first that is there counts.  A file of questions may hold passages too.
 Columns = dict[str, tuple[str, ...]]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from idistill_jax import outside
 from idistill_jax.data import characters, collection
+from idistill_jax.workdir import outside
 
 # So many repeated ids are shown; of more, the number is told.
 _EXAMPLES = 5

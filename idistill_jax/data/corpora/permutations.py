@@ -13,10 +13,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from idistill_jax import outside, records
+from idistill_jax import records
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.llm import parse
+from idistill_jax.workdir import outside
 
 _PASSAGES = ("retrieved_passages", "hits")
 

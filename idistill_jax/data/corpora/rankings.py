@@ -11,11 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from idistill_jax import config, outside, records
+from idistill_jax import config, records
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl, permutations
 from idistill_jax.llm import parse
 from idistill_jax.retrieval import runs
+from idistill_jax.workdir import outside
 
 
 def add(found: collection.Collection, cfg: config.Collection) -> collection.Collection:

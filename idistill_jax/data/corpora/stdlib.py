@@ -10,9 +10,10 @@ import platform
 import subprocess
 import sys
 
-from idistill_jax import config, outside, records
+from idistill_jax import config, records
 from idistill_jax.data import collection, tables
 from idistill_jax.data.corpora import beir, docstrings, jsonl
+from idistill_jax.workdir import outside
 
 QUICKSTART = pathlib.Path(__file__).parents[1] / "quickstart"
 _EXTRACTION_SECONDS = 300

@@ -8,9 +8,9 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-from idistill_jax import outside
 from idistill_jax.data import collection
 from idistill_jax.data.corpora import jsonl
+from idistill_jax.workdir import outside
 
 WITHOUT_HEADER = ("id", "text", "title")
 

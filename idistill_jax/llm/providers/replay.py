@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from idistill_jax import config, outside
+from idistill_jax import config
 from idistill_jax.llm import protocol
+from idistill_jax.workdir import outside
 
 PACKAGE = "package:"
 

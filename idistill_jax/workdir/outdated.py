@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import artifacts
+from idistill_jax.workdir import artifacts
 
 
 def manifests(workdir: artifacts.Workdir, stages: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import files
+from idistill_jax.workdir import files
 
 FILE = "seconds"
 # A kill costs no more of the count than this; of a machine that goes for good, no more than the second: what is sent to
@@ -35,18 +35,17 @@ def read(text: str) -> Took:
 
 
 class Spent:
-  """What the attempts took that a folder tells of, and one that begins now."""
+  """What the attempts took that a folder tells of, and one that begins now.
 
-  def __init__(self, folder: pathlib.Path):
+  on: the devices that this one has for as long as it takes, as `processes.hardware` says them; None for none.
+  """
+
+  def __init__(self, folder: pathlib.Path, on: Mapping[str, Any] | None = None):
     self._path = folder / FILE
     self._before = read(self._path.read_text() if self._path.exists() else "")
     self._began = time.time()
-    self._devices: dict[str, int] = {}
-    self._writing = threading.Lock()
-
-  def uses(self, on: Mapping[str, Any] | None) -> None:
-    """What this attempt has for as long as it takes, as `processes.hardware` says it; None for no devices."""
     self._devices = {} if on is None else {on["kind"]: on["devices"]}
+    self._writing = threading.Lock()
 
   def so_far(self) -> Took:
     now, devices = time.time() - self._began, collections.Counter[str]()

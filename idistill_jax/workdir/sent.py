@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from idistill_jax import databases, files
+from idistill_jax.workdir import databases, files
 
 _FILE = ".sent.json"
 # Size in bytes, and time of the last writing in ns; None: as nothing else.

@@ -11,8 +11,8 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import seconds
-from idistill_jax import store as store_lib
+from idistill_jax.workdir import seconds
+from idistill_jax.workdir import store as store_lib
 
 # One JSON object a training step.
 METRICS = "metrics.jsonl"

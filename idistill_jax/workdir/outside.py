@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
-from idistill_jax import files, remote
+from idistill_jax.workdir import files, remote
 
 # Of what is read as a stream: asked for at once, and handed on.
 _AHEAD_BYTES, _BUFFER_BYTES = 8 << 20, 1 << 20

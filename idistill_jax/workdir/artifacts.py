@@ -22,10 +22,11 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from idistill_jax import begun as begun_lib
 from idistill_jax import config as config_lib
-from idistill_jax import extras, files, foreign, processes, remade, seconds
-from idistill_jax import store as store_lib
+from idistill_jax import extras, processes
+from idistill_jax.workdir import begun as begun_lib
+from idistill_jax.workdir import files, foreign, remade, seconds
+from idistill_jax.workdir import store as store_lib
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
@@ -224,11 +225,10 @@ class Workdir:
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
-    spent = seconds.Spent(out)
+    spent = seconds.Spent(out, on := processes.hardware() if stage.together else None)
     keep = functools.partial(self._keep, out.name, spent)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
               publish=self.write, still_alone=self._store.still_alone)
-    spent.uses(on := processes.hardware() if stage.together else None)
     try:
       with spent.kept(lambda: keep(seconds.FILE)) if processes.is_first() else contextlib.nullcontext():
         if stage.together:

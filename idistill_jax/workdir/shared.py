@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from idistill_jax import processes, remote
+from idistill_jax import processes
+from idistill_jax.workdir import remote
 
 # A file system of several hosts may take a while to show one of them what another has written.
 _LATE_SECONDS = 10.0

@@ -34,8 +34,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from absl import logging
 from etils import epath
 
-from idistill_jax import databases, leases, locks, remote, sealed
-from idistill_jax import sent as sent_lib
+from idistill_jax.workdir import databases, leases, locks, remote, sealed
+from idistill_jax.workdir import sent as sent_lib
 
 _HALF = ".half"
 _LOCKS = ".locks"

@@ -2,7 +2,7 @@
 
 import json
 
-from idistill_jax import store as store_lib
+from idistill_jax.workdir import store as store_lib
 
 
 def refuse(store: store_lib.Store, stated: str, stage: str, *, last: str) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from etils import epath
 
-from idistill_jax import bucket, locks, remote
+from idistill_jax.workdir import bucket, locks, remote
 
 
 class Store(Protocol):

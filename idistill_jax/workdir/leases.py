@@ -24,7 +24,8 @@ from absl import logging
 from etils import epath
 from fsspec.implementations import local
 
-from idistill_jax import peers, remote
+from idistill_jax import peers
+from idistill_jax.workdir import remote
 
 LEASE_SECONDS = 60.0
 _BEATS = 6

@@ -126,7 +126,8 @@ def test_failed_stage_leaves_the_old_folder_and_its_own_work(workdir: artifacts.
 
 KILLED = textwrap.dedent("""
   import os, signal, sys
-  from idistill_jax import artifacts, config
+  from idistill_jax import config
+  from idistill_jax.workdir import artifacts
 
   def run(job):
     log = job.out / "log"

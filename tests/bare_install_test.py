@@ -68,8 +68,8 @@ def test_training_core_imports_and_runs(tiny_weights: str, tmp_path) -> None:
 
 def test_labelling_and_help_need_no_jax() -> None:
   """One after the other in one process: what is missing is missing to each."""
-  light = ("config", "artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing", "stages.labels",
-           "pipeline", "status")
+  light = ("config", "workdir.artifacts", "records", "cli", "llm.session", "llm.estimate", "llm.query_writing",
+           "stages.labels", "pipeline", "status")
   done = python("".join(f"import idistill_jax.{module}\n" for module in light), (*NO_JAX, "openai"))
   assert done.returncode == 0, done.stderr
 
@@ -80,7 +80,8 @@ def test_labelling_runs_where_jax_is_absent(tmp_path: pathlib.Path) -> None:
   with LoopbackLLM(reversed_order) as server:
     done = python("""
       import pathlib
-      from idistill_jax import artifacts, config, flow
+      from idistill_jax import config, flow
+      from idistill_jax.workdir import artifacts
       cfg = config.Config(name="t")
       cfg.labels = config.Labels(provider="openai", model="m", base_url=sys.argv[2], list_size=5)
       manifest = artifacts.Workdir(pathlib.Path(sys.argv[1])).execute(flow.STAGES["labels"], cfg)

@@ -122,7 +122,8 @@ def test_seconds_that_could_not_be_written_are_none(tmp_path, cfg):
 TRAINS = """
 import pathlib, resource, sys
 import tiny_world
-from idistill_jax import artifacts, config, sharding
+from idistill_jax import config, sharding
+from idistill_jax.workdir import artifacts
 from idistill_jax.train import loop
 
 lists, root = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
@@ -161,7 +162,8 @@ def test_a_disk_that_fills_up_during_training_is_an_error_and_not_a_model(tmp_pa
 
 ANSWERS = """
 import os, signal, sys
-from idistill_jax import artifacts, config, processes
+from idistill_jax import config, processes
+from idistill_jax.workdir import artifacts
 
 def run(job):
   (job.out / "answers").write_text("paid for")

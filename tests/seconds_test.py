@@ -15,7 +15,8 @@ from idistill_jax.workdir import artifacts, seconds
 # Of no pieces and no checkpoints: nothing is kept between its beginning and its end.
 LONG = """
 import sys, time
-from idistill_jax import artifacts, config, seconds
+from idistill_jax import config
+from idistill_jax.workdir import artifacts, seconds
 
 seconds.WRITTEN_SECONDS = 0.05
 

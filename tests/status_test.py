@@ -18,7 +18,8 @@ from idistill_jax.workdir import artifacts
 
 KEPT = """
 import sys, time
-from idistill_jax import artifacts, config
+from idistill_jax import config
+from idistill_jax.workdir import artifacts
 
 def run(job):
   now = time.time()

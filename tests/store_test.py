@@ -125,7 +125,8 @@ def test_whether_a_run_is_at_a_stage_shows_elsewhere(machines, cfg, monkeypatch)
 
 PAUSED = """
 import sys
-from idistill_jax import artifacts, config, leases, processes
+from idistill_jax import config, processes
+from idistill_jax.workdir import artifacts, leases
 leases.LEASE_SECONDS = 1.0
 
 def run(job):
@@ -512,7 +513,8 @@ def test_vectors_whose_pieces_are_sent_are_sent_with_the_commit_alone(google, cf
 KILLED = """
 import os, signal, sys
 import encoded, tiny_world
-from idistill_jax import artifacts, config
+from idistill_jax import config
+from idistill_jax.workdir import artifacts
 from idistill_jax.train import inference
 
 def run(job):
@@ -642,7 +644,8 @@ TRAINS = """
 import dataclasses, pathlib, sys, time
 import tiny_world
 from absl import logging
-from idistill_jax import artifacts, config, processes, sharding
+from idistill_jax import config, processes, sharding
+from idistill_jax.workdir import artifacts
 from idistill_jax.train import checkpoint, loop
 
 lists, weights, root, pause = sys.argv[1:]

@@ -43,6 +43,7 @@ _OF_THE_WAY = re.compile(r"\bGloo\b|\bNCCL\b|^(UNAVAILABLE|ABORTED|CANCELLED|DEA
 # A process that uses more of a core than this is at work, though it may say nothing of it, as ScaNN does for hours.
 _BUSY_SHARE = 0.1
 
+
 class ProcessError(RuntimeError):
   """Another process of the job is gone or does not answer.  awaited: which, where that is known."""
 

@@ -37,7 +37,7 @@ def embedded(texts: Sequence[str], into: pathlib.Path | None = None) -> np.ndarr
 def job(tmp_path, monkeypatch) -> artifacts.Job:
   """Stages that read models find ones without weights."""
   retriever = types.SimpleNamespace(encode_passages=embedded, encode_queries=embedded)
-  ranker = types.SimpleNamespace(score=lambda queries, passages, similarities: similarities)
+  ranker = types.SimpleNamespace(score_rows=lambda *pairs: pairs[-1])
   monkeypatch.setattr(inference, "load_retriever", lambda *args: retriever)
   monkeypatch.setattr(inference, "load_ranker", lambda *args: ranker)
   cfg = config.Config(name="t", candidates=config.Candidates(depth=3), scores=config.Scores(depth=2),

@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -75,12 +76,15 @@ def measure(runner: cli.Runner) -> None:
   passages, queries = tables.load_passages(folder), tables.load_queries(folder)
   out = pathlib.Path(str(_PIECES.value))
   job = artifacts.Job(cfg=runner.cfg, out=out, inputs={}, cache=out)
-  forward, read = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
+  forward, made = TASKS[_TASK.value](job, queries, passages, _PASSAGES.value)
+  read = made()
   first = range(min(COMPILED_WITH, len(read)))
   for _ in forward._outputs([(first, read.read(first))], read):
     pass
   processes.meet("the start")
   with Clock() as clock:
+    # Anew: each process makes the tokens of the same sample before its first piece.
+    read = made()
     forward(_TASK.value, read)
     processes.meet("the end")
   if processes.is_first():
@@ -93,20 +97,21 @@ def measure(runner: cli.Runner) -> None:
 
 
 def _encode(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-            each: int) -> tuple[inference.Forward, texts.Texts]:
+            each: int) -> tuple[inference.Forward, Callable[[], texts.Texts]]:
   del queries, each
   forward = inference.load_retriever(job.cfg, None, job).forward
   table = forward.network.passage_table
-  return forward, texts.Tokenised(passages.texts, lambda some: table(some, job.cfg.encoder.passage_tokens))
+  return forward, lambda: texts.Tokenised(passages.texts, lambda some: table(some, job.cfg.encoder.passage_tokens))
 
 
 def _score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages,
-           each: int) -> tuple[inference.Forward, texts.Texts]:
+           each: int) -> tuple[inference.Forward, Callable[[], texts.Texts]]:
   """Each query of train with so many passages drawn for it."""
   ranker, asked = inference.load_ranker(job.cfg, None, job), queries.of_split("train")
   query_of = np.repeat(np.arange(len(asked)), each)
   passage_of = np.random.default_rng(0).integers(0, len(passages), len(query_of))
-  return ranker.forward, ranker.pairs([query.text for query in asked], passages.texts, query_of, passage_of)
+  asked_texts = [query.text for query in asked]
+  return ranker.forward, lambda: ranker.pairs(asked_texts, passages.texts, query_of, passage_of)
 
 
 TASKS = {"encode": _encode, "score": _score}

@@ -236,7 +236,8 @@ def test_texts_whose_rate_is_measured_are_as_long_as_told(tmp_path, tiny_weights
   passages = tables.Passages(records.Passage(id=str(n), title="", text="word " * n) for n in range(1, 9))
   queries = tables.Queries([records.Query(id="q", text="which word", split="train")])
   job = artifacts.Job(cfg=cfg, out=tmp_path, inputs={}, cache=tmp_path)
-  _, asked = scaling.TASKS[work](job, queries, passages, 8)
+  _, made = scaling.TASKS[work](job, queries, passages, 8)
+  asked = made()
   piece = asked.read(range(len(asked)))
   assert len(asked) >= 8 and [len(piece.text(i)[0]) for i in range(len(asked))] == piece.lengths.tolist()
 

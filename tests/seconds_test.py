@@ -63,8 +63,13 @@ def test_devices_count_for_as_long_as_each_attempt_had_them(tmp_path, monkeypatc
   # Of an earlier version, which did not say on what.
   (tmp_path / seconds.FILE).write_text("90.5")
   for devices, kind, took in ((8, "v5e", 10), (4, "v5e", 5), (1, "H100", 2)):
-    spent = seconds.Spent(tmp_path, {"processes": 2, "devices": devices, "kind": kind})
-    now += took
+    def hardware(devices: int = devices, kind: str = kind) -> dict[str, object]:
+      nonlocal now
+      now += 1  # until they are there
+      return {"processes": 2, "devices": devices, "kind": kind}
+
+    spent = seconds.Spent(tmp_path, hardware)
+    now += took - 1
     spent.write()
   seconds.Spent(tmp_path).write()
   assert seconds.read((tmp_path / seconds.FILE).read_text()) == seconds.Took(

@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 
 PASSAGES, QUERIES = "passages.npy", "queries.npy"
+# Pairs whose embeddings are in memory at a time.
+_PAIRS = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,11 @@ class Similarities:
 
   def of_pairs(self, query_rows: np.ndarray, passage_rows: np.ndarray) -> np.ndarray:
     """float32 [pairs] of query_rows[i] with passage_rows[i]."""
-    return np.einsum("ie,ie->i", self.queries_QxE[query_rows], self.passages_PxE[passage_rows])
+    made = np.empty(len(query_rows), np.float32)
+    for i in range(0, len(made), _PAIRS):
+      here = slice(i, i + _PAIRS)
+      made[here] = np.einsum("ie,ie->i", self.queries_QxE[query_rows[here]], self.passages_PxE[passage_rows[here]])
+    return made
 
 
 def load(folder: pathlib.Path) -> Similarities:

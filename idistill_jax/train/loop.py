@@ -26,7 +26,7 @@ from idistill_jax.train import checkpoint, curves, networks, optim, preemption, 
 from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import begun as begun_lib
 
-# Queries of a batch that an error names; the log has all of them.
+# Queries of a batch that an error names; the log has all of more.
 _NAMED = 5
 
 
@@ -263,8 +263,10 @@ class MetricsLog:
     self._training.keep("" if processes.is_first() else self._window.path.name)
 
   def close(self) -> None:
-    self._window.flush()
-    if self._curves is not None:
-      self._curves.close()
-    else:
-      self.keep()
+    try:
+      self._window.flush()
+    finally:
+      if self._curves is not None:
+        self._curves.close()
+      else:
+        self.keep()

@@ -16,7 +16,7 @@ from idistill_jax.data import pack, tokenize
 
 T = TypeVar("T")
 Made = TypeVar("Made")
-# Of passages 20 MB of tokens.
+# Of passages 37 MB of tokens, at 140 each.
 KEPT = 65_536
 
 
@@ -24,8 +24,7 @@ KEPT = 65_536
 class Piece:
   """Some of the texts: how many tokens each has, int [n], and `text(i)` of each, counted from the piece's first.
 
-  cuts: what they lost at the encoder's lengths, of pairs the queries and then the passages; none where they were
-  tokenised before.
+  cuts: what they lost at the encoder's lengths, of pairs the queries and then the passages.
   """
 
   lengths: np.ndarray
@@ -63,7 +62,8 @@ class Tokenised:
 class Half:
   """The queries of pairs, or their passages: pair i has texts[row_of[i]], of which `table` makes tokens.
 
-  A text of several pieces is read and tokenised once where there are few: KEPT of them, and a piece's, are kept.
+  Tokens of the last texts, KEPT and a piece's, are kept: of few, those of several pieces are made once, but for the
+  sample's and those that a worker had before it came to the first piece that has them, where they count.
   """
 
   texts: Sequence[str]

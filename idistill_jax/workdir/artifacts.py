@@ -225,7 +225,7 @@ class Workdir:
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
-    spent = seconds.Spent(out, on := processes.hardware() if stage.together else None)
+    spent = seconds.Spent(out, processes.hardware if stage.together else None)
     keep = functools.partial(self._keep, out.name, spent)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
               publish=self.write, still_alone=self._store.still_alone)
@@ -242,7 +242,7 @@ class Workdir:
         remade.remove(out)
       raise
     finally:
-      facts = {**dataclasses.asdict(spent.so_far()), "computed_on": on}
+      facts = {**dataclasses.asdict(spent.so_far()), "computed_on": spent.on}
       if processes.is_first():
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")

@@ -24,7 +24,7 @@ WINDOWS = "windows-*.jsonl"
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  took: what its attempts did, as last
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  took: what its attempts took, as last
   written.  is_held: whether a run is at it.
   """
 

@@ -37,14 +37,16 @@ def read(text: str) -> Took:
 class Spent:
   """What the attempts took that a folder tells of, and one that begins now.
 
-  on: the devices that this one has for as long as it takes, as `processes.hardware` says them; None for none.
+  hardware: says what devices this one has for as long as it takes, as `processes.hardware` does, which waits until they
+  are there; None for none.  on: what it said.
   """
 
-  def __init__(self, folder: pathlib.Path, on: Mapping[str, Any] | None = None):
+  def __init__(self, folder: pathlib.Path, hardware: Callable[[], Mapping[str, Any]] | None = None):
     self._path = folder / FILE
     self._before = read(self._path.read_text() if self._path.exists() else "")
     self._began = time.time()
-    self._devices = {} if on is None else {on["kind"]: on["devices"]}
+    self.on = None if hardware is None else hardware()
+    self._devices = {} if self.on is None else {self.on["kind"]: self.on["devices"]}
     self._writing = threading.Lock()
 
   def so_far(self) -> Took:

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import google_crc32c
 import numpy as np
@@ -194,8 +194,9 @@ class _Open:
   def __init__(self, descriptor: int):
     self.descriptor = descriptor
 
-  def __del__(self) -> None:
-    os.close(self.descriptor)
+  # Bound here: at the interpreter's end a module's names are gone before what is open.
+  def __del__(self, close: Callable[[int], None] = os.close) -> None:
+    close(self.descriptor)
 
 
 def _length(path: str | os.PathLike[str], offset: int, record: int, header: bytes, size: int) -> int:

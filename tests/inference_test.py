@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import rows_of
+import scored
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack, tokenize
@@ -123,25 +124,13 @@ def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights
   assert job.counts["passages cut"] == {"at": 6, "texts": 16, "of": 20, "longest": 22}
 
 
-class Recorded(list):
-  """Texts, and the rows that were read of them."""
-
-  def __init__(self, texts):
-    super().__init__(texts)
-    self.read = []
-
-  def __getitem__(self, row):
-    self.read.append(int(row))
-    return super().__getitem__(row)
-
-
 @pytest.mark.parametrize("kept, then", [(texts_lib.KEPT, [range(8, 14), range(14, 18), range(18, 22)]),
                                         (0, [range(8, 14), range(12, 18), range(16, 22)])], ids=["few", "many"])
 def test_of_pairs_a_worker_reads_what_it_claims_and_few_texts_once(tiny_weights, tmp_path, monkeypatch, kept, then):
   """Each query with four passages, of which two are the next query's as well."""
   cfg = config.Config(name="t", encoder=config.Encoder(
     weights=tiny_weights, query_tokens=6, pair_passage_tokens=8, list_row_tokens=16, tokens_per_step=64))
-  queries, passages = (Recorded("merge " * (1 + i % most) for i in range(n)) for n, most in ((10, 7), (22, 9)))
+  queries, passages = (scored.Recorded("merge " * (1 + i % most) for i in range(n)) for n, most in ((10, 7), (22, 9)))
   query_of, passage_of = np.arange(40) // 4, 2 * (np.arange(40) // 4) + np.arange(40) % 4
   similarities, told, cuts = np.linspace(0, 1, 40), {}, {}
   score = lambda job, tell: inference.load_ranker(cfg, None, job).score_rows(

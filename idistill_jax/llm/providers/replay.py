@@ -35,7 +35,10 @@ def fingerprint(recording: str) -> str:
 
 
 class Replay:
-  """Answers from a recording; raises NotRecorded for what it lacks."""
+  """Answers from a recording; raises NotRecorded for what it lacks.
+
+  answers: (query id, ids of the passages shown, in their order) -> what was said.
+  """
 
   family = "replay"
   remote = False
@@ -45,18 +48,18 @@ class Replay:
     self.model = fingerprint(recording)
     self.params: Mapping[str, Any] = {}
     self._recording = recording
-    self._answers: dict[tuple[str, tuple[str, ...]], str] = {}
+    self.answers: dict[tuple[str, tuple[str, ...]], str] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
       if line.strip():
         key, response = _entry(f"{path}:{number}", line)
-        self._answers.setdefault(key, response)
+        self.answers.setdefault(key, response)
 
   def __len__(self) -> int:
-    return len(self._answers)
+    return len(self.answers)
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
     try:
-      text = self._answers[request.query_id, request.passage_ids]
+      text = self.answers[request.query_id, request.passage_ids]
     except KeyError:
       raise protocol.NotRecorded(
         f"{self._recording} has no answer for the query {request.query_id} "

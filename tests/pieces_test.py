@@ -116,5 +116,5 @@ def test_its_room_is_taken_before_what_follows_is_read(work, tmp_path, monkeypat
 
 def test_nothing_is_written_as_nothing(tmp_path):
   for each in ((), (WIDTH,)):
-    none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int), each=each)
+    none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int), none=np.zeros((0, *each), np.float32))
     assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0, *each)

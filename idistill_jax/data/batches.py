@@ -72,12 +72,12 @@ class Texts(Protocol):
 class PairTexts:
   """Query and passage read together, for each passage of each list."""
 
-  queries: tokenize.TokenTable
-  passages: tokenize.TokenTable
+  queries: tokenize.Tokens
+  passages: tokenize.Tokens
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
     return tokenize.pair_lengths(
-      self.queries.lengths[query_row], self.passages.lengths[passage_rows], self.passages.between)
+      self.queries.lengths_of(query_row), self.passages.lengths_of(passage_rows), self.passages.between)
 
   def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     lengths_BxN = np.zeros((size, width), np.int64)
@@ -95,17 +95,17 @@ class PairTexts:
 class DualTexts:
   """The queries of the batch, then the passages of each list."""
 
-  queries: tokenize.TokenTable
-  passages: tokenize.TokenTable
+  queries: tokenize.Tokens
+  passages: tokenize.Tokens
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
-    return np.append(self.passages.lengths[passage_rows], self.queries.lengths[query_row])
+    return np.append(self.passages.lengths_of(passage_rows), self.queries.lengths_of(query_row))
 
   def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     of_queries_B, of_passages_BxN = np.zeros(size, np.int64), np.zeros((size, width), np.int64)
     for b, (query_row, passage_rows) in enumerate(lists):
-      of_queries_B[b] = self.queries.lengths[query_row]
-      of_passages_BxN[b, :len(passage_rows)] = self.passages.lengths[passage_rows]
+      of_queries_B[b] = self.queries.lengths_of(query_row)
+      of_passages_BxN[b, :len(passage_rows)] = self.passages.lengths_of(passage_rows)
 
     def text(i: int) -> pack.Text:
       if i < size:

@@ -6,7 +6,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import tokenizers
@@ -58,16 +58,26 @@ class TokenTable:
   def __getitem__(self, i: int) -> np.ndarray:
     return self.flat[self.offsets[i]:self.offsets[i + 1]]
 
-  def among(self, rows: np.ndarray, count: int) -> "TokenTable":
-    """The same texts as these rows, ascending, of `count`; the others have no tokens."""
-    lengths = np.zeros(count, np.int64)
-    lengths[rows] = self.lengths
-    return dataclasses.replace(self, offsets=np.append(0, np.cumsum(lengths)))
-
   @functools.cached_property
   def lengths(self) -> np.ndarray:
     """Once, as those of a few texts are asked for again and again."""
     return np.diff(self.offsets)
+
+  def lengths_of(self, rows: np.ndarray | int) -> np.ndarray:
+    return self.lengths[rows]
+
+
+class Tokens(Protocol):
+  """Token ids of texts, by the rows of their collection; between: as in TokenTable."""
+
+  @property
+  def between(self) -> np.ndarray: ...
+
+  def __getitem__(self, row: int) -> np.ndarray: ...
+
+  def lengths_of(self, rows: np.ndarray | int) -> np.ndarray:
+    """How many tokens each of them has."""
+    ...
 
 
 class Tokenizer:

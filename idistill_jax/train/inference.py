@@ -179,10 +179,10 @@ class Forward:
     into: a file that it is written to and mapped from, as in `Pieces.whole`.  tell: is told how they were cut, in the
     process that writes.  Who only helps gets T zeros.
     """
-    job, total = self._job, len(texts)
+    job, total, none = self._job, len(texts), np.zeros((0, *each), np.float32)
     work_name = f"{next(self._calls)} {name}"
-    work = (pieces_lib.Pieces(None, work_name, total, texts.sample, each=each) if job is None
-            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone, each))
+    work = (pieces_lib.Pieces(None, work_name, total, texts.sample, none=none) if job is None
+            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone, none))
     with contextlib.closing(work), progress.bar(name, total=total, done=total - work.left()) as bar:
       for claimed in work.rounds():
         bar.update(total - work.left())

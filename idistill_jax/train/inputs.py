@@ -1,23 +1,24 @@
 """What the trainings read: lists as rows of the collection, token tables and similarities."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from idistill_jax import records
 from idistill_jax.data import batches, example, similarity, tables, tokenize
-from idistill_jax.train import networks, truncation
+from idistill_jax.train import networks, tokens
 from idistill_jax.workdir import artifacts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-  """The lists that are trained on, and the collection as numbers; of passages in no list, passage_tokens has none."""
+  """The lists that are trained on, and the collection as numbers; of texts in no list there are no tokens."""
 
   lists: Sequence[batches.TrainingList]
-  passage_tokens: tokenize.TokenTable
-  query_tokens: tokenize.TokenTable
+  passage_tokens: tokenize.Tokens
+  query_tokens: tokenize.Tokens
   similarity: similarity.Similarities
 
 
@@ -47,21 +48,20 @@ def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records
 def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str,
          lists: Iterable[records.RankedList | records.ScoredList]) -> Inputs:
   """From a job's collection, the stage that made the similarities, and the lists that are trained on; passages are cut
-  at `passage_tokens`."""
+  at `passage_tokens`.  Every process of a job calls it, and tokenises its share of the texts."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   # Here, and not in the threads that read batches ahead: protobuf has crashed when several threads parsed at once.
   decoded = tuple(training_list(one, queries, passages) for one in lists)
   # Of a corpus of millions, a thousand lists name thousands.
-  rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.passage_rows for one in decoded)]))
-  passage_table = network.passage_table((passages.texts[row] for row in rows), passage_tokens)
-  query_table = network.query_table(queries.texts, job.cfg.encoder.query_tokens)
-  tell = truncation.telling(job)
-  tell("queries", query_table.cut)
-  tell("passages of lists", passage_table.cut)
+  passage_rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.passage_rows for one in decoded)]))
+  query_rows = np.unique(np.fromiter((one.query_row for one in decoded), np.int64, len(decoded)))
+  read = functools.partial(tokens.of_rows, job, ids=network.tokenizer.ids, between=network.tokenizer.between)
   return Inputs(
-    lists=decoded, passage_tokens=passage_table.among(rows, len(passages)), query_tokens=query_table,
+    lists=decoded,
+    passage_tokens=read("passages of lists", passages.texts, passage_rows,
+                        functools.partial(network.passage_table, max_tokens=passage_tokens)),
+    query_tokens=read("queries of lists", queries.texts, query_rows,
+                      functools.partial(network.query_table, max_tokens=job.cfg.encoder.query_tokens)),
     similarity=similarity.load(job.inputs[similarities]),
   )
-
-

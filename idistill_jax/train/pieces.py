@@ -35,6 +35,7 @@ LEAST, LARGEST, MOST = 2048, 8192, 16
 _POLL_SECONDS = 0.5
 # Raise when what is kept of a piece changes: those of an earlier version are then made again.
 _FORM = 2
+_NUMBERS = np.zeros(0, np.float32)
 
 
 def cut(total: int) -> list[range]:
@@ -59,16 +60,15 @@ class Pieces:
 
   folder: where finished ones lie; None keeps them in memory, for one process.  total: how many texts there are.
   sample: lengths of some, by which work on others is another's.  still_alone: raises leases.LostError where the stage
-  is another run's by now; it is asked with every piece that is claimed.  each: shape of one text's output, which is
-  asked for where there are no texts.
+  is another run's by now; it is asked with every piece that is claimed.  none: the output of no texts.
   """
 
   def __init__(self, folder: epath.PathLike | None, name: str, total: int, sample: np.ndarray,
-               still_alone: Callable[[], None] = lambda: None, each: tuple[int, ...] = ()):
+               still_alone: Callable[[], None] = lambda: None, none: np.ndarray = _NUMBERS):
     self._name, self._still_alone = name, still_alone
     self._all = cut(total)
     # Without a folder: names of what is finished, and all of it, in order.
-    self._made, self._outputs = set[str](), np.zeros((0, *each), np.float32)
+    self._made, self._outputs = set[str](), none
     self._cuts: list[Sequence[tokenize.Cut]] = []
     self._folder = None
     if folder is not None:

@@ -1,0 +1,84 @@
+"""Tokens of the texts that a training reads: made once a stage, each piece of them by the process that claims it.
+
+Which texts share a row depends on the lengths of all, and which tokens a process needs on the rows that its devices
+hold.  So all are kept in one file a machine, which its processes map: lengths are read whole, tokens where they are
+used.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from idistill_jax import processes, progress
+from idistill_jax.data import pack, tokenize
+from idistill_jax.train import pieces, truncation
+from idistill_jax.workdir import artifacts
+
+# So many texts tell whose tokens they are.
+_LOOKED_AT = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TokensOfRows:
+  """Tokens of some texts of a collection.
+
+  rows: which, ascending.  made: of each its `length`, and as many `ids` of those it has room for.  between: as in
+  tokenize.TokenTable.
+  """
+
+  rows: np.ndarray
+  made: np.ndarray
+  between: np.ndarray
+
+  def __getitem__(self, row: int) -> np.ndarray:
+    place = self.rows.searchsorted(row)
+    return self._ids[place, :self._lengths[place]]
+
+  def lengths_of(self, rows: np.ndarray | int) -> np.ndarray:
+    return self._lengths[self.rows.searchsorted(rows)]
+
+  @functools.cached_property
+  def _lengths(self) -> np.ndarray:
+    return self.made["length"].astype(np.int64)
+
+  @functools.cached_property
+  def _ids(self) -> np.ndarray:
+    # No longer a memmap, each slice of which takes microseconds.
+    return np.asarray(self.made["ids"])
+
+
+def of_rows(job: artifacts.Job, kind: str, texts: Sequence[str], rows: np.ndarray,
+            table: Callable[[Iterable[str]], tokenize.TokenTable], *, ids: int, between: np.ndarray) -> TokensOfRows:
+  """Tokens of texts[rows] (rows ascending), which `table` makes; every process of a job calls it.
+
+  kind: what the texts are, for log and manifest, which are told how they were cut.  ids: one more than the largest
+  token id.  between: as in TokensOfRows.  Raises as `Pieces.rounds` and `Pieces.whole` do.
+  """
+  total = len(rows)
+  some = table(texts[row] for row in rows[np.linspace(0, total - 1, min(total, _LOOKED_AT)).astype(int)])
+  kept = np.dtype([("length", np.int32), ("ids", np.min_scalar_type(ids - 1), (some.cut.at,))])
+  shared, here = (folder / artifacts.CHECKPOINTS / "tokens" for folder in (job.shared, job.out))
+  work = pieces.Pieces(shared, kind, total, np.append(rows[pack.sample(total)], some.flat), job.still_alone,
+                       np.zeros(0, kept))
+  with contextlib.closing(work), progress.bar(f"tokenise {kind}", total=total, done=total - work.left()) as bar:
+    for claimed in work.rounds():
+      bar.update(total - work.left())
+      for piece in claimed:
+        made = table(texts[row] for row in rows[piece.start:piece.stop])
+        work.finish(piece, _padded(made, kept), (made.cut,))
+        bar.update(total - work.left())
+    if total and processes.is_first():
+      truncation.telling(job)(kind, *work.cuts())
+    here.mkdir(parents=True, exist_ok=True)
+    return TokensOfRows(rows=rows, made=work.whole(here / f"{kind}.half"), between=between)
+
+
+def _padded(table: tokenize.TokenTable, kept: np.dtype) -> np.ndarray:
+  """In one shape for every text, so that the n-th is found without a look at those before it."""
+  made = np.zeros(len(table), kept)
+  made["length"] = table.lengths
+  made["ids"][np.arange(made["ids"].shape[1]) < table.lengths[:, None]] = table.flat
+  return made

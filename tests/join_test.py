@@ -1,5 +1,6 @@
 """Workers that join a stage under way: they make its pieces and nothing else, and go when it is done."""
 
+import json
 import os
 import pathlib
 import signal
@@ -14,7 +15,7 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import cli, flow, join, processes, records
+from idistill_jax import cli, flow, join, processes, records, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
@@ -60,17 +61,25 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
   # Nor does it hold what all make together, or search it.
   for owner, name in ((pieces.Pieces, "whole"), (exact, "Exact")):
     monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("a helper goes on after the pieces"))
+  monkeypatch.setattr(processes, "hardware", lambda: {"processes": 1, "devices": 4, "kind": "v5e"})
   join.work(home, flow.STAGES["candidates"])
   monkeypatch.undo()
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
   assert home.manifest("candidates") is None
   # Beside the pieces, how fast it was, under another name than the run's own.
-  assert {path.name for path in folder.parent.iterdir()} == {
-    artifacts.PIECES, f"windows-00000-{socket.gethostname()}-{os.getpid()}.jsonl"}
+  log = folder.parent / f"windows-00000-{socket.gethostname()}-{os.getpid()}.jsonl"
+  assert {path.name for path in folder.parent.iterdir()} == {artifacts.PIECES, log.name}
+  # What its devices took is shown while the stage is under way, and no less when it is done.
+  took = sum(json.loads(line)["device_seconds"]["v5e"] for line in log.read_text().splitlines())
+  with log.open("a") as file:
+    file.write('{"process": 0, "dev')  # by a kill
+  hours = lambda: next(one for one in status.states(home) if one.stage == "candidates").device_hours
+  assert took > 0 and hours() == {"v5e": pytest.approx(took / 3600)}
   # The run that goes on computes nothing.
   monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))
   home.execute(flow.STAGES["candidates"], cfg)
   monkeypatch.undo()
+  assert hours() == {"v5e": pytest.approx(took / 3600, abs=1e-5)}
   found = similarity.load(home.folder("candidates")).passages_PxE
   np.testing.assert_array_equal(found, inference.load_retriever(cfg, None).encode_passages(
     [passage.full_text for passage in PASSAGES]))  # fmt: skip

@@ -9,9 +9,10 @@ import pathlib
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from idistill_jax import processes
-from idistill_jax.workdir import artifacts, files
+from idistill_jax.workdir import artifacts, begun, files
 
 STEPS = 20
 # What the row of the first step since a start has more than others, and so the window that holds it.
@@ -39,7 +40,7 @@ def _step_of(line: str) -> float:
   return said["step"] if "piece" not in said else 0
 
 
-def _add(log: pathlib.Path, process: int, said: Mapping[str, float | str]) -> None:
+def _add(log: pathlib.Path, process: int, said: Mapping[str, Any]) -> None:
   with log.open("a") as out:
     out.write(json.dumps({"process": process, "host": socket.gethostname(), **said}) + "\n")
 
@@ -48,16 +49,22 @@ def add_piece(job: artifacts.Job, work: str, place: tuple[int, int], *, texts: i
               room: int, seconds: float) -> None:
   """A line for a piece that this process has finished; it outlives this machine as the piece does.
 
-  place: which piece, from 1, and of how many.  room: places for tokens in the rows that they were in.  seconds: from
-  when it was claimed, or the one before it was finished.
+  A helper's says what its devices took.  place: which piece, from 1, and of how many.  room: places for tokens in the
+  rows that they were in.  seconds: from when it was claimed, or the one before it was finished.
   """
   log = path(job.out, processes.index())
   _add(log, processes.index(), {
     "work": work, "piece": place[0], "pieces": place[1], "texts": texts, "seconds": round(seconds, 3),
     "texts_per_second": round(texts / seconds, 1), "tokens_per_second": round(tokens / seconds),
-    "fill": round(tokens / room, 4),
+    "fill": round(tokens / room, 4), **(_helped(seconds) if job.helps else {}),
   })
   job.keep(log.name)
+
+
+def _helped(seconds: float) -> dict[str, dict[str, float]]:
+  """What a run's devices cost is counted with its attempts."""
+  on = processes.hardware()
+  return {begun.HELPED: {on["kind"]: round(on["devices"] * seconds, 3)}}
 
 
 class Windows:

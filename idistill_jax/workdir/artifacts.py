@@ -242,12 +242,11 @@ class Workdir:
         remade.remove(out)
       raise
     finally:
-      facts = {**dataclasses.asdict(spent.so_far()), "computed_on": spent.on}
       if processes.is_first():
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
         keep("")
-    return processes.once(lambda: self._finish(stage, cfg, job, key, facts), f"the commit of {stage.name}")
+    return processes.once(lambda: self._finish(stage, cfg, job, key, spent), f"the commit of {stage.name}")
 
   def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:
     """Sends a file of a working folder, or all (""), and what it took; raises leases.LostError as `execute` does."""
@@ -270,13 +269,14 @@ class Workdir:
     if self.is_done(stage, cfg):
       self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
 
-  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, facts: dict[str, Any]) -> dict[str, Any]:
+  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent) -> dict[str, Any]:
+    took = spent.so_far(begun_lib.helped(self._store, job.out.name))
     manifest = {
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
       "counts": job.counts, "records": files.sizes(job.out),
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
-      **facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+      **dataclasses.asdict(took), "computed_on": spent.on, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
     (job.out / seconds.FILE).unlink(missing_ok=True)

@@ -1,12 +1,15 @@
 """How far a stage is that is being made, by what lies in its working folder; and what is removed of other work."""
 
+import collections
+import contextlib
 import dataclasses
 import datetime
 import fnmatch
+import itertools
 import json
 import os
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from absl import logging
@@ -18,6 +21,8 @@ from idistill_jax.workdir import store as store_lib
 METRICS = "metrics.jsonl"
 # One a process, and for each helper: see train/windows.py.
 WINDOWS = "windows-*.jsonl"
+# Of a helper's line there: what device_seconds is of an attempt.
+HELPED = "device_seconds"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +38,11 @@ class Begun:
   is_held: bool
   metrics: list[str]
   windows: Mapping[str, list[str]]
+
+  @property
+  def device_seconds(self) -> Mapping[str, float]:
+    """Of the attempts and of those who helped."""
+    return collections.Counter(self.took.device_seconds) + collections.Counter(_helped(self.windows))
 
   @property
   def last_written(self) -> float | None:
@@ -55,6 +65,27 @@ def of_helper(file: str) -> str:
   return f"{stem}-{socket.gethostname()}-{os.getpid()}{dot}{kind}"
 
 
+def helped(store: store_lib.Store, name: str) -> Mapping[str, float]:
+  """Kind of device -> seconds at the pieces that helpers made, times how many devices they had, of a working folder."""
+  return _helped(_windows(store, name, store.written(name)))
+
+
+def _helped(windows: Mapping[str, list[str]]) -> Mapping[str, float]:
+  spent = collections.Counter[str]()
+  for line in itertools.chain.from_iterable(windows.values()):
+    with contextlib.suppress(json.JSONDecodeError):  # a kill tore it
+      spent.update(json.loads(line).get(HELPED, {}))
+  return spent
+
+
+def _windows(store: store_lib.Store, name: str, written: Iterable[str]) -> Mapping[str, list[str]]:
+  return {file: _text(store, f"{name}/{file}").splitlines() for file in sorted(fnmatch.filter(written, WINDOWS))}
+
+
+def _text(store: store_lib.Store, file: str) -> str:
+  return (store.read(file) or b"").decode()
+
+
 def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | None:
   """The work that was last written to, None where there is none; `over`: in place of a key, what is no work."""
   found = {name: store.written(name) for name in store.folders(f".{stage}-")
@@ -65,11 +96,9 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
 
 
 def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
-  text = lambda file: (store.read(f"{name}/{file}") or b"").decode()
   written = store.written(name)
-  return Begun(written=written, took=seconds.read(text(seconds.FILE)), is_held=store.is_held(stage),
-               metrics=text(METRICS).splitlines(),
-               windows={file: text(file).splitlines() for file in sorted(fnmatch.filter(written, WINDOWS))})
+  return Begun(written=written, took=seconds.read(_text(store, f"{name}/{seconds.FILE}")), is_held=store.is_held(stage),
+               metrics=_text(store, f"{name}/{METRICS}").splitlines(), windows=_windows(store, name, written))
 
 
 def sweep(store: store_lib.Store, stage: str, mine: str, over: Collection[str]) -> None:

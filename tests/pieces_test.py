@@ -1,5 +1,6 @@
 """What pieces become once they are all finished: one array, in memory or in a file, never both a second time."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ from unittest import mock
 import bucket as bucket_lib
 import numpy as np
 import pytest
+from etils import epath
 
 from idistill_jax import processes
 from idistill_jax.train import pieces
@@ -118,3 +120,21 @@ def test_nothing_is_written_as_nothing(tmp_path):
   for each in ((), (WIDTH,)):
     none = pieces.Pieces(tmp_path / "pieces", "test", 0, np.zeros(0, int), none=np.zeros((0, *each), np.float32))
     assert none.whole(tmp_path / "none.npy").shape == np.load(tmp_path / "none.npy").shape == (0, *each)
+
+
+def test_a_piece_that_the_disk_has_no_room_for_keeps_none_of_it(tmp_path, monkeypatch):
+  made = pieces.Pieces(tmp_path, "test", TEXTS, np.full(1, 7))
+  piece = next(next(made.rounds()))
+
+  def full(path, content) -> None:
+    with open(path, "wb") as file:
+      file.write(content[:9])
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+  with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+    patched.setattr(type(epath.Path(tmp_path)), "write_bytes", full)
+    made.finish(piece, np.zeros(len(piece), np.float32))
+  assert not list(tmp_path.rglob("*.npy"))
+  made.finish(piece, np.zeros(len(piece), np.float32))
+  assert len(list(tmp_path.rglob("*.npy"))) == 1
+  made.close()

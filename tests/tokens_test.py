@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import signal
+import tempfile
 
 import bucket as bucket_lib
 import jobs
@@ -86,6 +88,8 @@ def test_a_training_that_is_begun_again_makes_what_is_missing(tmp_path, tiny_wei
   assert first.counts == [16, 10]
   assert_whole(made(a_job(tmp_path), second), first.tokenizer)
   assert second.counts == [16, 10, 10]
+  # What `status` tells meanwhile.
+  assert pieces.finished(map(str, tmp_path.rglob("*"))) == {"tokens of passages of lists": (3, 3)}
   assert_whole(made(a_job(tmp_path), third), first.tokenizer)
   assert third.counts == [16]
 
@@ -97,34 +101,83 @@ def test_tokens_of_other_texts_are_not_taken_for_these(tmp_path, tiny_weights, m
   assert_whole(made(a_job(tmp_path), table), table.tokenizer)
 
 
+@pytest.mark.parametrize("kind", ["folder", "gs"])
+def test_a_committed_stage_has_none_left(tmp_path, tiny_weights, monkeypatch, kind):
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  found: list[pathlib.Path] = []
+
+  def run(job: artifacts.Job) -> None:
+    made(job, Counting(tiny_weights))
+    found.extend(job.out.rglob("*.half"))
+    (job.out / "model").write_text("m")
+
+  with bucket_lib.running("gs") as server:
+    home = artifacts.Workdir(f"{server.url}/run" if kind == "gs" else tmp_path / "run")
+    home.execute(artifacts.Stage(name="train_ranker", reads=(), config=(), run=run), config.Config(name="t"))
+    assert len(found) == 1 and found[0].is_relative_to(home.root)
+    there = home.folder("train_ranker")
+    assert {path.name for path in there.iterdir()} == {"model", artifacts.MANIFEST}
+    assert not list(tmp_path.rglob("*.half"))
+
+
 TOKENISES = """
-import json, os
+import json, os, signal
 import jobs, tokens_test
 from idistill_jax import processes
 from idistill_jax.train import pieces
 
 args = jobs.parser().parse_args()
 pieces.LEAST = 2
-launch = processes.Launch(
+launch = args.coordinator and processes.Launch(
   coordinator=args.coordinator, count=args.processes, index=args.process, patience=args.patience)
 with processes.joined(launch):
   folder = args.folder / f"machine {args.process}" if os.environ["SHARED"] else args.folder
-  table = tokens_test.Counting(os.environ["WEIGHTS"])
+  table, finish = tokens_test.Counting(os.environ["WEIGHTS"]), pieces.Pieces.finish
+
+  def finishing(self, piece, *made):
+    finish(self, piece, *made)
+    # Else whoever is first there would make them all.
+    if launch and len(table.counts) == 2:
+      processes.meet("a piece each")
+    if os.environ["KILLED"] == str(args.process) and len(table.counts) == 3:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+  pieces.Pieces.finish = finishing
   found = tokens_test.made(tokens_test.a_job(folder, os.environ["SHARED"] or None), table)
   tokens_test.assert_whole(found, table.tokenizer)
   print("counts", json.dumps(table.counts[1:]))
 """
 
 
+def shares(job: jobs.Job) -> list[int]:
+  """Of how many texts each process made the tokens."""
+  return [sum(json.loads(job.said(number).partition("counts ")[2].splitlines()[0]))
+          for number in range(len(job.processes))]
+
+
 @pytest.mark.parametrize("kind", ["folder", "gs"])
 def test_each_process_of_a_job_reads_and_tokenises_its_own_share(tmp_path, tiny_weights, monkeypatch, kind):
   """Of a folder that both see, and of two machines that have only a bucket in common."""
   monkeypatch.setenv("WEIGHTS", tiny_weights)
+  monkeypatch.setenv("KILLED", "nobody")
   with bucket_lib.running("gs") as server:
     monkeypatch.setenv("SHARED", f"{server.url}/tokens" if kind == "gs" else "")
     with jobs.started(tmp_path, 2, "-c", TOKENISES, str(tmp_path)) as job:
       job.succeed(120)
-  counts = [sum(json.loads(job.said(number).partition("counts ")[2].splitlines()[0])) for number in range(2)]
+  counts = shares(job)
   assert sum(counts) == len(ROWS) and min(counts) > 0, counts
   left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name.endswith(".half")]
   assert len(left) == 1, "of the first, until its stage is committed"
+
+
+def test_what_a_killed_process_made_is_taken_up_by_another_number_of_them(tmp_path, tiny_weights, monkeypatch):
+  monkeypatch.setenv("WEIGHTS", tiny_weights)
+  monkeypatch.setenv("SHARED", "")
+  monkeypatch.setenv("KILLED", "1")
+  with jobs.started(tmp_path, 2, "-c", TOKENISES, str(tmp_path), patience=20) as job:
+    assert job.wait()[1] == -signal.SIGKILL
+  made_before = 2 * len([path for path in tmp_path.rglob("*.npy") if not path.name.startswith(".")])
+  monkeypatch.setenv("KILLED", "nobody")
+  with jobs.started(tmp_path, 1, "-c", TOKENISES, str(tmp_path)) as job:
+    job.succeed(120)
+  assert 4 <= made_before < len(ROWS) + 1 and shares(job) == [len(ROWS) - made_before]

@@ -172,10 +172,15 @@ class Pieces:
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
     own = f".{path.stem}.{self._leases.worker}{path.suffix}"
     working = path if remote.is_bucket(str(path)) else path.with_name(own)
-    with remote.reaching(working):
-      working.write_bytes(content)
-    if working != path:
-      working.replace(path)
+    try:
+      with remote.reaching(working):
+        working.write_bytes(content)
+      if working != path:
+        working.replace(path)
+    except BaseException:
+      if working != path:
+        working.unlink(missing_ok=True)  # of a disk that is full it would keep the rest, under a name that nobody reads
+      raise
 
   def cuts(self) -> list[tokenize.Cut]:
     """How the texts of each kind were cut in all pieces, once there are no more rounds."""

@@ -61,8 +61,8 @@ def of_rows(job: artifacts.Job, kind: str, texts: Sequence[str], rows: np.ndarra
   some = table(texts[row] for row in rows[np.linspace(0, total - 1, min(total, _LOOKED_AT)).astype(int)])
   kept = np.dtype([("length", np.int32), ("ids", np.min_scalar_type(ids - 1), (some.cut.at,))])
   shared, here = (folder / artifacts.CHECKPOINTS / "tokens" for folder in (job.shared, job.out))
-  work = pieces.Pieces(shared, kind, total, np.append(rows[pack.sample(total)], some.flat), job.still_alone,
-                       np.zeros(0, kept))
+  whose = np.append(rows[pack.sample(total)], some.flat)
+  work = pieces.Pieces(shared, f"0 tokens of {kind}", total, whose, job.still_alone, np.zeros(0, kept))
   with contextlib.closing(work), progress.bar(f"tokenise {kind}", total=total, done=total - work.left()) as bar:
     for claimed in work.rounds():
       bar.update(total - work.left())

@@ -192,6 +192,8 @@ class Bucket:
         raise leases.LostError(f"{self._url}/{final}: another run has committed meanwhile, what is its stays") from e
     self.still_alone()
     # Here it is what a fetch begins with: what went straight into the bucket is fetched when it is asked for.
+    for name in leave:
+      shutil.rmtree(self.local / working / name, ignore_errors=True)
     parts = self._parts(final, end)
     shutil.rmtree(parts, ignore_errors=True)
     parts.parent.mkdir(exist_ok=True)

@@ -61,7 +61,7 @@ def measure(runner: cli.Runner) -> None:
     for name, hits in found.items()
   }
   systems["hybrid"] = runs.fused([systems["dense"], systems["BM25"]], cfg.depth)
-  measured = evaluate.measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
+  measured = evaluate.measure(systems, ids, qrels, evaluate.contexts(ids, accepted, passages), cfg.relevant_from)
   said = summary.summarise(measured, [], cfg.resamples)
 
   shown = [name for name in MEASURES if name in said["measures"]]

@@ -154,6 +154,7 @@ def application(searcher: Searching, per_minute: int) -> Any:
   async def answer(request: Any) -> tuple[dict[str, Any], int, dict[str, str]]:
     """What is found, or an "error"; the HTTP status; the headers."""
     try:
+      _refuse_other_sites(request.headers)
       rate.admit()
       return await queue.search(*_asked(request.query_params), request.is_disconnected), 200, HEADERS
     except Refused as e:
@@ -182,6 +183,15 @@ def application(searcher: Searching, per_minute: int) -> Any:
   hosts = starlette.Middleware(starlette.TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
   routes = [starlette.Route(path, end) for path, end in (("/", page), ("/search.css", css), ("/api/search", api))]
   return starlette.Starlette(routes=routes, middleware=[hosts])
+
+
+def _refuse_other_sites(headers: Mapping[str, str]) -> None:
+  """Raises Refused where a page of another site asks, as for an image: a few hundred of them would use up the rate.
+
+  A link to an answer may stand anywhere.  Browsers say who asks; other clients do not, and need not.
+  """
+  if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-dest") != "document":
+    raise Refused(403, "a page of another site asks for this")
 
 
 def _asked(parameters: Mapping[str, str]) -> tuple[str, int]:
@@ -216,7 +226,7 @@ def server(searcher: Searching, port: int, per_minute: int) -> Any:
 
   return uvicorn.Server(uvicorn.Config(
     made, host=HOST, port=port, log_level="warning", limit_concurrency=4 * MOST_WAITING, timeout_keep_alive=5,
-    h11_max_incomplete_event_size=16_384,
+    http="h11", h11_max_incomplete_event_size=16_384,  # the other parser, where it is installed, knows no such limit
   ))  # fmt: skip
 
 

@@ -117,6 +117,18 @@ def test_one_answered_question_has_means_and_no_tests(tmp_path):
   assert gather.evaluation(done, "answer").main_measure == "F1"
 
 
+def test_a_system_that_found_nothing_for_a_question_has_it_wrong(tmp_path, monkeypatch):
+  cfg = configured(recorded(tmp_path / "said.jsonl", SAID))
+  monkeypatch.setitem(RUNS, "distilled", {one: order for one, order in RUNS["distilled"].items() if one != "q1"})
+  done = workdir(tmp_path / "w")
+  manifest = done.execute(flow.STAGES["answer"], cfg)
+  metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
+  # Before, Paris was right (see above).
+  assert metrics["questions"] == 3 and metrics["systems"]["distilled"]["EM"] == pytest.approx(1 / 3)
+  assert metrics["systems"]["distilled"]["answer in context"] == pytest.approx(2 / 3)
+  assert manifest["drops"]["question for which distilled found nothing (counts as wrong)"]["examples"] == ["q1"]
+
+
 def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):
   said = {key: text for key, text in SAID.items() if key != ("q2", "distilled")}
   manifest = workdir(tmp_path / "w").execute(flow.STAGES["answer"], configured(recorded(tmp_path / "said.jsonl", said)))

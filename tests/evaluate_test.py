@@ -7,7 +7,7 @@ import pytest
 
 from idistill_jax import config, records
 from idistill_jax.data import example, tables
-from idistill_jax.report import gather
+from idistill_jax.report import claims, gather
 from idistill_jax.retrieval import runs, summary, systems
 from idistill_jax.stages import evaluate as stage
 from idistill_jax.workdir import artifacts
@@ -50,6 +50,24 @@ def test_leakage_knows_what_is_right_for_training_queries(tmp_path):
   assert check() == check(q0=["Paris"]) == 0 and check(q0=["Paris"], t=["paris"]) == 1
   tables.write_qrels(tmp_path / "collection" / "qrels" / "train.tsv", {"t": {"p1": 1}})
   assert check() == 1
+
+
+@pytest.mark.parametrize(("taught", "first", "rest"), [("p1", 1, 1), ("p3", 0, None)], ids=["seen", "control"])
+def test_without_judgements_an_answer_tells_which_passages_training_put_first(tmp_path, taught, first, rest):
+  job = prepared(tmp_path)
+  example.write_records(tmp_path / "train_retriever", artifacts.TEACHER, [
+    records.ScoredList(query_id="another", passage_ids=(taught, "p2"), scores=(2.0, 1.0))])
+  accepted = {"q0": ["Paris"], "q1": ["text 2"]}
+  queries = stage.measurable(job, QUERIES, accepted)
+  ours = {"initial": runs.from_order({"q0": ["p9"], "q1": ["p2"]}),
+          "distilled": runs.from_order({"q0": ["p9", "p1"], "q1": ["p2"]})}
+  stage.write(job, ours, {}, passages=PASSAGES, table=QUERIES, queries=queries, qrels=None, accepted=accepted, ann={})
+  found = json.loads((job.out / stage.METRICS).read_text())["leakage"]
+  assert found["right_by_answers"] and found["right_passages"] == 2, "p1 and p2, which were found"
+  assert found["right_passages_first_in_training_lists"] == found["familiar_queries"] == first
+  assert (found["rest"] and found["rest"]["queries"]) == rest
+  said = f"Of 2 passages that hold an answer to a test question that finds them, {1 + first} stand in a list"
+  assert claims.seen(found).startswith(said)
 
 
 def test_another_systems_run_is_measured_as_it_is(tmp_path):
@@ -135,7 +153,8 @@ def test_one_query_has_means_and_no_tests(tmp_path):
 
 def test_answers_are_looked_for_in_texts_alone_where_there_are_some():
   run = {"found": runs.from_order({"q0": ["p3", "p1"], "q1": ["p3"]})}
-  measure = lambda accepted: stage.measure(run, ["q0", "q1"], QRELS, accepted, PASSAGES, 1)["found"]
+  ids = ["q0", "q1"]
+  measure = lambda accepted: stage.measure(run, ids, QRELS, stage.contexts(ids, accepted, PASSAGES), 1)["found"]
   assert measure({"q0": ["Paris"]})["answer@5"] == {"q0": 1.0}
   assert measure({"q0": ["Title3"]})["answer@5"] == {"q0": 0.0}
   assert "answer@5" not in measure({})

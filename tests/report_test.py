@@ -519,6 +519,17 @@ def test_labels_of_an_axis_are_the_numbers_that_they_stand_at(number, said):
   assert figures._short_number(number) == said
 
 
+@pytest.mark.parametrize(("names", "shown"), [
+  (["seed0", "a_name_that_is_too_long"], ["seed0", "a_name_that_is_…"]),
+  (["wiki_qa_recorded_s1", "wiki_qa_recorded_s2"], ["…_qa_recorded_s1", "…_qa_recorded_s2"]),
+  (["a_long_beginning_x_and_its_long_end", "a_long_beginning_y_and_its_long_end"],
+   ["1: a_long_begin…", "2: a_long_begin…"])])
+def test_runs_that_are_drawn_are_told_apart(names, shown):
+  assert figures._labels(names, 16) == shown
+  compared = figures.runs_compared({name: (0.4, None) for name in names}, "MRR@10")
+  assert all(f">{label}<" in compared for label in shown)
+
+
 def test_stage_writes_the_page_twice(workdir, tmp_path):
   shutil.copytree(workdir.root, tmp_path / "w")
   other = artifacts.Workdir(tmp_path / "w")

@@ -129,6 +129,30 @@ def test_only_this_machine_is_served_and_nothing_runs():
     assert "access-control-allow-origin" not in headers and b"<script" not in body
 
 
+def test_pages_of_other_sites_may_link_to_an_answer_and_use_up_nothing():
+  """As their images, frames and scripts would; what a browser says of who asks is what tells them."""
+  searcher = Echo()
+  says = lambda site, dest: {"Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest}
+  with Served(searcher, per_minute=3) as url:
+    for path in ("/api/search?q=x", "/?q=x"):
+      for site, dest in (("cross-site", "image"), ("same-site", "iframe"), ("cross-site", "empty")):
+        assert get(url + path, **says(site, dest))[0] == 403
+    assert searcher.asked == 0
+    for site, dest in (("cross-site", "document"), ("none", "document"), ("same-origin", "empty")):
+      assert get(f"{url}/api/search?q=x", **says(site, dest))[0] == 200
+    assert get(f"{url}/api/search?q=x")[0] == 429, "the control: these were counted"
+
+
+def test_a_request_that_does_not_end_is_not_read_to_its_end():
+  searcher = Echo()
+  with Served(searcher) as url:
+    try:
+      assert get(f"{url}/api/search?q=x&more={'y' * 4_000_000}")[0] == 400
+    except urllib.error.URLError as e:
+      assert isinstance(e.reason, ConnectionError), "closed before all of it was sent"
+    assert get(f"{url}/api/search?q=x&more={'y' * 1_000}")[0] == 200 and searcher.asked == 1
+
+
 def page(url: str, **asked: object) -> tuple[int, str]:
   status, headers, body = get(f"{url}/?{urllib.parse.urlencode(asked)}")
   assert {name.lower(): value for name, value in headers.items()}["content-type"].startswith("text/html")

@@ -122,8 +122,10 @@ def seen(found: Mapping[str, Any]) -> str | None:
   right, listed, first = (
     int(found[f"right_passages{where}"]) for where in ("", "_in_training_lists", "_first_in_training_lists")
   )
+  by_answers = found.get("right_by_answers")
+  are = "hold an answer to a test question that finds them" if by_answers else "are right for a test query"
   return (
-    f"Of {count(right)} passages that are right for a test query, {count(listed)} stand in a list that training "
+    f"Of {count(right)} passages that {are}, {count(listed)} stand in a list that training "
     f"learned from, {count(first)} of them in first place, as is normal where both search one corpus."
   ) + _without_familiar(found)
 

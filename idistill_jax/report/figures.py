@@ -149,6 +149,7 @@ class _Dot(NamedTuple):
 
 def _dots(dots: Sequence[_Dot], *, title: str, longest: int, width: float) -> str:
   """A line each, names cut to `longest` characters."""
+  names = _labels([dot.name for dot in dots], longest)
 
   def draw(axes: Any) -> None:
     for row, dot in enumerate(dots):
@@ -158,12 +159,20 @@ def _dots(dots: Sequence[_Dot], *, title: str, longest: int, width: float) -> st
       axes.annotate(
         f"{dot.mean:.3f}", (dot.mean, row), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8.5
       )
-    axes.set_yticks(range(len(dots)), [_plain(dot.name, longest) for dot in dots])
+    axes.set_yticks(range(len(dots)), names)
     axes.set_ylim(len(dots) - 0.6, -0.8)
     axes.margins(x=0.08)
     _horizontal(axes)
 
   return _svg(draw, title=title, height=0.75 + 0.4 * len(dots), width=width)
+
+
+def _labels(names: Sequence[str], longest: int) -> list[str]:
+  """Names cut to what has room: at their end, where that makes two alike at their beginning, or else numbered."""
+  ends = [name if len(name) <= longest else "…" + name[1 - longest:] for name in names]
+  numbered = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
+  choices = [[_plain(name, longest) for name in some] for some in (names, ends, numbered)]
+  return next((some for some in choices if len(set(some)) == len(some)), choices[-1])
 
 
 def _plain(text: str, longest: int) -> str:

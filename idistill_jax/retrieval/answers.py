@@ -9,7 +9,7 @@ import functools
 import re
 import string
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from idistill_jax import extras
@@ -78,14 +78,20 @@ class InContext:
   """Answer-in-context of any number of systems over one corpus; every passage is tokenised once."""
 
   def __init__(self, answers: Mapping[str, Sequence[str]], text: Callable[[str], str]):
-    """answers: query id -> accepted answers; text: passage id -> what is searched for them."""
+    """answers: query id -> accepted answers, of `query_ids`; text: passage id -> what is searched for them."""
     self._answers = {query_id: [tokens(one) for one in accepted] for query_id, accepted in answers.items()}
+    self.query_ids = tuple(answers)
     self._tokens = functools.cache(lambda passage_id: tokens(text(passage_id)))
 
   def first_rank(self, query_id: str, order: Sequence[str]) -> int | None:
     """Rank (from 1) of the first passage that holds an answer, None where none does."""
     answers = self._answers[query_id]
     return next((rank for rank, one in enumerate(order, 1) if has_answer(self._tokens(one), answers)), None)
+
+  def holders(self, query_id: str, passage_ids: Iterable[str]) -> list[str]:
+    """Those of the passages that hold an answer."""
+    answers = self._answers[query_id]
+    return [one for one in passage_ids if has_answer(self._tokens(one), answers)]
 
   def measure(self, orders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """measure -> query id -> 1 or 0, for every question; orders: query id -> passage ids, best first."""

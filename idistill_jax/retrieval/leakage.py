@@ -73,7 +73,8 @@ class Leakage:
   """duplicates: (test query id, training query id, overlap).  trained_on: test queries with a list of their own among
   training's.
 
-  right: passages that are judged right for a test query; None without judgements.  listed: those in a list that
+  right: passages that are judged right for a test query; None without judgements.  by_answers: whether instead of
+  judgements an answer in their text makes them right, of those that are found.  listed: those in a list that
   training learned from, the ones that stand first in some before the others.  first: how many these are.
   familiar: (test query id, one of its right passages that stands first).  rest: what is measured without these queries.
   """
@@ -86,6 +87,7 @@ class Leakage:
   first: int
   familiar: tuple[tuple[str, str], ...]
   rest: Rest | None = None
+  by_answers: bool = False
 
   def as_json(self) -> dict[str, object]:
     known = self.right is not None
@@ -96,6 +98,7 @@ class Leakage:
       "near_duplicate_queries": len(self.duplicates),
       "examples": [list(one) for one in self.duplicates[:EXAMPLES]],
       "right_passages": self.right,
+      "right_by_answers": self.by_answers,
       "right_passages_in_training_lists": len(self.listed) if known else None,
       "right_passages_first_in_training_lists": self.first if known else None,
       "passage_examples": list(self.listed[:EXAMPLES]),

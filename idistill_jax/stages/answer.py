@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import cli, flow, records
+from idistill_jax import cli, config, flow, records
 from idistill_jax.data import tables
 from idistill_jax.llm import asking, estimate, protocol, session, workers
 from idistill_jax.retrieval import answers, reader, runs, summary
@@ -46,8 +46,8 @@ def run(job: artifacts.Job) -> None:
   accepted = tables.load_answers(job.inputs["collection"])
   found = found_by(job, systems)
   questions = questions_with(accepted, found, job)
-  said, bill = ask(job, asked(job, found, questions, passages))
-  replies = complete(job, systems, said)
+  said, bill = ask(job, asked(found, questions, passages, job.cfg.answer))
+  replies = complete(job, systems, said + without_passages(job, found, questions))
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
   measured = score(systems, replies, accepted, passages, job.cfg.answer.passage_tokens)
@@ -96,27 +96,37 @@ def print_estimate(runner: cli.Runner) -> None:
   job = runner.job(flow.STAGES["answer"])
   found = found_by(job, systems)
   questions = questions_with(tables.load_answers(job.inputs["collection"]), found, job)
-  requests = asked(job, found, questions, tables.load_passages(job.inputs["collection"]))
+  requests = asked(found, questions, tables.load_passages(job.inputs["collection"]), job.cfg.answer)
   once, cfg = list(dict.fromkeys(request for _, request in requests)), session.of_reader(job.cfg)
   said = estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_questions(once, cfg, knows))
   print(f"{len(systems)} systems, {said}")
 
 
 def asked(
-  job: artifacts.Job, found: Mapping[str, runs.Run], questions: Sequence[records.Query], passages: tables.Passages
+  found: Mapping[str, runs.Run], questions: Sequence[records.Query], passages: tables.Passages, cfg: config.Answer
 ) -> list[tuple[str, protocol.Request]]:
-  """(system, request) for every question and system; one that found nothing is dropped by name."""
-  cfg, requests = job.cfg.answer, []
+  """(system, request) for every question and system that found something for it."""
+  requests = []
   for system, run_of in found.items():
     for question in questions:
       ids = tuple(runs.ranked(run_of.get(question.id, {}))[: cfg.passages])
       if not ids:
-        job.drop(f"question for which {system} found nothing", question.id)
         continue
       texts = [passages.by_id(one).full_text for one in ids]
       text = reader.render(question.text, texts, cfg.passage_tokens)
       requests.append((system, protocol.Request(question.id, ids, text)))
   return requests
+
+
+def without_passages(
+  job: artifacts.Job, found: Mapping[str, runs.Run], questions: Sequence[records.Query]
+) -> list[Reply]:
+  """Nobody is asked where a system found nothing: it has no answer, which is wrong, as a query without results is."""
+  nothing = [(system, question.id) for system, run_of in found.items() for question in questions
+             if not run_of.get(question.id)]
+  for system, query_id in nothing:
+    job.drop(f"question for which {system} found nothing (counts as wrong)", query_id)
+  return [Reply(query_id=query_id, system=system, passage_ids=(), said="") for system, query_id in nothing]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

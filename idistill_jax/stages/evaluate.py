@@ -6,6 +6,7 @@ collection, candidates, labels, train_direct, train_ranker, train_retriever, ind
 per_query.csv.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -125,7 +126,8 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
   systems = {**ours, **others(job, ids, theirs, passages)}
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
-  measured = measure(systems, ids, qrels, accepted, passages, cfg.relevant_from)
+  in_context = contexts(ids, accepted, passages)
+  measured = measure(systems, ids, qrels, in_context, cfg.relevant_from)
   if accepted:
     for query_id in ids:
       if query_id not in accepted:
@@ -141,7 +143,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples, (TESTS[0], main)),
-    "leakage": leaked(job, queries, table, qrels or {}, accepted, measured, main),
+    "leakage": leaked(job, queries, table, qrels, accepted, measured, main, holding(in_context, systems)),
     "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
@@ -206,8 +208,8 @@ def others(
 
 
 def measure(
-  systems: Mapping[str, runs.Run], ids: Sequence[str], qrels: tables.Qrels | None,
-  accepted: Mapping[str, Sequence[str]], passages: tables.Passages, relevant_from: int,
+  systems: Mapping[str, runs.Run], ids: Sequence[str], qrels: tables.Qrels | None, in_context: answers.InContext,
+  relevant_from: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context of the
   queries that have answers."""
@@ -216,27 +218,46 @@ def measure(
     judged = {query_id: qrels[query_id] for query_id in ids}
     for name, found in systems.items():
       measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
-  if known := {query_id: accepted[query_id] for query_id in ids if query_id in accepted}:
-    # As DPR does, not in titles; a passage that the collection lacks holds nothing.
-    in_context = answers.InContext(known, lambda one: passages.by_id(one).text if one in passages else "")
+  if in_context.query_ids:
     for name, found in systems.items():
-      measured[name] |= in_context.measure({query_id: runs.ranked(found.get(query_id, {})) for query_id in known})
+      measured[name] |= in_context.measure({one: runs.ranked(found.get(one, {})) for one in in_context.query_ids})
   return measured
 
 
+def contexts(ids: Sequence[str], accepted: Mapping[str, Sequence[str]], passages: tables.Passages) -> answers.InContext:
+  """Of queries that have answers.  As DPR does, not in titles; a passage that the collection lacks holds nothing."""
+  return answers.InContext({query_id: accepted[query_id] for query_id in ids if query_id in accepted},
+                           lambda one: passages.by_id(one).text if one in passages else "")
+
+
+def holding(in_context: answers.InContext, systems: Mapping[str, runs.Run]) -> tables.Qrels:
+  """Of the first passages that were found before and after, those that hold an answer, as if they were judged."""
+  found = {one: {passage_id for system in TESTS[0]
+                 for passage_id in runs.ranked(systems[system].get(one, {}))[:max(answers.DEPTHS)]}
+           for one in in_context.query_ids}
+  return {one: dict.fromkeys(in_context.holders(one, sorted(passage_ids)), 1) for one, passage_ids in found.items()}
+
+
 def leaked(
-  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels,
-  accepted: Mapping[str, Sequence[str]], measured: summary.Measured, main: str,
+  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels | None,
+  accepted: Mapping[str, Sequence[str]], measured: summary.Measured, main: str, by_answers: tables.Qrels | None = None,
 ) -> dict[str, object]:
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
-  on them."""
+  on them.
+
+  by_answers: stands for judgements where there are none; of what nobody found, nothing is known.
+  """
   lists: Iterable[records.RankedList | records.ScoredList] = itertools.chain(
     example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
     example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
   )
-  judged, least = (qrels, tables.load_some_qrels(job.inputs["collection"], "train")), job.cfg.evaluate.relevant_from
+  judged = (qrels or {}, tables.load_some_qrels(job.inputs["collection"], "train"))
+  least, train = job.cfg.evaluate.relevant_from, table.of_split("train")
   right_of = leakage.rights(judged, accepted, least)
-  found = leakage.check(queries, table.of_split("train"), qrels, lists, least, right_of)
+  if qrels is None and by_answers:
+    found = dataclasses.replace(leakage.check(queries, train, by_answers, lists, 1, right_of), by_answers=True)
+  else:
+    found = leakage.check(queries, train, qrels or {}, lists, least, right_of)
   found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
                          job.cfg.evaluate.resamples)
   said = found.as_json()

@@ -125,7 +125,7 @@ def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_st
     patched.setattr(artifacts.Workdir, "folder", lambda home, name: (fetched.append(name), folder(home, name))[1])
     join.work(home, stage)
   assert fetched == ["collection"]
-  assert finished(begun) == {"encode passages": (1, 1), "encode queries": (1, 1)}
+  assert finished(begun / artifacts.PIECES) == {"encode passages": (1, 1), "encode queries": (1, 1)}
 
   # The run that goes on encodes nothing, and what it commits is as if it had made all of it.
   monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))

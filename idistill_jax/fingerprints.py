@@ -13,8 +13,8 @@ from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.
 RANKINGS = "2"
-# Counted on when the stage evaluate gives other results for the same config.
-EVALUATION = 3
+# Counted on when the stages evaluate and answer give other results for the same config.
+EVALUATION = 4
 
 
 def queries(cfg: config.Config) -> str:
@@ -54,9 +54,9 @@ def evaluate(cfg: config.Config) -> str:
 
 
 def answer(cfg: config.Config) -> str:
-  """The reader's template and recording."""
+  """The reader's template and recording, and how its answers are measured."""
   recorded = _recording(session.of_reader(cfg)) if systems.ANSWERED[cfg.answer.systems] else None
-  return f"{reader.fingerprint()} {recorded}"
+  return f"{EVALUATION} {reader.fingerprint()} {recorded}"
 
 
 def _recording(cfg: config.Labels) -> str | None:

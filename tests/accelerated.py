@@ -9,7 +9,6 @@ from typing import Any
 from absl import flags
 
 from idistill_jax import cli, flow, processes
-from idistill_jax.data import example, tfrecord
 from idistill_jax.retrieval import bm25, exact
 from idistill_jax.train import loop, pieces
 
@@ -28,9 +27,6 @@ def stopping(place: Any, placed: itertools.count) -> Any:
 
 if __name__ == "__main__":
   pieces.LEAST = 64
-  example._RECORDS_PER_SHARD = 8
-  write = tfrecord.write_shard
-  tfrecord.write_shard = lambda folder, name, *of: (print("wrote", name, *of[1:]), write(folder, name, *of))[1]
   finish = pieces.Pieces.finish
   pieces.Pieces.finish = lambda work, piece, *made: (
     print("finished", work._name, piece), finish(work, piece, *made))[1]

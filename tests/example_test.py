@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idistill_jax import config, processes, records
+from idistill_jax import records
 from idistill_jax.data import example, tfrecord
-from idistill_jax.workdir import artifacts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,21 +198,3 @@ def test_typed_shards_keep_the_order(tmp_path):
   queries = [records.Query(id=f"q{i}", text="t", split="dev") for i in range(7)]
   assert len(example.write_records(tmp_path, "queries", iter(queries), shards=3)) == 3
   assert list(example.read_records(tmp_path, "queries", records.Query)) == queries
-
-
-def test_records_that_several_write_are_those_that_one_writes(tmp_path, monkeypatch):
-  """Each its own shards; one that comes again, among others or fewer, puts its own in their place."""
-  monkeypatch.setattr(example, "_RECORDS_PER_SHARD", 3)
-  items, kept = [records.Query(id=f"q{i}", text="x", split="train") for i in range(11)], []
-  job = artifacts.Job(cfg=config.Config(name="t"), out=tmp_path, cache=tmp_path, inputs={}, keep=kept.append)
-  for count in (1, 2, 5):
-    monkeypatch.setattr(processes, "count", lambda count=count: count)
-    for number in range(count):
-      monkeypatch.setattr(processes, "index", lambda number=number: number)
-      example.write_together(job, "queries", len(items), items.__getitem__)
-    assert list(example.read_records(tmp_path, "queries", records.Query)) == items
-    assert sorted(kept) == sorted(path.name for path in tmp_path.iterdir()) and len(kept) == 4
-    kept.clear()
-  monkeypatch.setattr(processes, "index", lambda: 0)
-  example.write_together(job, "none", 0, items.__getitem__)
-  assert not list(example.read_records(tmp_path, "none", records.Query))

@@ -76,7 +76,6 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
     assert_same(alone / stage, tmp_path / "run" / stage)
   for number in range(2):
     assert did(job.said(number)) >= {"encode passages", "score pairs"}, job.said(number)
-    assert wrote(job.said(number)) == {"candidates", "scores"}
 
 
 def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
@@ -92,7 +91,6 @@ def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
     assert_same(alone / stage, tmp_path / "run" / stage)
   for number in range(4):
     assert did(job.said(number)) >= {"encode passages", "score pairs"}, job.said(number)
-    assert wrote(job.said(number)) == {"candidates", "scores"}
 
 
 def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_the_loss_of_one(
@@ -128,14 +126,8 @@ def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_t
       assert_same(alone / stage, workdir.folder(stage))
     for number in range(2):
       assert "encode passages" in did(before.said(number) + after.said(number))
-      assert "candidates" in wrote(before.said(number))
       last = windows.path(workdir.folder("train_ranker"), number).read_text().splitlines()[-1]
       assert json.loads(last)["step"] == len(losses(alone / "train_ranker"))
-
-
-def wrote(said: str) -> set[str]:
-  """Records of which a process has written shards."""
-  return set(re.findall(r"^wrote (\w+) \d+ \d+$", said, re.MULTILINE))
 
 
 def did(said: str) -> set[str]:
@@ -173,7 +165,7 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
     if list(expected.glob(f"{name}-*.tfrecord")):
       both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))
                for one in example.read_records(folder, name, cls)} for folder in (expected, found)]
-      assert list(both[0]) == list(both[1])
+      assert both[0].keys() == both[1].keys()
       for query_id, scores in both[0].items():
         common = scores.keys() & both[1][query_id].keys()
         assert len(common) > 0.9 * len(scores)

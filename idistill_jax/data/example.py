@@ -21,16 +21,14 @@ from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory, text_format
 
-from idistill_jax import by_row, processes
+from idistill_jax import by_row
 from idistill_jax import records as records_lib
 from idistill_jax.data import tfrecord
-from idistill_jax.workdir import artifacts
 
 T = TypeVar("T")
 
 VERSION_FEATURE = "schema_version"
 TYPE_FEATURE = "record_type"
-_RECORDS_PER_SHARD = 512
 _RESERVED = (VERSION_FEATURE, TYPE_FEATURE)
 _FLOAT = struct.Struct("<f")
 # What stands before an id, and its length, where it is the first of features in the order of their names.
@@ -222,19 +220,6 @@ def write_records(
 ) -> list[pathlib.Path]:
   """Writes records as the TFRecord shards `folder/name-*.tfrecord`; `count` is theirs, see `tfrecord.write`."""
   return tfrecord.write(folder, name, map(encode, records), shards, count)
-
-
-def write_together(job: artifacts.Job, name: str, count: int, record: Callable[[int], Any]) -> None:
-  """Writes record(0), record(1)... in shards, of which each process of a job writes its own; every process calls it.
-
-  How many shards there are depends on the count alone: those of an attempt that was killed are replaced, with however
-  many processes it goes on.
-  """
-  shards = max(1, -(-count // _RECORDS_PER_SHARD))
-  for shard in range(processes.index(), shards, processes.count()):
-    rows = range(shard * count // shards, (shard + 1) * count // shards)
-    written = tfrecord.write_shard(job.out, name, (encode(record(row)) for row in rows), shard, shards)
-    job.keep(written.name)  # where each machine has a folder of its own
 
 
 def read_records(folder: str | os.PathLike[str], name: str, cls: type[T]) -> Iterator[T]:

@@ -83,7 +83,7 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   finals = [folder / shard_name(name, i, shards) for i in range(shards)]
-  working = [_hidden(final) for final in finals]
+  working = [final.with_name(f".{final.name}.{os.getpid()}") for final in finals]
   earlier = _find(folder, name)
   try:
     for path, run in zip(working, _runs(payloads, shards, count), strict=True):
@@ -97,24 +97,6 @@ def write(
     if path not in finals:
       path.unlink()
   return finals
-
-
-def write_shard(
-  folder: str | os.PathLike[str], name: str, payloads: Iterable[bytes], shard: int, shards: int
-) -> pathlib.Path:
-  """Writes one of the shards, as `write` does; the others are somebody else's."""
-  final = pathlib.Path(folder) / shard_name(name, shard, shards)
-  working = _hidden(final)
-  try:
-    _write_file(working, payloads)
-    working.replace(final)
-  finally:
-    working.unlink(missing_ok=True)
-  return final
-
-
-def _hidden(final: pathlib.Path) -> pathlib.Path:
-  return final.with_name(f".{final.name}.{os.getpid()}")
 
 
 def _runs(payloads: Iterable[bytes], shards: int, count: int | None) -> Iterator[Iterable[bytes]]:

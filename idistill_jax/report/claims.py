@@ -99,11 +99,16 @@ def leak(found: Mapping[str, Any]) -> str | None:
     examples = ", ".join(f"{query}: {passage}" for query, passage in found.get("familiar_examples", ()))
     familiar = f"{count(int(found['familiar_queries']))} of {count(int(found['test_queries']))}"
     sentences.append(
-      f"{familiar} test queries have a right passage that stands first in a list that training learned from "
+      f"{familiar} test queries have a {_right(found)} that stands first in a list that training learned from "
       f"({examples}), and the result rests on them: "
       f"{_with_and_without(rest)}. The passages may have been learned, rather than how to find one."
     )
   return f"Leakage. {' '.join(sentences)}" if sentences else None
+
+
+def _right(found: Mapping[str, Any]) -> str:
+  """What kind of passage is right: judged, or found and with an answer in it."""
+  return "passage with an answer" if found.get("right_by_answers") else "right passage"
 
 
 def _with_and_without(rest: Mapping[str, Any]) -> str:
@@ -135,7 +140,7 @@ def _without_familiar(found: Mapping[str, Any]) -> str:
   rest = found.get("rest") or {}
   if not rest or rest["is_lost"] or rest["whole_p"] >= significance.SIGNIFICANT:
     return ""
-  which = f"the {count(int(found['familiar_queries']))} test queries whose right passage stood first"
+  which = f"the {count(int(found['familiar_queries']))} test queries whose {_right(found)} stood first"
   # Half of a difference and more may be left of it, and too few queries to tell that from none.
   told = rest["p"] < significance.SIGNIFICANT
   said = f"The result does not rest on {which}" if told else f"Whether the result rests on {which} cannot be told"

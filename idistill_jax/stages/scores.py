@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from idistill_jax import cli, flow, records, sharding
+from idistill_jax import cli, flow, processes, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact, itself
 from idistill_jax.train import inference, truncation
@@ -24,12 +24,10 @@ Ranked = Mapping[str, tuple[str, ...]]
 def run(job: artifacts.Job) -> None:
   lists, scores = score(job)
   ends = np.cumsum([len(ids) for _, ids in lists])
-
-  def scored(place: int) -> records.ScoredList:
-    query_id, ids = lists[place]
-    return _best_first(query_id, ids, scores[ends[place] - len(ids):ends[place]])
-
-  example.write_together(job, artifacts.SCORES, len(lists), scored)
+  scored = (
+    _best_first(query_id, ids, scores[end - len(ids):end]) for (query_id, ids), end in zip(lists, ends, strict=True)
+  )
+  processes.once(lambda: example.write_records(job.out, artifacts.SCORES, scored))
   job.count(lists=len(lists), pairs=len(scores))
 
 

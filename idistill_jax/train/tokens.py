@@ -1,8 +1,8 @@
 """Tokens of the texts that a training reads: made once a stage, each piece of them by the process that claims it.
 
 Which texts share a row depends on the lengths of all, and which tokens a process needs on the rows that its devices
-hold.  So all are kept in one file a machine, which its processes map: lengths are read whole, tokens where they are
-used.
+hold.  So all are kept in one file, in a bucket one a machine, which processes map: what is read of it is the memory of
+none of them.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ class TokensOfRows:
 
   def __getitem__(self, row: int) -> np.ndarray:
     place = self.rows.searchsorted(row)
+    if self.rows[place] != row:
+      raise KeyError(f"row {row} is in no list that was read")
     return self._ids[place, :self._lengths[place]]
 
   def lengths_of(self, rows: np.ndarray | int) -> np.ndarray:

@@ -29,7 +29,7 @@ from idistill_jax.workdir import files, foreign, remade, seconds
 from idistill_jax.workdir import store as store_lib
 
 MANIFEST, CONFIG = "manifest.json", "config.json"
-# Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00002.tfrecord`.
+# Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
 CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "teacher"
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1

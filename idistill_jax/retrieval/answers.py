@@ -80,7 +80,7 @@ class InContext:
   def __init__(self, answers: Mapping[str, Sequence[str]], text: Callable[[str], str]):
     """answers: query id -> accepted answers, of `query_ids`; text: passage id -> what is searched for them."""
     self._answers = {query_id: [tokens(one) for one in accepted] for query_id, accepted in answers.items()}
-    self.query_ids = tuple(answers)
+    self.query_ids, self._text = tuple(answers), text
     self._tokens = functools.cache(lambda passage_id: tokens(text(passage_id)))
 
   def first_rank(self, query_id: str, order: Sequence[str]) -> int | None:
@@ -89,9 +89,9 @@ class InContext:
     return next((rank for rank, one in enumerate(order, 1) if has_answer(self._tokens(one), answers)), None)
 
   def holders(self, query_id: str, passage_ids: Iterable[str]) -> list[str]:
-    """Those of the passages that hold an answer."""
+    """Those of the passages that hold an answer; of many questions' passages, no tokens are kept."""
     answers = self._answers[query_id]
-    return [one for one in passage_ids if has_answer(self._tokens(one), answers)]
+    return [one for one in passage_ids if has_answer(tokens(self._text(one)), answers)]
 
   def measure(self, orders: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """measure -> query id -> 1 or 0, for every question; orders: query id -> passage ids, best first."""

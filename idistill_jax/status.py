@@ -71,7 +71,7 @@ def _state(workdir: artifacts.Workdir, stage: str, cfg: config.Config) -> State:
     said = [f"{answers:,} answers of its model so far"] if answers else []
     return State(stage=stage, state="running" if begun.is_held else "stopped", seconds=begun.took.seconds or None,
                  dollars=dollars, note="; ".join(said + _progress(begun)),
-                 device_hours=_hours_of(begun.device_seconds))
+                 device_hours=_hours_of(begun.took.device_seconds))
   manifest = workdir.manifest(stage)
   if manifest is None:
     return State(stage=stage, state="to do", seconds=None, dollars=None, note="")

@@ -43,9 +43,9 @@ class Rows:
 SAMPLE = 2048
 
 
-def sample(count: int) -> np.ndarray:
-  """Rows of at most SAMPLE texts that lie evenly among so many."""
-  return np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)
+def sample(count: int, most: int | None = None) -> np.ndarray:
+  """Rows of at most SAMPLE texts, or `most`, that lie evenly among so many."""
+  return np.linspace(0, count - 1, min(count, SAMPLE if most is None else most)).astype(int)
 
 
 class DoesNotFitError(ValueError):

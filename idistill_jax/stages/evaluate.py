@@ -146,7 +146,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples, (TESTS[0], main)),
     "leakage": leaked(job, queries, table, qrels, accepted, measured, main,
-                      {} if qrels is not None else holding(in_context, systems)),
+                      holding(in_context, systems, cfg.relevant_from) if qrels is None else None),
     "ann": ann,
     "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
   }
@@ -233,12 +233,12 @@ def contexts(ids: Sequence[str], accepted: Mapping[str, Sequence[str]], passages
                            lambda one: passages.by_id(one).text if one in passages else "")
 
 
-def holding(in_context: answers.InContext, systems: Mapping[str, runs.Run]) -> tables.Qrels:
-  """Of the first passages that were found before and after, those that hold an answer, as if they were judged."""
+def holding(in_context: answers.InContext, systems: Mapping[str, runs.Run], grade: int) -> tables.Qrels:
+  """Of the first passages that were found before and after, those that hold an answer, as if they had that grade."""
   found = {one: {passage_id for system in TESTS[0]
                  for passage_id in runs.ranked(systems[system].get(one, {}))[:_HELD]}
            for one in in_context.query_ids}
-  return {one: dict.fromkeys(in_context.holders(one, sorted(passage_ids)), 1) for one, passage_ids in found.items()}
+  return {one: dict.fromkeys(in_context.holders(one, sorted(passage_ids)), grade) for one, passage_ids in found.items()}
 
 
 def leaked(
@@ -258,12 +258,10 @@ def leaked(
   judged = (qrels or {}, tables.load_some_qrels(job.inputs["collection"], "train"))
   least, train = job.cfg.evaluate.relevant_from, table.of_split("train")
   right_of = leakage.rights(judged, accepted, least)
-  if qrels is None and by_answers:
-    found = dataclasses.replace(leakage.check(queries, train, by_answers, lists, 1, right_of), by_answers=True)
-  else:
-    found = leakage.check(queries, train, qrels or {}, lists, least, right_of)
-  found = found.measured(f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
-                         job.cfg.evaluate.resamples)
+  found = leakage.check(queries, train, by_answers or qrels or {}, lists, least, right_of)
+  found = dataclasses.replace(found, by_answers=bool(by_answers)).measured(
+    f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
+    job.cfg.evaluate.resamples)
   said = found.as_json()
   if (leak := claims.leak(said)) is not None:
     logging.warning("%s", leak)

@@ -170,17 +170,16 @@ class Pieces:
 
   def _put(self, path: epath.Path, content: bytes | memoryview) -> None:
     # An object in a bucket is there as a whole or not at all, and cannot be renamed but by a copy.
-    own = f".{path.stem}.{self._leases.worker}{path.suffix}"
-    working = path if remote.is_bucket(str(path)) else path.with_name(own)
+    if remote.is_bucket(str(path)):
+      with remote.reaching(path):
+        path.write_bytes(content)
+      return
+    working = path.with_name(f".{path.stem}.{self._leases.worker}{path.suffix}")
     try:
-      with remote.reaching(working):
-        working.write_bytes(content)
-      if working != path:
-        working.replace(path)
-    except BaseException:
-      if working != path:
-        working.unlink(missing_ok=True)  # of a disk that is full it would keep the rest, under a name that nobody reads
-      raise
+      working.write_bytes(content)
+      working.replace(path)
+    finally:
+      working.unlink(missing_ok=True)  # of a disk that is full it would keep the rest, under a name that nobody reads
 
   def cuts(self) -> list[tokenize.Cut]:
     """How the texts of each kind were cut in all pieces, once there are no more rounds."""

@@ -60,7 +60,7 @@ def of_rows(job: artifacts.Job, kind: str, texts: Sequence[str], rows: np.ndarra
   token id.  between: as in TokensOfRows.  Raises as `Pieces.rounds` and `Pieces.whole` do.
   """
   total = len(rows)
-  some = table(texts[row] for row in rows[np.linspace(0, total - 1, min(total, _LOOKED_AT)).astype(int)])
+  some = table(texts[row] for row in rows[pack.sample(total, _LOOKED_AT)])
   kept = np.dtype([("length", np.int32), ("ids", np.min_scalar_type(ids - 1), (some.cut.at,))])
   shared, here = (folder / artifacts.CHECKPOINTS / "tokens" for folder in (job.shared, job.out))
   whose = np.append(rows[pack.sample(total)], some.flat)

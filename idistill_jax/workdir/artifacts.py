@@ -270,7 +270,7 @@ class Workdir:
       self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
 
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent) -> dict[str, Any]:
-    took = spent.so_far(begun_lib.helped(self._store, job.out.name))
+    took = spent.so_far().and_helpers(begun_lib.helped(self._store, job.out.name))
     manifest = {
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},

@@ -29,8 +29,8 @@ HELPED = "device_seconds"
 class Begun:
   """written: what lies in its folder, and when that was last written, in seconds since the epoch.
 
-  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  took: what its attempts took, as last
-  written.  is_held: whether a run is at it.
+  metrics: lines of METRICS so far.  windows: lines of each file of WINDOWS.  took: what its attempts, as last
+  written, and its helpers took.  is_held: whether a run is at it.
   """
 
   written: Mapping[str, float]
@@ -38,11 +38,6 @@ class Begun:
   is_held: bool
   metrics: list[str]
   windows: Mapping[str, list[str]]
-
-  @property
-  def device_seconds(self) -> Mapping[str, float]:
-    """Of the attempts and of those who helped."""
-    return collections.Counter(self.took.device_seconds) + collections.Counter(_helped(self.windows))
 
   @property
   def last_written(self) -> float | None:
@@ -97,8 +92,9 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
 
 def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
   written = store.written(name)
-  return Begun(written=written, took=seconds.read(_text(store, f"{name}/{seconds.FILE}")), is_held=store.is_held(stage),
-               metrics=_text(store, f"{name}/{METRICS}").splitlines(), windows=_windows(store, name, written))
+  windows, took = _windows(store, name, written), seconds.read(_text(store, f"{name}/{seconds.FILE}"))
+  return Begun(written=written, took=took.and_helpers(_helped(windows)), is_held=store.is_held(stage),
+               metrics=_text(store, f"{name}/{METRICS}").splitlines(), windows=windows)
 
 
 def sweep(store: store_lib.Store, stage: str, mine: str, over: Collection[str]) -> None:

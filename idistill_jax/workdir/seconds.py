@@ -8,7 +8,6 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from absl import logging
@@ -23,11 +22,16 @@ WRITTEN_SECONDS, SENT_SECONDS = 30.0, 300.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Took:
-  """seconds: of all attempts.  device_seconds: kind of device -> each attempt's seconds times how many it had, and in a
-  manifest those that helpers had at the pieces that they made."""
+  """seconds: of all attempts.  device_seconds: kind of device -> each attempt's seconds times how many it had."""
 
   seconds: float
   device_seconds: Mapping[str, float]
+
+  def and_helpers(self, device_seconds: Mapping[str, float]) -> "Took":
+    """With those of devices that helpers had, at the pieces that they made."""
+    devices = collections.Counter(self.device_seconds)
+    devices.update(device_seconds)
+    return dataclasses.replace(self, device_seconds={kind: round(spent, 3) for kind, spent in devices.items()})
 
 
 def read(text: str) -> Took:
@@ -51,11 +55,9 @@ class Spent:
     self._devices = {} if self.on is None else {self.on["kind"]: self.on["devices"]}
     self._writing = threading.Lock()
 
-  def so_far(self, helped: Mapping[str, float] = MappingProxyType({})) -> Took:
-    """helped: device-seconds of others than the run."""
+  def so_far(self) -> Took:
     now, devices = time.time() - self._began, collections.Counter[str]()
     devices.update(self._before.device_seconds)
-    devices.update(helped)
     devices.update({kind: count * now for kind, count in self._devices.items()})
     return Took(seconds=round(self._before.seconds + now, 2),
                 device_seconds={kind: round(spent, 2) for kind, spent in devices.items()})

@@ -13,7 +13,7 @@ import small_models
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
-from idistill_jax.models import families
+from idistill_jax.models import bert, families
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
@@ -108,7 +108,7 @@ def test_a_cross_encoder_that_transformers_saved_gives_its_scores_head_included(
   rows = rows_of.packed([ids for ids, _ in pairs], [halves for _, halves in pairs], 32)
   np.testing.assert_allclose(jax.jit(network.apply)(params, rows), expected, atol=1e-5)
   assert np.ptp(expected) > 1e-3
-  monkeypatch.setitem(families.FAMILIES, "electra", dataclasses.replace(families.ELECTRA, activation=jax.numpy.tanh))
+  monkeypatch.setitem(families.FAMILIES, "electra", dataclasses.replace(bert.ELECTRA, activation=jax.numpy.tanh))
   other = networks.ranker(encoder(tmp_path), "classifier")
   assert np.abs(jax.jit(other.apply)(params, rows) - expected).max() > 1e-3
   if "project" in params["encoder"]:

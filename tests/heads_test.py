@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from idistill_jax import config
 from idistill_jax.hf import export, folders, weights
-from idistill_jax.models import cross_encoder, families
+from idistill_jax.models import bert, cross_encoder
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
@@ -69,7 +69,7 @@ def test_an_encoders_folder_gets_a_new_head_and_one_line_names_it(tiny_weights, 
   jax.tree.map(np.testing.assert_array_equal, one["encoder"], other["encoder"])
   # By the seed, but for the unit over a mean, which starts at zero.
   assert np.array_equal(one["classifier"]["kernel"], other["classifier"]["kernel"]) == (head == "mean")
-  keys = [row.hf_key for row in cross_encoder.HEADS[head].rows(families.BERT)]
+  keys = [row.hf_key for row in cross_encoder.HEADS[head].rows(bert.BERT)]
   assert said() == [f"{network.source} has no {', '.join(keys)}: new ones are made"] * 2
   assert LAST_BIAS[head] in keys
 

@@ -19,6 +19,7 @@ from idistill_jax.hf import folders, weights
 from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.models import cross_encoder, dual_encoder, families, pooling
 from idistill_jax.models import encoder as encoder_lib
+from idistill_jax.models import family as family_lib
 from idistill_jax.models import table as table_lib
 
 # Facts about the machine and the file that the starting checkpoint was written with; ours differ.
@@ -212,7 +213,7 @@ def _write_pair_modules(folder: pathlib.Path, kinds: Mapping[str, str], options:
 _RANKERS = {"classifier": _write_classifier, "mean": _write_mean, "pair_cosine": _write_pair_cosine}
 
 
-def _in_task_model(key: str, family: families.Family) -> str:
+def _in_task_model(key: str, family: family_lib.Family) -> str:
   """Canonical name -> the name in a sequence classifier: everything but the head lies under "bert." or the like."""
   return key if key.startswith(_HEADS) else family.prefix + key
 

@@ -1,19 +1,21 @@
 """BERT's encoder: packed token rows -> token states.  (Devlin et al. 2019, arXiv 1810.04805; post-norm, erf GELU.)
 
-RoBERTa, DistilBERT, MPNet and ELECTRA are this encoder too, but for what BertConfig tells apart; `families` has their
-names.
+RoBERTa, DistilBERT, MPNet and ELECTRA are this encoder too, but for what BertConfig tells apart; their names are in
+FAMILIES.
 
 Many texts share a row: attention stays within equal segment ids, positions restart in every text, segment 0 is
 padding.  One text a row is the special case of one segment.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, layers
+from idistill_jax.models import encoder, family, layers
 from idistill_jax.models import execution as execution_lib
 
 
@@ -126,3 +128,107 @@ class Bert(nnx.Module):
     """Of all layers a bias of distances [H, L, L], if the family has one."""
     # Of the columns of a row alone: within a text they are as far apart as its positions.
     return encoder.Beside(all=None if self.cfg.relative_buckets is None else self.relative(rows.token_ids.shape[1]))
+
+
+# -- The families that are this encoder -------------------------------------------------------------------------------
+
+_NEEDS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
+_EMBEDDINGS = {
+  "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
+  "type": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
+}  # fmt: skip
+_LAYER = "encoder.layer.{i}."
+_TENSORS = _EMBEDDINGS | {
+  "layers/query": _LAYER + "attention.self.query",
+  "layers/key": _LAYER + "attention.self.key",
+  "layers/value": _LAYER + "attention.self.value",
+  "layers/out": _LAYER + "attention.output.dense",
+  "layers/attention_norm": _LAYER + "attention.output.LayerNorm",
+  "layers/up": _LAYER + "intermediate.dense",
+  "layers/down": _LAYER + "output.dense",
+  "layers/mlp_norm": _LAYER + "output.LayerNorm",
+}
+_NO_TYPES = {"type_vocab_size": 0, "types_tell_halves": False}
+
+
+def _padding(raw: Mapping[str, Any]) -> int:
+  """Position of padding: its token's id, which is RoBERTa's where config.json does not tell."""
+  return 1 if raw.get("pad_token_id") is None else raw["pad_token_id"]
+
+
+BERT = family.Family(
+  name="Bert", prefix="bert.", encoder=Bert, config=BertConfig, parameters=PARAMETERS, sizes=family.SIZES,
+  needs=_NEEDS, tensors=_TENSORS, special_tokens=family.BRACKETED,
+  other=lambda raw: {"types_tell_halves": raw["type_vocab_size"] > 1},
+  classifier={"pooler": "pooler.dense", "classifier": "classifier"},
+)
+# Positions are counted from behind the one of padding.  (Liu et al. 2019, arXiv 1907.11692.)  The tokenizers in
+# transformers give no types, so all tokens have type 0.
+ROBERTA = dataclasses.replace(
+  BERT, name="Roberta", prefix="roberta.", special_tokens=family.ANGLED,
+  other=lambda raw: {"first_position": _padding(raw) + 1, "types_tell_halves": False},
+  classifier={"pooler": "classifier.dense", "classifier": "classifier.out_proj"},
+)
+_DISTIL = "transformer.layer.{i}."
+# Sanh et al. 2019, arXiv 1910.01108.
+DISTILBERT = dataclasses.replace(
+  BERT, name="DistilBert", prefix="distilbert.", needs={"activation": "gelu"},
+  sizes={
+    **family.without(family.SIZES, "type_vocab_size", "layer_norm_eps"), "hidden_size": "dim",
+    "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",
+  },
+  other=lambda raw: {"layer_norm_eps": 1e-12, **_NO_TYPES},
+  tensors=family.without(_EMBEDDINGS, "type") | {
+    "layers/query": _DISTIL + "attention.q_lin",
+    "layers/key": _DISTIL + "attention.k_lin",
+    "layers/value": _DISTIL + "attention.v_lin",
+    "layers/out": _DISTIL + "attention.out_lin",
+    "layers/attention_norm": _DISTIL + "sa_layer_norm",
+    "layers/up": _DISTIL + "ffn.lin1",
+    "layers/down": _DISTIL + "ffn.lin2",
+    "layers/mlp_norm": _DISTIL + "output_layer_norm",
+  },
+  classifier={"pooler": "pre_classifier", "classifier": "classifier"}, activation=jax.nn.relu,
+)
+# Song et al. 2020, arXiv 2004.09297.  transformers puts positions behind 1, and distances into 32 buckets, whatever
+# config.json says.
+MPNET = dataclasses.replace(
+  BERT, name="MPNet", prefix="mpnet.", needs=_NEEDS | {"relative_attention_num_buckets": 32},
+  sizes=family.without(family.SIZES, "type_vocab_size"), special_tokens=family.ANGLED | {"unk_token": "[UNK]"},
+  other=lambda raw: {"first_position": 2, "relative_buckets": 32, **_NO_TYPES},
+  tensors=family.without(_TENSORS, "type") | {
+    "relative": "encoder.relative_attention_bias",
+    "layers/query": _LAYER + "attention.attn.q",
+    "layers/key": _LAYER + "attention.attn.k",
+    "layers/value": _LAYER + "attention.attn.v",
+    "layers/out": _LAYER + "attention.attn.o",
+    "layers/attention_norm": _LAYER + "attention.LayerNorm",
+  },
+  classifier=ROBERTA.classifier,
+)
+
+
+def _embedding_size(raw: Mapping[str, Any]) -> int | None:
+  """Where it differs from the states' width; 128 in transformers where config.json does not tell."""
+  size: int = raw.get("embedding_size", 128)
+  return None if size == raw["hidden_size"] else size
+
+
+# Clark et al. 2020, arXiv 2003.10555.  Ignored: what tells replaced tokens in the discriminator, and the generator's
+# head for masked words.
+ELECTRA = dataclasses.replace(
+  BERT, name="Electra", prefix="electra.", tensors=_TENSORS | {"project": "embeddings_project"},
+  other=lambda raw: {**BERT.other(raw), "embedding_size": _embedding_size(raw)},
+  classifier=ROBERTA.classifier, activation=layers.gelu,
+  ignored=("discriminator_predictions.*", "generator_predictions.*", "generator_lm_head.*"),
+)
+
+FAMILIES = {
+  "bert": BERT,
+  "roberta": ROBERTA,
+  "xlm-roberta": dataclasses.replace(ROBERTA, name="XLMRoberta"),
+  "camembert": dataclasses.replace(ROBERTA, name="Camembert"),
+  "distilbert": DISTILBERT,
+  "mpnet": MPNET,
+  "electra": ELECTRA,
+}

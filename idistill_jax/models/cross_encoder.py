@@ -18,6 +18,7 @@ from idistill_jax.data import pack
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import families, layers, pooling
+from idistill_jax.models import family as family_lib
 from idistill_jax.models import table as table_lib
 
 
@@ -84,10 +85,10 @@ class Head:
   """A ranker's module, and what a family calls the modules that it adds to the encoder: ours -> HF's."""
 
   module: type[CrossEncoder] | type[MeanLinear] | type[PairCosine]
-  tensors: Callable[[families.Family], Mapping[str, str]]
+  tensors: Callable[[family_lib.Family], Mapping[str, str]]
 
-  def rows(self, family: families.Family) -> tuple[table_lib.Row, ...]:
-    return families.rows_of(PARAMETERS, self.tensors(family), family.lacks)
+  def rows(self, family: family_lib.Family) -> tuple[table_lib.Row, ...]:
+    return family_lib.rows_of(PARAMETERS, self.tensors(family), family.lacks)
 
   def fresh(self, cfg: encoder_lib.Sizes) -> tuple[str, ...]:
     """What an embedding checkpoint lacks and training makes."""

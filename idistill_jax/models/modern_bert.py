@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, layers, pooling
+from idistill_jax.models import encoder, family, layers, pooling
 from idistill_jax.models import execution as execution_lib
 
 
@@ -173,3 +173,30 @@ class ModernBert(nnx.Module):
       reach=jnp.asarray(np.where(local, cfg.reach, rows.token_ids.shape[1]), jnp.int32),
       frequencies=jnp.asarray(theta[:, None] ** -(np.arange(0, cfg.head_dim, 2) / cfg.head_dim), jnp.float32),
     ))
+
+
+_LAYER = "layers.{i}."
+MODERNBERT = family.Family(
+  name="ModernBert", prefix="model.", encoder=ModernBert, config=ModernBertConfig,
+  parameters=PARAMETERS, special_tokens=family.BRACKETED,
+  sizes=family.without(family.SIZES, "type_vocab_size") | {"layer_norm_eps": "norm_eps"}, other=read,
+  needs={
+    "hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
+    "mlp_bias": False, "classifier_bias": False, "rope_scaling": None,
+  },
+  tensors={
+    "word": "embeddings.tok_embeddings",
+    "norm": "embeddings.norm",
+    "attention_norms": "layers.{next}.attn_norm",
+    "layers/qkv": _LAYER + "attn.Wqkv",
+    "layers/out": _LAYER + "attn.Wo",
+    "layers/mlp_norm": _LAYER + "mlp_norm",
+    "layers/up": _LAYER + "mlp.Wi",
+    "layers/down": _LAYER + "mlp.Wo",
+    "final_norm": "final_norm",
+  },
+  classifier={"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"},
+  activation=layers.gelu, lacks=frozenset({"pooler/bias"}), ignored=("head.*", "decoder.*"),
+)
+
+FAMILIES = {"modernbert": MODERNBERT}

@@ -1,0 +1,78 @@
+"""What a family of encoders is: what its checkpoints call the sizes and the tensors of an encoder here."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from idistill_jax.models import encoder as encoder_lib
+from idistill_jax.models import table as table_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Family:
+  """What sets the checkpoints of one model_type apart.
+
+  name: of its classes in transformers, as in BertModel.
+  prefix: of the encoder's tensors in models for a task.
+  encoder: makes it of `config`'s sizes.  parameters: those that it may have.
+  sizes: field of `config` -> its name in config.json.
+  other: config.json -> the fields that are no sizes of it.  Raises encoder.UnsupportedModelError without the
+  file's name.
+  needs: what config.json must say where it says anything.
+  tensors: module of the encoder -> HF's.
+  classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
+  activation: behind the pooler.  lacks: paths of parameters that they have in other families.
+  ignored: HF keys, beside those of all families, that belong to no encoder.
+  special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
+  """
+
+  name: str
+  prefix: str
+  encoder: Callable[..., Any]
+  config: Callable[..., encoder_lib.Sizes]
+  parameters: Sequence[encoder_lib.Parameter]
+  sizes: Mapping[str, str]
+  other: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+  needs: Mapping[str, Any]
+  tensors: Mapping[str, str]
+  classifier: Mapping[str, str]
+  activation: Callable[[jax.Array], jax.Array] = jnp.tanh
+  lacks: frozenset[str] = frozenset()
+  ignored: tuple[str, ...] = ()
+  special_tokens: Mapping[str, str]
+
+  def rows(self, cfg: encoder_lib.Sizes) -> tuple[table_lib.Row, ...]:
+    """Of an encoder of these sizes, which every model here calls `encoder`."""
+    rows = rows_of(self.parameters, self.tensors, self.lacks | cfg.lacks)
+    return tuple(dataclasses.replace(row, path=f"encoder/{row.path}") for row in rows)
+
+
+def rows_of(parameters: Iterable[encoder_lib.Parameter], tensors: Mapping[str, str],
+            lacks: frozenset[str] = frozenset()) -> tuple[table_lib.Row, ...]:
+  """A row for each parameter (path, axes, layout) of a module that `tensors` has HF's name of, but for `lacks`."""
+  split = ((path.rpartition("/"), axes, layout) for path, axes, layout in parameters if path not in lacks)
+  return tuple(
+    table_lib.Row(f"{module}/{leaf}", axes, f"{tensors[module]}.{'bias' if leaf == 'bias' else 'weight'}", layout)
+    for (module, _, leaf), axes, layout in split if module in tensors
+  )
+
+
+# Fields of `encoder.Sizes` and `bert.BertConfig`, which have the names of BERT's config.json.
+SIZES = {name: name for name in (
+  "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+  "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
+)}  # fmt: skip
+# What tokenizers call their special tokens.
+BRACKETED = {
+  "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}  # fmt: skip
+ANGLED = {
+  "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>",
+}  # fmt: skip
+
+
+def without(names: Mapping[str, str], *left_out: str) -> dict[str, str]:
+  return {ours: theirs for ours, theirs in names.items() if ours not in left_out}

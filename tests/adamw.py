@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import saved_names
 
 from idistill_jax import config
-from idistill_jax.hf import weights
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks, optim
 
@@ -26,7 +26,7 @@ def assert_equal(network: networks.Network, start: Any, model: Any) -> None:
   cfg = config.Optim(peak_lr=1e-2, warmup_fraction=0.5, weight_decay=0.1, b1=0.8, b2=0.95, clip_norm=1.0)
   table, params = network.table, jax.tree.map(jnp.asarray, start)
   tx = optim.adamw(cfg, STEPS, table_lib.decay_mask(table, params))
-  named = {weights.canonical(name): p for name, p in model.named_parameters()}
+  named = dict(model.named_parameters())
   plain = lambda name: name.endswith("bias") or "norm" in name.lower()
   theirs = torch.optim.AdamW(
     [{"params": [p for name, p in named.items() if not plain(name)], "weight_decay": cfg.weight_decay},
@@ -37,19 +37,19 @@ def assert_equal(network: networks.Network, start: Any, model: Any) -> None:
   state = tx.init(params)
   rng = np.random.default_rng(0)
   for step in range(STEPS):
-    tensors = {name: rng.normal(size=p.shape).astype(np.float32) * 1e-3 for name, p in named.items()}
-    grads = table_lib.unflatten(table_lib.from_hf(table, tensors, network.abstract))
+    tensors = {name: torch.tensor(rng.normal(size=p.shape).astype(np.float32) * 1e-3) for name, p in named.items()}
+    grads = table_lib.unflatten(table_lib.from_hf(table, saved_names.of(model, tensors), network.abstract))
     params, state = update(grads, state, params)
     for name, p in named.items():
-      p.grad = torch.tensor(tensors[name])
+      p.grad = tensors[name]
     torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip_norm)
     for group in theirs.param_groups:
       group["lr"] = float(rate(step))
     theirs.step()
   found, before = table_lib.to_hf(table, params), table_lib.to_hf(table, start)
   moved = 0.0
-  for name, p in named.items():
+  for name, expected in saved_names.of(model, named).items():
     # Steps are of order peak_lr = 1e-2.
-    np.testing.assert_allclose(found[name], p.detach().numpy(), atol=2e-6, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found[name], expected, atol=2e-6, rtol=1e-5, err_msg=name)
     moved = max(moved, float(np.abs(found[name] - before[name]).max()))
   assert moved > 1e-3, "nothing moved"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rows_of
 import safetensors.numpy
+import saved_names
 import small_models
 from flax import nnx
 
@@ -71,7 +72,7 @@ def world(request, tmp_path_factory) -> World:
 # XLM-RoBERTa and CamemBERT are RoBERTa to a ranker.
 @pytest.fixture(scope="module", params=[
   "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "modernbert",
-  "modernbert of the first token"])
+  "modernbert of the first token", "nomic_bert", "gte", "gte without types"])
 def distinct(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 
@@ -131,10 +132,11 @@ def test_a_sequence_classifier_gives_our_scores_gradients_and_steps(distinct):
   model, info = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
   assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
   assert [type(model).__name__] == json.loads((folder / "config.json").read_text())["architectures"]
-  assert set(safetensors.numpy.load_file(folder / "model.safetensors")) == set(model.state_dict())
+  written = {weights.canonical(name) for name in safetensors.numpy.load_file(folder / "model.safetensors")}
+  assert written == set(saved_names.of(model, model.state_dict()))
   scores = model.eval()(**torch_batch(world, network, transformers.AutoTokenizer.from_pretrained(folder))).logits[:, 0]
   (scores * torch.tensor(cotangent)).sum().backward()
-  expected = {weights.canonical(name): p.grad.numpy() for name, p in model.named_parameters()}
+  expected = saved_names.of(model, {name: p.grad for name, p in model.named_parameters()})
 
   rows = rows_of.packed(*map(list, zip(*world.pairs(network), strict=True)), ROW)
   loss = lambda params: (lambda out: ((out * cotangent).sum(), out))(network.apply(params, rows))

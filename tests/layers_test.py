@@ -1,4 +1,4 @@
-"""Norm and GELU: values and gradients of the plain forms, and nothing long kept for the gradient of short states."""
+"""Norm, GELU, SiLU: values and gradients of the plain forms, and nothing long kept for the gradient of short states."""
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ PAIRS = {
   "norm": (norm, plain_norm, (X, SCALE, BIAS)),
   "norm without a bias": (norm, plain_norm, (X, SCALE)),
   "gelu": (layers.gelu, plain_gelu, (X,)),
+  "silu": (layers.silu, jax.nn.silu, (X,)),
 }
 
 
@@ -89,7 +90,8 @@ def test_nothing_long_is_kept_of_short_states():
   assert long_and_wide(plain_norm, PAIRS["norm"][2]) > 0
 
 
-def test_far_from_zero_gelu_is_its_input_or_nothing_and_finite():
-  far = jnp.array([-1e4, -40.0, 0.0, 40.0, 1e4])
-  np.testing.assert_array_equal(layers.gelu(far), jnp.maximum(far, 0))
-  np.testing.assert_array_equal(jax.vjp(layers.gelu, far)[1](jnp.ones(5))[0], [0, 0, 0.5, 1, 1])
+@pytest.mark.parametrize("gate", [layers.gelu, layers.silu])
+def test_far_from_zero_a_gate_is_its_input_or_nothing_and_finite(gate):
+  far = jnp.array([-1e4, -120.0, 0.0, 40.0, 1e4])
+  np.testing.assert_array_equal(gate(far), jnp.maximum(far, 0))
+  np.testing.assert_allclose(jax.vjp(gate, far)[1](jnp.ones(5))[0], [0, 0, 0.5, 1, 1], atol=1e-30)

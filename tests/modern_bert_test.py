@@ -15,7 +15,7 @@ from flax import nnx
 
 from idistill_jax import config, sharding
 from idistill_jax.models import encoder as encoder_lib
-from idistill_jax.models import execution, families, modern_bert
+from idistill_jax.models import execution, families, modern_bert, rotary
 from idistill_jax.train import networks
 
 SIZES = modern_bert.ModernBertConfig(
@@ -134,7 +134,7 @@ def test_both_forms_of_config_json_are_read_as_transformers_reads_them(stated, t
   ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is"),
   ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, "full_attention has rope_parameters"),
   ({"rope_parameters": PLAIN_ROPE | {"rope_theta": 10.0}}, "rope_parameters has \\['rope_theta', 'rope_type'"),
-  ({"local_rope_theta": None}, "sliding_attention has rope_parameters {} and local_rope_theta None"),
+  ({"local_rope_theta": None}, "sliding_attention has rope_parameters {} and a theta of None"),
   ({"layer_types": ["full_attention"] * 4}, "layer_types is .*; 5 of full_attention, sliding_attention"),
   ({"layer_types": ["linear_attention"] * 5}, "layer_types is .*'linear_attention'"),
   ({"num_hidden_layers": 1}, "num_hidden_layers is 1; two or more"),
@@ -171,10 +171,10 @@ def test_what_lies_beyond_all_windows_changes_nothing():
 
 
 def test_products_of_turned_queries_and_keys_know_how_far_apart_they_are():
-  frequencies = jnp.asarray(160_000.0 ** -(np.arange(0, 8, 2) / 8), jnp.float32)
+  frequencies = rotary.frequencies(160_000.0, 8)
   q, k = jax.random.normal(jax.random.key(0), (2, 1, 2, 1, 8))
-  at = lambda i, j: (modern_bert.turned(q, np.array([[i, i]]), frequencies)
-                     * modern_bert.turned(k, np.array([[j, j]]), frequencies)).sum(-1)
+  at = lambda i, j: (rotary.turned(q, np.array([[i, i]]), frequencies)
+                     * rotary.turned(k, np.array([[j, j]]), frequencies)).sum(-1)
   np.testing.assert_allclose(at(7000, 7003), at(0, 3), atol=5e-3)
   np.testing.assert_allclose(at(0, 0), (q * k).sum(-1), atol=1e-6)
   assert float(jnp.abs(at(3, 0) - at(0, 3)).max()) > 0.1 and float(jnp.abs(at(0, 4) - at(0, 3)).max()) > 0.1
@@ -184,8 +184,8 @@ def test_angles_of_short_states_are_exact():
   """bfloat16 would put the positions 8,001 and 8,002 at 8,000."""
   x = jax.random.normal(jax.random.key(0), (1, 3, 1, 8))
   positions, frequencies = np.array([[8000, 8001, 8002]]), jnp.ones(4)
-  exact = modern_bert.turned(x, positions, frequencies)
-  short = modern_bert.turned(x.astype(jnp.bfloat16), positions, frequencies)
+  exact = rotary.turned(x, positions, frequencies)
+  short = rotary.turned(x.astype(jnp.bfloat16), positions, frequencies)
   assert short.dtype == jnp.bfloat16
   np.testing.assert_allclose(short.astype(jnp.float32), exact, atol=0.03)
 

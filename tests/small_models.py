@@ -108,6 +108,9 @@ SMALL = {
   "electra as wide as its embeddings": Small(
     "electra", _ELECTRA | {"embedding_size": WIDTH}, lambda: _word_pieces("ElectraTokenizer", BRACKETED)),
   "modernbert": Small("modernbert", _MODERN_SIZES, _framed_byte_pairs),
+  "nomic_bert": Small("nomic_bert", _BERT_SIZES, lambda: _word_pieces("BertTokenizer", BRACKETED)),
+  "gte": Small("gte", _BERT_SIZES, lambda: _unigrams("XLMRobertaTokenizer")),
+  "gte without types": Small("gte", _BERT_SIZES | {"type_vocab_size": 0}, lambda: _unigrams("XLMRobertaTokenizer")),
   "modernbert of the first token": Small(
     "modernbert", _MODERN_SIZES | {"classifier_pooling": "cls"}, _framed_byte_pairs),
 }

@@ -252,8 +252,7 @@ def _write_weights(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> N
 
 
 def _config(source: pathlib.Path) -> dict[str, Any]:
-  raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
-  return {key: value for key, value in raw.items() if key not in _NOT_CARRIED}
+  return {key: value for key, value in families.read_raw(source).items() if key not in _NOT_CARRIED}
 
 
 def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from flax import nnx
 
-from idistill_jax.models import bert, family, modern_bert
+from idistill_jax.models import bert, family, modern_bert, rotary_bert
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
-FAMILIES: Mapping[str, family.Family] = bert.FAMILIES | modern_bert.FAMILIES
+FAMILIES: Mapping[str, family.Family] = bert.FAMILIES | modern_bert.FAMILIES | rotary_bert.FAMILIES
 
 PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values()))
 # HF keys that belong to a family but not to an encoder: a buffer of constants, heads of tasks, and a ranker's "mean".
@@ -24,21 +24,31 @@ IGNORED = (
 )  # fmt: skip
 
 
+def read_raw(folder: pathlib.Path) -> dict[str, Any]:
+  """A folder's config.json, its fields called as they are today, with its model_type.
+
+  Raises encoder.UnsupportedModelError for a family that none here is.
+  """
+  path = folder / "config.json"
+  if not path.exists():
+    raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
+  stated = json.loads(path.read_text(encoding="utf-8"))
+  model_type = stated.setdefault("model_type", "bert")  # old checkpoints of BERT have none
+  if model_type not in FAMILIES:
+    raise encoder_lib.UnsupportedModelError(
+      f"{path}: model_type is {model_type!r}; the families that are read are {', '.join(sorted(FAMILIES))}"
+    )
+  former = FAMILIES[model_type].former
+  return {former.get(name, name): value for name, value in stated.items()}
+
+
 def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
   """A family's sizes from a folder's config.json.
 
   Raises encoder.UnsupportedModelError for what no encoder here can express.
   """
-  path = folder / "config.json"
-  if not path.exists():
-    raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
-  raw = json.loads(path.read_text(encoding="utf-8"))
-  model_type = raw.get("model_type", "bert")  # old checkpoints of BERT have none
-  if model_type not in FAMILIES:
-    raise encoder_lib.UnsupportedModelError(
-      f"{path}: model_type is {model_type!r}; the families that are read are {', '.join(sorted(FAMILIES))}"
-    )
-  known = FAMILIES[model_type]
+  path, raw = folder / "config.json", read_raw(folder)
+  known = FAMILIES[raw["model_type"]]
   for key, value in known.needs.items():
     if raw.get(key, value) != value:
       raise encoder_lib.UnsupportedModelError(f"{path}: {key} is {raw[key]!r}; this encoder family needs {value!r}")
@@ -47,7 +57,7 @@ def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
     raise encoder_lib.UnsupportedModelError(f"{path}: lacks {missing}")
   sizes = {field: raw[name] for field, name in known.sizes.items()}
   try:
-    return known.config(model_type=model_type, **sizes, **known.other(raw))
+    return known.config(model_type=raw["model_type"], **sizes, **known.other(raw))
   except encoder_lib.UnsupportedModelError as e:
     raise encoder_lib.UnsupportedModelError(f"{path}: {e}") from e
 

@@ -21,6 +21,7 @@ class Family:
   sizes: field of `config` -> its name in config.json.
   other: config.json -> the fields that are no sizes of it.  Raises encoder.UnsupportedModelError without the
   file's name.
+  former: fields of config.json as they were called before -> as they are; read as these, and written so.
   needs: what config.json must say where it says anything.
   tensors: module of the encoder -> HF's.
   classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
@@ -36,6 +37,7 @@ class Family:
   parameters: Sequence[encoder_lib.Parameter]
   sizes: Mapping[str, str]
   other: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+  former: Mapping[str, str] = dataclasses.field(default_factory=dict)
   needs: Mapping[str, Any]
   tensors: Mapping[str, str]
   classifier: Mapping[str, str]

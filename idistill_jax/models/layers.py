@@ -102,6 +102,25 @@ def _share_below(x32: jax.Array) -> jax.Array:
   return 0.5 * (1.0 + jax.lax.erf(x32 * math.sqrt(0.5)))
 
 
+@jax.custom_vjp
+def silu(x: jax.Array) -> jax.Array:
+  """x times its logistic function, in the way of `gelu`.  (Elfwing et al. 2017, arXiv 1702.03118.)"""
+  return _silu(x)[0]
+
+
+def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype), x
+
+
+def _silu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+  x32 = x.astype(jnp.float32)
+  share = jax.nn.sigmoid(x32)
+  return (share * (1.0 + x32 * (1.0 - share)) * dy.astype(jnp.float32)).astype(x.dtype),
+
+
+silu.defvjp(_silu, _silu_backward)
+
+
 class ScaleNorm(nnx.Module):
   """Layer norm without a bias."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, family, layers, pooling
+from idistill_jax.models import encoder, family, layers, pooling, rotary
 from idistill_jax.models import execution as execution_lib
 
 
@@ -44,14 +44,10 @@ def _theta(raw: Mapping[str, Any], kind: str) -> float:
   """Of the layers of a kind."""
   stated = (raw.get("rope_parameters") or {}).get(kind) or {}
   old_name, default = _THETAS[kind]
-  theta = stated.get("rope_theta", raw.get(old_name, default))
-  plain = {"rope_type": "default", "rope_theta": theta}
-  if not isinstance(theta, int | float) or plain | stated != plain:
-    raise encoder.UnsupportedModelError(
-      f"{kind} has rope_parameters {stated} and {old_name} {raw.get(old_name)!r}; only rope_type 'default' with a "
-      "rope_theta is supported"
-    )
-  return theta
+  try:
+    return rotary.theta(stated, raw.get(old_name, default))
+  except encoder.UnsupportedModelError as e:
+    raise encoder.UnsupportedModelError(f"{kind} has {e}") from e
 
 
 def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -122,25 +118,12 @@ class Layer(nnx.Module):
     products, own = execution.products, beside.each
     read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
     qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
-    q, k = (turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
+    q, k = (rotary.turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
     mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, own.reach)
     x_RxLxD = x_RxLxD + self.out(mixed_RxLxHxK, products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
     gated_RxLxF = layers.gelu(up_RxLx2xF[:, :, 0]) * up_RxLx2xF[:, :, 1]
     return x_RxLxD + self.down(gated_RxLxF, products)
-
-
-def turned(x_RxLxHxK: jax.Array, positions_RxL: jax.Array | np.ndarray, frequencies: jax.Array) -> jax.Array:
-  """Feature i and feature i + K / 2 of every head turned by position x frequency i, so that products of two tokens know
-  how far apart they are.  (Su et al. 2021, arXiv 2104.09864.)  In the type of x.
-
-  In float32: in bfloat16, the angles of tokens a few hundred apart are the same.
-  """
-  positions_RxLx1x1 = jnp.asarray(positions_RxL, jnp.float32)[:, :, None, None]
-  angles_RxLx1xK = positions_RxLx1x1 * layers.lift(frequencies, positions_RxLx1x1)
-  cos, sin = jnp.cos(angles_RxLx1xK), jnp.sin(angles_RxLx1xK)
-  left, right = jnp.split(x_RxLxHxK.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x_RxLxHxK.dtype)
 
 
 class ModernBert(nnx.Module):
@@ -171,7 +154,7 @@ class ModernBert(nnx.Module):
       first=jnp.arange(len(local)) == 0,
       scale=jnp.concatenate([jnp.ones_like(scales, shape=(1, cfg.hidden_size)), scales]),
       reach=jnp.asarray(np.where(local, cfg.reach, rows.token_ids.shape[1]), jnp.int32),
-      frequencies=jnp.asarray(theta[:, None] ** -(np.arange(0, cfg.head_dim, 2) / cfg.head_dim), jnp.float32),
+      frequencies=rotary.frequencies(theta, cfg.head_dim),
     ))
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from idistill_jax.data import pack
+from idistill_jax.models import attention, families, modern_bert
 from idistill_jax.models import execution as execution_lib
-from idistill_jax.models import families, modern_bert
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import loop, utilization
 from idistill_jax.train import step as step_lib
@@ -48,8 +48,9 @@ def parts(training: loop.Training) -> dict[str, Any]:
   packed = loop.place(batches[0], training.mesh).rows
   sizes = families.read_config(network.source)
   # Every layer is given one, those that see all of a text the row's length: they all take the same time.
-  reach = jnp.int32(sizes.reach) if isinstance(sizes, modern_bert.ModernBertConfig) else None
-  attended = _layers_attention(network.execution, packed, heads, width, reach)
+  window = (attention.Window(*[jnp.int32(sizes.reach)] * 2) if isinstance(sizes, modern_bert.ModernBertConfig)
+            else None)
+  attended = _layers_attention(network.execution, packed, heads, width, window)
   # Two products forward; backward the weights anew, and four.
   pieces = packed.stairs or ((rows, length),)
   attention_flops = 7 * 2.0 * heads * width * sum(count * tokens**2 for count, tokens in pieces)
@@ -133,12 +134,12 @@ def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tupl
 
 
 def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads: int,
-                      width: int, reach: jax.Array | None) -> tuple[float, float]:
-  """Seconds and bytes of one layer's attention with its gradient; reach: as in attention.attend."""
+                      width: int, window: attention.Window | None) -> tuple[float, float]:
+  """Seconds and bytes of one layer's attention with its gradient; window: as in attention.attend."""
   x = jnp.ones((*rows.token_ids.shape, heads, width), execution.states)
   attend = lambda beside, q, k, v: execution.attend(q, k, v, beside[0], None, beside[1])
-  # Rows and reach are arguments, as in the step: with constants the compiler would calculate beforehand.
-  return _seconds(_with_gradient(attend), x, (rows, reach), x, x, x)
+  # Rows and window are arguments, as in the step: with constants the compiler would calculate beforehand.
+  return _seconds(_with_gradient(attend), x, (rows, window), x, x, x)
 
 
 def _with_gradient(function: Callable[..., jax.Array]) -> Any:

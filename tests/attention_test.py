@@ -41,17 +41,23 @@ def drawn(seed: int) -> jax.Array:
   return jax.random.normal(jax.random.key(seed), (R, L, H, K), jnp.float32)
 
 
-def reference(q, k, v, reach=L):
-  together = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & (np.abs(np.arange(L)[:, None] - np.arange(L)) <= reach)
+CAUSAL, NEAR, ALL = attention.Window(None, 0), attention.Window(3, 3), attention.Window(L, L)
+
+
+def reference(q, k, v, window=ALL):
+  behind = np.arange(L) - np.arange(L)[:, None]
+  seen = (behind <= int(window.behind)) & (-behind <= (L if window.before is None else int(window.before)))
+  together = (SEGMENTS[:, :, None] == SEGMENTS[:, None, :]) & seen
   return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(together)[:, None])
 
 
-@pytest.mark.parametrize("reach", [None, 0, 3])
-def test_value_and_gradients_equal_those_of_jax(reach):
-  qkv, cotangent, window = [drawn(seed) for seed in range(3)], drawn(3), None if reach is None else jnp.int32(reach)
+@pytest.mark.parametrize("window", [None, attention.Window(0, 0), jax.tree.map(jnp.int32, NEAR),
+                                    attention.Window(5, 2), CAUSAL])
+def test_value_and_gradients_equal_those_of_jax(window):
+  qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3)
   with jax.default_matmul_precision("float32"):
     ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS, None, window), *qkv)
-    theirs, their_pull = jax.vjp(lambda q, k, v: reference(q, k, v, L if reach is None else reach), *qkv)
+    theirs, their_pull = jax.vjp(lambda q, k, v: reference(q, k, v, window or ALL), *qkv)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -74,17 +80,17 @@ def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
   assert float(jnp.abs(ours - attention.attend(*operands[:3], ROWS)).max()) > 0.1
 
 
-@pytest.mark.parametrize("biased, reach", [(False, None), (True, None), (False, 3)])
-def test_text_by_text_equals_whole_rows(biased, reach):
+@pytest.mark.parametrize("biased, window", [(False, None), (True, None), (False, NEAR), (False, CAUSAL)])
+def test_text_by_text_equals_whole_rows(biased, window):
   # Of distances, as all biases are: a text's tokens are as far apart in its piece as in its row.
   of_distance = jax.random.normal(jax.random.key(4), (H, 2 * L), jnp.float32)
   bias = of_distance[:, L + np.arange(L)[:, None] - np.arange(L)[None]] if biased else None
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3) * REAL
   with jax.default_matmul_precision("float32"):
     whole, whole_pull = jax.vjp(
-      lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:], reach), *qkv, bias)
+      lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:], window), *qkv, bias)
     found, pull = jax.jit(lambda *operands: jax.vjp(
-      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:], reach), *operands))(*qkv, bias)
+      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:], window), *operands))(*qkv, bias)
   np.testing.assert_allclose(found, whole * REAL, atol=2e-6)
   for gradient, expected in zip(pull(cotangent)[:3], whole_pull(cotangent)[:3], strict=True):
     np.testing.assert_allclose(gradient, expected * REAL, atol=2e-5)
@@ -95,7 +101,7 @@ def test_text_by_text_equals_whole_rows(biased, reach):
     np.testing.assert_allclose(of(pull), of(whole_pull), atol=2e-5)
   # Control: a text longer than its stair is not read whole.
   low = dataclasses.replace(BY_TEXT, stairs=((1, 16), (1, 7), (4, 7)))
-  assert float(jnp.abs(attention.attend(*qkv, low, bias, reach) - found).max()) > 0.01
+  assert float(jnp.abs(attention.attend(*qkv, low, bias, window) - found).max()) > 0.01
 
 
 def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_once(caplog):
@@ -105,8 +111,10 @@ def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_onc
   for kernel in (kernels.splash(mesh), kernels.cudnn(mesh)) * 2:
     np.testing.assert_array_equal(kernel(*map(drawn, range(3)), ROWS, bias),
                                   attention.attend(*map(drawn, range(3)), ROWS, bias))
-  np.testing.assert_array_equal(kernels.splash(mesh)(*map(drawn, range(3)), ROWS, None, 3),
-                                attention.attend(*map(drawn, range(3)), ROWS, None, 3))
+  # Nor a window that layers differ in, whose sides no kernel is compiled for.
+  window = jax.tree.map(jnp.int32, NEAR)
+  np.testing.assert_array_equal(kernels.splash(mesh)(*map(drawn, range(3)), ROWS, None, window),
+                                attention.attend(*map(drawn, range(3)), ROWS, None, window))
   said = [one.getMessage().partition(" takes no distances")[0] for one in caplog.records]
   assert said == ["splash attention", "cuDNN's attention"]
 
@@ -149,8 +157,10 @@ def test_short_operands_give_short_results_near_the_exact_ones(short):
 
 
 # Rows of one block, and of five, whose gradient is two kernels.
-@pytest.mark.parametrize("tensor, length, width", [(1, 128, 64), (2, 256, 32), (2, 640, 32)])
-def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length, width):
+@pytest.mark.parametrize("tensor, length, width, window", [
+  (1, 128, 64, None), (2, 256, 32, None), (2, 640, 32, None), (1, 128, 64, CAUSAL),
+  (1, 640, 64, attention.Window(200, 9))])
+def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length, width, window):
   # Two rows of two texts and padding, two heads, on 8 devices; the kernel runs interpreted.
   mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=tensor, data=None))
   rows = sharding.batch_shards(mesh)
@@ -159,8 +169,8 @@ def test_the_tpu_kernel_equals_the_plain_form_on_a_mesh(tensor, length, width):
   cotangent = jax.random.normal(jax.random.key(4), qkv[0].shape) * (texts.segment_ids > 0)[:, :, None, None]
   kernel = kernels.splash(mesh, interpret=True)
   with mesh:
-    found, pull = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, texts)), *qkv)
-  expected, plain_pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, texts), *qkv)
+    found, pull = jax.vjp(jax.jit(lambda q, k, v: kernel(q, k, v, texts, None, window)), *qkv)
+  expected, plain_pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, texts, None, window), *qkv)
   np.testing.assert_allclose(found[:, :-18], expected[:, :-18], atol=2e-5)
   for gradient, plain in zip(pull(cotangent), plain_pull(cotangent), strict=True):
     np.testing.assert_allclose(gradient, plain, atol=1e-4)
@@ -177,8 +187,8 @@ def test_the_tpu_kernel_is_given_tokens_of_narrow_heads_along_its_lanes(width, l
   assert read.count(f"tensor<2x4x{laid}xbf16>") == 3
 
 
-@pytest.mark.parametrize("reach", [None, 3])
-def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(reach, monkeypatch):
+@pytest.mark.parametrize("window", [None, NEAR, CAUSAL])
+def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(window, monkeypatch):
   """As far as it goes without a GPU: what jax asks of the device is answered for it."""
   from jax._src.cudnn import fused_attention_stablehlo
 
@@ -189,7 +199,7 @@ def test_the_gpu_kernel_is_lowered_on_a_mesh_by_which_xla_could_not_cut_it(reach
   attend = kernels.cudnn(mesh)
   whole, segments = jax.ShapeDtypeStruct((8, 128, 4, 64), jnp.bfloat16), jax.ShapeDtypeStruct((8, 128), jnp.int32)
   texts = lambda segments: dataclasses.replace(packed(np.ones((8, 128), np.int32)), segment_ids=segments)
-  total = lambda q, k, v, segments: attend(q, k, v, texts(segments), None, reach).astype(jnp.float32).sum()
+  total = lambda q, k, v, segments: attend(q, k, v, texts(segments), None, window).astype(jnp.float32).sum()
   gradients = jax.grad(total, (0, 1, 2))
   lowered = jax.jit(gradients).trace(whole, whole, whole, segments).lower(lowering_platforms=("cuda",)).as_text()
   assert "__cudnn$fmhaScaleBiasSoftmax" in lowered and "__cudnn$fmhaScaleBiasSoftmaxBackward" in lowered

@@ -16,18 +16,25 @@ from idistill_jax.data import pack
 APART = -1e9
 
 
+class Window(NamedTuple):
+  """How many tokens of its text one sees before itself and behind: int32 [] or constants; None: all that there are."""
+
+  before: jax.Array | int | None
+  behind: jax.Array | int | None
+
+
 class Attend(Protocol):
   """Within the texts of packed rows, queries, keys and values [R, L, H, K] -> [R, L, H, K], in the type of q.
 
-  bias: added to the scores of all rows.  reach: int32 []; how many columns away a token sees; None: all of its text.
+  bias: added to the scores of all rows.  window: None: a token sees all of its text.
   """
 
   def __call__(self, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-               bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None, /) -> jax.Array: ...
+               bias_HxLxL: jax.Array | None = None, window: Window | None = None, /) -> jax.Array: ...
 
 
 def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-           bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
+           bias_HxLxL: jax.Array | None = None, window: Window | None = None) -> jax.Array:
   """softmax(q k' / sqrt(K) + bias) v over tokens of the same text, as `Attend` says; sums in float32.
 
   Text by text where it is planned how long they are (`pack.Rows.stairs`): of whole rows, most products are of tokens of
@@ -38,8 +45,8 @@ def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, row
   weights costs less than keeping them.
   """
   if rows.stairs:
-    return _by_text(rows.stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, _spans(rows), bias_HxLxL, reach)
-  return _by_row(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids, bias_HxLxL, reach)
+    return _by_text(rows.stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, _spans(rows), bias_HxLxL, window)
+  return _by_row(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids, bias_HxLxL, window)
 
 
 # -- Whole rows --------------------------------------------------------------------------------------------------------
@@ -47,42 +54,50 @@ def attend(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, row
 
 @jax.custom_vjp
 def _by_row(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
-            bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> jax.Array:
-  return _by_row_forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, reach)[0]
+            bias_HxLxL: jax.Array | None, window: Window | None) -> jax.Array:
+  return _by_row_forward(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, window)[0]
 
 
 def _by_row_forward(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array,
-                    bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> tuple[jax.Array, Any]:
+                    bias_HxLxL: jax.Array | None, window: Window | None) -> tuple[jax.Array, Any]:
   q, k, v = map(heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
-  mixed = heads_first(_mixed(q, k, v, _apart(segments_RxL, reach), bias_HxLxL)).astype(q_RxLxHxK.dtype)
-  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, reach, mixed)
+  mixed = heads_first(_mixed(q, k, v, _apart(segments_RxL, window), bias_HxLxL)).astype(q_RxLxHxK.dtype)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, segments_RxL, bias_HxLxL, window, mixed)
 
 
 def _by_row_backward(saved: Any, dmixed: jax.Array) -> tuple[Any, ...]:
-  *qkv, segments, bias, reach, mixed = saved
+  *qkv, segments, bias, window, mixed = saved
   q, k, v, mixed, dmixed = map(heads_first, (*qkv, mixed, dmixed))
-  *gradients, dbias = _gradients(q, k, v, _apart(segments, reach), bias, mixed, dmixed)
+  *gradients, dbias = _gradients(q, k, v, _apart(segments, window), bias, mixed, dmixed)
   return *map(heads_first, gradients), None, dbias, None
 
 
 _by_row.defvjp(_by_row_forward, _by_row_backward)
 
 
-def _apart(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
+def _apart(segments_RxL: jax.Array, window: Window | None) -> jax.Array:
   """[R, 1, L, L]; APART for two tokens that do not see each other."""
   # Added, not chosen by `where`: XLA compiles that to faster code on CPU.
-  return jnp.where(together(segments_RxL, reach), 0.0, APART)[:, None]
+  return jnp.where(together(segments_RxL, window), 0.0, APART)[:, None]
 
 
-def together(segments_RxL: jax.Array, reach: jax.Array | None) -> jax.Array:
-  """bool [R, L, L]; whether two tokens are of one segment, and within reach."""
-  return (segments_RxL[:, :, None] == segments_RxL[:, None, :]) & _near(segments_RxL.shape[1], reach)
+def together(segments_RxL: jax.Array, window: Window | None) -> jax.Array:
+  """bool [R, L, L]; whether two tokens are of one segment, and the first sees the second."""
+  return (segments_RxL[:, :, None] == segments_RxL[:, None, :]) & _near(segments_RxL.shape[1], window)
 
 
-def _near(length: int, reach: jax.Array | None) -> jax.Array | bool:
-  """bool [1, L, L]"""
+def _near(length: int, window: Window | None) -> jax.Array | np.ndarray | bool:
+  """bool [1, L, L]; whether the first sees the second."""
+  if window is None:
+    return True
   columns = np.arange(length)
-  return True if reach is None else (np.abs(columns[:, None] - columns[None, :]) <= reach)[None]
+  behind_1xLxL = columns[None, None, :] - columns[None, :, None]
+  near: Any = True
+  if window.before is not None:
+    near = -behind_1xLxL <= window.before
+  if window.behind is not None:
+    near = near & (behind_1xLxL <= window.behind)
+  return near
 
 
 # -- Text by text ------------------------------------------------------------------------------------------------------
@@ -116,29 +131,29 @@ def _spans(rows: pack.Rows) -> _Spans:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_text(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, spans: _Spans,
-             bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> jax.Array:
-  return _by_text_forward(stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, reach)[0]
+             bias_HxLxL: jax.Array | None, window: Window | None) -> jax.Array:
+  return _by_text_forward(stairs, q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, window)[0]
 
 
 def _by_text_forward(stairs: pack.Stairs, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array,
-                     spans: _Spans, bias_HxLxL: jax.Array | None, reach: jax.Array | None) -> tuple[jax.Array, Any]:
+                     spans: _Spans, bias_HxLxL: jax.Array | None, window: Window | None) -> tuple[jax.Array, Any]:
   found = []
   for step in _steps(stairs):
     q, k, v = (step.pieces(x, spans) for x in (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
-    found.append(_mixed(q, k, v, step.apart(spans, reach), step.bias(bias_HxLxL)))
+    found.append(_mixed(q, k, v, step.apart(spans, window), step.bias(bias_HxLxL)))
   mixed = _gathered(found, spans).astype(q_RxLxHxK.dtype)
-  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, reach, mixed)
+  return mixed, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, spans, bias_HxLxL, window, mixed)
 
 
 def _by_text_backward(stairs: pack.Stairs, saved: Any, dmixed: jax.Array) -> tuple[Any, ...]:
-  *qkv, spans, bias_HxLxL, reach, mixed = saved
+  *qkv, spans, bias_HxLxL, window, mixed = saved
   found = []
   dbias_HxLxL = None if bias_HxLxL is None else jnp.zeros_like(bias_HxLxL)
   for step in _steps(stairs):
     q, k, v, mixed_here, dmixed_here = (step.pieces(x, spans) for x in (*qkv, mixed, dmixed))
     # What is not the text's own is another piece's to send back.
     dmixed_here = jnp.where(step.inside(spans)[:, None, :, None], dmixed_here, 0)
-    *gradients, dbias = _gradients(q, k, v, step.apart(spans, reach), step.bias(bias_HxLxL), mixed_here, dmixed_here)
+    *gradients, dbias = _gradients(q, k, v, step.apart(spans, window), step.bias(bias_HxLxL), mixed_here, dmixed_here)
     found.append(gradients)
     if dbias_HxLxL is not None:
       dbias_HxLxL = dbias_HxLxL.at[:, : step.tokens, : step.tokens].add(dbias)
@@ -167,9 +182,9 @@ class _Step:
     column = jnp.arange(self.tokens)[None]
     return (column >= before) & (column < before + length)
 
-  def apart(self, spans: _Spans, reach: jax.Array | None) -> jax.Array:
+  def apart(self, spans: _Spans, window: Window | None) -> jax.Array:
     """[S', 1, 1 or tokens, tokens], to be added to scores of keys."""
-    return jnp.where(self.inside(spans)[:, None] & _near(self.tokens, reach), 0.0, APART)[:, None]
+    return jnp.where(self.inside(spans)[:, None] & _near(self.tokens, window), 0.0, APART)[:, None]
 
   def bias(self, bias_HxLxL: jax.Array | None) -> jax.Array | None:
     return None if bias_HxLxL is None else bias_HxLxL[:, : self.tokens, : self.tokens]

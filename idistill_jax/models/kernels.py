@@ -22,18 +22,19 @@ NARROW_HEAD = 32
 
 def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Attend:
   """The TPU's splash attention: reads segment ids, never holds the weights; in rows of multiples of SPLASH_BLOCK
-  tokens, without a bias or a reach.  interpret: run the kernel on a CPU, to compare it with the plain form."""
+  tokens, without a bias, or a window that layers differ in.  interpret: run the kernel on a CPU, to compare it with the
+  plain form."""
 
   def attend_splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                    bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
-    if bias_HxLxL is not None or reach is not None:
+                    bias_HxLxL: jax.Array | None = None, window: attention.Window | None = None) -> jax.Array:
+    if bias_HxLxL is not None or any(isinstance(side, jax.Array) for side in window or ()):
       say_plain("splash attention takes no distances here")
     elif q_RxLxHxK.shape[1] % SPLASH_BLOCK:
       say_plain(f"splash attention takes no rows of {q_RxLxHxK.shape[1]} tokens, but of multiples of {SPLASH_BLOCK}")
     else:
-      return _on_each_device(functools.partial(_splash, interpret=interpret), mesh)(
+      return _on_each_device(functools.partial(_splash, window=window, interpret=interpret), mesh)(
         q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows.segment_ids)
-    return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
+    return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, window)
 
   return attend_splash
 
@@ -42,11 +43,11 @@ def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
   """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias."""
 
   def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
-                   bias_HxLxL: jax.Array | None = None, reach: jax.Array | None = None) -> jax.Array:
+                   bias_HxLxL: jax.Array | None = None, window: attention.Window | None = None) -> jax.Array:
     if bias_HxLxL is not None:
       say_plain("cuDNN's attention takes no distances here")
-      return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, reach)
-    together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), reach)
+      return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, window)
+    together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), window)
     return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
 
   return attend_cudnn
@@ -66,12 +67,16 @@ def _on_each_device(kernel: Callable[..., jax.Array], mesh: jax.sharding.Mesh) -
 
 
 def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, segments_RxL: jax.Array, *,
-            interpret: bool) -> jax.Array:
+            window: attention.Window | None, interpret: bool) -> jax.Array:
   # Imported where it is used: a kernel of another platform is no part of every start.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
   _, length, heads, width = q_RxLxHxK.shape
-  everything = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((length, length))] * heads)
+  square = (length, length)
+  # mypy: the sides are constants, or the kernel is not asked.
+  seen = (splash_attention_mask.FullMask(square) if window is None
+          else splash_attention_mask.LocalMask(square, tuple(window), offset=0))  # type: ignore[arg-type]
+  of_heads = splash_attention_mask.MultiHeadMask([seen] * heads)
   block = max(size for size in range(SPLASH_BLOCK, LARGEST_BLOCK + 1, SPLASH_BLOCK) if not length % size)
   # In one kernel, a gradient reads its operands once, but keeps a sum by the queries of each block of keys.
   in_one = block == length
@@ -83,7 +88,7 @@ def _splash(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, se
   sizes = splash_attention_kernel.BlockSizes(
     block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=of_queries, block_kv_dq=of_queries,
     use_fused_bwd_kernel=in_one, q_layout=lanes, k_layout=lanes, v_layout=lanes)
-  kernel = splash_attention_kernel.make_splash_mha(everything, block_sizes=sizes, head_shards=1, q_seq_shards=1,
+  kernel = splash_attention_kernel.make_splash_mha(of_heads, block_sizes=sizes, head_shards=1, q_seq_shards=1,
                                                    interpret=interpret)
   q, k, v = map(attention.heads_first, (q_RxLxHxK, k_RxLxHxK, v_RxLxHxK))
   segments = splash_attention_kernel.SegmentIds(q=segments_RxL, kv=segments_RxL)

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, family, layers, pooling, rotary
+from idistill_jax.models import attention, encoder, family, layers, pooling, rotary
 from idistill_jax.models import execution as execution_lib
 
 
@@ -119,7 +119,8 @@ class Layer(nnx.Module):
     read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
     qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
     q, k = (rotary.turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
-    mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, own.reach)
+    mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None,
+                                     attention.Window(own.reach, own.reach))
     x_RxLxD = x_RxLxD + self.out(mixed_RxLxHxK, products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
     gated_RxLxF = layers.gelu(up_RxLx2xF[:, :, 0]) * up_RxLx2xF[:, :, 1]

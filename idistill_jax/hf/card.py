@@ -99,7 +99,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     front_matter=_front_matter(kind, base, licence),
     title=facts.cfg.name,
     name=name,
-    width=facts.retriever.sizes.hidden_size,
+    width=facts.retriever.embedding.width(facts.retriever.sizes.hidden_size),
     starting_point=at_hub if base else f"the weights `{_without_path(encoder.weights)}`",
     learnt_from=_learnt_from(facts.cfg.retriever),
     query_tokens=encoder.query_tokens,

@@ -106,7 +106,8 @@ def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.
   embedding = network.embedding
   tensors = table_lib.to_hf(network.table, params)
   folder.mkdir(parents=True, exist_ok=True)
-  _write_encoder(tensors, network, folder)
+  behind = {one.key(name) for one in embedding.projections for name in one.shapes}
+  _write_encoder({key: value for key, value in tensors.items() if key not in behind}, network, folder)
   _write_tokenizer(network, folder, cut.passage_tokens)
   _write_json(folder / "sentence_bert_config.json", {"max_seq_length": cut.passage_tokens, "do_lower_case": False})
   named = {"query": network.prompts.query, "document": network.prompts.passage} if network.prompts.any else {}
@@ -114,12 +115,16 @@ def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.
     "__version__": {}, "prompts": named, "default_prompt_name": None,
     "similarity_fn_name": "cosine" if embedding.normalize else "dot",
   })
-  kinds = {"": "Transformer", "1_Pooling": "Pooling"} | ({"2_Normalize": "Normalize"} if embedding.normalize else {})
-  _write_modules({path: f"sentence_transformers.models.{kind}" for path, kind in kinds.items()}, folder)
-  _write_pooling(folder / "1_Pooling", network.sizes.hidden_size, embedding.pooling)
+  kinds = ["Transformer", "Pooling", *["Dense"] * len(embedding.projections), *["Normalize"] * embedding.normalize]
+  paths = [f"{number}_{kind}" if number else "" for number, kind in enumerate(kinds)]
+  _write_modules({path: f"{_MODULES}.models.{kind}" for path, kind in zip(paths, kinds, strict=True)}, folder)
+  _write_pooling(folder / paths[1], network.sizes.hidden_size, embedding.pooling)
+  for one, path in zip(embedding.projections, paths[2:], strict=False):
+    _write_json(folder / path / "config.json", one.stated)
+    _write_weights(folder / path, {name: tensors[one.key(name)] for name in one.shapes})
   if embedding.normalize:
     # The module has nothing to say, but neither git nor the Hub keeps an empty folder.
-    _write_json(folder / "2_Normalize" / "config.json", {})
+    _write_json(folder / paths[-1] / "config.json", {})
   (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -6,7 +6,9 @@ Apart from `weights`, which reads it: keys of stages want no more than this, and
 import functools
 import hashlib
 import importlib.util
+import json
 import pathlib
+import re
 from collections.abc import Collection
 
 from idistill_jax import extras
@@ -15,6 +17,8 @@ from idistill_jax.workdir import outside
 PYPI = "pypi:"
 # Where an exported ranker with the head "mean" keeps the unit that training writes into the model itself.
 DENSE_HEAD = "2_Dense"
+# As sentence-transformers calls the folder of such a module.
+_DENSE = re.compile(r"\d+_Dense")
 
 
 def resolve(weights: str) -> pathlib.Path:
@@ -43,12 +47,16 @@ def local(weights: str) -> pathlib.Path | None:
 def _to_fetch(names: Collection[str]) -> list[str]:
   """What is read of a folder that has these files; those of torch are as large again beside safetensors.
 
-  Tensors lie in the folder itself, as `weights` looks for them; what a trainer keeps below, a checkpoint, is another's.
+  Tensors lie in the folder itself, as `weights` looks for them, and in those of Dense modules; what a trainer keeps
+  below, a checkpoint, is another's.
   """
-  small = [name for name in names if pathlib.PurePath(name).suffix in {".json", ".txt", ".md"}]
-  top = [name for name in names if "/" not in name]
-  tensors = [name for name in top if name.endswith(".safetensors")] or [name for name in top if name.endswith(".bin")]
-  return [*small, *tensors, *(name for name in names if name == f"{DENSE_HEAD}/model.safetensors")]
+  wanted = [name for name in names if pathlib.PurePath(name).suffix in {".json", ".txt", ".md"}]
+  places = {name.rpartition("/")[0] for name in names}
+  for place in sorted(place for place in places if not place or _DENSE.fullmatch(place)):
+    here = [name for name in names if name.rpartition("/")[0] == place]
+    wanted += [name for name in here if name.endswith(".safetensors")] or [
+      name for name in here if name.endswith(".bin")]
+  return wanted
 
 
 def _from_hub(weights: str) -> pathlib.Path:
@@ -61,10 +69,19 @@ def _from_hub(weights: str) -> pathlib.Path:
   # README.md states the licence, which the model cards of what is trained from it carry on.
   wanted = ["*.json", "*.txt", "*.safetensors", "README.md"]
   folder = pathlib.Path(huggingface_hub.snapshot_download(weights, allow_patterns=wanted))
-  if not any(folder.glob("*.safetensors")):
-    # As large again, so only where nothing else is there; the folder is called by its commit.
-    huggingface_hub.snapshot_download(weights, allow_patterns=["pytorch_model*.bin"], revision=folder.name)
+  # As large again, so only where nothing else is there; the folder is called by its commit.
+  if bare := _without_safetensors(folder):
+    patterns = [(place / "pytorch_model*.bin").relative_to(folder).as_posix() for place in bare]
+    huggingface_hub.snapshot_download(weights, allow_patterns=patterns, revision=folder.name)
   return folder
+
+
+def _without_safetensors(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Of the folder and those of its Dense modules."""
+  path = folder / "modules.json"
+  modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+  dense = [folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
+  return [place for place in (folder, *dense) if not any(place.glob("*.safetensors"))]
 
 
 def _in_site_packages(weights: str) -> pathlib.Path:
@@ -86,9 +103,10 @@ def fingerprint(weights: str) -> str:
   total = hashlib.sha256()
   folder = resolve(weights)
   # A file of torch beside safetensors is not read, and not in the key.
-  read = {".json", ".safetensors"} | (set() if any(folder.glob("*.safetensors")) else {".bin"})
+  bare = _without_safetensors(folder)
+  read = {".json", ".safetensors"} | ({".bin"} if folder in bare else set())
   for path in sorted(folder.rglob("*")):
-    if path.suffix in read:
+    if path.suffix in read or (path.suffix == ".bin" and path.parent in bare):
       total.update(str(path.relative_to(folder)).encode())
       about = path.stat()
       total.update(_digest(path, about.st_size, about.st_mtime_ns))

@@ -1,9 +1,10 @@
 """Model folders in Hugging Face layout -> tensors under the names that the parameter tables use."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import safetensors
@@ -12,7 +13,7 @@ import safetensors.numpy
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
 from idistill_jax.hf import folders, prompts, torch_file
-from idistill_jax.models import cross_encoder, families
+from idistill_jax.models import cross_encoder, dual_encoder, families, projection
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.workdir import outside
@@ -40,7 +41,8 @@ def check(cfg: config_lib.Encoder) -> None:
     return
   read_fitting(folder, cfg)
   prompts.read(folder, cfg)
-  for path in _files(folder):
+  projections = dual_encoder.read_embedding_config(folder, cfg.normalize).projections
+  for path in itertools.chain(*(_files(folder / place) for place in ("", *(one.path for one in projections)))):
     if path.suffix == ".safetensors":
       try:
         with safetensors.safe_open(path, "numpy"):
@@ -105,12 +107,31 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
   An exported ranker's head comes with them.  Raises table.WeightsError where no such file is there, or none that can
   be read.
   """
-  tensors = {}
+  return {canonical(key): value for key, value in _tensors(folder)} | _dense_head(folder)
+
+
+def read_projections(folder: pathlib.Path, each: Sequence[projection.Projection]) -> dict[str, np.ndarray]:
+  """The tensors of these modules by their keys among those of the whole checkpoint, float32.
+
+  Raises table.WeightsError where a module has others than its config.json says.
+  """
+  found: dict[str, np.ndarray] = {}
+  for one in each:
+    tensors = dict(_tensors(folder / one.path))
+    if (shapes := {name: value.shape for name, value in tensors.items()}) != one.shapes:
+      said = lambda of: ", ".join(f"{name} {shape}" for name, shape in sorted(of.items())) or "nothing"
+      raise table_lib.WeightsError(
+        f"{_whole(folder / one.path)}: has {said(shapes)}, and by config.json there it should have {said(one.shapes)}")
+    found |= {one.key(name): value for name, value in tensors.items()}
+  return found
+
+
+def _tensors(folder: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+  """Under the names in the files."""
   for path in _files(folder):
     read = READERS["model.safetensors" if path.suffix == ".safetensors" else "pytorch_model.bin"]
     for key, value in read(path).items():
-      tensors[canonical(key)] = np.asarray(value, np.float32) if value.dtype.kind in "fV" else value
-  return tensors | _dense_head(folder)
+      yield key, np.asarray(value, np.float32) if value.dtype.kind in "fV" else value
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,24 +13,33 @@ from flax import nnx
 from idistill_jax.data import pack
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
-from idistill_jax.models import families, pooling
+from idistill_jax.models import families, pooling, projection
 from idistill_jax.models import table as table_lib
+
+# As sentence-transformers calls modules, in the order in which they are read.
+_MODULES = re.compile(r"Transformer, Pooling(, Dense)*(, Normalize)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EmbeddingConfig:
   """How states become an embedding, as the checkpoint's sentence-transformers files say.
 
+  projections: what pooled states go through, one behind the other.
   include_prompt: whether the tokens of a prompt before the text are pooled with its own.
   """
 
   pooling: pooling.Pooling
   normalize: bool
+  projections: tuple[projection.Projection, ...] = ()
   include_prompt: bool = True
+
+  def width(self, states: int) -> int:
+    """Of an embedding of states that wide."""
+    return self.projections[-1].out_features if self.projections else states
 
 
 def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> EmbeddingConfig:
-  """From modules.json and the pooling module's config.json; a plain encoder without them is mean-pooled, normalised.
+  """From modules.json and the modules' config.json; a plain encoder without them is mean-pooled, normalised.
 
   normalize: as in config.Encoder; None leaves it to the files.
   """
@@ -36,16 +47,18 @@ def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> Embed
   if not modules_path.exists():
     return EmbeddingConfig(pooling="mean", normalize=True if normalize is None else normalize)
   modules = json.loads(modules_path.read_text())
-  kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-  unknown = set(kinds) - {"Transformer", "Pooling", "Normalize"}
-  if unknown:
-    raise encoder_lib.UnsupportedModelError(f"{modules_path}: modules {sorted(unknown)} are not supported")
-  if "Pooling" not in kinds:
-    raise encoder_lib.UnsupportedModelError(f"{modules_path}: has no Pooling module")
-  path = folder / kinds["Pooling"] / "config.json"
-  raw = json.loads(path.read_text())
+  kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+  if not _MODULES.fullmatch(", ".join(kinds)):
+    raise encoder_lib.UnsupportedModelError(
+      f"{modules_path}: modules {', '.join(kinds)} are not supported; Transformer, Pooling, any number of Dense, and "
+      "Normalize or nothing, in this order, are"
+    )
+  paths = lambda wanted: [module["path"] for kind, module in zip(kinds, modules, strict=True) if kind == wanted]
+  path = folder / paths("Pooling")[0] / "config.json"
+  raw, dense = json.loads(path.read_text()), paths("Dense")
   return EmbeddingConfig(
     pooling=_pooling(raw, path), normalize="Normalize" in kinds if normalize is None else normalize,
+    projections=projection.read(folder, dense, families.read_config(folder).hidden_size) if dense else (),
     include_prompt=raw.get("include_prompt", True),
   )
 
@@ -70,11 +83,13 @@ class DualEncoder(nnx.Module):
   def __init__(self, cfg: encoder_lib.Sizes, embedding: EmbeddingConfig, *, rngs: nnx.Rngs):
     self.encoder = families.encoder(cfg, rngs)
     self.embedding = embedding
+    self.projections = projection.Projections(embedding.projections, rngs=rngs)
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
-    vectors_TxE = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, execution), rows)
+    pooled_TxD = pooling.POOLINGS[self.embedding.pooling](self.encoder(rows, execution), rows)
+    vectors_TxE = self.projections(pooled_TxD)
     return pooling.unit(vectors_TxE) if self.embedding.normalize else vectors_TxE
 
 
-def table(cfg: encoder_lib.Sizes) -> table_lib.Table:
-  return families.table_of(cfg, ())
+def table(cfg: encoder_lib.Sizes, projections: Sequence[projection.Projection] = ()) -> table_lib.Table:
+  return families.table_of(cfg, projection.rows(projections, "projections"))

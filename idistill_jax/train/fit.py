@@ -138,8 +138,8 @@ def _from_weights(job: artifacts.Job, network: networks.Network) -> Any:
 
 
 def _from_direct(job: artifacts.Job, network: networks.Network) -> Any:
-  """The encoder of the retriever that learned the LLM's order; what it lacks (a head) as ever."""
-  return network.initial(job.cfg.seed) | {"encoder": _direct(job)["encoder"]}
+  """What the retriever that learned the LLM's order has of them; what it lacks (a head) as ever."""
+  return network.initial(job.cfg.seed) | {name: part for name, part in _direct(job).items() if name in network.abstract}
 
 
 def _direct(job: artifacts.Job) -> Any:

@@ -56,8 +56,7 @@ class Retriever:
     return self._encode("passages", texts_lib.Tokenised(texts, lambda some: table(some, self.cfg.passage_tokens)), into)
 
   def _encode(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None) -> np.ndarray:
-    each = (self.forward.network.sizes.hidden_size,)
-    return self.forward(f"encode {name}", texts, into, _telling(self.tell, name), each)
+    return self.forward(f"encode {name}", texts, into, _telling(self.tell, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +172,13 @@ class Forward:
     self._job, self._calls = job, itertools.count()
 
   def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
-               tell: TellCuts | None = None, each: tuple[int, ...] = ()) -> np.ndarray:
-    """Output [T, *each] for T texts.
+               tell: TellCuts | None = None) -> np.ndarray:
+    """Output [T, ...] for T texts.
 
     into: a file that it is written to and mapped from, as in `Pieces.whole`.  tell: is told how they were cut, in the
     process that writes.  Who only helps gets T zeros.
     """
-    job, total, none = self._job, len(texts), np.zeros((0, *each), np.float32)
+    job, total, none = self._job, len(texts), np.zeros((0, *self.network.each), np.float32)
     work_name = f"{next(self._calls)} {name}"
     work = (pieces_lib.Pieces(None, work_name, total, texts.sample, none=none) if job is None
             else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone, none))

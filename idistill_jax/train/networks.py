@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from absl import logging
 from flax import nnx
 
@@ -40,6 +41,15 @@ class Network:
   prompts: prompts_lib.Prompts = prompts_lib.NONE
   head: str | None = None
 
+  @property
+  def each(self) -> tuple[int, ...]:
+    """Shape of the output for one text."""
+    return ()
+
+  def tensors(self) -> dict[str, np.ndarray]:
+    """What the starting checkpoint has, by HF's names."""
+    return weights.read_tensors(self.source)
+
   def apply(self, params: Any, rows: pack.Rows) -> jax.Array:
     return nnx.merge(self.graph, params)(rows, self.execution)
 
@@ -67,7 +77,7 @@ class Network:
 
     Raises table.WeightsError where it lacks others, or those of a head that it says it has.
     """
-    flat = table_lib.from_hf(self.table, weights.read_tensors(self.source), self.abstract, optional=self.fresh)
+    flat = table_lib.from_hf(self.table, self.tensors(), self.abstract, optional=self.fresh)
     missing = [path for path in self.fresh if path not in flat]
     if missing:
       keys = [self.table.row(path).hf_key for path in missing]
@@ -90,6 +100,13 @@ class Retriever(Network):
 
   embedding: dual_encoder.EmbeddingConfig
 
+  @property
+  def each(self) -> tuple[int, ...]:
+    return (self.embedding.width(self.sizes.hidden_size),)
+
+  def tensors(self) -> dict[str, np.ndarray]:
+    return super().tensors() | weights.read_projections(self.source, self.embedding.projections)
+
 
 def retriever(cfg: config_lib.Encoder) -> Retriever:
   """The dual encoder that starts from `cfg.weights`, pooling and normalising as `cfg` or that checkpoint says."""
@@ -99,7 +116,7 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
   return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
                   source, sizes, tokenizer,
                   lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
-                  dual_encoder.table(sizes), (), cfg.remat)
+                  dual_encoder.table(sizes, embedding.projections), (), cfg.remat)
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:

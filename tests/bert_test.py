@@ -53,7 +53,8 @@ def case(request, tmp_path_factory) -> Case:
   texts = [np.concatenate([[2], rng.integers(*words, n - 2), [3]]).astype(np.int32) for n in LENGTHS]
   types = None
   if model == "ranker":
-    pairs = [tokenize.pair(text[:len(text) // 2], text[len(text) // 2 - 1:], np.zeros(0, int)) for text in texts]
+    nothing = tokenize.Between(np.zeros(0, int), 1)
+    pairs = [tokenize.pair(text[:len(text) // 2], text[len(text) // 2 - 1:], nothing) for text in texts]
     texts, types = [ids for ids, _ in pairs], [kinds for _, kinds in pairs]
   shape = jax.eval_shape(network.apply, params, rows_of.one_a_row(texts, types, ROW)).shape
   cotangent = jnp.asarray(rng.normal(size=shape).astype(np.float32))

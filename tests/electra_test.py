@@ -100,7 +100,7 @@ def test_a_cross_encoder_that_transformers_saved_gives_its_scores_head_included(
   network = networks.ranker(encoder(tmp_path), "classifier")
   params = network.initial(0)
   query, passages = np.array([2, 9, 10, 3]), [np.array([2, 30, 31, 32, 3]), np.array([2, 40, 3])]
-  pairs = [tokenize.pair(query, passage, np.zeros(0, int)) for passage in passages]
+  pairs = [tokenize.pair(query, passage, tokenize.Between(np.zeros(0, int), 1)) for passage in passages]
   with torch.no_grad():
     expected = np.concatenate([model(
       input_ids=torch.tensor(ids)[None].long(), token_type_ids=torch.tensor(halves)[None].long()).logits[0].numpy()

@@ -159,6 +159,7 @@ def test_predict_is_the_whole_score_of_texts_of_every_length(exported):
   ("similarity", {"weight": WEIGHT, "prompts": ["", ""], "tokens": [QUERY + 1, PASSAGE]}),
   ("similarity", {"weight": WEIGHT, "prompts": ["", "a"], "tokens": [QUERY, PASSAGE]}),
   ("similarity", {"weight": WEIGHT + 0.1, "prompts": ["", ""], "tokens": [QUERY, PASSAGE]}),
+  ("opening", 0),
   ("max_seq_length", 2 * PAIR_PASSAGE - 4)])
 def test_control_every_cut_and_the_weight_show_in_the_scores(exported, tmp_path, option, changed):
   folder = shutil.copytree(exported.folder, tmp_path / "ranker")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import rows_of
 import safetensors.numpy
+import tokenizers
 from flax import nnx
 
 from idistill_jax import config, validation
@@ -55,6 +56,7 @@ def encoder(folder: pathlib.Path) -> config.Encoder:
   ("mpnet.encoder.relative_attention_bias.weight", "encoder.relative_attention_bias.weight"),
   ("electra.embeddings_project.weight", "embeddings_project.weight"),
   ("model.layers.1.attn_norm.weight", "layers.1.attn_norm.weight"),
+  ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"),
   ("classifier.weight", "classifier.weight"),
 ])
 def test_old_and_prefixed_names_become_canonical(theirs, ours):
@@ -235,7 +237,8 @@ def one_type(tensors: dict) -> None:
 
 def states_of_a_pair(folder: pathlib.Path) -> np.ndarray:
   network = networks.ranker(encoder(folder), "pair_cosine")
-  ids, halves = tokenize.pair(np.asarray([101, 2000, 102]), np.asarray([101, 2001, 102]), np.zeros(0, int))
+  query, passage, between = np.asarray([101, 2000, 102]), np.asarray([101, 2001, 102]), np.zeros(0, int)
+  ids, halves = tokenize.pair(query, passage, tokenize.Between(between, 1))
   rows = rows_of.one_a_row([ids], [halves], 8)
   return np.asarray(nnx.merge(network.graph, network.initial(0)).encoder(rows, network.execution))[rows.segment_ids > 0]
 
@@ -265,18 +268,47 @@ def template(*tokens: str, pair: tuple[str, ...]) -> dict:
 PAIR = ("[CLS]", "$A", "[SEP]", "$B", "[SEP]")
 
 
+@pytest.mark.parametrize("single, pair", [
+  (PAIR[:3], PAIR),
+  (("$A", "[SEP]"), ("$A", "[SEP]", "$B", "[SEP]")),
+  (("$A", "[SEP]"), ("$A", "[SEP]", "[MASK]", "$B", "[SEP]")),
+  (("[CLS]", "[MASK]", "$A", "[SEP]"), ("[CLS]", "[MASK]", "$A", "[SEP]", "[SEP]", "$B", "[SEP]")),
+  (("[CLS]", "$A", "[MASK]"), ("[CLS]", "$A", "[MASK]", "[SEP]", "$B", "[MASK]")),
+  (PAIR[:3], (*PAIR[:3], *PAIR[:3:2], "$B", "[SEP]")),
+], ids=" ".join)
+def test_pairs_and_cuts_are_the_tokenizers_own_whatever_it_puts_around_texts(folder, single, pair):
+  change(folder, "tokenizer.json", post_processor=template(*single, pair=pair))
+  weights.check(encoder(folder))
+  ours, texts = tokenize.Tokenizer(folder), ["", "merge", "wait for a child process"]
+  theirs = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  theirs.no_padding()
+  theirs.no_truncation()
+  whole = ours.table(texts, 99)
+  for i, query in enumerate(texts):
+    for j, passage in enumerate(texts):
+      ids, halves = tokenize.pair(whole[i], whole[j], whole.between)
+      assert ids.tolist() == theirs.encode(query, passage).ids
+      # The query's half is the query as it is read alone.
+      assert len(halves) == len(ids) == tokenize.pair_lengths(len(whole[i]), len(whole[j]), whole.between)
+      assert ids[halves == 0].tolist() == whole[i].tolist() and sorted(halves) == halves.tolist()
+  at = len(single) + 2
+  theirs.enable_truncation(at)
+  cut = ours.table(texts, at)
+  assert [cut[i].tolist() for i in range(3)] == [theirs.encode(text).ids for text in texts] and cut.cut.texts == 1
+
+
 @pytest.mark.parametrize("post_processor, said", [
   (None, "makes ['a'] of 'a'"),
-  (template("$A", "[SEP]", pair=PAIR), "makes ['a', '[SEP]'] of 'a'"),
+  (template("$A", pair=("$A", "[SEP]", "$B")), "makes ['a'] of 'a'"),
+  (template("[CLS]", "$A", pair=PAIR), "makes ['[CLS]', 'a'] of 'a'"),
+  (template("$A", "[SEP]", pair=PAIR), "makes ['[CLS]', 'a', '[SEP]', 'a', '[SEP]'] of the pair 'a', 'a'"),
+  (template("$A", "[SEP]", pair=("$A", "$B", "[SEP]")), "makes ['a', 'a', '[SEP]'] of the pair 'a', 'a'"),
   (template("$A", "[CLS]", "[SEP]", pair=PAIR), "makes ['a', '[CLS]', '[SEP]'] of 'a'"),
   (template("[CLS]", "$A", "[MASK]", pair=PAIR), "makes ['[CLS]', 'a', '[SEP]', 'a', '[SEP]'] of the pair 'a', 'a'"),
   (template("[CLS]", "$A", "[SEP]", pair=("[CLS]", "$B", "[SEP]", "$A")), "makes ['[CLS]', 'a', '[SEP]', 'a'] of the"),
 ])
 def test_a_tokenizer_that_does_not_frame_texts_is_refused(folder, post_processor, said):
-  """A pair leaves out the passage's first token, which is a word where nothing stands before it."""
-  odd = template("[CLS]", "$A", "[MASK]", pair=("[CLS]", "$A", "[MASK]", "[SEP]", "$B", "[MASK]"))
-  change(folder, "tokenizer.json", post_processor=odd)
-  weights.check(encoder(folder))
+  """Cutting keeps the last token, which is a word where nothing stands behind it."""
   change(folder, "tokenizer.json", post_processor=post_processor)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
     with pytest.raises(tokenize.TokenizerError, match=re.escape(said)):

@@ -40,16 +40,28 @@ class Cut:
     return f"{self.texts:,} of {self.of:,} cut at {self.at:,} tokens (longest {self.longest:,})"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Between:
+  """How a passage follows its query.
+
+  ids: what stands between the two beside their own special tokens; nothing for BERT.  opening: how many special tokens
+  a text begins with, which the passage then leaves out: BERT's [CLS], and none for T5.
+  """
+
+  ids: np.ndarray
+  opening: int
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
   """Token ids of many texts, end to end; text i is `flat[offsets[i]:offsets[i + 1]]`, with its special tokens.
 
-  between: what stands between the two texts of a pair beside their own special tokens; nothing for BERT.
+  between: of pairs with these texts.
   """
 
   flat: np.ndarray
   offsets: np.ndarray
-  between: np.ndarray
+  between: Between
   cut: Cut
 
   def __len__(self) -> int:
@@ -71,7 +83,7 @@ class Tokens(Protocol):
   """Token ids of texts, by the rows of their collection; between: as in TokenTable."""
 
   @property
-  def between(self) -> np.ndarray: ...
+  def between(self) -> Between: ...
 
   def __getitem__(self, row: int) -> np.ndarray: ...
 
@@ -95,18 +107,18 @@ class Tokenizer:
     # What is cut is counted, so texts are tokenised whole and cut here.
     self._tokenizer.no_truncation()
     framed, both = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
-    # Whatever the two are called; `pair` leaves out the passage's first.
-    if framed.special_tokens_mask != [1, *[0] * (len(framed.ids) - 2), 1]:
+    alone, opening = len(framed.ids), len(list(itertools.takewhile(bool, framed.special_tokens_mask)))
+    # Whatever they are called.  Cutting keeps one token behind a text, and a text of no word must be of one, too.
+    if framed.special_tokens_mask != [*[1] * opening, *[0] * (alone - opening - 1), 1]:
       raise TokenizerError(
-        f"{path}: its post_processor makes {framed.tokens} of 'a'; a text must stand between two special tokens, as in "
-        "[CLS] a [SEP]: save the tokenizer with them (AutoTokenizer.save_pretrained)"
+        f"{path}: its post_processor makes {framed.tokens} of 'a'; one special token must stand behind a text, as in "
+        "[CLS] a [SEP] or a </s>: save the tokenizer with it (AutoTokenizer.save_pretrained)"
       )
-    alone = len(framed.ids)
-    self.between = np.asarray(both.ids[alone:len(both.ids) - alone + 1], np.int32)
+    self.between = Between(np.asarray(both.ids[alone:len(both.ids) - alone + opening], np.int32), opening)
     if pair(np.asarray(framed.ids), np.asarray(framed.ids), self.between)[0].tolist() != both.ids:
       raise TokenizerError(
         f"{path}: its post_processor makes {both.tokens} of the pair 'a', 'a'; the second must follow the whole first, "
-        "as in [CLS] a [SEP] a [SEP]: save the tokenizer with both (AutoTokenizer.save_pretrained)"
+        "as in [CLS] a [SEP] a [SEP] or a </s> a </s>: save the tokenizer with both (AutoTokenizer.save_pretrained)"
       )
     self.types_tell_halves = both.type_ids == [0] * alone + [1] * (len(both.ids) - alone)
 
@@ -136,16 +148,17 @@ class Tokenizer:
     return TokenTable(np.frombuffer(flat, np.int32), np.frombuffer(offsets, np.int64), self.between, cut)
 
 
-def pair(query: np.ndarray, passage: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pair(query: np.ndarray, passage: np.ndarray, between: Between) -> tuple[np.ndarray, np.ndarray]:
   """(token ids, halves: 0 then 1) of a pair: [CLS] query [SEP] passage [SEP], as BERT was taught sentence pairs.
 
-  With RoBERTa's separator `between` the two, <s> query </s> </s> passage </s>: it is of the passage's half.
+  With RoBERTa's separator between the two, <s> query </s> </s> passage </s>: it is of the passage's half.  Where
+  nothing opens a text, as with T5, query </s> passage </s>.
   """
-  ids = np.concatenate([query, between, passage[1:]])
-  halves = np.repeat(np.array([0, 1], np.int32), [len(query), len(between) + len(passage) - 1])
+  ids = np.concatenate([query, between.ids, passage[between.opening:]])
+  halves = np.repeat(np.array([0, 1], np.int32), [len(query), len(ids) - len(query)])
   return ids, halves
 
 
-def pair_lengths(queries: Lengths, passages: Lengths, between: np.ndarray) -> Lengths:
+def pair_lengths(queries: Lengths, passages: Lengths, between: Between) -> Lengths:
   """Tokens of pairs whose texts have so many, special tokens included."""
-  return queries + len(between) + passages - 1
+  return queries + len(between.ids) + passages - between.opening

@@ -180,6 +180,7 @@ def _write_mean(ranker: _Ranker) -> None:
 
 def _write_pair_cosine(ranker: _Ranker) -> None:
   network, folder, cut, similarity = ranker.network, ranker.folder, ranker.cut, ranker.similarity
+  between = network.tokenizer.between
   # CrossEncoder.rank() asks for one label.
   _write_encoder(ranker.tensors, network, folder, _ONE_LABEL)
   _write_pair_modules(folder, {"": _CODE_CLASS}, {
@@ -187,7 +188,7 @@ def _write_pair_cosine(ranker: _Ranker) -> None:
     "max_seq_length": 2 * max(cut.query_tokens, cut.passage_tokens),
     # The cuts are found by the attention mask, which rows without padding come without.
     "unpad_inputs": False,
-    "types_tell_halves": network.sizes.types_tell_halves, "between": len(network.tokenizer.between),
+    "types_tell_halves": network.sizes.types_tell_halves, "opening": between.opening, "between": len(between.ids),
     "scale": cross_encoder.PairCosine.SCALE, **dataclasses.asdict(cut),
     "similarity": similarity and {
       "weight": similarity.weight,

@@ -22,28 +22,30 @@ ALONE, READ = ("query", "passage"), ("input_ids", "attention_mask")
 
 
 class PairScore(Transformer):
-  """features["scores"] float32 [pairs], of pairs tokenised as [CLS] query [SEP] passage [SEP].
+  """features["scores"] float32 [pairs], of pairs tokenised as [CLS] query [SEP] passage [SEP], or without the [CLS].
 
   Each text is cut here, not by the tokenizer, which knows one length for a pair while training had one for each text.
-  query_tokens, passage_tokens: where they are cut to be read together, [CLS] and [SEP] included.
-  between: how many more tokens the tokenizer puts behind the query's [SEP], as RoBERTa's; they are of the passage.
+  query_tokens, passage_tokens: where they are cut to be read together, special tokens included.
+  opening: how many special tokens the tokenizer puts before a text, and before the query of a pair: [CLS], or none.
+  between: how many more it puts behind the query's [SEP], as RoBERTa's; they are of the passage.
   types_tell_halves: whether the encoder is told by token types which text a token is of.
   similarity: {"weight", "prompts", "tokens"}, what the retriever reads before query and passage and where it cuts them,
   prompt included; or None.
   """
 
   config_keys: ClassVar[list[str]] = [
-    *Transformer.config_keys, "max_seq_length", "scale", "query_tokens", "passage_tokens", "between",
-    "types_tell_halves", "similarity",
+    *Transformer.config_keys, "max_seq_length", "scale", "query_tokens", "passage_tokens", "opening",
+    "between", "types_tell_halves", "similarity",
   ]
 
   def __init__(
-    self, model_name_or_path: str, *, scale: float, query_tokens: int, passage_tokens: int, between: int,
-    types_tell_halves: bool, similarity: dict[str, Any] | None, **kwargs: Any,
+    self, model_name_or_path: str, *, scale: float, query_tokens: int, passage_tokens: int, opening: int,
+    between: int, types_tell_halves: bool, similarity: dict[str, Any] | None, **kwargs: Any,
   ):
     super().__init__(model_name_or_path, **kwargs)
     self.scale, self.query_tokens, self.passage_tokens = scale, query_tokens, passage_tokens
-    self.between, self.types_tell_halves, self.similarity = between, types_tell_halves, similarity
+    self.opening, self.between = opening, between
+    self.types_tell_halves, self.similarity = types_tell_halves, similarity
     self.retriever: SentenceTransformer | None = None
 
   @classmethod
@@ -73,7 +75,7 @@ class PairScore(Transformer):
     features = super().preprocess(inputs, *args, **kwargs)
     # By the tokenizer's own account: not all give types, and a text may have a [SEP] of its own.
     features["query_length"] = torch.tensor([
-      [2 + features.sequence_ids(pair).count(0)] for pair in range(len(features["input_ids"]))
+      [self.opening + features.sequence_ids(pair).count(0) + 1] for pair in range(len(features["input_ids"]))
     ])
     if self.similarity is not None:
       for half, name in enumerate(ALONE):
@@ -90,7 +92,7 @@ class PairScore(Transformer):
     # The query's own [SEP] goes where the query is cut.
     query = begin.clamp(max=self.query_tokens)
     ids = ids.scatter(1, query - 1, ids.gather(1, begin - 1))
-    passage = rest.clamp(max=self.passage_tokens - 1 + self.between)
+    passage = rest.clamp(max=self.passage_tokens - self.opening + self.between)
     together = _rows(ids, query, passage, begin, self.tokenizer.pad_token_id)
     halves = torch.arange(together["input_ids"].shape[1], device=ids.device) >= query
     if self.types_tell_halves:

@@ -100,7 +100,7 @@ class Half:
 class Pairs:
   """Queries with passages, tokenised and joined when a piece of them is read; between: as in TokenTable."""
 
-  def __init__(self, queries: Half, passages: Half, between: np.ndarray):
+  def __init__(self, queries: Half, passages: Half, between: tokenize.Between):
     self._queries, self._passages, self._between = queries, passages, between
     sampled = self._read(pack.sample(len(self)))
     self.sample = sampled.lengths

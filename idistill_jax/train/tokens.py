@@ -31,7 +31,7 @@ class TokensOfRows:
 
   rows: np.ndarray
   made: np.ndarray
-  between: np.ndarray
+  between: tokenize.Between
 
   def __getitem__(self, row: int) -> np.ndarray:
     place = self.rows.searchsorted(row)
@@ -53,7 +53,8 @@ class TokensOfRows:
 
 
 def of_rows(job: artifacts.Job, kind: str, texts: Sequence[str], rows: np.ndarray,
-            table: Callable[[Iterable[str]], tokenize.TokenTable], *, ids: int, between: np.ndarray) -> TokensOfRows:
+            table: Callable[[Iterable[str]], tokenize.TokenTable], *, ids: int,
+            between: tokenize.Between) -> TokensOfRows:
   """Tokens of texts[rows] (rows ascending), which `table` makes; every process of a job calls it.
 
   kind: what the texts are, for log and manifest, which are told how they were cut.  ids: one more than the largest

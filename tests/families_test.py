@@ -17,7 +17,7 @@ import small_models
 from flax import nnx
 
 from idistill_jax import config
-from idistill_jax.data import tokenize
+from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import export, weights
 from idistill_jax.models import families, layers
 from idistill_jax.models import table as table_lib
@@ -31,6 +31,8 @@ pytestmark = pytest.mark.torch
 QUERY, PAIR_PASSAGE, PASSAGE, ROW, WEIGHT = 10, 16, 24, 64, 3.0
 QUERIES = ["merge two sorted files", "wait", "", "a naïve child", "sorted [SEP] </s> files"]
 PASSAGES = [small_models.TEXTS[1], "the Café", "string", "", "a child <mask> process"]
+# Of these none is cut.
+SHORT = ["wait", "", "child"]
 LONG = "the exit status of a child process and of the files to merge " * 3
 
 
@@ -38,6 +40,7 @@ LONG = "the exit status of a child process and of the files to merge " * 3
 class World:
   """A small model of a family, and where exports of it go."""
 
+  name: str
   folder: pathlib.Path
   out: pathlib.Path
 
@@ -61,18 +64,25 @@ class World:
 
 
 def made(name: str, folder: pathlib.Path) -> World:
-  return World(small_models.write(name, folder / "source"), folder / "out")
+  return World(name, small_models.write(name, folder / "source"), folder / "out")
 
 
-@pytest.fixture(scope="module", params=["bert with one type", *(name for name in families.FAMILIES if name != "bert")])
+T5S = ["t5", "t5 of gated layers"]
+BOUNDED = ["bert with one type", *(name for name in families.FAMILIES if name not in ("bert", "t5"))]
+
+
+@pytest.fixture(scope="module", params=[*BOUNDED, *T5S])
 def world(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 
 
 # XLM-RoBERTa and CamemBERT are RoBERTa to a ranker.
-@pytest.fixture(scope="module", params=[
+CLASSIFIERS = [
   "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "modernbert",
-  "modernbert of the first token", "nomic_bert", "gte", "gte without types"])
+  "modernbert of the first token", "nomic_bert", "gte", "gte without types"]
+
+
+@pytest.fixture(scope="module", params=[*CLASSIFIERS, *T5S])
 def distinct(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 
@@ -81,9 +91,11 @@ def distinct(request, tmp_path_factory) -> World:
 def test_classes_and_prefix_are_called_so_in_transformers(model_type):
   family = families.FAMILIES[model_type]
   assert transformers.AutoConfig.for_model(model_type).model_type == model_type
-  for kind in ("Model", "ForSequenceClassification"):
+  for kind in ("Model", *(["ForSequenceClassification"] if family.classifier else [])):
     known = getattr(transformers, family.name + kind)
-    assert known.config_class.model_type == model_type and f"{known.base_model_prefix}." == family.prefix
+    assert known.config_class.model_type == model_type
+    assert f"{known.base_model_prefix}." == family.prefix or (not family.classifier and not family.prefix)
+  assert bool(family.classifier) == (model_type != "t5")
 
 
 def moved(params, seed: int):
@@ -91,23 +103,30 @@ def moved(params, seed: int):
   return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.2 * rng.normal(size=leaf.shape).astype(np.float32), params)
 
 
+def stretched(rows: pack.Rows) -> pack.Rows:
+  """With padding behind every token."""
+  apart = lambda x, beside=0: np.stack([x, np.full_like(x, beside)], -1).reshape(len(x), -1)
+  return dataclasses.replace(
+    rows, token_ids=apart(rows.token_ids), positions=apart(2 * rows.positions), halves=apart(rows.halves),
+    segment_ids=apart(rows.segment_ids), text_ids=apart(rows.text_ids, len(rows.starts)), starts=2 * rows.starts)
+
+
 def test_token_states_equal_those_of_transformers(world):
-  """Of the starting folder itself; texts share rows.  Control: of other positions they are others."""
+  """Of the starting folder itself; texts share rows.  Control: of tokens that stand farther apart they are others."""
   network = networks.retriever(world.cfg)
   table = network.tokenizer.table(small_models.TEXTS, PASSAGE)
   rows = rows_of.packed([table[i] for i in range(len(table))], None, ROW)
   assert rows.segment_ids.max() > 1
   params = network.initial(0)
   encoder = jax.jit(lambda params, rows: nnx.merge(network.graph, params).encoder(rows, network.execution))
-  read = lambda positions: np.asarray(encoder(params, dataclasses.replace(rows, positions=positions)))
-  # Farther apart and not just elsewhere, which is nothing to positions that turn.
-  states, stretched = read(rows.positions), read(2 * rows.positions)
-  model = transformers.AutoModel.from_pretrained(world.folder).eval()
+  # Farther apart and not just elsewhere, which is nothing to positions that turn, nor to distances.
+  states, others = np.asarray(encoder(params, rows)), np.asarray(encoder(params, stretched(rows)))[:, ::2]
+  model = getattr(transformers, small_models.SMALL[world.name].encoder).from_pretrained(world.folder).eval()
   for i in range(len(table)):
     with torch.no_grad():
       expected = model(input_ids=torch.tensor(table[i])[None].long()).last_hidden_state[0].numpy()
     np.testing.assert_allclose(states[rows.text_ids == i], expected, atol=2e-5)
-    assert np.abs(stretched[rows.text_ids == i] - expected).max() > 1e-2
+    assert np.abs(others[rows.text_ids == i] - expected).max() > 1e-2
 
 
 def torch_batch(world: World, network: networks.Network, tokenizer) -> dict:
@@ -122,6 +141,7 @@ def torch_batch(world: World, network: networks.Network, tokenizer) -> dict:
   return {"input_ids": ids, "attention_mask": mask} | told
 
 
+@pytest.mark.parametrize("distinct", CLASSIFIERS, indirect=True)
 def test_a_sequence_classifier_gives_our_scores_gradients_and_steps(distinct):
   """The exported ranker in torch, with every tensor that transformers expects of it and no other."""
   world, cotangent = distinct, np.linspace(-1.0, 1.5, len(QUERIES), dtype=np.float32)
@@ -153,7 +173,8 @@ def test_sentence_transformer_gives_our_embeddings(world):
   theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
   texts = [*PASSAGES, *QUERIES, LONG]
   np.testing.assert_allclose(theirs.encode(texts), ours.encode_passages(texts), atol=1e-5)
-  _, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+  read_by = getattr(transformers, small_models.SMALL[world.name].encoder)
+  _, info = read_by.from_pretrained(folder, output_loading_info=True)
   # None of these checkpoints has a pooler, and no embedding reads it.
   assert {key.partition(".")[0] for key in info["missing_keys"]} <= {"pooler"} and not info["unexpected_keys"]
   again = networks.retriever(dataclasses.replace(ours.cfg, weights=str(folder))).initial(0)
@@ -183,8 +204,9 @@ def test_cross_encoder_gives_our_whole_scores(distinct):
   cross_encoder_agrees(distinct, "pair_cosine")
 
 
-def test_cross_encoder_gives_the_scores_of_a_head_without_code(tmp_path):
-  cross_encoder_agrees(made("roberta", tmp_path), "mean")
+@pytest.mark.parametrize("name", ["roberta", *T5S])
+def test_cross_encoder_gives_the_scores_of_a_head_without_code(name, tmp_path):
+  cross_encoder_agrees(made(name, tmp_path), "mean")
 
 
 def cross_encoder_agrees(world: World, head: str) -> None:
@@ -200,7 +222,7 @@ def cross_encoder_agrees(world: World, head: str) -> None:
   export.export_ranker(params, network, folder, head=head, similarity=similarity if whole else None, card="card\n",
                        cut=export.Cut(query_tokens=QUERY, passage_tokens=PAIR_PASSAGE))
   # Where the folder has code, texts of any length are cut as in training.
-  queries, passages = ([*QUERIES, LONG, LONG], [*PASSAGES, LONG, "the"]) if whole else (QUERIES[1:4], PASSAGES[1:4])
+  queries, passages = ([*QUERIES, LONG, LONG], [*PASSAGES, LONG, "the"]) if whole else (SHORT, PASSAGES[1:4])
   theirs = sentence_transformers.CrossEncoder(str(folder), device="cpu", trust_remote_code=whole, local_files_only=True)
   found = theirs.predict(list(zip(queries, passages, strict=True)))
   similarities = (retriever.encode_queries(queries) * retriever.encode_passages(passages)).sum(-1)
@@ -213,6 +235,7 @@ def cross_encoder_agrees(world: World, head: str) -> None:
     assert np.abs(alone - found).max() > 0.1
 
 
+@pytest.mark.parametrize("world", BOUNDED, indirect=True)
 def test_the_longest_text_is_one_for_which_there_are_positions(world):
   sizes, tokenizer = weights.read_model(world.folder)
   assert sizes.max_tokens == small_models.POSITIONS - sizes.first_position

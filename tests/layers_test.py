@@ -1,4 +1,4 @@
-"""Norm, GELU, SiLU: values and gradients of the plain forms, and nothing long kept for the gradient of short states."""
+"""Norms and gates: values and gradients of the plain forms, and nothing long kept for the gradient of short states."""
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,34 @@ def plain_norm(x, scale, bias=None):
   return (y * layers.lift(scale, y) + (0 if bias is None else layers.lift(bias, y))).astype(x.dtype)
 
 
+def rms_norm(x, scale):
+  return layers.rms_normalised(x, scale, EPS)
+
+
+def plain_rms_norm(x, scale):
+  x32 = x.astype(jnp.float32)
+  y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + EPS)
+  return (y * layers.lift(scale, y)).astype(x.dtype)
+
+
 def plain_gelu(x):
   return jax.nn.gelu(x, approximate=False)
+
+
+def plain_gelu_by_tanh(x):
+  x32 = x.astype(jnp.float32)
+  share = 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x32 + 0.044715 * x32**3)))
+  return (x32 * share).astype(x.dtype)
 
 
 # Ours, plain, and what they read.
 PAIRS = {
   "norm": (norm, plain_norm, (X, SCALE, BIAS)),
   "norm without a bias": (norm, plain_norm, (X, SCALE)),
+  "norm of the root mean square": (rms_norm, plain_rms_norm, (X, SCALE)),
   "gelu": (layers.gelu, plain_gelu, (X,)),
   "silu": (layers.silu, jax.nn.silu, (X,)),
+  "gelu by tanh": (layers.gelu_by_tanh, plain_gelu_by_tanh, (X,)),
 }
 
 
@@ -60,6 +78,13 @@ def test_every_term_of_the_gradients_is_seen_at_that_tolerance():
   y = (X - X.mean(-1, keepdims=True)) * inverse
   for wrong in (scaled - y * (scaled * y).mean(-1, keepdims=True), scaled - scaled.mean(-1, keepdims=True)):
     assert float(jnp.abs(wrong * inverse - dx).max()) > 1e-3
+  # A norm of the root mean square that took it for a constant, or that took the mean off.
+  inverse = jax.lax.rsqrt(jnp.square(X).mean(-1, keepdims=True) + EPS)
+  dx = jax.vjp(rms_norm, X, SCALE)[1](DY)[0]
+  for wrong in (scaled * inverse, jax.vjp(norm, X, SCALE)[1](DY)[0]):
+    assert float(jnp.abs(wrong - dx).max()) > 1e-3
+  # One GELU for the other.
+  assert float(jnp.abs(layers.gelu(X) - layers.gelu_by_tanh(X)).max()) > 1e-4
   # A GELU whose slope is its value's share alone.
   slope = layers.gelu(X) / X
   assert float(jnp.abs(slope * DY - jax.vjp(layers.gelu, X)[1](DY)[0]).max()) > 1e-3
@@ -90,7 +115,7 @@ def test_nothing_long_is_kept_of_short_states():
   assert long_and_wide(plain_norm, PAIRS["norm"][2]) > 0
 
 
-@pytest.mark.parametrize("gate", [layers.gelu, layers.silu])
+@pytest.mark.parametrize("gate", [layers.gelu, layers.gelu_by_tanh, layers.silu])
 def test_far_from_zero_a_gate_is_its_input_or_nothing_and_finite(gate):
   far = jnp.array([-1e4, -120.0, 0.0, 40.0, 1e4])
   np.testing.assert_array_equal(gate(far), jnp.maximum(far, 0))

@@ -16,6 +16,7 @@ TEXTS = [
 ]
 LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 80
 ANGLED = ["<s>", "<pad>", "</s>", "<unk>"]
+T5S = ["<pad>", "</s>", "<unk>"]
 
 
 def _trained(model: Any, pre_tokenizer: Any, trainer: Any) -> dict[str, Any]:
@@ -34,12 +35,12 @@ def _byte_pairs(name: str) -> Any:
   return getattr(transformers, name)(vocab=learnt["vocab"], merges=[tuple(one) for one in learnt["merges"]])
 
 
-def _unigrams(name: str) -> Any:
+def _unigrams(name: str, special: list[str], *more: str) -> Any:
   import transformers
 
   learnt = _trained(models.Unigram(), pre_tokenizers.Metaspace(), trainers.UnigramTrainer(
-    vocab_size=120, special_tokens=ANGLED, unk_token="<unk>", show_progress=False))
-  return getattr(transformers, name)(vocab=[*map(tuple, learnt["vocab"]), ("<mask>", 0.0)])
+    vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False))
+  return getattr(transformers, name)(vocab=[*map(tuple, learnt["vocab"]), *((one, 0.0) for one in more)])
 
 
 def _word_pieces(name: str, special: list[str]) -> Any:
@@ -69,13 +70,22 @@ def _framed_byte_pairs() -> Any:
 
 
 BRACKETED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-_BERT_SIZES = {"num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 64}
-_DISTIL_SIZES = {"n_layers": LAYERS, "dim": WIDTH, "n_heads": HEADS, "hidden_dim": 64}
+_BERT_SIZES = {
+  "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 64,
+  "max_position_embeddings": POSITIONS,
+}  # fmt: skip
+_DISTIL_SIZES = {
+  "n_layers": LAYERS, "dim": WIDTH, "n_heads": HEADS, "hidden_dim": 64, "max_position_embeddings": POSITIONS}
 # Every second layer sees 4 tokens to either side: texts are longer.
 _MODERN_SIZES = _BERT_SIZES | {
   "num_hidden_layers": 3, "global_attn_every_n_layers": 2, "local_attention": 8, "classifier_pooling": "mean",
   "global_rope_theta": 500.0, "local_rope_theta": 20.0, "pad_token_id": 0, "cls_token_id": 2, "bos_token_id": 2,
   "sep_token_id": 3, "eos_token_id": 3,
+}  # fmt: skip
+# Heads wider than their share of the states; texts are longer than the farthest distance that has a bucket of its own.
+_T5_SIZES = {
+  "num_layers": LAYERS, "d_model": WIDTH, "num_heads": HEADS, "d_kv": 12, "d_ff": 64, "n_positions": POSITIONS,
+  "relative_attention_num_buckets": 12, "relative_attention_max_distance": 16,
 }  # fmt: skip
 _ELECTRA = _BERT_SIZES | {"embedding_size": 24}
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
@@ -85,13 +95,14 @@ _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_tok
 class Small:
   """model_type and sizes of config.json, and a tokenizer of transformers' own class for it.
 
-  pretrained: transformers' class for what the encoder learnt from.
+  pretrained: transformers' class for what the encoder learnt from.  encoder: the one of the encoder.
   """
 
   model_type: str
   sizes: dict[str, Any]
   tokenizer: Callable[[], Any]
   pretrained: str = "AutoModelForMaskedLM"
+  encoder: str = "AutoModel"
 
 
 SMALL = {
@@ -99,8 +110,9 @@ SMALL = {
   "bert with one type": Small(
     "bert", _BERT_SIZES | {"type_vocab_size": 1}, lambda: _word_pieces("BertTokenizer", BRACKETED)),
   "roberta": Small("roberta", _ROBERTA, lambda: _byte_pairs("RobertaTokenizer")),
-  "xlm-roberta": Small("xlm-roberta", _ROBERTA, lambda: _unigrams("XLMRobertaTokenizer")),
-  "camembert": Small("camembert", _ROBERTA | {"type_vocab_size": 2}, lambda: _unigrams("CamembertTokenizer")),
+  "xlm-roberta": Small("xlm-roberta", _ROBERTA, lambda: _unigrams("XLMRobertaTokenizer", ANGLED, "<mask>")),
+  "camembert": Small(
+    "camembert", _ROBERTA | {"type_vocab_size": 2}, lambda: _unigrams("CamembertTokenizer", ANGLED, "<mask>")),
   "distilbert": Small("distilbert", _DISTIL_SIZES, lambda: _word_pieces("DistilBertTokenizer", BRACKETED)),
   "mpnet": Small("mpnet", _BERT_SIZES, lambda: _word_pieces("MPNetTokenizer", [*ANGLED, "[UNK]", "<mask>"])),
   # Its discriminator, and its generator.
@@ -109,10 +121,16 @@ SMALL = {
     "electra", _ELECTRA | {"embedding_size": WIDTH}, lambda: _word_pieces("ElectraTokenizer", BRACKETED)),
   "modernbert": Small("modernbert", _MODERN_SIZES, _framed_byte_pairs),
   "nomic_bert": Small("nomic_bert", _BERT_SIZES, lambda: _word_pieces("BertTokenizer", BRACKETED)),
-  "gte": Small("gte", _BERT_SIZES, lambda: _unigrams("XLMRobertaTokenizer")),
-  "gte without types": Small("gte", _BERT_SIZES | {"type_vocab_size": 0}, lambda: _unigrams("XLMRobertaTokenizer")),
+  "gte": Small("gte", _BERT_SIZES, lambda: _unigrams("XLMRobertaTokenizer", ANGLED, "<mask>")),
+  "gte without types": Small(
+    "gte", _BERT_SIZES | {"type_vocab_size": 0}, lambda: _unigrams("XLMRobertaTokenizer", ANGLED, "<mask>")),
   "modernbert of the first token": Small(
     "modernbert", _MODERN_SIZES | {"classifier_pooling": "cls"}, _framed_byte_pairs),
+  # With its decoder, and the encoder by itself.
+  "t5": Small("t5", _T5_SIZES, lambda: _unigrams("T5Tokenizer", T5S), "AutoModelForSeq2SeqLM", "T5EncoderModel"),
+  "t5 of gated layers": Small(
+    "t5", _T5_SIZES | {"feed_forward_proj": "gated-gelu"}, lambda: _unigrams("T5Tokenizer", T5S),
+    "AutoModelForTextEncoding", "T5EncoderModel"),
 }
 
 
@@ -122,8 +140,7 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
   import transformers
 
   small, tokenizer = SMALL[name], SMALL[name].tokenizer()
-  cfg = transformers.AutoConfig.for_model(
-    small.model_type, vocab_size=len(tokenizer), max_position_embeddings=POSITIONS, **small.sizes)
+  cfg = transformers.AutoConfig.for_model(small.model_type, vocab_size=len(tokenizer), **small.sizes)
   with torch.random.fork_rng():
     torch.manual_seed(0)
     model = getattr(transformers, small.pretrained).from_config(cfg)

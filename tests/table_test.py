@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from idistill_jax import sharding
-from idistill_jax.models import bert, cross_encoder, dual_encoder, encoder, modern_bert
+from idistill_jax.models import bert, cross_encoder, dual_encoder, encoder, families, modern_bert, t5
 from idistill_jax.models import table as table_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -32,9 +32,14 @@ MODELS = {
       cfg, dual_encoder.EmbeddingConfig(pooling="mean", normalize=True), rngs=nnx.Rngs(0)),
     dual_encoder.table,
   ),
-  "ranker": (lambda cfg: cross_encoder.CrossEncoder(cfg, rngs=nnx.Rngs(0)),
-             lambda cfg: cross_encoder.table(cfg, "classifier")),
+  "ranker": (lambda cfg: cross_encoder.HEADS[head(cfg)].module(cfg, rngs=nnx.Rngs(0)),
+             lambda cfg: cross_encoder.table(cfg, head(cfg))),
 }
+
+
+def head(cfg: encoder.Sizes) -> str:
+  """The one with the most parameters."""
+  return "classifier" if families.FAMILIES[cfg.model_type].classifier else "mean"
 
 
 def abstract_of(model: str, cfg: encoder.Sizes):
@@ -145,6 +150,9 @@ MODERNBERT = modern_bert.ModernBertConfig(
 )
 ELECTRA = dataclasses.replace(
   BASE, model_type="electra", hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128)
+T5 = t5.T5Config(
+  vocab_size=32128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, d_kv=64, intermediate_size=3072,
+  layer_norm_eps=1e-6, gated=False, relative_buckets=32, farthest=128)
 PUBLISHED = {
   "bert-base-uncased": (BASE, 108_891_648), "bert-large-uncased": (LARGE, 334_092_288),
   "roberta-base": (ROBERTA, 124_055_040), "distilbert-base-uncased": (DISTILBERT, 66_362_880),
@@ -153,6 +161,10 @@ PUBLISHED = {
   "mpnet-base": (MPNET, 108_895_872), "ModernBERT-base": (MODERNBERT, 149_014_272),
   "electra-small-discriminator": (ELECTRA, 13_483_008),
   "electra-base-discriminator": (dataclasses.replace(BASE, model_type="electra"), 108_891_648),
+  # The encoder of t5-base, which sentence-t5-base and gtr-t5-base have, and one with fewer heads than d_model / d_kv.
+  "t5-base": (T5, 109_628_544),
+  "flan-t5-small": (dataclasses.replace(
+    T5, hidden_size=512, num_hidden_layers=8, num_attention_heads=6, intermediate_size=1024, gated=True), 35_332_800),
 }  # fmt: skip
 
 

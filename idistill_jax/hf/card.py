@@ -16,7 +16,7 @@ from idistill_jax import config as config_lib
 from idistill_jax import records
 from idistill_jax.hf import export, weights
 from idistill_jax.llm import query_writing
-from idistill_jax.models import cross_encoder
+from idistill_jax.models import cross_encoder, families
 from idistill_jax.workdir import outside
 
 # System in metrics.json that each model is measured as.
@@ -219,7 +219,7 @@ def _score(facts: Facts) -> str:
   template, term = ("whole_score.md", _SUMMED) if ranker.head in _CARRIES_CODE else ("joint_score.md", _TO_ADD)
   added = ranker.similarity_weight is not None
   return _template(template).substitute(
-    scale=f"{cross_encoder.PairCosine.SCALE:g}",
+    scale=f"{cross_encoder.PairCosine.SCALE:g}", model=families.FAMILIES[facts.retriever.sizes.model_type].model,
     similarity=term.format(
       weight=ranker.similarity_weight, start=_STARTS[ranker.start], folder=f"`{weights.SIMILARITY}/`"
     ) if added else "",

@@ -99,6 +99,7 @@ class _Ranker:
 def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
   """Writes what AutoModel, AutoTokenizer and SentenceTransformer load; `card` becomes README.md.
 
+  AutoModel makes a T5 of both halves, whose decoder is not here: T5EncoderModel is the class to load one with.
   sentence-transformers knows one length for all texts, the passages'; queries longer than `cut.query_tokens` are thus
   read further than in training.  Its encode_query and encode_document put the prompts before them.  Raises
   table.WeightsError where a parameter has no row.
@@ -229,7 +230,7 @@ def _write_encoder(tensors: Mapping[str, np.ndarray], network: Exportable, folde
   # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
   untouched = {key: value for key, value in weights.read_tensors(network.source).items() if key.startswith("pooler.")}
   _write_weights(folder, untouched | dict(tensors))
-  architecture = {"architectures": [f"{families.FAMILIES[network.sizes.model_type].name}Model"]}
+  architecture = {"architectures": [families.FAMILIES[network.sizes.model_type].model]}
   _write_json(folder / "config.json", _config(network.source) | architecture | dict(labels or {}))
 
 

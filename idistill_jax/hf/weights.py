@@ -71,7 +71,7 @@ def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[encoder
     of_pair: pair,
   }
   for fields, length in lengths.items():
-    if length > sizes.max_tokens:
+    if sizes.max_tokens is not None and length > sizes.max_tokens:
       kept = f", {sizes.first_position} of them for no text" if sizes.first_position else ""
       raise config_lib.ConfigError(
         f"{fields} is {length}, and {folder / 'config.json'} has max_position_embeddings "

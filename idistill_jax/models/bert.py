@@ -29,6 +29,7 @@ class BertConfig(encoder.Sizes):
   """
 
   model_type: str = "bert"
+  max_position_embeddings: int
   type_vocab_size: int
   types_tell_halves: bool = True
   relative_buckets: int | None = None

@@ -105,5 +105,16 @@ HEADS = {
 }
 
 
+def head_of(cfg: encoder_lib.Sizes, name: str) -> Head:
+  """Raises encoder.UnsupportedModelError where the family has no sequence classifier, whose head "classifier" is."""
+  if name == "classifier" and not families.FAMILIES[cfg.model_type].classifier:
+    others = " or ".join(repr(one) for one in HEADS if one != name)
+    raise encoder_lib.UnsupportedModelError(
+      f"ranker.head is {name!r}, and model_type {cfg.model_type!r} has no sequence classifier that is an encoder and a "
+      f"head: set ranker.head to {others}"
+    )
+  return HEADS[name]
+
+
 def table(cfg: encoder_lib.Sizes, head: str) -> table_lib.Table:
   return families.table_of(cfg, HEADS[head].rows(families.FAMILIES[cfg.model_type]))

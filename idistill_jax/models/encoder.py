@@ -20,7 +20,8 @@ class UnsupportedModelError(ValueError):
 class Sizes:
   """Of an encoder, under the names that Hugging Face's config.json gives BERT's, and what others than it read.
 
-  model_type: a key of families.FAMILIES.  first_position: a text's first token has this row of a table of positions.
+  model_type: a key of families.FAMILIES.  max_position_embeddings: rows of a table of positions, or positions that were
+  trained; None bounds no text.  first_position: a text's first token has this row of a table of positions.
   types_tell_halves: the passage of a pair has type 1; else all tokens have the same type, or none.
   classifier_pooling: what the family's sequence classifier reads of a pair.
   """
@@ -31,7 +32,7 @@ class Sizes:
   num_hidden_layers: int
   num_attention_heads: int
   intermediate_size: int
-  max_position_embeddings: int
+  max_position_embeddings: int | None = None
   layer_norm_eps: float
   first_position: int = 0
   types_tell_halves: bool
@@ -47,9 +48,9 @@ class Sizes:
     return frozenset()
 
   @property
-  def max_tokens(self) -> int:
-    """Tokens of a text that have a position."""
-    return self.max_position_embeddings - self.first_position
+  def max_tokens(self) -> int | None:
+    """Tokens of a text that have a position; None: however many there are."""
+    return None if self.max_position_embeddings is None else self.max_position_embeddings - self.first_position
 
 
 # Our path, its logical axes, and the layout of HF's tensor -> ours (see table.Row).

@@ -16,7 +16,7 @@ class Family:
   """What sets the checkpoints of one model_type apart.
 
   name: of its classes in transformers, as in BertModel.
-  prefix: of the encoder's tensors in models for a task.
+  prefix: of the encoder's tensors in models for a task; "" where they have none.
   encoder: makes it of `config`'s sizes.  parameters: those that it may have.
   sizes: field of `config` -> its name in config.json.
   other: config.json -> the fields that are no sizes of it.  Raises encoder.UnsupportedModelError without the
@@ -24,7 +24,8 @@ class Family:
   former: fields of config.json as they were called before -> as they are; read as these, and written so.
   needs: what config.json must say where it says anything.
   tensors: module of the encoder -> HF's.
-  classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's.
+  classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's; {} where there are none
+  that an encoder alone is enough for.
   activation: behind the pooler.  lacks: paths of parameters that they have in other families.
   ignored: HF keys, beside those of all families, that belong to no encoder.
   special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
@@ -45,6 +46,11 @@ class Family:
   lacks: frozenset[str] = frozenset()
   ignored: tuple[str, ...] = ()
   special_tokens: Mapping[str, str]
+
+  @property
+  def model(self) -> str:
+    """transformers' class of the encoder by itself."""
+    return f"{self.name}Model"
 
   def rows(self, cfg: encoder_lib.Sizes) -> tuple[table_lib.Row, ...]:
     """Of an encoder of these sizes, which every model here calls `encoder`."""

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -73,28 +74,55 @@ def _normalised_backward(eps: float, saved: Any, dy: jax.Array) -> tuple[jax.Arr
 normalised.defvjp(_normalised, _normalised_backward)
 
 
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-  """x times the share of a normal distribution below x, computed in float32 whatever the type of x, which is that of
-  the result.  (Hendrycks and Gimpel 2016, arXiv 1606.08415.)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_normalised(x: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+  """Over the last axis divided by its root mean square, which leaves the mean where it is.  (Zhang and Sennrich 2019,
+  arXiv 1910.07467.)  Types, and a gradient of its own, as `normalised` has them."""
+  return _rms_normalised(x, scale_D, eps)[0]
 
-  Why not `jax.nn.gelu`: its gradient keeps more than x, and that of short states is computed in their type.
+
+def _rms_normalised(x: jax.Array, scale_D: jax.Array, eps: float) -> tuple[jax.Array, Any]:
+  x32 = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + eps)
+  return (x32 * inverse * lift(scale_D, x32)).astype(x.dtype), (x, inverse, scale_D)
+
+
+def _rms_normalised_backward(eps: float, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, inverse, scale_D = saved
+  dy, y = dy.astype(jnp.float32), x.astype(jnp.float32) * inverse
+  scaled = dy * lift(scale_D, dy)
+  dx = (scaled - y * (scaled * y).mean(-1, keepdims=True)) * inverse
+  return dx.astype(x.dtype), (dy * y).sum(tuple(range(x.ndim - 1)))
+
+
+rms_normalised.defvjp(_rms_normalised, _rms_normalised_backward)
+
+
+_OfEach = Callable[[jax.Array], jax.Array]
+
+
+def _of_each(function: _OfEach, slope: _OfEach) -> _OfEach:
+  """The function of each number, computed in float32 whatever the type of x, which is that of the result.
+
+  Why a gradient of its own: the derived one keeps more than x, and that of short states is computed in their type.
   """
-  return _gelu(x)[0]
+
+  @jax.custom_vjp
+  def computed(x: jax.Array) -> jax.Array:
+    return function(x.astype(jnp.float32)).astype(x.dtype)
+
+  def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return computed(x), x
+
+  def backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (slope(x.astype(jnp.float32)) * dy.astype(jnp.float32)).astype(x.dtype),
+
+  computed.defvjp(forward, backward)
+  return computed
 
 
-def _gelu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x32 = x.astype(jnp.float32)
-  return (x32 * _share_below(x32)).astype(x.dtype), x
-
-
-def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-  x32 = x.astype(jnp.float32)
-  density = jnp.exp(-0.5 * jnp.square(x32)) / math.sqrt(2 * math.pi)
-  return ((_share_below(x32) + x32 * density) * dy.astype(jnp.float32)).astype(x.dtype),
-
-
-gelu.defvjp(_gelu, _gelu_backward)
+def _derived(function: _OfEach) -> _OfEach:
+  return lambda x32: jax.jvp(function, (x32,), (jnp.ones_like(x32),))[1]
 
 
 def _share_below(x32: jax.Array) -> jax.Array:
@@ -102,23 +130,18 @@ def _share_below(x32: jax.Array) -> jax.Array:
   return 0.5 * (1.0 + jax.lax.erf(x32 * math.sqrt(0.5)))
 
 
-@jax.custom_vjp
-def silu(x: jax.Array) -> jax.Array:
-  """x times its logistic function, in the way of `gelu`.  (Elfwing et al. 2017, arXiv 1702.03118.)"""
-  return _silu(x)[0]
+def _density(x32: jax.Array) -> jax.Array:
+  return jnp.exp(-0.5 * jnp.square(x32)) / math.sqrt(2 * math.pi)
 
 
-def _silu(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype), x
+_gelu_by_tanh = functools.partial(jax.nn.gelu, approximate=True)
 
-
-def _silu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-  x32 = x.astype(jnp.float32)
-  share = jax.nn.sigmoid(x32)
-  return (share * (1.0 + x32 * (1.0 - share)) * dy.astype(jnp.float32)).astype(x.dtype),
-
-
-silu.defvjp(_silu, _silu_backward)
+# x times the share of a normal distribution below x (Hendrycks and Gimpel 2016, arXiv 1606.08415); the same with that
+# paper's approximation of the share, for encoders that were trained with it; and x times its logistic function (Elfwing
+# et al. 2017, arXiv 1702.03118).
+gelu = _of_each(lambda x32: x32 * _share_below(x32), lambda x32: _share_below(x32) + x32 * _density(x32))
+gelu_by_tanh = _of_each(_gelu_by_tanh, _derived(_gelu_by_tanh))
+silu = _of_each(jax.nn.silu, _derived(jax.nn.silu))
 
 
 class ScaleNorm(nnx.Module):
@@ -143,6 +166,13 @@ class LayerNorm(ScaleNorm):
     return normalised(x, self.scale[...], self.eps, self.bias[...])
 
 
+class RmsNorm(ScaleNorm):
+  """Without taking the mean off."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return rms_normalised(x, self.scale[...], self.eps)
+
+
 class Embedding(nnx.Module):
   def __init__(self, rows: int, width: int, *, rngs: nnx.Rngs):
     self.embedding = nnx.Param(_normal((rows, width), rngs))
@@ -152,13 +182,13 @@ class Embedding(nnx.Module):
 
 
 class RelativeBias(nnx.Module):
-  """What the distance of two tokens adds to each head's logits.  (Raffel et al. 2020, arXiv 1910.10683, 2.1.)"""
+  """What the distance of two tokens adds to each head's logits.  (Raffel et al. 2020, arXiv 1910.10683, 2.1.)
 
-  # Distances from this one on share the last bucket of their side.
-  FARTHEST = 128
+  Distances from `farthest` on share the last bucket of their side.
+  """
 
-  def __init__(self, buckets: int, heads: int, *, rngs: nnx.Rngs):
-    self.buckets = buckets
+  def __init__(self, buckets: int, heads: int, farthest: int = 128, *, rngs: nnx.Rngs):
+    self.buckets, self.farthest = buckets, farthest
     self.embedding = nnx.Param(_normal((buckets, heads), rngs))
 
   def __call__(self, length: int) -> jax.Array:
@@ -174,6 +204,6 @@ class RelativeBias(nnx.Module):
     alone = side // 2
     far = np.maximum(np.abs(distances), 1).astype(np.float32)
     # In float32 like those who trained with it: a power of two lies on the border of two buckets.
-    shared = alone + (np.log(far / alone) / np.float32(np.log(self.FARTHEST / alone)) * (side - alone)).astype(int)
+    shared = alone + (np.log(far / alone) / np.float32(np.log(self.farthest / alone)) * (side - alone)).astype(int)
     near = np.abs(distances) < alone
     return np.where(distances > 0, side, 0) + np.where(near, np.abs(distances), np.minimum(shared, side - 1))

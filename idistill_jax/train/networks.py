@@ -120,10 +120,13 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
 
 
 def ranker(cfg: config_lib.Encoder, head: str) -> Network:
-  """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`."""
+  """The cross-encoder whose encoder starts from `cfg.weights`; `head` is one of `cross_encoder.HEADS`.
+
+  Raises encoder.UnsupportedModelError where that family has no such head.
+  """
   source = folders.resolve(cfg.weights)
   sizes, tokenizer = weights.read_fitting(source, cfg)
-  chosen = cross_encoder.HEADS[head]
+  chosen = cross_encoder.head_of(sizes, head)
   return _network(functools.partial(Network, head=head), source, sizes, tokenizer,
                   lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
                   cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)

@@ -1,6 +1,7 @@
 """Where a retriever's training step goes: matrix products, attention, AdamW, the rest; each against what there is.
 
 Products and attention of one layer are measured by themselves, forward and gradient, at the shape of the step's rows.
+What distances add to attention (MPNet, DeBERTa) is in the rest.
 Peaks are measured too: one large product, and one pass over memory that reads and writes.
 """
 

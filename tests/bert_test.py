@@ -12,11 +12,13 @@ from flax import nnx
 
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
-from idistill_jax.models import bert, execution, families, modern_bert
+from idistill_jax.models import bert, deberta, execution, families, modern_bert
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import networks
 
 ROW = 48
+# Tokens of small models that are no special ones.
+WORDS = {"modernbert": (100, 330), "deberta-v2": (20, 66)}
 LENGTHS = (3, 20, 7, 31, 12, 2, 25)
 
 
@@ -35,14 +37,15 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=[
-  ("retriever", "bert"), ("ranker", "bert"), pytest.param(("ranker", "modernbert"), marks=pytest.mark.torch)])
+  ("retriever", "bert"), ("ranker", "bert"), pytest.param(("ranker", "modernbert"), marks=pytest.mark.torch),
+  pytest.param(("ranker", "deberta-v2"), marks=pytest.mark.torch)])
 def case(request, tmp_path_factory) -> Case:
   model, family = request.param
   if family == "bert":
     folder, words = request.getfixturevalue("tiny_weights"), (1000, 20000)
   else:
     pytest.importorskip("transformers")
-    folder, words = str(small_models.write(family, tmp_path_factory.mktemp(family))), (100, 330)
+    folder, words = str(small_models.write(family, tmp_path_factory.mktemp(family))), WORDS[family]
   encoder = config.Encoder(weights=folder, query_tokens=16, passage_tokens=32)
   network = networks.retriever(encoder) if model == "retriever" else networks.ranker(encoder, "classifier")
   params = network.initial(0)
@@ -93,15 +96,13 @@ def test_packed_equals_one_text_a_row(case):
   assert gradient < 1e-4
 
 
-@pytest.mark.parametrize("broken", ["segments", "positions"])
+@pytest.mark.parametrize("broken", ["segments", "places"])
 def test_a_broken_layout_is_noticed(case, broken):
   rows = case.packed
   if broken == "segments":
     rows = dataclasses.replace(rows, segment_ids=(rows.segment_ids > 0).astype(np.int32))
   else:
-    # And backwards: where positions turn, only how far apart they are is read.
-    of_row = np.arange(ROW, dtype=np.int32)[::-1]
-    rows = dataclasses.replace(rows, positions=np.broadcast_to(of_row, rows.positions.shape))
+    rows = rows_of.backwards(rows)
   value, gradient = worst(case, rows)
   assert value > 1e-3
   assert gradient > 1e-2
@@ -137,7 +138,8 @@ SIZES = {
   bert.BertConfig(**SIZES, type_vocab_size=2),
   modern_bert.ModernBertConfig(
     **SIZES, local=(False, True, True, False), reach=8, global_theta=160_000.0, local_theta=10_000.0),
-], ids=["bert", "modernbert"])
+  deberta.DebertaConfig(**SIZES, buckets=16, farthest=64),
+], ids=["bert", "modernbert", "deberta"])
 def test_rematerialising_gives_the_same_gradients_from_less_memory(sizes):
   graph, params = nnx.split(families.encoder(sizes, nnx.Rngs(0)))
   rows = rows_of.one_a_row([np.arange(64, dtype=np.int32) % 50] * 16, None, 64)

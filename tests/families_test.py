@@ -78,8 +78,8 @@ def world(request, tmp_path_factory) -> World:
 
 # XLM-RoBERTa and CamemBERT are RoBERTa to a ranker.
 CLASSIFIERS = [
-  "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "modernbert",
-  "modernbert of the first token", "nomic_bert", "gte", "gte without types"]
+  "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "deberta-v2",
+  "modernbert", "modernbert of the first token", "nomic_bert", "gte", "gte without types"]
 
 
 @pytest.fixture(scope="module", params=[*CLASSIFIERS, *T5S])

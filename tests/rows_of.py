@@ -1,5 +1,6 @@
 """Token sequences -> `pack.Rows`, packed or one text a row."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,15 @@ def one_a_row(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, r
   n = len(texts)
   placement = pack.Placement(np.arange(n, dtype=np.int32), np.zeros(n, np.int32), n)
   return _fill(texts, types, placement, n, row_tokens)
+
+
+def backwards(rows: pack.Rows) -> pack.Rows:
+  """Every row's tokens in reverse, but for the positions, which stay where they are: encoders read the ones' places or
+  the others."""
+  starts, length = np.asarray(rows.starts), rows.token_ids.shape[1]
+  turned = {name: np.asarray(getattr(rows, name))[:, ::-1] for name in (
+    "token_ids", "halves", "segment_ids", "text_ids")}
+  return dataclasses.replace(rows, starts=starts + length - 1 - 2 * (starts % length), **turned)
 
 
 def _fill(texts: Sequence[np.ndarray], types: Sequence[np.ndarray] | None, placement: pack.Placement, rows: int,

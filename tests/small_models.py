@@ -39,7 +39,7 @@ def _unigrams(name: str, special: list[str], *more: str) -> Any:
   import transformers
 
   learnt = _trained(models.Unigram(), pre_tokenizers.Metaspace(), trainers.UnigramTrainer(
-    vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False))
+    vocab_size=120, special_tokens=special, unk_token=special[-1], show_progress=False))
   return getattr(transformers, name)(vocab=[*map(tuple, learnt["vocab"]), *((one, 0.0) for one in more)])
 
 
@@ -87,6 +87,11 @@ _T5_SIZES = {
   "num_layers": LAYERS, "d_model": WIDTH, "num_heads": HEADS, "d_kv": 12, "d_ff": 64, "n_positions": POSITIONS,
   "relative_attention_num_buckets": 12, "relative_attention_max_distance": 16,
 }  # fmt: skip
+# Distances from 4 on share buckets: texts are longer.
+_DEBERTA_SIZES = _BERT_SIZES | {
+  "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+  "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "position_biased_input": False, "legacy": False,
+}  # fmt: skip
 _ELECTRA = _BERT_SIZES | {"embedding_size": 24}
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
@@ -119,6 +124,8 @@ SMALL = {
   "electra": Small("electra", _ELECTRA, lambda: _word_pieces("ElectraTokenizer", BRACKETED), "AutoModelForPreTraining"),
   "electra as wide as its embeddings": Small(
     "electra", _ELECTRA | {"embedding_size": WIDTH}, lambda: _word_pieces("ElectraTokenizer", BRACKETED)),
+  "deberta-v2": Small("deberta-v2", _DEBERTA_SIZES, lambda: _unigrams(
+    "DebertaV2Tokenizer", ["[PAD]", "[CLS]", "[SEP]", "[UNK]"], "[MASK]")),
   "modernbert": Small("modernbert", _MODERN_SIZES, _framed_byte_pairs),
   "nomic_bert": Small("nomic_bert", _BERT_SIZES, lambda: _word_pieces("BertTokenizer", BRACKETED)),
   "gte": Small("gte", _BERT_SIZES, lambda: _unigrams("XLMRobertaTokenizer", ANGLED, "<mask>")),

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from idistill_jax import sharding
-from idistill_jax.models import bert, cross_encoder, dual_encoder, encoder, families, modern_bert, t5
+from idistill_jax.models import bert, cross_encoder, deberta, dual_encoder, encoder, families, modern_bert, t5
 from idistill_jax.models import table as table_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -148,6 +148,10 @@ MODERNBERT = modern_bert.ModernBertConfig(
   max_position_embeddings=8192, layer_norm_eps=1e-5, local=tuple(i % 3 > 0 for i in range(22)), reach=64,
   global_theta=160_000.0, local_theta=10_000.0, classifier_pooling="mean",
 )
+DEBERTA = deberta.DebertaConfig(
+  vocab_size=128100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
+  max_position_embeddings=512, layer_norm_eps=1e-7, buckets=256, farthest=512,
+)
 ELECTRA = dataclasses.replace(
   BASE, model_type="electra", hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128)
 T5 = t5.T5Config(
@@ -160,6 +164,7 @@ PUBLISHED = {
   "camembert-base": (dataclasses.replace(ROBERTA, model_type="camembert", vocab_size=32005), 110_031_360),
   "mpnet-base": (MPNET, 108_895_872), "ModernBERT-base": (MODERNBERT, 149_014_272),
   "electra-small-discriminator": (ELECTRA, 13_483_008),
+  "deberta-v3-base": (DEBERTA, 183_831_552),
   "electra-base-discriminator": (dataclasses.replace(BASE, model_type="electra"), 108_891_648),
   # The encoder of t5-base, which sentence-t5-base and gtr-t5-base have, and one with fewer heads than d_model / d_kv.
   "t5-base": (T5, 109_628_544),

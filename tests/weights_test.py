@@ -126,7 +126,7 @@ def test_no_config_json(folder):
 
 
 @pytest.mark.parametrize("key, value, said", [
-  ("model_type", "albert", "model_type is 'albert'; the families that are read are bert, camembert, distilbert"),
+  ("model_type", "albert", "model_type is 'albert'; the families that are read are bert, camembert, deberta-v2,"),
   ("hidden_act", "gelu_new", "hidden_act is 'gelu_new'; this encoder family needs 'gelu'"),
   ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'; this encoder family needs"),
 ])

@@ -30,8 +30,6 @@ _NOT_CARRIED = (
 _ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _IDENTITY = "torch.nn.modules.linear.Identity"
 _MODULES = "sentence_transformers"
-# What a sequence classifier's own tensors begin with, of whichever family.
-_HEADS = ("classifier.", "pre_classifier.", "head.")
 # Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
 _CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
 
@@ -222,15 +220,17 @@ _RANKERS = {"classifier": _write_classifier, "mean": _write_mean, "pair_cosine":
 
 def _in_task_model(key: str, family: family_lib.Family) -> str:
   """Canonical name -> the name in a sequence classifier: everything but the head lies under "bert." or the like."""
-  return key if key.startswith(_HEADS) else family.prefix + key
+  return key if key.startswith(family.beside_encoder) else family.prefix + key
 
 
 def _write_encoder(tensors: Mapping[str, np.ndarray], network: Exportable, folder: pathlib.Path,
                    labels: Mapping[str, Any] | None = None) -> None:
   # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
-  untouched = {key: value for key, value in weights.read_tensors(network.source).items() if key.startswith("pooler.")}
+  family = families.FAMILIES[network.sizes.model_type]
+  untouched = {key: value for key, value in weights.read_tensors(network.source).items()
+               if key.startswith("pooler.") and not key.startswith(family.beside_encoder)}
   _write_weights(folder, untouched | dict(tensors))
-  architecture = {"architectures": [families.FAMILIES[network.sizes.model_type].model]}
+  architecture = {"architectures": [family.model]}
   _write_json(folder / "config.json", _config(network.source) | architecture | dict(labels or {}))
 
 

@@ -75,7 +75,7 @@ PARAMETERS: tuple[encoder.Parameter, ...] = (
 class Layer(nnx.Module):
   """Self-attention and MLP, each followed by residual and norm."""
 
-  def __init__(self, cfg: BertConfig, *, rngs: nnx.Rngs):
+  def __init__(self, cfg: encoder.Sizes, *, rngs: nnx.Rngs):
     d, h, k, f = cfg.hidden_size, cfg.num_attention_heads, cfg.head_dim, cfg.intermediate_size
     self.query = layers.Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
     self.key = layers.Dense("rld,dhk->rlhk", (d, h, k), (h, k), rngs=rngs)
@@ -90,10 +90,15 @@ class Layer(nnx.Module):
                execution: execution_lib.Execution) -> jax.Array:
     products = execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
-    mixed_RxLxHxK = execution.attend(q, k, v, rows, beside.all)
+    mixed_RxLxHxK = self.mixed(q, k, v, rows, beside, execution)
     x_RxLxD = self.attention_norm(x_RxLxD + self.out(mixed_RxLxHxK, products))
     hidden_RxLxF = layers.gelu(self.up(x_RxLxD, products))
     return self.mlp_norm(x_RxLxD + self.down(hidden_RxLxF, products))
+
+  def mixed(self, q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
+            beside: encoder.Beside, execution: execution_lib.Execution) -> jax.Array:
+    """What attention makes of the values [R, L, H, K]."""
+    return execution.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, beside.all)
 
 
 class Bert(nnx.Module):

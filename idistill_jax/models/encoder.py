@@ -48,6 +48,11 @@ class Sizes:
     return frozenset()
 
   @property
+  def attends_by_text(self) -> bool:
+    """Whether attention can read text by text (see attention.attend)."""
+    return True
+
+  @property
   def max_tokens(self) -> int | None:
     """Tokens of a text that have a position; None: however many there are."""
     return None if self.max_position_embeddings is None else self.max_position_embeddings - self.first_position

@@ -26,6 +26,7 @@ class Family:
   tensors: module of the encoder -> HF's.
   classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's; {} where there are none
   that an encoder alone is enough for.
+  beside_encoder: what the tensors of these begin with that have no prefix.
   activation: behind the pooler.  lacks: paths of parameters that they have in other families.
   ignored: HF keys, beside those of all families, that belong to no encoder.
   special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
@@ -42,6 +43,7 @@ class Family:
   needs: Mapping[str, Any]
   tensors: Mapping[str, str]
   classifier: Mapping[str, str]
+  beside_encoder: tuple[str, ...] = ("classifier.", "pre_classifier.", "head.")
   activation: Callable[[jax.Array], jax.Array] = jnp.tanh
   lacks: frozenset[str] = frozenset()
   ignored: tuple[str, ...] = ()

@@ -53,7 +53,7 @@ def shape(cfg: config_lib.Ranker | config_lib.Distillation, row_tokens: int | No
   """Of the batches; row_tokens: as in batches.Shape."""
   execution = network.execution
   # Texts are gathered from all rows: that is for rows which one device has, all at once.
-  by_text = execution.text_block if mesh.size == cfg.passes == 1 else None
+  by_text = execution.text_block if mesh.size == cfg.passes == 1 and network.sizes.attends_by_text else None
   return batches.Shape(
     lists=cfg.lists_per_batch, passages=cfg.passages_per_list, always_best=cfg.always_best, row_tokens=row_tokens,
     row_block=by_text or execution.row_block, text_block=by_text,

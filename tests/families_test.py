@@ -19,7 +19,7 @@ from flax import nnx
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import export, weights
-from idistill_jax.models import families, layers
+from idistill_jax.models import cross_encoder, families, layers
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import inference, networks
 
@@ -68,6 +68,8 @@ def made(name: str, folder: pathlib.Path) -> World:
 
 
 T5S = ["t5", "t5 of gated layers"]
+# Those that transformers has no classifier of that an encoder alone is enough for, T5's texts of any length.
+UNCLASSIFIED = [*T5S, "eurobert", "qwen3"]
 BOUNDED = ["bert with one type", *(name for name in families.FAMILIES if name not in ("bert", "t5"))]
 
 
@@ -82,7 +84,7 @@ CLASSIFIERS = [
   "modernbert", "modernbert of the first token", "nomic_bert", "gte", "gte without types"]
 
 
-@pytest.fixture(scope="module", params=[*CLASSIFIERS, *T5S])
+@pytest.fixture(scope="module", params=[*CLASSIFIERS, *UNCLASSIFIED])
 def distinct(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 
@@ -95,7 +97,7 @@ def test_classes_and_prefix_are_called_so_in_transformers(model_type):
     known = getattr(transformers, family.name + kind)
     assert known.config_class.model_type == model_type
     assert f"{known.base_model_prefix}." == family.prefix or (not family.classifier and not family.prefix)
-  assert bool(family.classifier) == (model_type != "t5")
+  assert bool(family.classifier) == (model_type not in UNCLASSIFIED)
 
 
 def moved(params, seed: int):
@@ -168,6 +170,50 @@ def test_a_sequence_classifier_gives_our_scores_gradients_and_steps(distinct):
   adamw.assert_equal(network, params, model)
 
 
+def torch_scores(model, head: str, params, pairs: list[tuple[np.ndarray, np.ndarray]]):
+  """By hand, pair by pair."""
+  scores = []
+  for ids, halves in pairs:
+    states = model(torch.tensor(ids)[None].long()).last_hidden_state[0]
+    if head == "mean":
+      kernel, bias = (torch.tensor(np.asarray(params["classifier"][part])) for part in ("kernel", "bias"))
+      scores.append(cross_encoder.MeanLinear.SCALE * (states.mean(0) @ kernel + bias)[0])
+    else:
+      query, passage = (states[torch.tensor(halves == half)].mean(0) for half in (0, 1))
+      scores.append(cross_encoder.PairCosine.SCALE * torch.cosine_similarity(query, passage, dim=0))
+  return torch.stack(scores)
+
+
+@pytest.mark.parametrize("head", ["mean", "pair_cosine"])
+@pytest.mark.parametrize("distinct", UNCLASSIFIED, indirect=True)
+def test_a_ranker_without_a_classifier_gives_the_scores_gradients_and_steps_of_torch(distinct, head):
+  """Of the exported encoder, with every tensor that transformers expects of it and no other."""
+  world, folder = distinct, distinct.out / f"alone {head}"
+  network = networks.ranker(world.cfg, head)
+  params, pairs = moved(network.initial(0), 1), world.pairs(network)
+  export.export_ranker(params, network, folder, head=head, similarity=None, card="card\n",
+                       cut=export.Cut(query_tokens=QUERY, passage_tokens=PAIR_PASSAGE))
+  made_of = getattr(transformers, small_models.SMALL[world.name].encoder)
+  model, info = made_of.from_pretrained(folder, output_loading_info=True)
+  assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+  assert [type(model).__name__] == json.loads((folder / "config.json").read_text())["architectures"]
+  cotangent = np.linspace(-1.0, 1.5, len(pairs), dtype=np.float32)
+  scores = torch_scores(model.eval(), head, params, pairs)
+  (scores * torch.tensor(cotangent)).sum().backward()
+  expected = {weights.canonical(name): p.grad.numpy() for name, p in model.named_parameters()}
+
+  rows = rows_of.packed(*map(list, zip(*pairs, strict=True)), ROW)
+  loss = lambda params: (lambda out: ((out * cotangent).sum(), out))(network.apply(params, rows))
+  (_, found), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  np.testing.assert_allclose(found, scores.detach().numpy(), atol=1e-4)
+  assert np.ptp(found) > 0.1
+  of_encoder = {key: value for key, value in table_lib.to_hf(network.table, ours).items()
+                if not key.startswith("linear.")}
+  gradients.assert_equal(of_encoder, expected)
+  if head == "pair_cosine":
+    adamw.assert_equal(network, params, model)
+
+
 def test_sentence_transformer_gives_our_embeddings(world):
   ours, folder = world.retriever, world.out / "retriever"
   theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu", local_files_only=True)
@@ -204,7 +250,7 @@ def test_cross_encoder_gives_our_whole_scores(distinct):
   cross_encoder_agrees(distinct, "pair_cosine")
 
 
-@pytest.mark.parametrize("name", ["roberta", *T5S])
+@pytest.mark.parametrize("name", ["roberta", *UNCLASSIFIED])
 def test_cross_encoder_gives_the_scores_of_a_head_without_code(name, tmp_path):
   cross_encoder_agrees(made(name, tmp_path), "mean")
 

@@ -51,22 +51,31 @@ def _word_pieces(name: str, special: list[str]) -> Any:
   return getattr(transformers, name)(vocab=learnt["vocab"])
 
 
-def _framed_byte_pairs() -> Any:
-  """As ModernBERT has them: byte pairs without a class of their own, framed by what tokenizer.json says."""
+def _byte_pairs_of_tokenizer_json(special: list[str], single: str, pair: str, names: tuple[str, ...]) -> Any:
+  """Without a class of their own, framed by what tokenizer.json says; names: of the special ones."""
   import transformers
 
-  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
   made = tokenizers.Tokenizer(models.BPE())
-  made.normalizer, made.pre_tokenizer, made.decoder = normalizers.NFC(), byte_level, decoders.ByteLevel()
+  made.normalizer, made.decoder = normalizers.NFC(), decoders.ByteLevel()
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   made.train_from_iterator(TEXTS, trainers.BpeTrainer(
-    vocab_size=330, special_tokens=BRACKETED, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    show_progress=False))  # fmt: skip
+    vocab_size=330, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
   made.post_processor = processors.TemplateProcessing(
-    single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:0 [SEP]:0",
-    special_tokens=[(one, made.token_to_id(one)) for one in ("[CLS]", "[SEP]")])
-  named = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BRACKETED, strict=True))
+    single=single, pair=pair, special_tokens=[(one, made.token_to_id(one)) for one in special])
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=made, model_input_names=["input_ids", "attention_mask"], **named)
+    tokenizer_object=made, model_input_names=["input_ids", "attention_mask"], **dict(zip(names, special, strict=True)))
+
+
+def _framed_byte_pairs() -> Any:
+  """As ModernBERT has them."""
+  return _byte_pairs_of_tokenizer_json(BRACKETED, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:0 [SEP]:0", (
+    "pad_token", "unk_token", "cls_token", "sep_token", "mask_token"))
+
+
+def _closed_byte_pairs() -> Any:
+  """As Qwen3's embedding models have them."""
+  return _byte_pairs_of_tokenizer_json(["<|endoftext|>", "<|im_end|>"], "$A <|endoftext|>",
+                                       "$A <|endoftext|> $B:0 <|endoftext|>:0", ("pad_token", "eos_token"))
 
 
 BRACKETED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -92,6 +101,7 @@ _DEBERTA_SIZES = _BERT_SIZES | {
   "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
   "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "position_biased_input": False, "legacy": False,
 }  # fmt: skip
+_LLAMA_SIZES = _BERT_SIZES | {"num_key_value_heads": 2, "rope_theta": 500.0, "pad_token_id": 0}
 _ELECTRA = _BERT_SIZES | {"embedding_size": 24}
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
@@ -133,6 +143,10 @@ SMALL = {
     "gte", _BERT_SIZES | {"type_vocab_size": 0}, lambda: _unigrams("XLMRobertaTokenizer", ANGLED, "<mask>")),
   "modernbert of the first token": Small(
     "modernbert", _MODERN_SIZES | {"classifier_pooling": "cls"}, _framed_byte_pairs),
+  "eurobert": Small("eurobert", _LLAMA_SIZES, _framed_byte_pairs),
+  # Its padding closes texts too.
+  "qwen3": Small("qwen3", _LLAMA_SIZES | {"head_dim": 12, "pad_token_id": None}, _closed_byte_pairs,
+                 "AutoModelForCausalLM"),
   # With its decoder, and the encoder by itself.
   "t5": Small("t5", _T5_SIZES, lambda: _unigrams("T5Tokenizer", T5S), "AutoModelForSeq2SeqLM", "T5EncoderModel"),
   "t5 of gated layers": Small(

@@ -5,8 +5,6 @@ import json
 import pathlib
 from typing import Any
 
-import adamw
-import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +15,10 @@ import small_models
 from flax import nnx
 
 from idistill_jax import ahead, cli, config, sharding
-from idistill_jax.data import pack, tokenize
+from idistill_jax.data import pack
 from idistill_jax.hf import export, weights
-from idistill_jax.models import cross_encoder, execution, families, layers
 from idistill_jax.models import encoder as encoder_lib
+from idistill_jax.models import execution, families, layers
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import inference, networks
 from idistill_jax.workdir import artifacts
@@ -135,62 +133,6 @@ def test_a_text_may_be_longer_than_those_it_was_trained_on(folder):
   network, text = networks.retriever(cfg), np.arange(3 * small_models.POSITIONS, dtype=np.int32) * 7 % 60
   found = read(graph_of(network.sizes), network.initial(0), rows_of.one_a_row([text], None, len(text)))
   np.testing.assert_allclose(found, theirs(folder, [text]), atol=2e-5)
-
-
-# -- Trained as torch does ---------------------------------------------------------------------------------------------
-
-
-def torch_scores(model: Any, head: str, params: Any, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Any:
-  """By hand, pair by pair."""
-  import torch
-
-  scores = []
-  for ids, halves in pairs:
-    states = model(torch.tensor(ids)[None].long()).last_hidden_state[0]
-    if head == "mean":
-      kernel, bias = (torch.tensor(np.asarray(params["classifier"][part])) for part in ("kernel", "bias"))
-      scores.append(cross_encoder.MeanLinear.SCALE * (states.mean(0) @ kernel + bias)[0])
-    else:
-      query, passage = (states[torch.tensor(halves == half)].mean(0) for half in (0, 1))
-      scores.append(cross_encoder.PairCosine.SCALE * torch.cosine_similarity(query, passage, dim=0))
-  return torch.stack(scores)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("head", ["mean", "pair_cosine"])
-def test_a_ranker_gives_the_scores_and_gradients_of_torch(folder, head, tmp_path):
-  """Of the exported encoder, with every tensor that transformers expects of it and no other."""
-  import torch
-  import transformers
-
-  network = networks.ranker(encoder(folder), head)
-  params = moved(network.initial(0))
-  export.export_ranker(params, network, tmp_path, head=head, similarity=None, card="card\n", cut=CUT)
-  model, info = transformers.T5EncoderModel.from_pretrained(tmp_path, output_loading_info=True)
-  assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
-  assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["T5EncoderModel"]
-  table = network.tokenizer.table(small_models.TEXTS, 16)
-  pairs = [tokenize.pair(table[i], table[i + 1], table.between) for i in range(len(table) - 1)]
-  cotangent = np.linspace(-1.0, 1.5, len(pairs), dtype=np.float32)
-  scores = torch_scores(model.eval(), head, params, pairs)
-  (scores * torch.tensor(cotangent)).sum().backward()
-  expected = {name: p.grad.numpy() for name, p in model.named_parameters()}
-
-  rows = rows_of.packed(*map(list, zip(*pairs, strict=True)), ROW)
-  loss = lambda params: (lambda out: ((out * cotangent).sum(), out))(network.apply(params, rows))
-  (_, found), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-  np.testing.assert_allclose(found, scores.detach().numpy(), atol=1e-4)
-  assert np.ptp(found) > 0.1
-  ours = table_lib.to_hf(network.table, ours)
-  gradients.assert_equal({key: value for key, value in ours.items() if not key.startswith("linear.")}, expected)
-
-
-@pytest.mark.torch
-def test_steps_are_those_of_torch(folder):
-  import transformers
-
-  network = networks.retriever(encoder(folder))
-  adamw.assert_equal(network, network.initial(0), transformers.T5EncoderModel.from_pretrained(folder))
 
 
 @pytest.mark.torch

@@ -250,6 +250,7 @@ def _write_pooling(folder: pathlib.Path, width: int, kind: pooling.Pooling) -> N
     "pooling_mode_mean_tokens": kind == "mean",
     "pooling_mode_max_tokens": False,
     "pooling_mode_mean_sqrt_len_tokens": False,
+    "pooling_mode_lasttoken": kind == "last",
   })
 
 

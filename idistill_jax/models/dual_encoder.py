@@ -74,7 +74,9 @@ def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
       return "mean"
     case ["cls_token"] | ["cls"]:
       return "cls"
-  raise encoder_lib.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean or cls is")
+    case ["lasttoken"]:
+      return "last"
+  raise encoder_lib.UnsupportedModelError(f"{path}: pooling {chosen} is not supported; mean, cls or lasttoken is")
 
 
 class DualEncoder(nnx.Module):

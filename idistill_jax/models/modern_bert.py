@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import attention, encoder, family, layers, pooling, rotary
+from idistill_jax.models import attention, encoder, family, layers, rotary
 from idistill_jax.models import execution as execution_lib
 
 
@@ -64,7 +64,7 @@ def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
   if count < 2:
     raise encoder.UnsupportedModelError(f"num_hidden_layers is {count}; two or more are supported")
   pooled = raw.get("classifier_pooling", "cls")
-  if pooled not in pooling.POOLINGS:
+  if pooled not in ("mean", "cls"):
     raise encoder.UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
   return {
     "local": tuple(kind == "sliding_attention" for kind in kinds),

@@ -8,7 +8,7 @@ import numpy as np
 
 from idistill_jax.data import pack
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "last"]
 
 
 def mean(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
@@ -34,7 +34,18 @@ def _mean_by(states_RxLxD: jax.Array, groups_RxL: jax.Array | np.ndarray, count:
 
 def first(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
   """State of each text's first token [T, D], in float32."""
-  return states_RxLxD.reshape(-1, states_RxLxD.shape[-1])[rows.starts].astype(jnp.float32)
+  return _at(states_RxLxD, jnp.asarray(rows.starts))
+
+
+def last(states_RxLxD: jax.Array, rows: pack.Rows) -> jax.Array:
+  """State of each text's last token [T, D], in float32: the one that has seen all others, where none sees ahead."""
+  texts = rows.starts.shape[0]
+  lengths_T = jnp.bincount(jnp.asarray(rows.text_ids).reshape(-1), length=texts + 1)[:texts]
+  return _at(states_RxLxD, jnp.asarray(rows.starts) + jnp.maximum(lengths_T, 1) - 1)
+
+
+def _at(states_RxLxD: jax.Array, places_T: jax.Array) -> jax.Array:
+  return states_RxLxD.reshape(-1, states_RxLxD.shape[-1])[places_T].astype(jnp.float32)
 
 
 def unit(vectors: jax.Array) -> jax.Array:
@@ -42,4 +53,4 @@ def unit(vectors: jax.Array) -> jax.Array:
   return vectors * jax.lax.rsqrt(jnp.maximum(jnp.square(vectors).sum(-1, keepdims=True), 1e-12))
 
 
-POOLINGS = {"mean": mean, "cls": first}
+POOLINGS = {"mean": mean, "cls": first, "last": last}

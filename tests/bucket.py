@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+import types
 from collections.abc import Iterator
 from unittest import mock
 
@@ -71,7 +72,9 @@ def google() -> Iterator[Bucket]:
         request.send_error(bucket.status)
 
   # One request at a time is what it can take; one connection at a time would have the others wait until they give up.
-  threaded = mock.patch.object(http.server, "HTTPServer", http.server.ThreadingHTTPServer)
+  # Not in `http.server` itself: a class that somebody derives meanwhile stays what it is, as wsgiref's does.
+  threading_server = types.SimpleNamespace(HTTPServer=http.server.ThreadingHTTPServer)
+  threaded = mock.patch.object(gcp_storage_emulator.server, "server", threading_server)
   with mock.patch.object(gcp_storage_emulator.server.Router, "handle", sometimes), threaded, _uploads(bucket):
     server.start()
     try:

@@ -14,7 +14,7 @@ from idistill_jax.workdir import outside
 # Counted on when other labels are made of the same rankings.
 RANKINGS = "2"
 # Counted on when the stages evaluate and answer give other results for the same config.
-EVALUATION = 4
+EVALUATION = 5
 
 
 def queries(cfg: config.Config) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+from collections.abc import Sequence
 
 import pytest
 from loopback_llm import LoopbackLLM, Reply
@@ -11,7 +12,7 @@ from idistill_jax import cli, config, fingerprints, flow, records, validation
 from idistill_jax.data import example, tables
 from idistill_jax.llm import budget, session
 from idistill_jax.report import bills, gather
-from idistill_jax.retrieval import runs
+from idistill_jax.retrieval import runs, summary
 from idistill_jax.stages import answer as stage
 from idistill_jax.workdir import artifacts
 
@@ -25,7 +26,7 @@ RUNS = {
 }
 
 
-def workdir(root: pathlib.Path) -> artifacts.Workdir:
+def workdir(root: pathlib.Path, measured: Sequence[str] = tuple(QUESTIONS)) -> artifacts.Workdir:
   found = artifacts.Workdir(root)
 
   def collection(job: artifacts.Job) -> None:
@@ -40,6 +41,8 @@ def workdir(root: pathlib.Path) -> artifacts.Workdir:
   def evaluate(job: artifacts.Job) -> None:
     for system, orders in RUNS.items():
       runs.write_trec(job.out / "runs" / f"{system}.trec", runs.from_order(orders), system)
+    summary.write_per_query(job.out / stage.PER_QUERY,
+                            {system: {"answer@20": dict.fromkeys(measured, 0.0)} for system in RUNS})
 
   for name, run in (("collection", collection), ("evaluate", evaluate)):
     found.execute(artifacts.Stage(name=name, reads=(), config=("name",), run=run), config.Config(name="t"))
@@ -95,14 +98,10 @@ def test_what_stands_in_context_is_what_the_reader_was_shown():
   assert measure("Oslo", 5) == 1.0 and measure("Bern", 30) == 1.0 and measure("Bern", 5) == 0.0
 
 
-def test_a_question_that_evaluate_left_out_says_so_and_takes_no_place(tmp_path, monkeypatch):
-  kept = {system: {one: order for one, order in orders.items() if one != "q1"} for system, orders in RUNS.items()}
-  said = recorded(tmp_path / "said.jsonl", SAID)
-  monkeypatch.setitem(RUNS, "initial", kept["initial"])
-  monkeypatch.setitem(RUNS, "distilled", kept["distilled"])
-  cfg = configured(said)
+def test_a_question_that_evaluate_left_out_says_so_and_takes_no_place(tmp_path):
+  cfg = configured(recorded(tmp_path / "said.jsonl", SAID))
   cfg.answer.questions = 2
-  manifest = workdir(tmp_path / "w").execute(flow.STAGES["answer"], cfg)
+  manifest = workdir(tmp_path / "w", ["q2", "q3"]).execute(flow.STAGES["answer"], cfg)
   assert manifest["counts"]["questions"] == 2
   assert {reason: one["examples"] for reason, one in manifest["drops"].items()} == {
     "question that evaluate left out": ["q1"]}
@@ -127,6 +126,21 @@ def test_a_system_that_found_nothing_for_a_question_has_it_wrong(tmp_path, monke
   assert metrics["questions"] == 3 and metrics["systems"]["distilled"]["EM"] == pytest.approx(1 / 3)
   assert metrics["systems"]["distilled"]["answer in context"] == pytest.approx(2 / 3)
   assert manifest["drops"]["question for which distilled found nothing (counts as wrong)"]["examples"] == ["q1"]
+
+
+def test_a_question_for_which_no_system_found_anything_is_wrong_for_all(tmp_path, monkeypatch):
+  cfg = configured(recorded(tmp_path / "said.jsonl", SAID))
+  for system, orders in RUNS.items():
+    monkeypatch.setitem(RUNS, system, {one: order for one, order in orders.items() if one != "q1"})
+  done = workdir(tmp_path / "w")
+  manifest = done.execute(flow.STAGES["answer"], cfg)
+  metrics = json.loads((done.folder("answer") / "metrics.json").read_text())
+  assert metrics["questions"] == 3
+  # Before, Rome was wrong and Paris right (see above).
+  assert [metrics["systems"][system]["EM"] for system in RUNS] == pytest.approx([2 / 3, 1 / 3])
+  assert [metrics["systems"][system]["answer in context"] for system in RUNS] == pytest.approx([2 / 3, 2 / 3])
+  assert {reason: one["examples"] for reason, one in manifest["drops"].items()} == {
+    f"question for which {system} found nothing (counts as wrong)": ["q1"] for system in RUNS}
 
 
 def test_a_question_without_an_answer_of_both_is_dropped(tmp_path):

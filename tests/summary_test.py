@@ -36,6 +36,7 @@ def test_per_query_has_a_line_for_each_query_and_system(tmp_path):
   assert {(row["query_id"], row["system"]): float(row["MRR@10"]) for row in rows} == {
     (query, system): value for system, values in MEASURED.items() for query, value in values["MRR@10"].items()
   }
+  assert summary.read_query_ids(tmp_path / "x.csv") == {"q1", "q2", "q3"}
 
 
 def test_each_measure_is_corrected_for_the_number_of_pairs():

@@ -88,6 +88,12 @@ def write_per_query(path: str | os.PathLike[str], measured: Measured) -> None:
     out.writerows(rows(measured))
 
 
+def read_query_ids(path: str | os.PathLike[str]) -> set[str]:
+  """Queries of such a table: those that were measured."""
+  with open(path, encoding="utf-8", newline="") as file:
+    return {row["query_id"] for row in csv.DictReader(file)}
+
+
 def write_parquet(path: str | os.PathLike[str], measured: Measured) -> None:
   """The same table as Parquet.  Raises as `parquet` does."""
   pyarrow = parquet()

@@ -3,9 +3,9 @@
     python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa
     python -m idistill_jax.stages.answer --config=configs/wiki_qa.py --workdir=runs/wiki_qa --estimate
 
-collection, evaluate (runs) -> metrics.json, per_query.csv (and .parquet), answers.jsonl (what was said).  The reader is
-asked through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by exact match, F1
-and answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
+collection, evaluate (runs, per_query.csv) -> metrics.json, per_query.csv (and .parquet), answers.jsonl (what was said).
+The reader is asked through the providers that label lists: answers are cached, recorded ones are replayed.  Scored by
+exact match, F1 and answer-in-context.  With `answer.systems` "none" nobody is asked and nothing is written.
 """
 
 import dataclasses
@@ -45,9 +45,10 @@ def run(job: artifacts.Job) -> None:
   passages = tables.load_passages(job.inputs["collection"])
   accepted = tables.load_answers(job.inputs["collection"])
   found = found_by(job, systems)
-  questions = questions_with(accepted, found, job)
-  said, bill = ask(job, asked(found, questions, passages, job.cfg.answer))
-  replies = complete(job, systems, said + without_passages(job, found, questions))
+  questions = questions_with(accepted, job)
+  requests, nothing_found = asked(found, questions, passages, job.cfg.answer)
+  said, bill = ask(job, requests)
+  replies = complete(job, systems, said + without_passages(job, nothing_found))
   if not replies:
     raise ValueError(f"the reader answered none of {len(questions)} questions for all of {', '.join(systems)}")
   measured = score(systems, replies, accepted, passages, job.cfg.answer.passage_tokens)
@@ -69,12 +70,10 @@ def found_by(job: artifacts.Job, systems: Sequence[str]) -> dict[str, runs.Run]:
   return {system: runs.read_trec(job.inputs["evaluate"] / "runs" / f"{system}.trec") for system in systems}
 
 
-def questions_with(
-  accepted: Mapping[str, Sequence[str]], found: Mapping[str, runs.Run], job: artifacts.Job
-) -> list[records.Query]:
+def questions_with(accepted: Mapping[str, Sequence[str]], job: artifacts.Job) -> list[records.Query]:
   """The questions that are asked; those that evaluate did not measure are dropped; raises ValueError for none."""
-  # The retrievers find something for every query that was searched for.
-  measured = {query_id for run_of in found.values() for query_id in run_of}
+  # Not by the runs: a question for which nobody found anything is in none, and counts.
+  measured = summary.read_query_ids(job.inputs["evaluate"] / PER_QUERY)
   queries = tables.load_queries(job.inputs["collection"]).of_split(job.cfg.evaluate.split)
   for query in queries:
     if query.id in accepted and query.id not in measured:
@@ -94,9 +93,9 @@ def print_estimate(runner: cli.Runner) -> None:
     print("nobody is asked: answer.systems is none")
     return
   job = runner.job(flow.STAGES["answer"])
-  found = found_by(job, systems)
-  questions = questions_with(tables.load_answers(job.inputs["collection"]), found, job)
-  requests = asked(found, questions, tables.load_passages(job.inputs["collection"]), job.cfg.answer)
+  questions = questions_with(tables.load_answers(job.inputs["collection"]), job)
+  passages = tables.load_passages(job.inputs["collection"])
+  requests, _ = asked(found_by(job, systems), questions, passages, job.cfg.answer)
   once, cfg = list(dict.fromkeys(request for _, request in requests)), session.of_reader(job.cfg)
   said = estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_questions(once, cfg, knows))
   print(f"{len(systems)} systems, {said}")
@@ -104,29 +103,26 @@ def print_estimate(runner: cli.Runner) -> None:
 
 def asked(
   found: Mapping[str, runs.Run], questions: Sequence[records.Query], passages: tables.Passages, cfg: config.Answer
-) -> list[tuple[str, protocol.Request]]:
-  """(system, request) for every question and system that found something for it."""
-  requests = []
+) -> tuple[list[tuple[str, protocol.Request]], list[tuple[str, str]]]:
+  """(system, request) for every question and system that found something for it, (system, query id) for the others."""
+  requests, nothing_found = [], []
   for system, run_of in found.items():
     for question in questions:
       ids = tuple(runs.ranked(run_of.get(question.id, {}))[: cfg.passages])
       if not ids:
+        nothing_found.append((system, question.id))
         continue
       texts = [passages.by_id(one).full_text for one in ids]
       text = reader.render(question.text, texts, cfg.passage_tokens)
       requests.append((system, protocol.Request(question.id, ids, text)))
-  return requests
+  return requests, nothing_found
 
 
-def without_passages(
-  job: artifacts.Job, found: Mapping[str, runs.Run], questions: Sequence[records.Query]
-) -> list[Reply]:
+def without_passages(job: artifacts.Job, nothing_found: Sequence[tuple[str, str]]) -> list[Reply]:
   """Nobody is asked where a system found nothing: it has no answer, which is wrong, as a query without results is."""
-  nothing = [(system, question.id) for system, run_of in found.items() for question in questions
-             if not run_of.get(question.id)]
-  for system, query_id in nothing:
+  for system, query_id in nothing_found:
     job.drop(f"question for which {system} found nothing (counts as wrong)", query_id)
-  return [Reply(query_id=query_id, system=system, passage_ids=(), said="") for system, query_id in nothing]
+  return [Reply(query_id=query_id, system=system, passage_ids=(), said="") for system, query_id in nothing_found]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

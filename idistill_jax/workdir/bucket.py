@@ -34,7 +34,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from absl import logging
 from etils import epath
 
-from idistill_jax.workdir import databases, leases, locks, remote, sealed
+from idistill_jax.workdir import databases, files, leases, locks, remote, sealed
 from idistill_jax.workdir import sent as sent_lib
 
 _HALF = ".half"
@@ -192,8 +192,7 @@ class Bucket:
         raise leases.LostError(f"{self._url}/{final}: another run has committed meanwhile, what is its stays") from e
     self.still_alone()
     # Here it is what a fetch begins with: what went straight into the bucket is fetched when it is asked for.
-    for name in leave:
-      shutil.rmtree(self.local / working / name, ignore_errors=True)
+    files.strip(self.local / working, leave)
     parts = self._parts(final, end)
     shutil.rmtree(parts, ignore_errors=True)
     parts.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class CutError(ValueError):
@@ -25,6 +25,16 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
   finally:
     with contextlib.suppress(FileNotFoundError):
       half.unlink()
+
+
+def strip(folder: pathlib.Path, names: Iterable[str]) -> None:
+  """Removes files and folders of these names, where they are there."""
+  for path in (folder / name for name in names):
+    if path.is_dir():
+      # A helper may be at work in it: what it writes meanwhile is of no use to anybody.
+      shutil.rmtree(path, ignore_errors=True)
+    else:
+      path.unlink(missing_ok=True)
 
 
 def link(source: str, target: str) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from etils import epath
 
-from idistill_jax.workdir import bucket, locks, remote
+from idistill_jax.workdir import bucket, files, locks, remote
 
 
 class Store(Protocol):
@@ -122,8 +122,7 @@ class Folder:
     return False  # renamed as a whole
 
   def commit(self, working: str, final: str, *, last: str, leave: Collection[str] = ()) -> None:
-    for name in leave:
-      shutil.rmtree(self.local / working / name, ignore_errors=True)
+    files.strip(self.local / working, leave)
     if (self.local / final).exists():
       # A folder cannot be renamed over another; the old one steps aside first, under a name that the next
       # sweep of working folders removes should we die right here.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 
+import killed
 import pytest
 
 from idistill_jax import config
@@ -224,6 +225,18 @@ def test_folder_is_never_seen_half(workdir: artifacts.Workdir, cfg: config.Confi
 
   workdir.execute(artifacts.Stage(name="labels", reads=(), config=(), run=run), cfg)
   assert sorted(path.name for path in workdir.folder("labels").iterdir()) == ["a", "b", "manifest.json"]
+
+
+def test_what_a_killed_process_left_unfinished_is_not_committed(workdir, cfg) -> None:
+  def run(job: artifacts.Job) -> None:
+    (job.out / "lists").mkdir()
+    assert "rankings-00000" in killed.in_a_shard(job.out / "lists")
+    (job.out / "copy.half").mkdir()
+    (job.out / ".kept").touch()
+
+  workdir.execute(artifacts.Stage(name="labels", reads=(), config=(), run=run), cfg)
+  committed = {str(path.relative_to(workdir.folder("labels"))) for path in workdir.folder("labels").rglob("*")}
+  assert committed == {artifacts.MANIFEST, ".kept", "lists"}
 
 
 def test_torn_manifest_is_an_error_that_says_what_to_do(workdir: artifacts.Workdir, cfg: config.Config) -> None:

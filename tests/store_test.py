@@ -21,6 +21,7 @@ import databases_test
 import encoded
 import jax
 import jobs
+import killed
 import numpy as np
 import pytest
 import tiny_world
@@ -550,6 +551,20 @@ def test_vectors_that_a_kill_left_are_not_sent_by_an_attempt_that_comes_to_none(
 
   with pytest.raises(Ended):
     machines.workdir("a").execute(artifacts.Stage(name="candidates", reads=(), config=("encoder",), run=run), cfg)
+
+
+def test_what_a_killed_process_left_unfinished_is_neither_sent_nor_committed(machines, cfg):
+  def run(job: artifacts.Job) -> None:
+    assert "rankings-00000" in killed.in_a_shard(job.out)
+    (job.out / ".kept").write_text("hidden, and whole")
+    job.keep("")
+    written = machines.workdir("b").begun("labels").written
+    assert ".kept" in written and not any("rankings" in name for name in written)
+
+  machines.workdir("a").execute(artifacts.Stage(name="labels", reads=(), config=(), run=run), cfg)
+  for machine in ("a", "b"):
+    folder = machines.workdir(machine).folder("labels")
+    assert {path.name for path in folder.iterdir()} == {artifacts.MANIFEST, ".kept"}
 
 
 def test_a_claim_is_its_workers_although_the_answer_to_it_was_lost(server, tmp_path):

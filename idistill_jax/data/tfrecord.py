@@ -75,15 +75,16 @@ def write(
   """Writes the payloads as `shards` files of nearly equal counts, replacing earlier shards of that name.
 
   Every shard is written under a hidden name, synced, and renamed when all are complete: a reader never sees
-  half a shard.  One shard takes the payloads as a stream, and so do several where their count is told; else they are
-  held in memory to cut them into even runs.  Raises ValueError where the count is not theirs.
+  half a shard, nor does a bucket, as the name ends in `.half`.  One shard takes the payloads as a stream, and so do
+  several where their count is told; else they are held in memory to cut them into even runs.  Raises
+  ValueError where the count is not theirs.
   """
   if shards < 1:
     raise ValueError(f"{name}: at least one shard is needed, not {shards}")
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   finals = [folder / shard_name(name, i, shards) for i in range(shards)]
-  working = [final.with_name(f".{final.name}.{os.getpid()}") for final in finals]
+  working = [final.with_name(f".{final.name}.{os.getpid()}.half") for final in finals]
   earlier = _find(folder, name)
   try:
     for path, run in zip(working, _runs(payloads, shards, count), strict=True):

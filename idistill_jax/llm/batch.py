@@ -46,9 +46,9 @@ def _next_number(paths: Iterable[pathlib.Path]) -> int:
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-  part = path.with_suffix(".part")
-  part.write_bytes(content)
-  part.replace(path)
+  half = path.with_suffix(".half")
+  half.write_bytes(content)
+  half.replace(path)
 
 
 class Batch:

@@ -279,7 +279,6 @@ class Workdir:
       **dataclasses.asdict(took), "computed_on": spent.on, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),
     }
-    remade.keep(job.out)
     (job.out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     self._store.commit(job.out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
     for why, what in job.drops.items():

@@ -37,7 +37,6 @@ from etils import epath
 from idistill_jax.workdir import databases, files, leases, locks, remote, sealed
 from idistill_jax.workdir import sent as sent_lib
 
-_HALF = ".half"
 _LOCKS = ".locks"
 
 
@@ -226,7 +225,7 @@ class Bucket:
 
   def _get(self, targets: Mapping[str, pathlib.Path]) -> None:
     """Fetches files, each to its target; one that a kill leaves half has another name."""
-    halves = {path: target.with_name(f"{target.name}{_HALF}") for path, target in targets.items()}
+    halves = {path: target.with_name(f"{target.name}{files.HALF}") for path, target in targets.items()}
     for half in halves.values():
       half.parent.mkdir(parents=True, exist_ok=True)
     if halves:
@@ -289,7 +288,7 @@ class Bucket:
     top = self.local / name
     found = {str(path.relative_to(self.local)): path for path in (top, *top.rglob("*")) if path.is_file()}
     return {name: sent_lib.stamp(path) for name, path in found.items()
-            if not name.endswith(_HALF) and not databases.is_beside(name)}  # fmt: skip
+            if not name.endswith(files.HALF) and not databases.is_beside(name)}  # fmt: skip
 
 
 def _digest(data: bytes) -> str:

@@ -6,6 +6,9 @@ import pathlib
 import shutil
 from collections.abc import Iterable, Mapping
 
+# What the name ends in of a file, or a folder, that is not finished, and so neither sent to a bucket nor committed.
+HALF = ".half"
+
 
 class CutError(ValueError):
   """A file that is not as long as it was when it was written; the message names it."""
@@ -14,7 +17,7 @@ class CutError(ValueError):
 def write_atomically(path: pathlib.Path, text: str) -> None:
   """Puts a file in place of what is there, all of it or nothing; raises OSError where there is no room for both."""
   # Two runs may write one file, each its own half.
-  half = path.with_name(f".{path.name}.{os.getpid()}.half")
+  half = path.with_name(f".{path.name}.{os.getpid()}{HALF}")
   try:
     with open(half, "w", encoding="utf-8") as out:
       out.write(text)
@@ -28,13 +31,19 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def strip(folder: pathlib.Path, names: Iterable[str]) -> None:
-  """Removes files and folders of these names, where they are there."""
-  for path in (folder / name for name in names):
-    if path.is_dir():
-      # A helper may be at work in it: what it writes meanwhile is of no use to anybody.
-      shutil.rmtree(path, ignore_errors=True)
-    else:
-      path.unlink(missing_ok=True)
+  """Removes files and folders of these names, where they are there, and what a killed process left unfinished."""
+  for name in names:
+    _remove(folder / name)
+  for half in list(folder.rglob(f"*{HALF}")):
+    _remove(half)
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    # A helper may be at work in it: what it writes meanwhile is of no use to anybody.
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def link(source: str, target: str) -> None:

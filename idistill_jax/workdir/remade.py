@@ -7,7 +7,7 @@ next attempt takes them away before all else.
 
 import pathlib
 
-# The ending keeps it from being sent, too.
+# The ending keeps it from being sent, and out of the commit, of which the files themselves are part.
 _NOTE = "remade.half"
 
 
@@ -22,9 +22,4 @@ def remove(folder: pathlib.Path) -> None:
   noted = folder / _NOTE
   for name in noted.read_text(encoding="utf-8").splitlines() if noted.exists() else ():
     (folder / name).unlink(missing_ok=True)
-  keep(folder)
-
-
-def keep(folder: pathlib.Path) -> None:
-  """They are part of what is committed."""
-  (folder / _NOTE).unlink(missing_ok=True)
+  noted.unlink(missing_ok=True)

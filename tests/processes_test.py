@@ -340,7 +340,9 @@ def test_each_process_looks_at_its_own_vectors_and_one_that_is_not_finite_is_ref
     job.succeed(120)
   said = [job.said(number).splitlines() for number in range(2)]
   assert "search looks at 102" in said[0] and "search looks at 101" in said[1]
-  bad = "VectorError: 1 of 203 vectors hold NaN or infinity (passages: 'p000'); the encoder's weights or its input are"
+  # Of its own, that is, and not of all 203.
+  bad = ("VectorError: 1 of 101 vectors that this process looked at hold NaN or infinity (passages: 'p000'); "
+         "the encoder's weights or its input are")
   told = lambda number, what: next(line for line in said[number] if line.startswith(what))
   # The row is the first in the file, and the last in the order that the devices share.
   for what, its, other in (("search", 1, 0), ("the check", 0, 1)):

@@ -55,29 +55,32 @@ class Exact:
     shards = mesh.size if mesh is not None else 1
     self._block = min(passage_block, -(-passages // shards))
     per_step = shards * self._block
-    bad: list[int] = []
+    looks: list[tuple[int, np.ndarray]] = []
     several = mesh is not None and mesh.is_multi_process
     with processes.agreed("exact search's reading of its passages") if several else contextlib.nullcontext():
       self._blocks_SxPxE = [
-        _spread((shards, self._block, self._width), mesh, functools.partial(self._read, vectors_PxE, bad, start))
+        _spread((shards, self._block, self._width), mesh, functools.partial(self._read, vectors_PxE, looks, start))
         for start in range(0, passages, per_step)
       ]
-      hits_lib.refuse(np.sort(bad), passages, lambda row: repr(ids[row]), "passages")
+      bad = np.sort(np.concatenate([bad for _, bad in looks]))
+      hits_lib.refuse(bad, sum(count for count, _ in looks), lambda row: repr(ids[row]), "passages")
     self._mesh, self._recall = mesh, recall
 
   def __len__(self) -> int:
     return len(self._order_P)
 
-  def _read(self, vectors_PxE: np.ndarray, bad: list[int], start: int, shards: range) -> np.ndarray:
+  def _read(
+    self, vectors_PxE: np.ndarray, looks: list[tuple[int, np.ndarray]], start: int, shards: range
+  ) -> np.ndarray:
     """float32 [S, P, E]: the passages of some shards of the block that begins there, and zeros behind the last.
 
-    bad: takes the rows that are not finite.
+    looks: takes how many there are, and the rows that are not finite.
     """
     rows = self._order_P[start + shards.start * self._block : start + shards.stop * self._block]
     read = np.zeros((len(shards) * self._block, self._width), np.float32)
     with np.errstate(over="ignore"):
       read[: len(rows)] = vectors_PxE[rows]
-    bad.extend(rows[hits_lib.not_finite(read[: len(rows)])].tolist())
+    looks.append((len(rows), rows[hits_lib.not_finite(read[: len(rows)])]))
     return read.reshape(len(shards), self._block, self._width)
 
   def search(self, queries_QxE: np.ndarray, k: int) -> hits_lib.Hits:

@@ -67,7 +67,8 @@ def check_passages_together(vectors_PxE: np.ndarray, ids: Sequence[str]) -> np.n
 
 def _check_rows(vectors_PxE: np.ndarray, ids: Sequence[str], rows: range) -> np.ndarray:
   vectors_PxE = _float32(check_shape(vectors_PxE, ids))
-  refuse(rows.start + not_finite(vectors_PxE[rows.start : rows.stop]), len(ids), lambda row: repr(ids[row]), "passages")
+  bad = rows.start + not_finite(vectors_PxE[rows.start : rows.stop])
+  refuse(bad, len(rows), lambda row: repr(ids[row]), "passages")
   return vectors_PxE
 
 
@@ -139,13 +140,13 @@ def not_finite(vectors: np.ndarray) -> np.ndarray:
 
 
 def refuse(bad: np.ndarray, count: int, name: Callable[[int], str], what: str) -> None:
-  """Raises VectorError, naming some of them, where any of so many vectors are bad."""
+  """Raises VectorError, naming some of them, where any of so many vectors, those that were looked at, are bad."""
   if not len(bad):
     return
   named = ", ".join(name(int(row)) for row in bad[:ROWS_NAMED])
   more = "" if len(bad) <= ROWS_NAMED else f" and {len(bad) - ROWS_NAMED} more"
   raise VectorError(
-    f"{len(bad)} of {count} vectors hold NaN or infinity ({what}: {named}{more}); "
+    f"{len(bad)} of {count} vectors that this process looked at hold NaN or infinity ({what}: {named}{more}); "
     "the encoder's weights or its input are broken"
   )
 

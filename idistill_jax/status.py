@@ -53,13 +53,14 @@ def states(workdir: artifacts.Workdir) -> list[State]:
 
 def _apart(workdir: artifacts.Workdir, cfg: config.Config, asking: Sequence[State]) -> dict[str, float]:
   """Stage -> dollars: what a begun one's model has answered, less what others have of it: none is in the sum twice."""
-  apart, of_model = dict[str, float](), collections.defaultdict[str, float](float)
-  # First those that are done, which know their own.
-  for one in sorted(asking, key=lambda one: one.state != "done"):
-    is_done, dollars = one.state == "done", one.dollars or 0.0
-    model = str(session.ASKING[one.stage](cli.made_with(workdir, one.stage) if is_done else cfg).model)
-    apart[one.stage] = dollars if is_done else max(0.0, dollars - of_model[model])
-    of_model[model] += apart[one.stage]
+  made_with = lambda one: cli.made_with(workdir, one.stage) if one.state == "done" else cfg
+  models = {one.stage: session.ASKING[one.stage](made_with(one)).model for one in asking}
+  # Those that are done know their own.
+  apart = {one.stage: one.dollars or 0.0 for one in asking if one.state == "done"}
+  for one in asking:
+    if one.state != "done":
+      of_others = sum(dollars for stage, dollars in apart.items() if models[stage] == models[one.stage])
+      apart[one.stage] = max(0.0, (one.dollars or 0.0) - of_others)
   return apart
 
 

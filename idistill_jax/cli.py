@@ -68,8 +68,7 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the job has; beside --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; beside --coordinator.")
 _PATIENCE = flags.DEFINE_float(
-  "patience", 600.0, "Seconds after which a process that is silent, or that others wait for, counts as lost: all end.  "
-  "Let it be more than the minute after which pieces of a machine that is gone are free for others.")
+  "patience", 600.0, "Seconds after which a process that is silent, or that others wait for, counts as lost: all end.")
 
 
 class Steps(flags.ArgumentParser):

@@ -108,11 +108,28 @@ def test_a_piece_that_was_made_meanwhile_stays(tmp_path, monkeypatch):
   assert not (tmp_path / "swept").exists()
 
 
+def test_a_lost_workers_piece_is_waited_for_until_it_is_free_however_short_the_patience(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(pieces, "_POLL_SECONDS", 0.02)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
+  monkeypatch.setattr(processes, "patience", lambda: 0.1)
+  lost, other = (pieces.Pieces(tmp_path, "test", 20, np.full(1, 7)) for _ in range(2))
+  silent(lost._leases, monkeypatch)
+  next(next(lost.rounds()))
+  for claimed in other.rounds():
+    for piece in claimed:
+      other.finish(piece, np.ones(10))
+  assert other.whole().tolist() == 20 * [1.0]
+  for one in (lost, other):
+    one.close()
+
+
 @pytest.mark.parametrize("gets_on", [True, False])
 def test_a_piece_is_waited_for_while_its_texts_are_done_and_not_while_its_worker_merely_lives(
     tmp_path, monkeypatch, gets_on):
   monkeypatch.setattr(pieces, "LEAST", 10)
   monkeypatch.setattr(pieces, "_POLL_SECONDS", 0.02)
+  monkeypatch.setattr(pieces, "_LOST_SECONDS", 0.0)
   monkeypatch.setattr(leases, "_BEATS", leases.LEASE_SECONDS / 0.05)
   monkeypatch.setattr(processes, "patience", lambda: 1.0)
   slow, other = (pieces.Pieces(tmp_path, "test", 20, np.full(1, 7)) for _ in range(2))

@@ -589,6 +589,7 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
 
 def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_patience(tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, "LEAST", 10)
+  monkeypatch.setattr(pieces, "_LOST_SECONDS", 0.0)
   monkeypatch.setattr(processes, "patience", lambda: 1.0)
   one, other = (pieces.Pieces(tmp_path, "test", 20, np.full(1, 7)) for _ in range(2))
   held = next(next(one.rounds()))

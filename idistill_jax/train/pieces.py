@@ -33,6 +33,8 @@ from idistill_jax.workdir import remote
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
 _POLL_SECONDS = 0.5
+# However short the patience: the lease of a machine that is gone is void by then, and its piece another's.
+_LOST_SECONDS = 1.5 * leases_lib.LEASE_SECONDS
 # Raise when what is kept of a piece changes: those of an earlier version are then made again.
 _FORM = 2
 _NUMBERS = np.zeros(0, np.float32)
@@ -84,18 +86,19 @@ class Pieces:
     """Pieces for this worker to finish, each claimed when it is asked for; a round ends when others are at the rest.
 
     Rounds come until all is finished, by whomever.  Raises ProcessError where others do no text of what they are at for
-    as long as processes have patience.
+    as long as processes have patience, and a lost one's piece would be this worker's.
     """
+    patience = max(processes.patience(), _LOST_SECONDS)
     known, since = None, time.monotonic()
     while missing := self._missing():
       # A piece may take longer than there is patience; that its lease is written says only that its worker lives.
       now = len(missing), {} if self._folder is None else self._leases.told()
       if now != known:
         known, since = now, time.monotonic()
-      elif time.monotonic() - since > processes.patience():
+      elif time.monotonic() - since > patience:
         raise processes.ProcessError(
           f"{self._name}: others are at {len(missing)} of {len(self._all)} pieces, and no text of these was done "
-          f"within {processes.patience():g} s; the first is {self._path(missing[0])}, held by a worker (machine and "
+          f"within {patience:g} s; the first is {self._path(missing[0])}, held by a worker (machine and "
           f"process: {self._leases.holder(_stem(missing[0]))}) that may hang: end that process and run the same "
           "command again, or give a longer --patience where a step takes so long")
       else:

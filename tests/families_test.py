@@ -250,7 +250,7 @@ def test_cross_encoder_gives_our_whole_scores(distinct):
   cross_encoder_agrees(distinct, "pair_cosine")
 
 
-@pytest.mark.parametrize("name", ["roberta", *UNCLASSIFIED])
+@pytest.mark.parametrize("name", ["roberta", "deberta-v2", *UNCLASSIFIED])
 def test_cross_encoder_gives_the_scores_of_a_head_without_code(name, tmp_path):
   cross_encoder_agrees(made(name, tmp_path), "mean")
 

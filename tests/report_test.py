@@ -761,6 +761,12 @@ def test_page_fits_screens_in_light_and_dark(text, answered_text, tmp_path):
       # Text and drawings on a ground, not a ground alone.
       assert 0.3 < tab.picture(tmp_path / f"{width}-{'dark' if dark else 'light'}.png") < 0.97
     assert len(backgrounds) == 2 and widths() == {320: 320, 360: 360, 390: 390}
+    # However long the names are that stay while a table scrolls, the rest can be read beside them.
+    tab.run("names = Array.from(document.querySelectorAll('.scroll tbody th'))")
+    tab.run("names.forEach(one => one.append(' reordered by the ranker, fused'))")
+    for width in (320, 360, 390):
+      tab.look(width=width, height=844)
+      assert 0 < tab.run("Math.max(...names.map(one => one.offsetWidth))") < 0.55 * width
     tab.run("filter.value = 'q59'; filter.dispatchEvent(new Event('input'))")
     assert tab.run("list.querySelectorAll('details:not([hidden])').length") == 1
     tab.run("filter.value = ''; change.value = 'hurt'; change.dispatchEvent(new Event('change'))")

@@ -19,7 +19,7 @@ from idistill_jax import flow, records, search, sharding, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
 from idistill_jax.retrieval import compact
-from idistill_jax.train import checkpoint, inference, networks
+from idistill_jax.train import checkpoint, inference, networks, utilization
 from idistill_jax.workdir import artifacts
 
 PASSAGES = [
@@ -217,6 +217,17 @@ def test_exported_models_answer_as_the_trainings_do(workdir, exported, searcher,
   np.testing.assert_allclose(
     searcher._distilled.encode_queries([QUESTION]), before.encode_queries([QUESTION]), atol=1e-4
   )
+
+
+def test_no_question_but_the_first_compiles_anything(exported):
+  """However long it is, and its passages: it would wait, and its time would be told as theirs."""
+  searcher = search.Searcher(exported.root)
+  with utilization.compilations() as compiled:
+    searcher.search(QUESTION, 3)
+    first = compiled()
+    for question in ("a", "wait", QUESTION * 3, "the exit status of a child process and of the files to merge"):
+      searcher.search(question, 3)
+    assert compiled() == first > 0
 
 
 @pytest.mark.parametrize("cfg", ["weights"], indirect=True)

@@ -237,15 +237,18 @@ class Forward:
         yield _step(apart[here], placement.row[here] - first, placement.column[here], piece, shape)
 
   def _shapes(self, texts: texts_lib.Texts) -> list["StepShape"]:
-    """One for each length of rows; the same for all workers, as they see the same sample."""
-    execution, sample = self.network.execution, texts.sample
-    row_lengths = pack.row_lengths(sample, self._row_tokens, execution.row_block,
-                                   execution.attention_doubles * self.network.sizes.hidden_size)
+    """One for each length of rows; the same for all workers, as they see the same sample.
+
+    Of few texts all have the same, so that no other question compiles another.
+    """
+    execution, sample, few = self.network.execution, texts.sample, len(texts) < pack.SAMPLE
+    row_lengths = (self._row_tokens,) if few else pack.row_lengths(
+      sample, self._row_tokens, execution.row_block, execution.attention_doubles * self.network.sizes.hidden_size)
     return [self._shape(row, sample[apart], len(texts) * len(apart) // max(len(sample), 1))
             for row, apart in pack.by_row_length(sample, row_lengths)]
 
   def _shape(self, row_tokens: int, sample: np.ndarray, count: int) -> "StepShape":
-    """For `count` texts of such lengths; of few, all have the same, so that no other question compiles another."""
+    """For `count` texts of such lengths; of few, one may be as short as any."""
     shards = sharding.batch_shards(self._mesh)
     rows = -(-max(1, self._step_tokens // row_tokens) // shards) * shards
     shortest = SHORTEST_TEXT if count < pack.SAMPLE else max(SHORTEST_TEXT, sample.mean() / ROOM_FOR_SHORTER)

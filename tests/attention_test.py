@@ -119,6 +119,21 @@ def test_a_kernel_that_takes_no_bias_leaves_it_to_the_plain_form_and_says_so_onc
   assert said == ["splash attention", "cuDNN's attention"]
 
 
+@pytest.mark.parametrize("capability, width, fused", [
+  (8, 128, True), (8, 256, False), (9, 256, True), (9, 264, False), (9, 12, False)])
+def test_heads_that_the_gpu_kernel_is_not_made_for_are_attended_plainly_which_is_said(
+    capability, width, fused, monkeypatch, caplog):
+  caplog.set_level("INFO", logger="absl")
+  kernels.say_plain.cache_clear()
+  monkeypatch.setattr(kernels, "capability", lambda device: capability)
+  monkeypatch.setattr(kernels, "_cudnn", lambda q, k, v, together: jnp.zeros_like(q))
+  x = jax.random.normal(jax.random.key(0), (R, L, H, width), jnp.bfloat16)
+  found = kernels.cudnn(sharding.make_mesh(config.Mesh(), jax.devices()[:1]))(x, x, x, ROWS)
+  np.testing.assert_array_equal(found, jnp.zeros_like(x) if fused else attention.attend(x, x, x, ROWS))
+  assert [one.getMessage().partition(" numbers")[0] for one in caplog.records] == (
+    [] if fused else [f"cuDNN's attention takes no heads of {width}"])
+
+
 def test_rows_that_the_kernel_cannot_cut_are_read_plainly_which_is_said_once(caplog):
   caplog.set_level("INFO", logger="absl")
   kernels.say_plain.cache_clear()

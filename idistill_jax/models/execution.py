@@ -75,9 +75,8 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def has_fused_attention(device: Any) -> bool:
-  """Whether cuDNN attends in bfloat16 there: on NVIDIA's GPUs from Ampere on; AMD's tell no number, or a word."""
-  capability = re.match(r"(\d+)\.\d+$", str(getattr(device, "compute_capability", "")))
-  return capability is not None and int(capability[1]) >= 8
+  """Whether cuDNN attends in bfloat16 there: on NVIDIA's GPUs from Ampere on."""
+  return kernels.capability(device) >= 8
 
 
 def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution:

@@ -1,7 +1,9 @@
 """Attention by the kernels that accelerators have for it; what a kernel cannot do, `attention.attend` does."""
 
 import functools
+import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +41,28 @@ def splash(mesh: jax.sharding.Mesh, *, interpret: bool = False) -> attention.Att
   return attend_splash
 
 
+def capability(device: Any) -> int:
+  """First number of the compute capability of NVIDIA's GPUs, 8 for Ampere's and 9 for Hopper's; 0 of other devices:
+  AMD's tell no number, or a word."""
+  told = re.match(r"(\d+)\.\d+$", str(getattr(device, "compute_capability", "")))
+  return int(told[1]) if told else 0
+
+
 def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
-  """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias."""
+  """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias, and
+  heads of a multiple of 8 numbers, of 128 at most before Hopper and of 256 since."""
+  widest = 256 if capability(mesh.devices.flat[0]) >= 9 else 128
 
   def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
                    bias_HxLxL: jax.Array | None = None, window: attention.Window | None = None) -> jax.Array:
     if bias_HxLxL is not None:
       say_plain("cuDNN's attention takes no distances here")
-      return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, window)
-    together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), window)
-    return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
+    elif (width := q_RxLxHxK.shape[-1]) > widest or width % 8:
+      say_plain(f"cuDNN's attention takes no heads of {width} numbers on this GPU")
+    else:
+      together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), window)
+      return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)
+    return attention.attend(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, rows, bias_HxLxL, window)
 
   return attend_cudnn
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from idistill_jax.data import pack
-from idistill_jax.models import attention, families, modern_bert
+from idistill_jax.models import attention, families, windowed
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import loop, utilization
@@ -49,8 +49,7 @@ def parts(training: loop.Training) -> dict[str, Any]:
   packed = loop.place(batches[0], training.mesh).rows
   sizes = families.read_config(network.source)
   # Every layer is given one, those that see all of a text the row's length: they all take the same time.
-  window = (attention.Window(*[jnp.int32(sizes.reach)] * 2) if isinstance(sizes, modern_bert.ModernBertConfig)
-            else None)
+  window = attention.Window(*[jnp.int32(sizes.reach)] * 2) if isinstance(sizes, windowed.Sizes) else None
   attended = _layers_attention(network.execution, packed, heads, width, window)
   # Two products forward; backward the weights anew, and four.
   pieces = packed.stairs or ((rows, length),)

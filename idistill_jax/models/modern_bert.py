@@ -10,44 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import attention, encoder, family, layers, rotary
+from idistill_jax.models import encoder, family, layers, rotary, windowed
 from idistill_jax.models import execution as execution_lib
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ModernBertConfig(encoder.Sizes):
-  """And how far each layer attends.
-
-  local: of every layer, whether its tokens attend to those at most `reach` tokens away alone.
-  global_theta, local_theta: base of the turns' frequencies in layers that see all of a text, and in local ones.
-  """
+class ModernBertConfig(windowed.Sizes):
+  """Of ModernBERT."""
 
   model_type: str = "modernbert"
-  types_tell_halves: bool = False
-  local: tuple[bool, ...]
-  reach: int
-  global_theta: float
-  local_theta: float
-
-
-# Of the layers of a kind, before `rope_parameters`: the field of their theta, and its default in transformers.
-_THETAS = {
-  "full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0),
-}  # fmt: skip
-
-
-def _theta(raw: Mapping[str, Any], kind: str) -> float:
-  """Of the layers of a kind."""
-  stated = (raw.get("rope_parameters") or {}).get(kind) or {}
-  old_name, default = _THETAS[kind]
-  try:
-    return rotary.theta(stated, raw.get(old_name, default))
-  except encoder.UnsupportedModelError as e:
-    raise encoder.UnsupportedModelError(f"{kind} has {e}") from e
 
 
 def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -56,22 +30,16 @@ def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
   Raises encoder.UnsupportedModelError without the file's name.
   """
   count, every = raw["num_hidden_layers"], raw.get("global_attn_every_n_layers", 3)
-  kinds = raw.get("layer_types") or ["sliding_attention" if i % every else "full_attention" for i in range(count)]
-  if len(kinds) != count or not set(kinds) <= set(_THETAS):
-    raise encoder.UnsupportedModelError(f"layer_types is {kinds}; {count} of {', '.join(_THETAS)} are supported")
-  if unknown := set(raw.get("rope_parameters") or {}) - set(_THETAS):
-    raise encoder.UnsupportedModelError(f"rope_parameters has {sorted(unknown)}; {', '.join(_THETAS)} are supported")
+  kinds = ["sliding_attention" if i % every else "full_attention" for i in range(count)]
+  layers_see = windowed.read(raw, kinds, of_global=windowed.Former("global_rope_theta", 160_000.0),
+                             of_local=windowed.Former("local_rope_theta", 10_000.0))
   if count < 2:
     raise encoder.UnsupportedModelError(f"num_hidden_layers is {count}; two or more are supported")
   pooled = raw.get("classifier_pooling", "cls")
   if pooled not in ("mean", "cls"):
     raise encoder.UnsupportedModelError(f"classifier_pooling is {pooled!r}; mean or cls is supported")
-  return {
-    "local": tuple(kind == "sliding_attention" for kind in kinds),
-    "reach": raw.get("sliding_window", raw.get("local_attention", 128) // 2),
-    "global_theta": _theta(raw, "full_attention"), "local_theta": _theta(raw, "sliding_attention"),
-    "classifier_pooling": pooled,
-  }
+  reach = raw.get("sliding_window", raw.get("local_attention", 128) // 2)
+  return {**layers_see, "reach": reach, "classifier_pooling": pooled}
 
 
 PARAMETERS: tuple[encoder.Parameter, ...] = (
@@ -92,13 +60,11 @@ class OfLayer(NamedTuple):
   """What layers differ in beside their kernels; of all of them, each field has a leading "layer" axis.
 
   first: bool []; the layer reads its states as they are.  scale: [D]; of the norm before attention, where it does not.
-  reach: int32 []; how many tokens away its tokens see.  frequencies: [K / 2], radians a token.
   """
 
   first: jax.Array
   scale: jax.Array
-  reach: jax.Array
-  frequencies: jax.Array
+  sight: windowed.Sight
 
 
 class Layer(nnx.Module):
@@ -118,9 +84,8 @@ class Layer(nnx.Module):
     products, own = execution.products, beside.each
     read_RxLxD = jnp.where(own.first, x_RxLxD, layers.normalised(x_RxLxD, own.scale, self.eps))
     qkv_RxLx3xHxK = self.qkv(read_RxLxD, products)
-    q, k = (rotary.turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.frequencies) for i in (0, 1))
-    mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None,
-                                     attention.Window(own.reach, own.reach))
+    q, k = (rotary.turned(qkv_RxLx3xHxK[:, :, i], rows.positions, own.sight.frequencies) for i in (0, 1))
+    mixed_RxLxHxK = execution.attend(q, k, qkv_RxLx3xHxK[:, :, 2], rows, None, own.sight.window)
     x_RxLxD = x_RxLxD + self.out(mixed_RxLxHxK, products)
     up_RxLx2xF = self.up(self.mlp_norm(x_RxLxD), products)
     gated_RxLxF = layers.gelu(up_RxLx2xF[:, :, 0]) * up_RxLx2xF[:, :, 1]
@@ -148,14 +113,11 @@ class ModernBert(nnx.Module):
 
   def beside(self, rows: pack.Rows) -> encoder.Beside:
     """Of each layer what OfLayer says."""
-    cfg, local = self.cfg, np.array(self.cfg.local)
-    theta = np.where(local, cfg.local_theta, cfg.global_theta)
-    scales = self.attention_norms.scale[...]
+    cfg, scales = self.cfg, self.attention_norms.scale[...]
     return encoder.Beside(each=OfLayer(
-      first=jnp.arange(len(local)) == 0,
+      first=jnp.arange(cfg.num_hidden_layers) == 0,
       scale=jnp.concatenate([jnp.ones_like(scales, shape=(1, cfg.hidden_size)), scales]),
-      reach=jnp.asarray(np.where(local, cfg.reach, rows.token_ids.shape[1]), jnp.int32),
-      frequencies=rotary.frequencies(theta, cfg.head_dim),
+      sight=cfg.sight(rows.token_ids.shape[1]),
     ))
 
 

@@ -54,7 +54,7 @@ KINDS = {
   "LaBSE": Kind("bert", "cls", ((WIDTH, True, "Tanh"),), True),
   "distiluse": Kind("distilbert", "mean", ((24, True, "Tanh"),), False),
   "GTR": Kind("roberta", "mean", ((40, False, "Identity"),), True),
-  "EmbeddingGemma": Kind("mpnet", "mean", ((64, False, "Identity"), (24, False, "Identity")), True),
+  "EmbeddingGemma": Kind("gemma3_text", "mean", ((64, False, "Identity"), (24, False, "Identity")), True),
   "others": Kind("bert", "mean", ((24, True, "ReLU"), (48, False, "GELU"), (16, True, "Identity")), True),
 }
 
@@ -223,15 +223,15 @@ def test_a_training_moves_them(gemma, tmp_path):
     assert np.linalg.norm(np.asarray(leaf) - before[path]) > 1e-2, path
 
 
-def test_a_retriever_that_starts_from_the_direct_one_has_its_projections_and_a_ranker_none(gemma, tmp_path):
-  cfg = config.Config(name="x", encoder=gemma.cfg)
-  network = networks.retriever(gemma.cfg)
+def test_a_retriever_that_starts_from_the_direct_one_has_its_projections_and_a_ranker_none(labse, tmp_path):
+  cfg = config.Config(name="x", encoder=labse.cfg)
+  network = networks.retriever(labse.cfg)
   trained = jax.tree.map(lambda leaf: leaf + 0.5, network.initial(0))
   checkpoint.save_model(tmp_path / inference.MODEL, trained)
   job = artifacts.Job(cfg=cfg, out=tmp_path, inputs={"train_direct": tmp_path}, cache=tmp_path)
   jax.tree.map(np.testing.assert_array_equal, fit.STARTS["direct"](job, network), trained)
   for head in ("mean", "pair_cosine", "classifier"):
-    assert "projections" not in fit.STARTS["direct"](job, networks.ranker(gemma.cfg, head))
+    assert "projections" not in fit.STARTS["direct"](job, networks.ranker(labse.cfg, head))
 
 
 # -- Out again -----------------------------------------------------------------------------------------------------

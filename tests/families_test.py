@@ -69,7 +69,7 @@ def made(name: str, folder: pathlib.Path) -> World:
 
 T5S = ["t5", "t5 of gated layers"]
 # Those that transformers has no classifier of that an encoder alone is enough for, T5's texts of any length.
-UNCLASSIFIED = [*T5S, "eurobert", "qwen3"]
+UNCLASSIFIED = [*T5S, "eurobert", "qwen3", "gemma3_text"]
 BOUNDED = ["bert with one type", *(name for name in families.FAMILIES if name not in ("bert", "t5"))]
 
 

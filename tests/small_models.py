@@ -17,6 +17,8 @@ TEXTS = [
 LAYERS, WIDTH, HEADS, POSITIONS = 2, 32, 4, 80
 ANGLED = ["<s>", "<pad>", "</s>", "<unk>"]
 T5S = ["<pad>", "</s>", "<unk>"]
+# Embeddings; tokens are one more.
+GEMMAS = 400
 
 
 def _trained(model: Any, pre_tokenizer: Any, trainer: Any) -> dict[str, Any]:
@@ -78,6 +80,19 @@ def _closed_byte_pairs() -> Any:
                                        "$A <|endoftext|> $B:0 <|endoftext|>:0", ("pad_token", "eos_token"))
 
 
+def _gemmas() -> Any:
+  """Framed as EmbeddingGemma's; what it has no word of, it spells in bytes.  Its last token has no embedding."""
+  import transformers
+
+  special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+  learnt = _trained(models.BPE(byte_fallback=True), pre_tokenizers.Metaspace(), trainers.BpeTrainer(
+    vocab_size=GEMMAS, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False))
+  made = transformers.GemmaTokenizer(
+    vocab=learnt["vocab"], merges=[tuple(one) for one in learnt["merges"]], add_bos_token=True, add_eos_token=True)
+  made.add_tokens("<image_soft_token>", special_tokens=True)
+  return made
+
+
 BRACKETED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _BERT_SIZES = {
   "num_hidden_layers": LAYERS, "hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": 64,
@@ -102,6 +117,12 @@ _DEBERTA_SIZES = _BERT_SIZES | {
   "pos_att_type": "p2c|c2p", "max_relative_positions": -1, "position_biased_input": False, "legacy": False,
 }  # fmt: skip
 _LLAMA_SIZES = _BERT_SIZES | {"num_key_value_heads": 2, "rope_theta": 500.0, "pad_token_id": 0}
+# Two layers of three see 4 tokens to either side: texts are longer.
+_GEMMA_SIZES = _BERT_SIZES | {
+  "vocab_size": GEMMAS, "num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 20,
+  "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 8,
+  "use_bidirectional_attention": True, "rope_theta": 500.0, "rope_local_base_freq": 20.0,
+}  # fmt: skip
 _ELECTRA = _BERT_SIZES | {"embedding_size": 24}
 _ROBERTA = _BERT_SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5, "pad_token_id": 1}
 
@@ -147,6 +168,7 @@ SMALL = {
   # Its padding closes texts too.
   "qwen3": Small("qwen3", _LLAMA_SIZES | {"head_dim": 12, "pad_token_id": None}, _closed_byte_pairs,
                  "AutoModelForCausalLM"),
+  "gemma3_text": Small("gemma3_text", _GEMMA_SIZES, _gemmas, "AutoModelForCausalLM"),
   # With its decoder, and the encoder by itself.
   "t5": Small("t5", _T5_SIZES, lambda: _unigrams("T5Tokenizer", T5S), "AutoModelForSeq2SeqLM", "T5EncoderModel"),
   "t5 of gated layers": Small(
@@ -161,7 +183,7 @@ def write(name: str, folder: pathlib.Path) -> pathlib.Path:
   import transformers
 
   small, tokenizer = SMALL[name], SMALL[name].tokenizer()
-  cfg = transformers.AutoConfig.for_model(small.model_type, vocab_size=len(tokenizer), **small.sizes)
+  cfg = transformers.AutoConfig.for_model(small.model_type, **{"vocab_size": len(tokenizer)} | small.sizes)
   with torch.random.fork_rng():
     torch.manual_seed(0)
     model = getattr(transformers, small.pretrained).from_config(cfg)

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from idistill_jax import sharding
-from idistill_jax.models import bert, cross_encoder, deberta, dual_encoder, encoder, families, modern_bert, t5
+from idistill_jax.models import bert, cross_encoder, deberta, dual_encoder, encoder, families, gemma, modern_bert, t5
 from idistill_jax.models import table as table_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -157,6 +157,10 @@ ELECTRA = dataclasses.replace(
 T5 = t5.T5Config(
   vocab_size=32128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, d_kv=64, intermediate_size=3072,
   layer_norm_eps=1e-6, gated=False, relative_buckets=32, farthest=128)
+GEMMA = gemma.GemmaConfig(
+  vocab_size=262144, hidden_size=768, num_hidden_layers=24, num_attention_heads=3, num_key_value_heads=1, width=256,
+  intermediate_size=1152, max_position_embeddings=2048, layer_norm_eps=1e-6, scalar=256,
+  local=tuple(i % 6 > 0 for i in range(1, 25)), reach=256, global_theta=1e6, local_theta=10_000.0)
 PUBLISHED = {
   "bert-base-uncased": (BASE, 108_891_648), "bert-large-uncased": (LARGE, 334_092_288),
   "roberta-base": (ROBERTA, 124_055_040), "distilbert-base-uncased": (DISTILBERT, 66_362_880),
@@ -166,6 +170,8 @@ PUBLISHED = {
   "electra-small-discriminator": (ELECTRA, 13_483_008),
   "deberta-v3-base": (DEBERTA, 183_831_552),
   "electra-base-discriminator": (dataclasses.replace(BASE, model_type="electra"), 108_891_648),
+  # Without the two Dense modules behind its pooling.
+  "embeddinggemma-300m": (GEMMA, 302_863_104),
   # The encoder of t5-base, which sentence-t5-base and gtr-t5-base have, and one with fewer heads than d_model / d_kv.
   "t5-base": (T5, 109_628_544),
   "flan-t5-small": (dataclasses.replace(

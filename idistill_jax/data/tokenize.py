@@ -4,9 +4,10 @@ import array
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tokenizers
@@ -92,17 +93,24 @@ class Tokens(Protocol):
     ...
 
 
+def stated(folder: pathlib.Path, without: Collection[str]) -> dict[str, Any]:
+  """What a folder's tokenizer.json says, without these of the tokens that were added to its vocabulary."""
+  raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+  return raw | {"added_tokens": [one for one in raw.get("added_tokens") or () if one["content"] not in without]}
+
+
 class Tokenizer:
-  """A fast tokenizer read from `tokenizer.json`.
+  """A fast tokenizer read from `tokenizer.json`; without: as in `stated`.
 
   between: as in TokenTable.  types_tell_halves: whether it gives a pair's query type 0, and all behind it type 1.
   """
 
-  def __init__(self, folder: pathlib.Path):
+  def __init__(self, folder: pathlib.Path, without: Collection[str] = ()):
     path = folder / "tokenizer.json"
     if not path.exists():
       raise TokenizerError(f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
-    self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    self._tokenizer = (tokenizers.Tokenizer.from_str(json.dumps(stated(folder, without))) if without
+                       else tokenizers.Tokenizer.from_file(str(path)))
     self._tokenizer.no_padding()
     # What is cut is counted, so texts are tokenised whole and cut here.
     self._tokenizer.no_truncation()

@@ -264,12 +264,13 @@ def _config(source: pathlib.Path) -> dict[str, Any]:
 
 
 def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int) -> None:
-  """tokenizer.json without the padding and cutting that it may carry, and what transformers asks for beside it.
+  """tokenizer.json without the padding and cutting that it may carry, and without tokens that have no embedding; and
+  what transformers asks for beside it.
 
   Why the generic class and not BertTokenizer or another: those make a tokenizer of their own from the vocabulary, with
   whichever normaliser they know, and this one reads the file.
   """
-  raw = json.loads((network.source / "tokenizer.json").read_text(encoding="utf-8"))
+  raw = tokenize.stated(network.source, families.FAMILIES[network.sizes.model_type].unembedded)
   _write_json(folder / "tokenizer.json", raw | {"truncation": None, "padding": None})
   special = _special_tokens(network)
   _write_json(folder / "special_tokens_map.json", special)

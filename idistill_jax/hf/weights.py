@@ -90,7 +90,8 @@ def read_model(folder: pathlib.Path) -> tuple[encoder_lib.Sizes, tokenize.Tokeni
 
   Raises tokenize.TokenizerError where the tokenizer gives ids that the checkpoint has no embedding of.
   """
-  sizes, tokenizer = families.read_config(folder), tokenize.Tokenizer(folder)
+  sizes = families.read_config(folder)
+  tokenizer = tokenize.Tokenizer(folder, families.FAMILIES[sizes.model_type].unembedded)
   if tokenizer.ids > sizes.vocab_size:
     raise tokenize.TokenizerError(
       f"{folder / 'tokenizer.json'} gives token ids up to {tokenizer.ids - 1}, and {folder / 'config.json'} has "

@@ -10,12 +10,13 @@ from typing import Any
 
 from flax import nnx
 
-from idistill_jax.models import bert, deberta, family, llama, modern_bert, rotary_bert, t5
+from idistill_jax.models import bert, deberta, family, gemma, llama, modern_bert, rotary_bert, t5
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
 FAMILIES: Mapping[str, family.Family] = (
-  bert.FAMILIES | deberta.FAMILIES | llama.FAMILIES | modern_bert.FAMILIES | rotary_bert.FAMILIES | t5.FAMILIES
+  bert.FAMILIES | deberta.FAMILIES | gemma.FAMILIES | llama.FAMILIES | modern_bert.FAMILIES | rotary_bert.FAMILIES
+  | t5.FAMILIES
 )
 
 PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values() if family.prefix))

@@ -30,6 +30,7 @@ class Family:
   activation: behind the pooler.  lacks: paths of parameters that they have in other families.
   ignored: HF keys, beside those of all families, that belong to no encoder.
   special_tokens: what the tokenizer's are called where tokenizer_config.json does not say.
+  unembedded: tokens of the tokenizer that the encoder has no embedding of; texts spell their names as other words.
   """
 
   name: str
@@ -48,6 +49,7 @@ class Family:
   lacks: frozenset[str] = frozenset()
   ignored: tuple[str, ...] = ()
   special_tokens: Mapping[str, str]
+  unembedded: tuple[str, ...] = ()
 
   @property
   def model(self) -> str:

@@ -46,8 +46,8 @@ Content = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Rest:
-  """A difference over all test queries, and over the `queries` of them without a right passage that training put first;
-  of these delta and p are None where they are fewer than two."""
+  """A difference over test queries, and over the `queries` of them without a right passage that training put first; of
+  these delta and p are None where they are fewer than two."""
 
   of: str
   queries: int
@@ -108,7 +108,7 @@ class Leakage:
     }
 
   def measured(self, of: str, before: Mapping[str, float], after: Mapping[str, float], resamples: int) -> "Leakage":
-    """With what is left of a difference (values of each test query, `of` in words) without the familiar queries."""
+    """With what is left of a difference (values of test queries, `of` in words) without the familiar queries."""
     if not self.familiar or len(before) < 2:
       return self
     known = {query_id for query_id, _ in self.familiar}

@@ -249,7 +249,8 @@ def leaked(
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
   on them.
 
-  by_answers: stands for judgements where there are none; of what nobody found, nothing is known.
+  by_answers: stands for judgements where there are none.  Of a query for which nothing was found nobody knows whether
+  training put it first: the difference is then over the others, with and without those of which it did.
   """
   lists: Iterable[records.RankedList | records.ScoredList] = itertools.chain(
     example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
@@ -259,10 +260,12 @@ def leaked(
   least, train = job.cfg.evaluate.relevant_from, table.of_split("train")
   right_of = leakage.rights(judged, accepted, least)
   found = leakage.check(queries, train, by_answers or qrels or {}, lists, least, right_of)
-  found = dataclasses.replace(found, by_answers=bool(by_answers)).measured(
-    f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main],
-    job.cfg.evaluate.resamples)
-  said = found.as_json()
+  of, before, after = f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main]
+  if by_answers:
+    before, after = ({one: of_all[one] for one, held in by_answers.items() if held} for of_all in (before, after))
+    of += f", over the {len(before):,} queries for which either found an answer,"
+  found = dataclasses.replace(found, by_answers=bool(by_answers))
+  said = found.measured(of, before, after, job.cfg.evaluate.resamples).as_json()
   if (leak := claims.leak(said)) is not None:
     logging.warning("%s", leak)
   if (seen := claims.seen(said)) is not None:

@@ -98,7 +98,7 @@ def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
 
 def reads(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
-  encoder = _weights(cfg.encoder)
+  encoder = _weights(cfg.encoder, cfg.ranker.head)
   read: dict[str, list[str | None]] = {
     "queries": [_file(cfg.collection.path), encoder],
     "collection": [_source(cfg.collection), _file(cfg.collection.rankings), _file(cfg.collection.rankings_shown)],
@@ -109,11 +109,11 @@ def reads(stage: str, cfg: config.Config) -> list[str]:
   return [one for one in (*read.get(stage, ()), *asked) if one]
 
 
-def _weights(cfg: config.Encoder) -> str:
+def _weights(cfg: config.Encoder, head: str) -> str:
   from idistill_jax.hf import weights  # not above: it imports JAX, and an estimate comes to amounts alone
 
   try:
-    weights.check(cfg)
+    weights.check(cfg, head)
   except (ImportError, OSError, ValueError) as e:
     return f"weights {cfg.weights} (NOT USABLE: {e})"
   return f"weights {cfg.weights}"

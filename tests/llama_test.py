@@ -123,11 +123,28 @@ def test_config_json_is_read_as_transformers_reads_it(stated, tmp_path):
   assert ours.causal == ours.norms_heads == (stated["model_type"] == "qwen3")
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("causal", [True, False])
+def test_qwen3_sees_both_sides_where_config_json_says_so(causal, tmp_path):
+  torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+  folder = small_models.write("qwen3", tmp_path)
+  write(folder, json.loads((folder / "config.json").read_text()) | {"is_causal": causal})
+  network = networks.retriever(config.Encoder(weights=str(folder), query_tokens=8, passage_tokens=30))
+  assert network.sizes.causal == causal
+  encode = jax.jit(lambda params, rows: nnx.merge(network.graph, params).encoder(rows, network.execution))
+  found = encode(network.initial(0), rows_of.one_a_row([TEXTS[1]], None, 30))[0]
+  with torch.no_grad():
+    expected = transformers.AutoModel.from_pretrained(folder).eval()(torch.tensor(TEXTS[1])[None].long())
+  np.testing.assert_allclose(found, expected.last_hidden_state[0].numpy(), atol=2e-5)
+
+
 @pytest.mark.parametrize("stated, said", [
   (RAW | {"hidden_act": "gelu"}, "hidden_act is 'gelu'; this encoder family needs 'silu'"),
   (RAW | {"attention_bias": True}, "attention_bias is True"),
   (EUROBERT | {"mlp_bias": True}, "mlp_bias is True"),
   (RAW | {"use_sliding_window": True}, "use_sliding_window is True"),
+  (EUROBERT | {"is_causal": True}, "is_causal is True"),
+  (RAW | {"head_dim": 5}, "heads are 5 wide"),
   (RAW | {"layer_types": ["full_attention", "sliding_attention"]}, r"layer_types has \['sliding_attention'\]"),
   (RAW | {"num_key_value_heads": 3}, "num_attention_heads is 4, no multiple of 3 num_key_value_heads"),
   (RAW | {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is {'type': 'yarn'"),

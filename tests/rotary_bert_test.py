@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import rows_of
+import safetensors.numpy
 import small_models
 
 from idistill_jax import config
@@ -80,10 +81,35 @@ def test_a_checkpoint_in_the_authors_words_is_exported_in_those_of_transformers(
   np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
 
 
+def test_todays_names_win_over_former_ones_as_in_transformers(tmp_path):
+  ours = families.read_config(write(tmp_path, NOMIC))
+  both = {"n_embd": 64, "layer_norm_epsilon": 0.5, "max_trained_positions": 9}
+  for stated in (NOMIC | both, both | NOMIC):
+    assert families.read_config(write(tmp_path, stated)) == ours
+
+
+@pytest.mark.torch
+def test_tensors_of_mgte_may_have_the_prefix_of_its_authors(tmp_path):
+  pytest.importorskip("transformers")
+  folder = small_models.write("gte", tmp_path)
+  network = networks.retriever(config.Encoder(weights=str(folder), query_tokens=8, passage_tokens=16, row_tokens=32))
+  as_saved, path = network.initial(0), folder / "model.safetensors"
+  tensors = safetensors.numpy.load_file(path)
+  assert any(name.startswith("gte.") for name in tensors)
+  safetensors.numpy.save_file(
+    {name.replace("gte.", "new.", 1) if name.startswith("gte.") else name: one for name, one in tensors.items()}, path)
+  jax.tree.map(np.testing.assert_array_equal, network.initial(0), as_saved)
+
+
 @pytest.mark.parametrize("stated, said", [
   (NOMIC | {"hidden_act": "gelu"}, "hidden_act is 'gelu'; this encoder family needs 'silu'"),
   (NOMIC | {"head_dim": 16}, "head_dim is 16; 8, a head's share, is supported"),
   (NOMIC | {"num_experts": 8}, "num_experts is 8"),
+  (NOMIC | {"is_causal": True}, "is_causal is True"),
+  (GTE | {"is_causal": True}, "is_causal is True"),
+  (GTE | {"head_dim": 16}, "head_dim is 16"),
+  (GTE | {"hidden_size": 36}, "heads are 9 wide"),
+  ({name: one for name, one in former(NOMIC).items() if name != "n_embd"}, r"lacks \['hidden_size'\], or n_embd for"),
   (former(NOMIC) | {"activation_function": "gelu"}, "activation_function is 'gelu'"),
   (former(NOMIC) | {"prenorm": True}, "prenorm is True"),
   (NOMIC | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_parameters .*'dynamic'.* theta of 1000"),

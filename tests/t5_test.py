@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import safetensors.numpy
 import small_models
 from flax import nnx
 
-from idistill_jax import ahead, cli, config, sharding
+from idistill_jax import ahead, cli, config, dry_run, sharding
 from idistill_jax.data import pack
 from idistill_jax.hf import export, weights
 from idistill_jax.models import encoder as encoder_lib
@@ -234,6 +235,10 @@ def test_a_classifier_is_refused_before_anything_is_run(own, tmp_path):
       refused()
   cfg.ranker.head, cfg.collection.rankings = "mean", "made/elsewhere.jsonl"
   ahead.check(runner)
+  # For what is launched elsewhere, too.
+  assert "NOT USABLE" not in "".join(dry_run.reads("candidates", cfg))
+  cfg.ranker.head = "classifier"
+  assert re.search(f"NOT USABLE: {said}", "".join(dry_run.reads("candidates", cfg)))
 
 
 # -- On a mesh ---------------------------------------------------------------------------------------------------------

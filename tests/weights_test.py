@@ -128,6 +128,7 @@ def test_no_config_json(folder):
 @pytest.mark.parametrize("key, value, said", [
   ("model_type", "albert", "model_type is 'albert'; the families that are read are bert, camembert, deberta-v2,"),
   ("hidden_act", "gelu_new", "hidden_act is 'gelu_new'; this encoder family needs 'gelu'"),
+  ("is_decoder", True, "is_decoder is True; this encoder family needs False"),
   ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'; this encoder family needs"),
 ])
 def test_unsupported_model(folder, key, value, said):

@@ -27,8 +27,10 @@ SIMILARITY = "similarity"
 READERS = {"model.safetensors": safetensors.numpy.load_file, "pytorch_model.bin": torch_file.load}
 
 
-def check(cfg: config_lib.Encoder) -> None:
+def check(cfg: config_lib.Encoder, head: str | None = None) -> None:
   """Raises what reading the weights would raise, as far as a look at their folder tells, and where texts are too long.
+
+  head: of a ranker that starts from them, which must be one that their family has.
 
   A name on the Hub is taken to be good until it is resolved, and so is a folder in a bucket that has a config.json.
   """
@@ -39,7 +41,9 @@ def check(cfg: config_lib.Encoder) -> None:
   folder = folders.local(cfg.weights)
   if folder is None:
     return
-  read_fitting(folder, cfg)
+  sizes, _ = read_fitting(folder, cfg)
+  if head is not None:
+    cross_encoder.head_of(sizes, head)
   prompts.read(folder, cfg)
   projections = dual_encoder.read_embedding_config(folder, cfg.normalize).projections
   for path in itertools.chain(*(_files(folder / place) for place in ("", *(one.path for one in projections)))):

@@ -138,7 +138,7 @@ class Bert(nnx.Module):
 
 # -- The families that are this encoder -------------------------------------------------------------------------------
 
-_NEEDS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
+_NEEDS = family.SEES_ALL | {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 _EMBEDDINGS = {
   "word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
   "type": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm",
@@ -178,7 +178,7 @@ ROBERTA = dataclasses.replace(
 _DISTIL = "transformer.layer.{i}."
 # Sanh et al. 2019, arXiv 1910.01108.
 DISTILBERT = dataclasses.replace(
-  BERT, name="DistilBert", prefix="distilbert.", needs={"activation": "gelu"},
+  BERT, name="DistilBert", prefix="distilbert.", needs=family.SEES_ALL | {"activation": "gelu"},
   sizes={
     **family.without(family.SIZES, "type_vocab_size", "layer_norm_eps"), "hidden_size": "dim",
     "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "intermediate_size": "hidden_dim",

@@ -170,7 +170,9 @@ def bucket(distances: np.ndarray, cfg: DebertaConfig) -> np.ndarray:
 DEBERTA = dataclasses.replace(
   bert.BERT, name="DebertaV2", prefix="deberta.", encoder=Deberta, config=DebertaConfig, parameters=PARAMETERS,
   sizes=family.without(family.SIZES, "type_vocab_size"), other=read,
-  needs={"hidden_act": "gelu", "pooler_hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0},
+  needs=family.SEES_ALL | {
+    "hidden_act": "gelu", "pooler_hidden_act": "gelu", "type_vocab_size": 0, "conv_kernel_size": 0,
+  },
   tensors=family.without(bert.BERT.tensors, "position", "type") | {
     "distance": "encoder.rel_embeddings",
     "distance_norm": "encoder.LayerNorm",

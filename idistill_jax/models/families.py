@@ -19,7 +19,8 @@ FAMILIES: Mapping[str, family.Family] = (
   | t5.FAMILIES
 )
 
-PREFIXES = tuple(dict.fromkeys(family.prefix for family in FAMILIES.values() if family.prefix))
+PREFIXES = tuple(dict.fromkeys(
+  prefix for family in FAMILIES.values() for prefix in (family.prefix, *family.former_prefixes) if prefix))
 # HF keys that belong to a family but not to an encoder: a buffer of constants, heads of tasks, and a ranker's "mean".
 IGNORED = (
   "embeddings.position_ids", "pooler.*", "classifier.*", "pre_classifier.*", "cls.*", "lm_head.*", "vocab_transform.*",
@@ -42,7 +43,9 @@ def read_raw(folder: pathlib.Path) -> dict[str, Any]:
       f"{path}: model_type is {model_type!r}; the families that are read are {', '.join(sorted(FAMILIES))}"
     )
   former = FAMILIES[model_type].former
-  return {former.get(name, name): value for name, value in stated.items()}
+  # What is there under today's name too is what transformers reads.
+  return {former[name]: value for name, value in stated.items() if name in former} | {
+    name: value for name, value in stated.items() if name not in former}
 
 
 def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
@@ -57,7 +60,8 @@ def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
       raise encoder_lib.UnsupportedModelError(f"{path}: {key} is {raw[key]!r}; this encoder family needs {value!r}")
   missing = [name for name in known.sizes.values() if name not in raw]
   if missing:
-    raise encoder_lib.UnsupportedModelError(f"{path}: lacks {missing}")
+    also = "".join(f", or {old} for {new}" for old, new in known.former.items() if new in missing)
+    raise encoder_lib.UnsupportedModelError(f"{path}: lacks {missing}{also}")
   sizes = {field: raw[name] for field, name in known.sizes.items()}
   try:
     return known.config(model_type=raw["model_type"], **sizes, **known.other(raw))

@@ -16,12 +16,13 @@ class Family:
   """What sets the checkpoints of one model_type apart.
 
   name: of its classes in transformers, as in BertModel.
-  prefix: of the encoder's tensors in models for a task; "" where they have none.
+  prefix: of the encoder's tensors in models for a task; "" where they have none.  former_prefixes: read as this one.
   encoder: makes it of `config`'s sizes.  parameters: those that it may have.
   sizes: field of `config` -> its name in config.json.
   other: config.json -> the fields that are no sizes of it.  Raises encoder.UnsupportedModelError without the
   file's name.
-  former: fields of config.json as they were called before -> as they are; read as these, and written so.
+  former: fields of config.json as they were called before -> as they are; read as these where these are not there, and
+  written so.
   needs: what config.json must say where it says anything.
   tensors: module of the encoder -> HF's.
   classifier: pooler, norm if there is one, and classifier of its sequence classifiers -> HF's; {} where there are none
@@ -35,6 +36,7 @@ class Family:
 
   name: str
   prefix: str
+  former_prefixes: tuple[str, ...] = ()
   encoder: Callable[..., Any]
   config: Callable[..., encoder_lib.Sizes]
   parameters: Sequence[encoder_lib.Parameter]
@@ -77,6 +79,8 @@ SIZES = {name: name for name in (
   "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
   "max_position_embeddings", "type_vocab_size", "layer_norm_eps",
 )}  # fmt: skip
+# What transformers reads of a config.json about who sees whom, where all tokens of a text see each other.
+SEES_ALL = {"is_causal": False, "is_decoder": False}
 # What tokenizers call their special tokens.
 BRACKETED = {
   "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",

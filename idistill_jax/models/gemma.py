@@ -160,7 +160,7 @@ GEMMA = family.Family(
     "scalar": "query_pre_attn_scalar",
   },
   other=read,
-  needs={
+  needs=family.SEES_ALL | {
     "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
     "rope_scaling": None,
   },

@@ -3,7 +3,7 @@
 Norms stand before attention and MLP, divide by the root mean square alone and have no bias, nor has a product; several
 heads of queries share one of keys and values (Ainslie et al. 2023, arXiv 2305.13245); positions turn queries and keys;
 the MLP is gated.  In EuroBERT (Boizard et al. 2025, arXiv 2503.05500) a token sees all of its text, in Qwen3 (Zhang et
-al. 2025, arXiv 2506.05176) what stands before it.
+al. 2025, arXiv 2506.05176) what stands before it, unless config.json says otherwise.
 """
 
 import dataclasses
@@ -134,19 +134,22 @@ def _other(raw: Mapping[str, Any], *, width: int | None, causal: bool, norms_hea
   kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
   if kinds:
     raise encoder.UnsupportedModelError(f"layer_types has {sorted(kinds)}; full_attention is supported")
+  width = raw.get("head_dim") or width or raw["hidden_size"] // heads
+  rotary.check_width(width)
   return {
-    "width": raw.get("head_dim") or width or raw["hidden_size"] // heads, "num_key_value_heads": shared,
+    "width": width, "num_key_value_heads": shared,
     "theta": rotary.theta(raw.get("rope_parameters") or {}, raw.get("rope_theta", 10_000.0)),
     "causal": causal, "norms_heads": norms_heads,
   }
 
 
+_NEEDS = {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mlp_bias": False}
 _LAYER = "layers.{i}."
 EUROBERT = family.Family(
   name="EuroBert", prefix="model.", encoder=Llama, config=LlamaConfig, parameters=PARAMETERS,
   sizes=family.without(family.SIZES, "type_vocab_size") | {"layer_norm_eps": "rms_norm_eps"},
   other=lambda raw: _other(raw, width=None, causal=False, norms_heads=False),
-  needs={"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mlp_bias": False},
+  needs=family.SEES_ALL | _NEEDS,
   tensors={
     "word": "embed_tokens",
     "layers/attention_norm": _LAYER + "input_layernorm",
@@ -170,8 +173,9 @@ EUROBERT = family.Family(
 )
 # Its sequence classifier reads the last token, without a pooler.
 QWEN3 = dataclasses.replace(
-  EUROBERT, name="Qwen3", other=lambda raw: _other(raw, width=128, causal=True, norms_heads=True),
-  needs={**EUROBERT.needs, "use_sliding_window": False},
+  EUROBERT, name="Qwen3",
+  other=lambda raw: _other(raw, width=128, causal=raw.get("is_causal", True), norms_heads=True),
+  needs=_NEEDS | {"use_sliding_window": False},
   special_tokens={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
 )
 

@@ -126,7 +126,7 @@ MODERNBERT = family.Family(
   name="ModernBert", prefix="model.", encoder=ModernBert, config=ModernBertConfig,
   parameters=PARAMETERS, special_tokens=family.BRACKETED,
   sizes=family.without(family.SIZES, "type_vocab_size") | {"layer_norm_eps": "norm_eps"}, other=read,
-  needs={
+  needs=family.SEES_ALL | {
     "hidden_activation": "gelu", "classifier_activation": "gelu", "norm_bias": False, "attention_bias": False,
     "mlp_bias": False, "classifier_bias": False, "rope_scaling": None,
   },

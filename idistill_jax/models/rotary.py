@@ -23,6 +23,12 @@ def theta(stated: Mapping[str, Any], otherwise: Any) -> float:
   return found
 
 
+def check_width(width: int) -> None:
+  """Raises encoder.UnsupportedModelError for heads whose numbers are no pairs."""
+  if width % 2:
+    raise encoder.UnsupportedModelError(f"heads are {width} wide; positions turn pairs, so an even width is supported")
+
+
 def frequencies(theta: float | np.ndarray, head_dim: int) -> jax.Array:
   """[..., K / 2], radians a token, for each theta [...]."""
   return jnp.asarray(np.asarray(theta)[..., None] ** -(np.arange(0, head_dim, 2) / head_dim), jnp.float32)

@@ -123,23 +123,17 @@ class RotaryBert(nnx.Module):
     return encoder.Beside()
 
 
-def _theta(raw: Mapping[str, Any], default: float) -> float:
-  return rotary.theta(raw.get("rope_parameters") or {}, raw.get("rope_theta", default))
+def _other(raw: Mapping[str, Any], *, theta: float, **fields: Any) -> Mapping[str, Any]:
+  """Of config.json the fields of RotaryBertConfig that are no sizes; theta: where it does not tell.
 
-
-def _nomic(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Raises encoder.UnsupportedModelError without the file's name."""
+  Raises encoder.UnsupportedModelError without the file's name.
+  """
   width = raw["hidden_size"] // raw["num_attention_heads"]
   if raw.get("head_dim") not in (None, width):
     raise encoder.UnsupportedModelError(f"head_dim is {raw['head_dim']}; {width}, a head's share, is supported")
-  return {"types_tell_halves": raw["type_vocab_size"] > 1, "theta": _theta(raw, 1000.0), "biased": False,
-          "fused": False, "activation": layers.silu}
-
-
-def _gte(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Raises encoder.UnsupportedModelError without the file's name."""
-  return {"types_tell_halves": raw["type_vocab_size"] > 1, "theta": _theta(raw, 160_000.0), "biased": True,
-          "fused": True, "activation": layers.gelu}
+  rotary.check_width(width)
+  stated = rotary.theta(raw.get("rope_parameters") or {}, raw.get("rope_theta", theta))
+  return {"types_tell_halves": raw["type_vocab_size"] > 1, "theta": stated, **fields}
 
 
 _NOMIC_LAYER = "encoder.layers.{i}."
@@ -147,14 +141,15 @@ _NOMIC_LAYER = "encoder.layers.{i}."
 # reads and writes these names too.
 NOMIC = family.Family(
   name="NomicBert", prefix="nomic_bert.", encoder=RotaryBert, config=RotaryBertConfig, parameters=_PARAMETERS + _APART,
-  sizes=family.SIZES, special_tokens=family.BRACKETED, other=_nomic,
+  sizes=family.SIZES, special_tokens=family.BRACKETED,
+  other=lambda raw: _other(raw, theta=1000.0, biased=False, fused=False, activation=layers.silu),
   former={
     "n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads",
     "n_inner": "intermediate_size", "layer_norm_epsilon": "layer_norm_eps", "rotary_emb_base": "rope_theta",
     # Beyond these, the authors' code stretches positions.
     "max_trained_positions": "max_position_embeddings",
   },
-  needs={
+  needs=family.SEES_ALL | {
     "hidden_act": "silu", "rope_scaling": None, "activation_function": "swiglu", "prenorm": False, "causal": False,
     "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "use_rms_norm": False, "num_experts": 0,
     "parallel_block": False, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
@@ -174,9 +169,10 @@ NOMIC = family.Family(
 )
 _GTE_LAYER = "encoder.layer.{i}."
 GTE = dataclasses.replace(
-  NOMIC, name="Gte", prefix="gte.", parameters=_PARAMETERS + _FUSED, special_tokens=family.ANGLED, other=_gte,
-  former={},
-  needs={
+  NOMIC, name="Gte", prefix="gte.", former_prefixes=("new.",), parameters=_PARAMETERS + _FUSED, former={},
+  special_tokens=family.ANGLED,
+  other=lambda raw: _other(raw, theta=160_000.0, biased=True, fused=True, activation=layers.gelu),
+  needs=family.SEES_ALL | {
     "hidden_act": "gelu", "rope_scaling": None, "position_embedding_type": "rope", "pack_qkv": True,
     "layer_norm_type": "layer_norm", "logn_attention_scale": False,
   },

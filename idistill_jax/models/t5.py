@@ -153,7 +153,7 @@ T5 = family.Family(
     "num_attention_heads": "num_heads", "d_kv": "d_kv", "intermediate_size": "d_ff",
     "layer_norm_eps": "layer_norm_epsilon",
   },
-  other=read, needs={},
+  other=read, needs=family.SEES_ALL,
   tensors={
     "word": "shared",
     # The first layer keeps it for all.

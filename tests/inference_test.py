@@ -76,10 +76,15 @@ def read(reader, row_tokens: int, dtype: str = "float32") -> tuple[np.ndarray, i
   return forward("texts", Given(texts)), forward
 
 
-def test_rows_of_two_lengths_are_invisible(reader):
+def test_rows_of_two_lengths_are_invisible(reader, monkeypatch):
   apart = [read((*reader[:3], [text]), 256)[0][0] for text in reader[3][::9]]
+  # Of few texts all have one length, and so one program.
+  few, forward = read(reader, 256)
+  assert forward._apply._cache_size() == 1
+  monkeypatch.setattr(pack, "SAMPLE", len(reader[3]))
   found, forward = read(reader, 256)
   assert forward._apply._cache_size() == 2
+  np.testing.assert_allclose(found, few, atol=2e-6)
   np.testing.assert_allclose(found[::9], apart, atol=2e-6)
   assert np.abs(found[0] - found[1]).max() > 0.01
 

@@ -9,6 +9,7 @@ import json
 import pathlib
 import random
 import types
+from typing import Any
 
 import config_test
 import numpy as np
@@ -90,35 +91,41 @@ def assert_keep_their_lengths(*files: pathlib.Path) -> None:
     assert lengths.min() > 1.1 and np.ptp(lengths) > 0.01
 
 
+def ran(of: cli.Runner, monkeypatch) -> dict[str, Any]:
+  """All stages, over a loopback LLM: what evaluate has measured."""
+  pytest.importorskip("openai")
+  if importlib.util.find_spec("scann") is None:
+    pytest.skip("the extra `retrieval` is not installed")
+  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
+  of.cfg.index.tuned_depth = 10  # of a hundred passages anybody finds a hundred
+  with LoopbackLLM(reply) as server:
+    of.cfg.labels.base_url = f"{server.url}/v1"
+    pipeline.run(of)
+  return json.loads((of.workdir.folder("evaluate") / "metrics.json").read_text())
+
+
 @pytest.mark.slow
-def test_trivia_qa_is_read_and_searched_on_a_slice(tmp_path, monkeypatch, tiny_weights):
-  """What its questions are told by; the stages behind, of the one recipe, run below."""
+@pytest.mark.scann
+def test_trivia_qa_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
+  """What its questions are told by, and all stages behind; what these make is looked at below, of the one recipe."""
   of_trivia_qa = runner(tmp_path, monkeypatch, tiny_weights, "trivia_qa:slice")
-  of_trivia_qa.run(flow.STAGES["collection"])
-  pipeline.check(of_trivia_qa)
-  of_trivia_qa.run(flow.STAGES["candidates"])
-  known = tables.load_answers(of_trivia_qa.workdir.folder("collection"))
-  for question in tables.load_queries(of_trivia_qa.workdir.folder("collection")):
+  metrics = ran(of_trivia_qa, monkeypatch)
+  workdir = of_trivia_qa.workdir
+  known = tables.load_answers(workdir.folder("collection"))
+  for question in tables.load_queries(workdir.folder("collection")):
     thing = f"thing{PLACES.index(question.text.split()[2])}"
     assert list(known[question.id]) == [thing, "nothing of the kind"]
-  folder = of_trivia_qa.workdir.folder("candidates")
-  assert_keep_their_lengths(folder / "passages.npy", folder / "queries.npy")
+  assert_keep_their_lengths(workdir.folder("candidates") / "passages.npy", workdir.folder("index") / "passages.npy")
+  assert metrics["systems"]["bm25"]["answer@1"] == 1.0 > metrics["systems"]["initial"]["answer@1"]
+  answered = json.loads((workdir.folder("answer") / "metrics.json").read_text())
+  assert answered["questions"] == metrics["queries"] and np.isfinite(answered["systems"]["distilled"]["EM"])
 
 
 @pytest.mark.slow
 @pytest.mark.scann
 def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
-  pytest.importorskip("openai")
-  if importlib.util.find_spec("scann") is None:
-    pytest.skip("the extra `retrieval` is not installed")
-  monkeypatch.setenv("OPENAI_API_KEY", "not-a-real-key")
   of_nq = runner(tmp_path, monkeypatch, tiny_weights, "nq:slice")
-  cfg, workdir = of_nq.cfg, of_nq.workdir
-  cfg.index.tuned_depth = 10  # of a hundred passages anybody finds a hundred
-  with LoopbackLLM(reply) as server:
-    cfg.labels.base_url = f"{server.url}/v1"
-    pipeline.run(of_nq)
-  metrics = json.loads((workdir.folder("evaluate") / "metrics.json").read_text())
+  cfg, workdir, metrics = of_nq.cfg, of_nq.workdir, ran(of_nq, monkeypatch)
   assert metrics["queries"] == 16 and metrics["measures"] == ["answer@1", "answer@5", "answer@20", "answer@100"]
   assert set(metrics["systems"]) >= {"initial", "bm25", "distilled", "hybrid", "ranker", "hybrid+ranker"}
   # Every place is in its passage's title.

@@ -11,6 +11,8 @@ from rich import progress as rich_progress
 from idistill_jax import processes
 
 PLAIN_EVERY_SECONDS = 15.0
+# What is finished sooner is not worth a line: a server would write several a question.
+PLAIN_FROM_SECONDS = 1.0
 
 
 class Bar:
@@ -28,9 +30,11 @@ class Bar:
     text = " ".join(_said(key, value) for key, value in facts.items())
     if self._live is not None and self._task is not None:
       self._live.update(self._task, completed=done, facts=text)
-    elif time.monotonic() - self._said > PLAIN_EVERY_SECONDS or done >= self._total:
-      self._said = time.monotonic()
-      spent = self._said - self._started
+      return
+    now = time.monotonic()
+    spent = now - self._started
+    if now - self._said > PLAIN_EVERY_SECONDS or (done >= self._total and spent > PLAIN_FROM_SECONDS):
+      self._said = now
       left = spent / max(done - self._first, 1) * (self._total - done)
       logging.info("%s %d/%d  %s  %.0f s left", self._name, done, self._total, text, left)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_mesh
 import pytest
 import rows_of
 import safetensors.numpy
@@ -294,17 +295,11 @@ def test_trainings_are_not_planned_as_if_it_read_text_by_text(folder, tiny_weigh
 def test_scores_and_gradients_on_a_mesh_are_those_of_one_device(folder):
   network = networks.ranker(encoder(folder), "classifier")
   params = moved(network.initial(0))
-  mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))
   rows = rows_of.one_a_row([text[:24] for text in TEXTS * 2][:8], None, 32)
-  loss = lambda params, rows: (lambda scores: ((scores * np.linspace(-1, 2, 8)).sum(), scores))(
-    network.apply(params, rows))
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (_, scores), gradients = step(params, rows)
-  (_, found), found_gradients = step(
-    sharding.put(params, network.shardings(mesh)), sharding.put(rows, sharding.packed(rows, mesh)))
-  assert np.ptp(scores) > 1e-3
-  np.testing.assert_allclose(found, scores, atol=1e-4)
-  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients))
-  for one, exact in zip(jax.tree.leaves(found_gradients), jax.tree.leaves(gradients), strict=True):
+  alone, spread, _ = on_mesh.steps(network, params, rows)
+  assert np.ptp(alone.scores) > 1e-3
+  np.testing.assert_allclose(spread.scores, alone.scores, atol=1e-4)
+  largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(alone.gradients))
+  for one, exact in zip(jax.tree.leaves(spread.gradients), jax.tree.leaves(alone.gradients), strict=True):
     # The floor is for keys' biases, whose gradient of content is rounding.
     np.testing.assert_allclose(one, exact, rtol=0, atol=1e-3 * float(jnp.abs(exact).max()) + 1e-6 * largest)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_mesh
 import pytest
 import rows_of
 import small_models
@@ -167,11 +168,7 @@ def test_scores_and_gradients_on_a_mesh_are_those_of_one_device(tmp_path):
   assert network.shardings(mesh)["encoder"]["layers"]["key"]["kernel"].spec[2] == "tensor"
   texts = [text[:24] for text in TEXTS * 2][:8]
   rows = rows_of.one_a_row(texts, [np.arange(len(text)) * 2 // max(len(text), 2) for text in texts], 32)
-  loss = lambda params, rows: (network.apply(params, rows) * np.linspace(-1, 2, 8)).sum()
-  step = jax.jit(jax.value_and_grad(loss))
-  expected, plain = step(params, rows)
-  found, gradients = step(
-    sharding.put(params, network.shardings(mesh)), sharding.put(rows, sharding.packed(rows, mesh)))
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), gradients, plain)
+  alone, spread, _ = on_mesh.steps(network, params, rows)
+  np.testing.assert_allclose(spread.loss, alone.loss, rtol=1e-5)
+  apart = on_mesh.apart(spread.gradients, alone.gradients)
   assert max(jax.tree.leaves(apart)) < 1e-3, apart

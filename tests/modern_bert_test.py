@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_mesh
 import pytest
 import rows_of
 import small_models
 from flax import nnx
 
-from idistill_jax import config, sharding
+from idistill_jax import config
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, modern_bert, rotary
 from idistill_jax.train import networks
@@ -197,21 +198,14 @@ def test_angles_of_short_states_are_exact():
 def test_scores_and_gradients_on_a_mesh_are_those_of_one_device(folder):
   network = networks.ranker(config.Encoder(weights=str(folder), query_tokens=8, passage_tokens=32), "classifier")
   params = moved(network.initial(0))
-  mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))
   rows = rows_of.one_a_row([text[:24] for text in TEXTS * 2][:8], None, 32)
-  loss = lambda params, rows: (lambda scores: ((scores * np.linspace(-1, 2, 8)).sum(), scores))(
-    network.apply(params, rows))
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (_, scores), gradients = step(params, rows)
-  (_, found), found_gradients = step(
-    sharding.put(params, network.shardings(mesh)), sharding.put(rows, sharding.packed(rows, mesh)))
-  assert np.ptp(scores) > 1e-3
-  np.testing.assert_allclose(found, scores, atol=1e-4)
-  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), found_gradients, gradients)
+  alone, spread, step = on_mesh.steps(network, params, rows)
+  assert np.ptp(alone.scores) > 1e-3
+  np.testing.assert_allclose(spread.scores, alone.scores, atol=1e-4)
+  apart = on_mesh.apart(spread.gradients, alone.gradients)
   assert max(jax.tree.leaves(apart)) < 1e-3, apart
   # A text without its last token shows in every parameter's but that of the bias, which reads none.
   segments = rows.segment_ids.copy()
   segments[0, np.flatnonzero(segments[0])[-1]] = 0
-  fewer = step(params, dataclasses.replace(rows, segment_ids=segments))[1]
-  seen = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), fewer, gradients)
+  seen = on_mesh.apart(step(dataclasses.replace(rows, segment_ids=segments)).gradients, alone.gradients)
   assert seen["classifier"].pop("bias") == 0 and min(jax.tree.leaves(seen)) > 1e-3, seen

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import on_mesh
 import pytest
 import rows_of
 import safetensors.numpy
 import small_models
 from flax import nnx
 
-from idistill_jax import ahead, cli, config, dry_run, sharding
+from idistill_jax import ahead, cli, config, dry_run
 from idistill_jax.data import pack
 from idistill_jax.hf import export, weights
 from idistill_jax.models import encoder as encoder_lib
@@ -248,22 +249,16 @@ def test_a_classifier_is_refused_before_anything_is_run(own, tmp_path):
 @pytest.mark.parametrize("folder", MODELS[1:], indirect=True)
 def test_scores_and_gradients_on_a_mesh_are_those_of_one_device(folder):
   network = networks.ranker(encoder(folder), "pair_cosine")
-  params, mesh = moved(network.initial(0)), sharding.make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))
+  params = moved(network.initial(0))
   texts = [text[:24] for text in TEXTS * 2][:8]
   rows = rows_of.one_a_row(texts, [np.arange(len(text)) * 2 // max(len(text), 2) for text in texts], 32)
-  loss = lambda params, rows: (lambda scores: ((scores * np.linspace(-1, 2, 8)).sum(), scores))(
-    network.apply(params, rows))
-  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (_, scores), expected = step(params, rows)
-  (_, found), found_gradients = step(
-    sharding.put(params, network.shardings(mesh)), sharding.put(rows, sharding.packed(rows, mesh)))
-  assert np.ptp(scores) > 1e-3
-  np.testing.assert_allclose(found, scores, atol=1e-4)
-  apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), found_gradients, expected)
+  alone, spread, step = on_mesh.steps(network, params, rows)
+  assert np.ptp(alone.scores) > 1e-3
+  np.testing.assert_allclose(spread.scores, alone.scores, atol=1e-4)
+  apart = on_mesh.apart(spread.gradients, alone.gradients)
   assert max(jax.tree.leaves(apart)) < 1e-3, apart
   # A text without its last token shows in every parameter's.
   segments = rows.segment_ids.copy()
   segments[1, 23] = 0
-  fewer = step(params, dataclasses.replace(rows, segment_ids=segments))[1]
-  seen = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max() / jnp.abs(b).max()), fewer, expected)
+  seen = on_mesh.apart(step(dataclasses.replace(rows, segment_ids=segments)).gradients, alone.gradients)
   assert min(jax.tree.leaves(seen)) > 1e-3, seen

@@ -239,6 +239,14 @@ def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
   return weights, weights.sum(-1, keepdims=True)
 
 
+def of_each_query(shared_RxLxGxK: jax.Array, heads: int) -> jax.Array:
+  """Heads of keys or values that several of `heads` queries share, one for each of these [R, L, H, K].
+
+  No kernel here shares them itself.
+  """
+  return jnp.repeat(shared_RxLxGxK, heads // shared_RxLxGxK.shape[2], axis=2)
+
+
 def heads_first(x: jax.Array) -> jax.Array:
   """[R, L, H, K] -> [R, H, L, K], and back."""
   return jnp.swapaxes(x, 1, 2)

@@ -110,7 +110,7 @@ class Bert(nnx.Module):
     self.word = layers.Embedding(cfg.vocab_size, width, rngs=rngs)
     self.position = layers.Embedding(cfg.max_position_embeddings, width, rngs=rngs)
     if cfg.type_vocab_size:
-      self.type = layers.Embedding(cfg.type_vocab_size, width, rngs=rngs)
+      self.type = layers.TypeEmbedding(cfg.type_vocab_size, width, cfg.types_tell_halves, rngs=rngs)
     self.norm = layers.LayerNorm(width, cfg.layer_norm_eps, rngs=rngs)
     if cfg.embedding_size is not None:
       self.project = layers.Dense("rle,ed->rld", (width, cfg.hidden_size), (cfg.hidden_size,), rngs=rngs)
@@ -122,10 +122,8 @@ class Bert(nnx.Module):
     """Token states [R, L, D]."""
     cfg = self.cfg
     x_RxLxE = self.word(rows.token_ids) + self.position(rows.positions + cfg.first_position)
-    if cfg.types_tell_halves:
-      x_RxLxE = x_RxLxE + self.type(rows.halves)
-    elif cfg.type_vocab_size:
-      x_RxLxE = x_RxLxE + layers.lift(self.type.embedding[0], x_RxLxE)
+    if cfg.type_vocab_size:
+      x_RxLxE = self.type.added(x_RxLxE, rows.halves)
     x_RxLxE = self.norm(x_RxLxE).astype(execution.states)
     x_RxLxD = x_RxLxE if cfg.embedding_size is None else self.project(x_RxLxE, execution.products)
     return encoder.through(self.layers, x_RxLxD, rows, self.beside(rows), execution)

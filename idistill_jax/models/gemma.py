@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
-from idistill_jax.models import encoder, family, layers, rotary, windowed
+from idistill_jax.models import attention, encoder, family, layers, llama, rotary, windowed
 from idistill_jax.models import execution as execution_lib
 
 
@@ -47,8 +47,7 @@ def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
       f"use_bidirectional_attention is {raw.get('use_bidirectional_attention')!r}; this encoder family needs True, as "
       "EmbeddingGemma has it: without it Gemma writes texts and embeds none")
   heads, shared = raw["num_attention_heads"], raw["num_key_value_heads"]
-  if heads % shared:
-    raise encoder.UnsupportedModelError(f"num_attention_heads is {heads}, no multiple of {shared} num_key_value_heads")
+  llama.check_shared(heads, shared)
   window = raw.get("sliding_window", 4096)
   if not isinstance(window, int):
     raise encoder.UnsupportedModelError(f"sliding_window is {window!r}; a number is supported")
@@ -127,8 +126,7 @@ class Layer(nnx.Module):
     # `attend` divides the logits by the root of a head's width.
     q, k = self.query_norm(q) * (cfg.width / cfg.scalar) ** 0.5, self.key_norm(k)
     q, k = (rotary.turned(one, rows.positions, sight.frequencies) for one in (q, k))
-    # No kernel here shares heads of keys itself.
-    k, v = (jnp.repeat(one, cfg.num_attention_heads // cfg.num_key_value_heads, axis=2) for one in (k, v))
+    k, v = (attention.of_each_query(one, cfg.num_attention_heads) for one in (k, v))
     return execution.attend(q, k, v, rows, None, sight.window)
 
 
@@ -164,22 +162,11 @@ GEMMA = family.Family(
     "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
     "rope_scaling": None,
   },
-  tensors={
-    "word": "embed_tokens",
-    "layers/attention_norm": _LAYER + "input_layernorm",
-    "layers/query": _LAYER + "self_attn.q_proj",
-    "layers/key": _LAYER + "self_attn.k_proj",
-    "layers/value": _LAYER + "self_attn.v_proj",
-    "layers/query_norm": _LAYER + "self_attn.q_norm",
-    "layers/key_norm": _LAYER + "self_attn.k_norm",
-    "layers/out": _LAYER + "self_attn.o_proj",
+  # Llama's, but that the norm behind attention has the name of the one before the MLP.
+  tensors=llama.TENSORS | {
     "layers/attended_norm": _LAYER + "post_attention_layernorm",
     "layers/mlp_norm": _LAYER + "pre_feedforward_layernorm",
-    "layers/gate": _LAYER + "mlp.gate_proj",
-    "layers/up": _LAYER + "mlp.up_proj",
-    "layers/down": _LAYER + "mlp.down_proj",
     "layers/gated_norm": _LAYER + "post_feedforward_layernorm",
-    "final_norm": "norm",
   },
   classifier={},
   special_tokens={

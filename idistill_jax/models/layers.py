@@ -181,6 +181,17 @@ class Embedding(nnx.Module):
     return jnp.take(self.embedding[...], ids, axis=0)
 
 
+class TypeEmbedding(Embedding):
+  """Of token types: x with those of a pair's halves added, or of the first type where these are not told."""
+
+  def __init__(self, types: int, width: int, tell_halves: bool, *, rngs: nnx.Rngs):
+    super().__init__(types, width, rngs=rngs)
+    self.tell_halves = tell_halves
+
+  def added(self, x: jax.Array, halves: jax.Array | np.ndarray) -> jax.Array:
+    return x + (self(halves) if self.tell_halves else lift(self.embedding[0], x))
+
+
 class RelativeBias(nnx.Module):
   """What the distance of two tokens adds to each head's logits.  (Raffel et al. 2020, arXiv 1910.10683, 2.1.)
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from idistill_jax.data import pack
@@ -97,8 +96,7 @@ class Layer(nnx.Module):
       q, k = self.query_norm(q), self.key_norm(k)
     frequencies = rotary.frequencies(cfg.theta, cfg.width)
     q, k = (rotary.turned(one, rows.positions, frequencies) for one in (q, k))
-    # No kernel here shares heads of keys itself.
-    k, v = (jnp.repeat(one, cfg.num_attention_heads // cfg.num_key_value_heads, axis=2) for one in (k, v))
+    k, v = (attention.of_each_query(one, cfg.num_attention_heads) for one in (k, v))
     return execution.attend(q, k, v, rows, None, attention.Window(None, 0) if cfg.causal else None)
 
 
@@ -121,6 +119,12 @@ class Llama(nnx.Module):
     return encoder.Beside()
 
 
+def check_shared(heads: int, shared: int) -> None:
+  """Raises encoder.UnsupportedModelError where not as many heads of queries share each of keys."""
+  if heads % shared:
+    raise encoder.UnsupportedModelError(f"num_attention_heads is {heads}, no multiple of {shared} num_key_value_heads")
+
+
 def _other(raw: Mapping[str, Any], *, width: int | None, causal: bool, norms_heads: bool) -> Mapping[str, Any]:
   """Of config.json the fields of LlamaConfig that are no sizes; width: where it does not tell, None for a share of
   the states'.
@@ -129,8 +133,7 @@ def _other(raw: Mapping[str, Any], *, width: int | None, causal: bool, norms_hea
   """
   heads = raw["num_attention_heads"]
   shared = raw.get("num_key_value_heads") or heads
-  if heads % shared:
-    raise encoder.UnsupportedModelError(f"num_attention_heads is {heads}, no multiple of {shared} num_key_value_heads")
+  check_shared(heads, shared)
   kinds = set(raw.get("layer_types") or ()) - {"full_attention"}
   if kinds:
     raise encoder.UnsupportedModelError(f"layer_types has {sorted(kinds)}; full_attention is supported")
@@ -145,26 +148,27 @@ def _other(raw: Mapping[str, Any], *, width: int | None, causal: bool, norms_hea
 
 _NEEDS = {"hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mlp_bias": False}
 _LAYER = "layers.{i}."
+TENSORS = {
+  "word": "embed_tokens",
+  "layers/attention_norm": _LAYER + "input_layernorm",
+  "layers/query": _LAYER + "self_attn.q_proj",
+  "layers/key": _LAYER + "self_attn.k_proj",
+  "layers/value": _LAYER + "self_attn.v_proj",
+  "layers/query_norm": _LAYER + "self_attn.q_norm",
+  "layers/key_norm": _LAYER + "self_attn.k_norm",
+  "layers/out": _LAYER + "self_attn.o_proj",
+  "layers/mlp_norm": _LAYER + "post_attention_layernorm",
+  "layers/gate": _LAYER + "mlp.gate_proj",
+  "layers/up": _LAYER + "mlp.up_proj",
+  "layers/down": _LAYER + "mlp.down_proj",
+  "final_norm": "norm",
+}
 EUROBERT = family.Family(
   name="EuroBert", prefix="model.", encoder=Llama, config=LlamaConfig, parameters=PARAMETERS,
   sizes=family.without(family.SIZES, "type_vocab_size") | {"layer_norm_eps": "rms_norm_eps"},
   other=lambda raw: _other(raw, width=None, causal=False, norms_heads=False),
   needs=family.SEES_ALL | _NEEDS,
-  tensors={
-    "word": "embed_tokens",
-    "layers/attention_norm": _LAYER + "input_layernorm",
-    "layers/query": _LAYER + "self_attn.q_proj",
-    "layers/key": _LAYER + "self_attn.k_proj",
-    "layers/value": _LAYER + "self_attn.v_proj",
-    "layers/query_norm": _LAYER + "self_attn.q_norm",
-    "layers/key_norm": _LAYER + "self_attn.k_norm",
-    "layers/out": _LAYER + "self_attn.o_proj",
-    "layers/mlp_norm": _LAYER + "post_attention_layernorm",
-    "layers/gate": _LAYER + "mlp.gate_proj",
-    "layers/up": _LAYER + "mlp.up_proj",
-    "layers/down": _LAYER + "mlp.down_proj",
-    "final_norm": "norm",
-  },
+  tensors=TENSORS,
   # Its sequence classifier scores each token and takes their mean.
   classifier={},
   special_tokens={

@@ -104,17 +104,15 @@ class RotaryBert(nnx.Module):
     self.cfg = cfg
     self.word = layers.Embedding(cfg.vocab_size, cfg.hidden_size, rngs=rngs)
     if cfg.type_vocab_size:
-      self.type = layers.Embedding(cfg.type_vocab_size, cfg.hidden_size, rngs=rngs)
+      self.type = layers.TypeEmbedding(cfg.type_vocab_size, cfg.hidden_size, cfg.types_tell_halves, rngs=rngs)
     self.norm = layers.LayerNorm(cfg.hidden_size, cfg.layer_norm_eps, rngs=rngs)
     self.layers = encoder.stack(lambda rngs: Layer(cfg, rngs=rngs), cfg.num_hidden_layers, rngs)
 
   def __call__(self, rows: pack.Rows, execution: execution_lib.Execution) -> jax.Array:
     """Token states [R, L, D]."""
     x_RxLxD = self.word(rows.token_ids)
-    if self.cfg.types_tell_halves:
-      x_RxLxD = x_RxLxD + self.type(rows.halves)
-    elif self.cfg.type_vocab_size:
-      x_RxLxD = x_RxLxD + layers.lift(self.type.embedding[0], x_RxLxD)
+    if self.cfg.type_vocab_size:
+      x_RxLxD = self.type.added(x_RxLxD, rows.halves)
     x_RxLxD = self.norm(x_RxLxD).astype(execution.states)
     return encoder.through(self.layers, x_RxLxD, rows, self.beside(rows), execution)
 

@@ -155,7 +155,7 @@ DEBERTA = deberta.DebertaConfig(
 ELECTRA = dataclasses.replace(
   BASE, model_type="electra", hidden_size=256, num_attention_heads=4, intermediate_size=1024, embedding_size=128)
 T5 = t5.T5Config(
-  vocab_size=32128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, d_kv=64, intermediate_size=3072,
+  vocab_size=32128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, width=64, intermediate_size=3072,
   layer_norm_eps=1e-6, gated=False, relative_buckets=32, farthest=128)
 GEMMA = gemma.GemmaConfig(
   vocab_size=262144, hidden_size=768, num_hidden_layers=24, num_attention_heads=3, num_key_value_heads=1, width=256,

@@ -20,8 +20,9 @@ class UnsupportedModelError(ValueError):
 class Sizes:
   """Of an encoder, under the names that Hugging Face's config.json gives BERT's, and what others than it read.
 
-  model_type: a key of families.FAMILIES.  max_position_embeddings: rows of a table of positions, or positions that were
-  trained; None bounds no text.  first_position: a text's first token has this row of a table of positions.
+  model_type: a key of families.FAMILIES.  width: of a head; None: its share of the states.
+  max_position_embeddings: rows of a table of positions, or positions that were trained; None bounds no text.
+  first_position: a text's first token has this row of a table of positions.
   types_tell_halves: the passage of a pair has type 1; else all tokens have the same type, or none.
   classifier_pooling: what the family's sequence classifier reads of a pair.
   """
@@ -31,6 +32,7 @@ class Sizes:
   hidden_size: int
   num_hidden_layers: int
   num_attention_heads: int
+  width: int | None = None
   intermediate_size: int
   max_position_embeddings: int | None = None
   layer_norm_eps: float
@@ -40,7 +42,7 @@ class Sizes:
 
   @property
   def head_dim(self) -> int:
-    return self.hidden_size // self.num_attention_heads
+    return self.hidden_size // self.num_attention_heads if self.width is None else self.width
 
   @property
   def lacks(self) -> frozenset[str]:

@@ -23,18 +23,12 @@ from idistill_jax.models import execution as execution_lib
 class GemmaConfig(windowed.Sizes):
   """And what else it is made of.
 
-  width: of a head, of any number.  num_key_value_heads: of keys and values.
-  scalar: logits are divided by the root of it, whatever a head's width.
+  num_key_value_heads: of keys and values.  scalar: logits are divided by the root of it, whatever a head's width.
   """
 
   model_type: str = "gemma3_text"
-  width: int
   num_key_value_heads: int
   scalar: float
-
-  @property
-  def head_dim(self) -> int:
-    return self.width
 
 
 def read(raw: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -96,7 +90,7 @@ class Layer(nnx.Module):
 
   def __init__(self, cfg: GemmaConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    d, h, g, k, f = (cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.width,
+    d, h, g, k, f = (cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim,
                      cfg.intermediate_size)
     norm = lambda width: OffsetNorm(width, cfg.layer_norm_eps, rngs=rngs)
     self.attention_norm, self.attended_norm, self.mlp_norm, self.gated_norm = (norm(d) for _ in range(4))
@@ -124,7 +118,7 @@ class Layer(nnx.Module):
     cfg, products = self.cfg, execution.products
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
     # `attend` divides the logits by the root of a head's width.
-    q, k = self.query_norm(q) * (cfg.width / cfg.scalar) ** 0.5, self.key_norm(k)
+    q, k = self.query_norm(q) * (cfg.head_dim / cfg.scalar) ** 0.5, self.key_norm(k)
     q, k = (rotary.turned(one, rows.positions, sight.frequencies) for one in (q, k))
     k, v = (attention.of_each_query(one, cfg.num_attention_heads) for one in (k, v))
     return execution.attend(q, k, v, rows, None, sight.window)

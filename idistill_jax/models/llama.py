@@ -22,20 +22,15 @@ from idistill_jax.models import execution as execution_lib
 class LlamaConfig(encoder.Sizes):
   """And what else it is made of.
 
-  width: of a head, of any number.  num_key_value_heads: of keys and values.  theta: base of the turns' frequencies.
+  num_key_value_heads: of keys and values.  theta: base of the turns' frequencies.
   causal: whether a token sees but what stands before it.  norms_heads: whether queries and keys are normalised.
   """
 
   types_tell_halves: bool = False
-  width: int
   num_key_value_heads: int
   theta: float
   causal: bool
   norms_heads: bool
-
-  @property
-  def head_dim(self) -> int:
-    return self.width
 
   @property
   def lacks(self) -> frozenset[str]:
@@ -65,7 +60,7 @@ class Layer(nnx.Module):
 
   def __init__(self, cfg: LlamaConfig, *, rngs: nnx.Rngs):
     self.cfg = cfg
-    d, h, g, k, f, eps = (cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.width,
+    d, h, g, k, f, eps = (cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim,
                           cfg.intermediate_size, cfg.layer_norm_eps)
     self.attention_norm = layers.RmsNorm(d, eps, rngs=rngs)
     self.query = layers.Dense("rld,dhk->rlhk", (d, h, k), None, rngs=rngs)
@@ -94,7 +89,7 @@ class Layer(nnx.Module):
     q, k, v = (project(x_RxLxD, products) for project in (self.query, self.key, self.value))
     if cfg.norms_heads:
       q, k = self.query_norm(q), self.key_norm(k)
-    frequencies = rotary.frequencies(cfg.theta, cfg.width)
+    frequencies = rotary.frequencies(cfg.theta, cfg.head_dim)
     q, k = (rotary.turned(one, rows.positions, frequencies) for one in (q, k))
     k, v = (attention.of_each_query(one, cfg.num_attention_heads) for one in (k, v))
     return execution.attend(q, k, v, rows, None, attention.Window(None, 0) if cfg.causal else None)

@@ -22,20 +22,14 @@ from idistill_jax.models import execution as execution_lib
 class T5Config(encoder.Sizes):
   """And what T5 alone has.
 
-  d_kv: width of a head, of any number.  gated: whether the MLP is.
-  relative_buckets: of distances between tokens; those from `farthest` on share the last.
+  gated: whether the MLP is.  relative_buckets: of distances between tokens; those from `farthest` on share the last.
   """
 
   model_type: str = "t5"
   types_tell_halves: bool = False
-  d_kv: int
   gated: bool
   relative_buckets: int
   farthest: int
-
-  @property
-  def head_dim(self) -> int:
-    return self.d_kv
 
   @property
   def lacks(self) -> frozenset[str]:
@@ -150,7 +144,7 @@ T5 = family.Family(
   name="T5Encoder", prefix="", encoder=T5Encoder, config=T5Config, parameters=PARAMETERS,
   sizes={
     "vocab_size": "vocab_size", "hidden_size": "d_model", "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads", "d_kv": "d_kv", "intermediate_size": "d_ff",
+    "num_attention_heads": "num_heads", "width": "d_kv", "intermediate_size": "d_ff",
     "layer_norm_eps": "layer_norm_epsilon",
   },
   other=read, needs=family.SEES_ALL,

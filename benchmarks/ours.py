@@ -17,6 +17,7 @@ from etils import epath
 from benchmarks import clock, texts
 from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables
+from idistill_jax.data import lists as lists_lib
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.train import fit, inference, inputs, loop, networks, objectives, utilization, windows
 from idistill_jax.workdir import artifacts
@@ -43,7 +44,7 @@ def _inputs(lists: texts.Lists, network: networks.Network, encoder: config.Encod
   ))
   tokenizer, nothing = network.tokenizer, np.zeros((1, 1), np.float32)
   return inputs.Inputs(
-    lists=[inputs.training_list(one, queries, passages)
+    lists=[lists_lib.numbered(one, queries, passages)
            for one in example.read_records(folder, LISTS, records.ScoredList)],
     passage_tokens=tokenizer.table(passages.texts, encoder.passage_tokens),
     query_tokens=tokenizer.table(queries.texts, encoder.query_tokens),

@@ -1,9 +1,10 @@
 """Sequences whose items are made when they are asked for."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, overload
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -23,3 +24,16 @@ class ByRow(Sequence[T]):
   def __getitem__(self, rows: int | slice) -> T | list[T]:
     asked = range(len(self))[rows]
     return [self.at(row) for row in asked] if isinstance(asked, range) else self.at(asked)
+
+
+class Each(ByRow[T]):
+  """What comes of each item of another sequence."""
+
+  def __init__(self, of: Callable[[S], T], items: Sequence[S]):
+    self._of, self._items = of, items
+
+  def __len__(self) -> int:
+    return len(self._items)
+
+  def at(self, row: int) -> T:
+    return self._of(self._items[row])

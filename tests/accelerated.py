@@ -1,5 +1,6 @@
 """Stages up to the evaluation, as `python -m accelerated` with a stage's flags; work is cut small enough to share, and
-every process says what it did of it, how much of a corpus its devices hold, and whether it indexes the corpus's terms.
+every process says what it did of it, which shards it wrote, how much of a corpus its devices hold, and whether it
+indexes the corpus's terms.
 """
 
 import itertools
@@ -9,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from idistill_jax import cli, flow, processes
+from idistill_jax.data import example
 from idistill_jax.retrieval import bm25, exact
 from idistill_jax.train import loop, pieces
 
@@ -26,7 +28,7 @@ def stopping(place: Any, placed: itertools.count) -> Any:
 
 
 if __name__ == "__main__":
-  pieces.LEAST = 64
+  pieces.LEAST, pieces.MOST = 20, 7
   finish = pieces.Pieces.finish
   pieces.Pieces.finish = lambda work, piece, *made: (
     print("finished", work._name, piece), finish(work, piece, *made))[1]
@@ -39,5 +41,7 @@ if __name__ == "__main__":
     return made
 
   exact._spread = telling
+  write = example.write_shard
+  example.write_shard = lambda *what: (path := write(*what), print("wrote", path.name))[0]
   bm25.Bm25.__init__ = lambda *what: (print("indexes terms"), indexed(*what))[1]
   cli.run_app(lambda runner: [runner.run(stage) for name, stage in flow.STAGES.items() if name in STAGES.value])

@@ -10,6 +10,7 @@ import tiny_world
 
 from idistill_jax import config, records
 from idistill_jax.data import batches, example, pack, tables, tfrecord
+from idistill_jax.data import lists as lists_lib
 from idistill_jax.train import inputs, networks
 from idistill_jax.workdir import artifacts
 
@@ -150,11 +151,11 @@ def test_a_ranking_gives_places_and_what_the_parser_filled_is_not_known_where_a_
   passages = tables.Passages(records.Passage(id=f"p{i}", title="", text="") for i in range(4))
   ids, rows = ("p3", "p0", "p2"), [3, 0, 2]
   ranking = records.RankedList(query_id="q1", passage_ids=ids, status="repaired", filled_places=(2,), weight=0.25)
-  found = inputs.training_list(ranking, queries, passages)
+  found = lists_lib.numbered(ranking, queries, passages)
   assert (found.query_row, found.passage_rows.tolist(), found.weight) == (1, rows, 0.25)
   assert (found.values.tolist(), found.known.tolist()) == ([0.0, 1.0, 2.0], [True, True, False])
   scored = records.ScoredList(query_id="q0", passage_ids=ids, scores=(2.5, 0.5, -1.0))
-  found = inputs.training_list(scored, queries, passages)
+  found = lists_lib.numbered(scored, queries, passages)
   assert (found.query_row, found.passage_rows.tolist(), found.weight) == (0, rows, 1.0)
   assert (found.values.tolist(), found.known.tolist()) == ([2.5, 0.5, -1.0], [True] * 3)
 

@@ -70,6 +70,11 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
   # What it takes much memory for, each does a part of, or one alone.
   assert shares(job.said(0)) == shares(job.said(1)) == {0.5}
   assert "indexes terms" in job.said(0) and "indexes terms" not in job.said(1)
+  # Of each stage that has lists for the next, both wrote shards, neither those of the other.
+  wrote = [wrote_shards(job.said(number)) for number in range(2)]
+  assert not wrote[0] & wrote[1]
+  for name in (artifacts.CANDIDATES, artifacts.SCORES, artifacts.TEACHER):
+    assert all(any(shard.startswith(name) for shard in of_one) for of_one in wrote), wrote
   stages = [path.name for path in alone.iterdir() if (path / artifacts.MANIFEST).exists()]
   assert len(stages) == 9
   for stage in stages:
@@ -130,6 +135,10 @@ def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_t
       assert json.loads(last)["step"] == len(losses(alone / "train_ranker"))
 
 
+def wrote_shards(said: str) -> set[str]:
+  return set(re.findall(r"^wrote (.*)$", said, re.MULTILINE))
+
+
 def did(said: str) -> set[str]:
   """Work of which a process has finished pieces."""
   return set(re.findall(r"^finished \d+ (.*) range", said, re.MULTILINE))
@@ -162,7 +171,8 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
     start, (ours, theirs) = learned(expected, None), (learned(expected, folder) for folder in (expected, found))
     assert np.linalg.norm(theirs - ours) < 0.01 * np.linalg.norm(ours - start)
   for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList)):
-    if list(expected.glob(f"{name}-*.tfrecord")):
+    if shards := [path.name for path in expected.glob(f"{name}-*.tfrecord")]:
+      assert sorted(shards) == sorted(path.name for path in found.glob(f"{name}-*.tfrecord"))
       both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))
                for one in example.read_records(folder, name, cls)} for folder in (expected, found)]
       assert both[0].keys() == both[1].keys()

@@ -11,6 +11,7 @@ from etils import epath
 
 from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, similarity, tables, tfrecord
+from idistill_jax.data import lists as lists_lib
 from idistill_jax.train import inputs, loop, networks, objectives
 
 WORDS = (
@@ -29,7 +30,7 @@ def _inputs(folder: pathlib.Path, network: networks.Network) -> inputs.Inputs:
   passages = tables.Passages(records.Passage(id=f"p{i}", title="", text=say()) for i in range(40))
   queries = tables.Queries(records.Query(id=f"q{i}", text=say(), split="train") for i in range(LISTS))
   return inputs.Inputs(
-    lists=[inputs.training_list(one, queries, passages)
+    lists=[lists_lib.numbered(one, queries, passages)
            for one in example.read_records(folder, "lists", records.ScoredList)],
     passage_tokens=network.tokenizer.table(passages.texts, 16),
     query_tokens=network.tokenizer.table(queries.texts, 8),

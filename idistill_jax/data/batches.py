@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from idistill_jax.data import deal, pack, tokenize
+from idistill_jax.data import lists as lists_lib
 
 
 @jax.tree_util.register_dataclass
@@ -40,18 +41,6 @@ class ListBatch:
   list_rows: Any
   similarities: Any
   weights: Any
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingList:
-  """One list as numbers, best passage first; query_id: what people look it up by."""
-
-  query_id: str
-  query_row: int
-  passage_rows: np.ndarray
-  values: np.ndarray
-  known: np.ndarray
-  weight: float = 1.0
 
 
 # (query row, passage rows) of each list of a batch.
@@ -142,7 +131,7 @@ def _all_rows(count: int) -> np.ndarray:
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
-  def __init__(self, *, lists: Sequence[TrainingList], texts: Texts, shape: Shape,
+  def __init__(self, *, lists: Sequence[lists_lib.TrainingList], texts: Texts, shape: Shape,
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int,
                own: Callable[[int], np.ndarray] = _all_rows):
     """own: number of rows -> which of them this process fills in; the others are some other process's."""
@@ -198,7 +187,7 @@ class Batches:
     """How many tokens the step's texts have, whichever process fills them in."""
     return self._tokens[step]
 
-  def _sampled(self, one: TrainingList, slot: deal.Slot) -> TrainingList:
+  def _sampled(self, one: lists_lib.TrainingList, slot: deal.Slot) -> lists_lib.TrainingList:
     places = deal.sample(
       len(one.passage_rows), self._shape.passages, self._shape.always_best, seed=self._seed, slot=slot
     )

@@ -222,6 +222,13 @@ def write_records(
   return tfrecord.write(folder, name, map(encode, records), shards, count)
 
 
+def write_shard(
+  folder: str | os.PathLike[str], name: str, records: Iterable[Any], shard: int, shards: int
+) -> pathlib.Path:
+  """One of several shards of records, as `tfrecord.write_shard` does."""
+  return tfrecord.write_shard(folder, name, map(encode, records), shard, shards)
+
+
 def read_records(folder: str | os.PathLike[str], name: str, cls: type[T]) -> Iterator[T]:
   """Records of all shards in order.
 
@@ -250,6 +257,11 @@ class Records(by_row.ByRow[T]):
 
   def at(self, row: int) -> T:
     return _decode_at(*self._payloads.place(row), self._cls, self._payloads.read(row))
+
+
+def open_records(folder: str | os.PathLike[str], name: str, cls: type[T]) -> Records[T]:
+  """Records of all shards in order, found by number; raises as `tfrecord.payloads` does."""
+  return Records(tfrecord.payloads(folder, name), cls)
 
 
 def read_ids(path: pathlib.Path, cls: type) -> Iterator[tuple[bytes, int]]:

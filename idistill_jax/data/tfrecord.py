@@ -123,6 +123,20 @@ def _runs(payloads: Iterable[bytes], shards: int, count: int | None) -> Iterator
     raise ValueError(f"{count} payloads were told, {'more' if seen > count else seen} came")
 
 
+def write_shard(
+  folder: str | os.PathLike[str], name: str, payloads: Iterable[bytes], shard: int, shards: int
+) -> pathlib.Path:
+  """Writes one of `shards` files of a name, in place of an earlier one; the others are written by somebody else."""
+  final = pathlib.Path(folder) / shard_name(name, shard, shards)
+  half = final.with_name(f".{final.name}.{os.getpid()}.half")
+  try:
+    _write_file(half, payloads)
+    half.replace(final)
+  finally:
+    half.unlink(missing_ok=True)
+  return final
+
+
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
   with open(path, "wb") as out:
     for payload in payloads:
@@ -144,6 +158,25 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
         return
       length = _length(path, offset, record, file.read(_HEADER.size), size)
       yield _payload(path, offset, record, file.read(length), file.read(_FOOTER.size))
+      offset += length + _OVERHEAD
+
+
+def payloads(folder: str | os.PathLike[str], name: str) -> "Payloads":
+  """Those of all shards of a name, of which nothing but headers is read yet; raises CorruptRecord for one of these, and
+  MissingShard."""
+  paths = shard_paths(folder, name)
+  return Payloads(paths, starts([length for path in paths for length in _lengths(path)]))
+
+
+def _lengths(path: pathlib.Path) -> Iterator[int]:
+  size, offset = path.stat().st_size, 0
+  with open(path, "rb") as file:
+    for record in itertools.count():
+      if offset == size:
+        return
+      file.seek(offset)
+      length = _length(path, offset, record, file.read(_HEADER.size), size)
+      yield length
       offset += length + _OVERHEAD
 
 

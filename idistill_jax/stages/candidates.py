@@ -5,10 +5,10 @@
 collection -> candidates-*.tfrecord for the training queries; passages.npy, queries.npy (embeddings, collection order).
 """
 
-from idistill_jax import cli, flow, processes, records, sharding
-from idistill_jax.data import example, tables
+from idistill_jax import cli, flow, records, sharding
+from idistill_jax.data import tables
 from idistill_jax.retrieval import exact, itself, runs
-from idistill_jax.train import inference
+from idistill_jax.train import inference, shares
 from idistill_jax.workdir import artifacts
 
 
@@ -34,7 +34,7 @@ def run(job: artifacts.Job) -> None:
       job.drop("training query without candidates", query.id)
   if train and not lists:
     raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
-  processes.once(lambda: example.write_records(job.out, artifacts.CANDIDATES, lists))
+  shares.write(job, artifacts.CANDIDATES, lists)
   job.count(passages=len(passages), queries=len(queries), lists=len(lists), depth=job.cfg.candidates.depth)
 
 

@@ -5,92 +5,102 @@
 collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from idistill_jax import cli, flow, processes, records, sharding
+from idistill_jax import by_row, cli, flow, records, sharding
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.data import lists as lists_lib
 from idistill_jax.retrieval import exact, itself
-from idistill_jax.train import inference, truncation
+from idistill_jax.train import inference, inputs, shares, truncation
 from idistill_jax.workdir import artifacts
 
-# (query id, passage ids)
-Candidates = tuple[str, tuple[str, ...]]
-# query id -> passage ids in the LLM's order
-Ranked = Mapping[str, tuple[str, ...]]
+# Row of a query -> rows of passages, in the LLM's order.
+Ranked = Mapping[int, np.ndarray]
 
 
 def run(job: artifacts.Job) -> None:
-  lists, scores = score(job)
-  ends = np.cumsum([len(ids) for _, ids in lists])
-  scored = (
-    _best_first(query_id, ids, scores[end - len(ids):end]) for (query_id, ids), end in zip(lists, ends, strict=True)
-  )
-  processes.once(lambda: example.write_records(job.out, artifacts.SCORES, scored))
-  job.count(lists=len(lists), pairs=len(scores))
-
-
-def score(job: artifacts.Job) -> tuple[Sequence[Candidates], np.ndarray]:
-  """Lists, and scores of their passages, float32 [pairs], list after list: all that helpers do of the stage."""
-  passages = tables.load_passages(job.inputs["collection"])
-  queries = tables.load_queries(job.inputs["collection"])
-  lists = list(_lists(job, queries, passages))
-  if not lists:
-    return lists, np.zeros(0, np.float32)  # the LLM ordered every query's list, and only others were asked for
-
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
+  passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
+  lists = to_score(job, queries, passages)
+  learned = score(job, lists, queries, passages)
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
-  query_of = np.repeat([queries.row(query_id) for query_id, _ in lists], [len(ids) for _, ids in lists])
-  passage_of = np.array([passages.row(passage_id) for _, ids in lists for passage_id in ids])
-  return lists, ranker.score_rows(
-    queries.texts, passages.texts, query_of, passage_of, similarities.of_pairs(query_of, passage_of),
-    truncation.telling(job))
+
+  def scored(i: int) -> records.ScoredList:
+    one = lists[i]
+    similar = similarities.of_pairs(np.full_like(one.passage_rows, one.query_row), one.passage_rows)
+    scores = inference.whole_score(learned[lists.span(i)], similar, job.cfg.ranker.similarity_weight)
+    return _best_first(one.query_id, [passages.ids[row] for row in one.passage_rows], scores)
+
+  shares.write(job, artifacts.SCORES, by_row.Each(scored, range(len(lists))))
+  job.count(lists=len(lists), pairs=len(learned))
 
 
-def _lists(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> Iterator[Candidates]:
-  """(query id, passage ids) to score: the first passages of each query that is wanted."""
+def help_score(job: artifacts.Job) -> None:
+  """All that helpers do of the stage."""
+  passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
+  score(job, to_score(job, queries, passages), queries, passages)
+
+
+def score(job: artifacts.Job, lists: lists_lib.Lists, queries: tables.Queries, passages: tables.Passages) -> np.ndarray:
+  """What the ranker says of the passages of all lists, without the similarity: float32 [pairs], list after list."""
+  if not lists:
+    return np.zeros(0, np.float32)  # the LLM ordered every query's list, and only others were asked for
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
+  query_of = np.repeat(lists.query_rows, lists.lengths)
+  return ranker.learned(queries.texts, passages.texts, query_of, lists.passage_rows, truncation.telling(job))
+
+
+def to_score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> lists_lib.Lists:
+  """The first passages of each training query whose list is wanted."""
   cfg = job.cfg.scores
-  ranked = {
-    one.query_id: one.passage_ids
-    for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
-  }
-  unlabelled = 0
-  for query_id, found in CANDIDATES[cfg.candidates](job, ranked, queries, passages):
-    if query_id in ranked:
-      if cfg.lists == "all":
-        yield query_id, found
-    elif cfg.unlabelled_queries is None or unlabelled < cfg.unlabelled_queries:
-      unlabelled += 1
-      yield query_id, found
+  ranked = {one.query_row: one.passage_rows
+            for one in inputs.numbers(job, "rankings", inputs.rankings(job), queries, passages)}
+  every = CANDIDATES[cfg.candidates](job, ranked, queries, passages)
+  unlabelled = ~np.isin(every.query_rows, list(ranked))
+  wanted = unlabelled if cfg.lists == "unlabelled" else np.ones_like(unlabelled)
+  if cfg.unlabelled_queries is not None:
+    wanted &= ~unlabelled | (np.cumsum(unlabelled) <= cfg.unlabelled_queries)
+  return every.only(wanted)
 
 
 def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
-                passages: tables.Passages) -> Iterator[Candidates]:
+                passages: tables.Passages) -> lists_lib.Lists:
   """What the LLM ordered stands in front: it was drawn from the same passages, not as deep."""
-  for one in example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList):
-    found = ranked.get(one.query_id, ()) + one.passage_ids[:job.cfg.scores.depth]
-    yield one.query_id, tuple(dict.fromkeys(found))
+  def both(one: records.CandidateList) -> lists_lib.TrainingList:
+    found = lists_lib.numbered(one, queries, passages)
+    rows = [*ranked.get(found.query_row, ()), *found.passage_rows[:job.cfg.scores.depth]]
+    return lists_lib.unscored(found.query_id, found.query_row, tuple(dict.fromkeys(rows)))
+
+  candidates = example.open_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
+  return lists_lib.Lists(
+    shares.read(job, "candidates", candidates, lambda some: lists_lib.arrays(map(both, some))), queries.ids)
 
 
 def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
-               passages: tables.Passages) -> Iterator[Candidates]:
+               passages: tables.Passages) -> lists_lib.Lists:
   train = queries.of_split("train")
   embedded = similarity.load(job.inputs["train_direct"])
   index = exact.Exact(embedded.passages_PxE, passages.ids, mesh=sharding.make_mesh(job.cfg.mesh))
   own = itself.of(train, passages, tables.load_some_qrels(job.inputs["collection"], "train"))
-  depth = job.cfg.scores.depth
-  hits = index.search(embedded.queries_QxE[[queries.row(query.id) for query in train]], depth + bool(own))
-  for query, rows in zip(train, hits.rows, strict=True):
-    found = (passages.ids[row] for row in rows)
-    yield query.id, tuple(one for one in found if one != query.id or one not in own)[:depth]
+  depth, query_rows = job.cfg.scores.depth, [queries.row(query.id) for query in train]
+  hits = index.search(embedded.queries_QxE[query_rows], depth + bool(own))
+
+  def found(i: int) -> lists_lib.TrainingList:
+    rows = hits.rows[i]
+    if train[i].id in own:
+      rows = rows[rows != passages.row(train[i].id)]
+    return lists_lib.unscored(train[i].id, query_rows[i], rows[:depth])
+
+  return lists_lib.Lists(lists_lib.arrays(map(found, range(len(train)))), queries.ids)
 
 
 # config.Scores.candidates -> each training query with the passages to score.
-CANDIDATES = {"initial": _of_initial, "direct": _of_direct}
+CANDIDATES: dict[str, Callable[[artifacts.Job, Ranked, tables.Queries, tables.Passages], lists_lib.Lists]] = {
+  "initial": _of_initial, "direct": _of_direct}
 
 
-def _best_first(query_id: str, ids: tuple[str, ...], scores: np.ndarray) -> records.ScoredList:
+def _best_first(query_id: str, ids: Sequence[str], scores: np.ndarray) -> records.ScoredList:
   order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))
   return records.ScoredList(query_id=query_id, passage_ids=tuple(ids[i] for i in order),
                             scores=tuple(float(scores[i]) for i in order))

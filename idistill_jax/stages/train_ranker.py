@@ -5,8 +5,8 @@
 collection, candidates or train_direct (similarities, start), labels (rankings) -> model/ (parameters), metrics.jsonl.
 """
 
-from idistill_jax import cli, flow, records, sharding
-from idistill_jax.data import batches, example
+from idistill_jax import cli, flow, sharding
+from idistill_jax.data import batches
 from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
 from idistill_jax.workdir import artifacts
 
@@ -14,8 +14,7 @@ from idistill_jax.workdir import artifacts
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
   network = networks.ranker(encoder, cfg.head).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  lists = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
-  data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage, lists)
+  data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage, inputs.rankings(job))
   params = fit.fit(
     job, "train ranker", cfg, network=network, data=data,
     texts=batches.PairTexts(queries=data.query_tokens, passages=data.passage_tokens),

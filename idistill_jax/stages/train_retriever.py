@@ -6,9 +6,10 @@ collection, candidates, labels, train_direct (start), scores -> teacher-*.tfreco
 metrics.jsonl.
 """
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Sequence
 
-from idistill_jax import cli, flow, records
+from idistill_jax import by_row, cli, flow, records
 from idistill_jax.data import example, tables
 from idistill_jax.train import checkpoint, fit, inference, inputs
 from idistill_jax.workdir import artifacts
@@ -25,35 +26,40 @@ def run(job: artifacts.Job) -> None:
   job.count(teacher=cfg.teacher)
 
 
-def _from_ranker(job: artifacts.Job) -> Iterator[records.ScoredList]:
+def _from_ranker(job: artifacts.Job) -> Sequence[records.ScoredList]:
   """The method: the ranker's scores on every list that it scored."""
-  for one in example.read_records(job.inputs["scores"], artifacts.SCORES, records.ScoredList):
-    logits = tuple(score / job.cfg.retriever.teacher_temperature for score in one.scores)
-    yield records.ScoredList(query_id=one.query_id, passage_ids=one.passage_ids, scores=logits)
+  def logits(one: records.ScoredList) -> records.ScoredList:
+    return dataclasses.replace(one, scores=tuple(score / job.cfg.retriever.teacher_temperature for score in one.scores))
+
+  return by_row.Each(logits, example.open_records(job.inputs["scores"], artifacts.SCORES, records.ScoredList))
 
 
-def _from_llm(job: artifacts.Job) -> Iterator[records.ScoredList]:
+def _from_llm(job: artifacts.Job) -> Sequence[records.ScoredList]:
   """The control: the LLM's own order, no ranker between."""
   return inputs.orders_as_scores(job, job.cfg.retriever.order_temperature)
 
 
-def _from_both(job: artifacts.Job) -> Iterator[records.ScoredList]:
+def _from_both(job: artifacts.Job) -> Sequence[records.ScoredList | None]:
   """The LLM's order where a list has one, the ranker's scores elsewhere."""
-  ordered = list(_from_llm(job))
-  yield from ordered
-  seen = {one.query_id for one in ordered}
-  yield from (one for one in _from_ranker(job) if one.query_id not in seen)
+  ordered, scored = _from_llm(job), _from_ranker(job)
+  seen = {one.query_id for one in inputs.rankings(job)}
+
+  def either(i: int) -> records.ScoredList | None:
+    one = ordered[i] if i < len(ordered) else scored[i - len(ordered)]
+    return None if i >= len(ordered) and one.query_id in seen else one
+
+  return by_row.Each(either, range(len(ordered) + len(scored)))
 
 
-def _from_pairs(job: artifacts.Job) -> Iterator[records.ScoredList]:
+def _from_pairs(job: artifacts.Job) -> Sequence[records.ScoredList]:
   """The baseline: each query with the one passage it was generated from; other lists of the batch are negatives."""
   train = {query.id for query in tables.load_queries(job.inputs["collection"]).of_split("train")}
-  for query_id, judged in tables.read_qrels(job.inputs["collection"] / "sources.tsv").items():
-    if query_id in train:
-      yield records.ScoredList(query_id=query_id, passage_ids=tuple(judged), scores=(0.0,) * len(judged))
+  sources = tables.read_qrels(job.inputs["collection"] / "sources.tsv")
+  return [records.ScoredList(query_id=query_id, passage_ids=tuple(judged), scores=(0.0,) * len(judged))
+          for query_id, judged in sources.items() if query_id in train]
 
 
-TEACHERS: dict[str, Callable[[artifacts.Job], Iterator[records.ScoredList]]] = {
+TEACHERS: dict[str, Callable[[artifacts.Job], Sequence[records.ScoredList | None]]] = {
   "ranker": _from_ranker, "llm": _from_llm, "both": _from_both, "pairs": _from_pairs,
 }
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,8 +13,8 @@ from absl import logging
 from idistill_jax import cli, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
-from idistill_jax.data import batches, example, tfrecord
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives
+from idistill_jax.data import batches
+from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives, shares
 from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import artifacts
 
@@ -63,15 +63,12 @@ def shape(cfg: config_lib.Ranker | config_lib.Distillation, row_tokens: int | No
 
 
 def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *,
-                  teacher: Iterable[records_lib.ScoredList], start: Literal["weights", "direct"]) -> Any:
+                  teacher: Sequence[records_lib.ScoredList | None], start: Literal["weights", "direct"]) -> Any:
   """Parameters of a dual encoder trained on the teacher's lists, which stay in the job's folder."""
   encoder = job.cfg.encoder
-  processes.once(lambda: example.write_records(job.out, artifacts.TEACHER, teacher))
-  if not tfrecord.exists(job.out, artifacts.TEACHER):  # on another machine that shares a bucket with the first
-    example.write_records(job.out, artifacts.TEACHER, teacher)
+  shares.write(job, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
-  lists = example.read_records(job.out, artifacts.TEACHER, records_lib.ScoredList)
-  data = inputs.load(job, network, encoder.list_cut, "candidates", lists)
+  data = inputs.load(job, network, encoder.list_cut, "candidates", teacher)
   # The similarities are those of the starting weights, and MarginMSE has no softmax.
   if start == "weights" and cfg.loss != "margin_mse" and processes.is_first():
     warn_of_sharpness(name, data, cfg.student_temperature)

@@ -74,14 +74,16 @@ class Ranker:
     return self.score_rows(distinct_queries.tolist(), distinct_passages.tolist(), query_of, passage_of, similarities)
 
   def score_rows(self, queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray, passage_of: np.ndarray,
-                 similarities: np.ndarray, tell: truncation.Tell | None = None) -> np.ndarray:
+                 similarities: np.ndarray) -> np.ndarray:
     """As `score`, of queries[query_of[i]] with passages[passage_of[i]]: a process reads those of the pairs that it
-    claims.  tell: is told how they were cut."""
-    learned = self.forward("score pairs", self.pairs(queries, passages, query_of, passage_of),
-                           tell=_telling(tell, "queries of lists", "passages of lists"))
-    if self.similarity_weight is None:
-      return learned
-    return learned + self.similarity_weight * np.asarray(similarities, np.float32)
+    claims."""
+    return whole_score(self.learned(queries, passages, query_of, passage_of), similarities, self.similarity_weight)
+
+  def learned(self, queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray, passage_of: np.ndarray,
+              tell: truncation.Tell | None = None) -> np.ndarray:
+    """As `score_rows`, without the similarities.  tell: is told how the texts were cut."""
+    return self.forward("score pairs", self.pairs(queries, passages, query_of, passage_of),
+                        tell=_telling(tell, "queries of lists", "passages of lists"))
 
   def pairs(self, queries: Sequence[str], passages: Sequence[str], query_of: np.ndarray,
             passage_of: np.ndarray) -> texts_lib.Pairs:
@@ -91,6 +93,11 @@ class Ranker:
       texts_lib.Half(texts=queries, row_of=query_of, table=lambda some: network.query_table(some, cfg.query_tokens)),
       texts_lib.Half(texts=passages, row_of=passage_of, table=lambda some: network.passage_table(some, cfg.pair_cut)),
       network.tokenizer.between)
+
+
+def whole_score(learned: np.ndarray, similarities: np.ndarray, weight: float | None) -> np.ndarray:
+  """float32 [pairs] of what a ranker has learned of each, and its initial similarity; weight: as of Ranker."""
+  return learned if weight is None else learned + weight * np.asarray(similarities, np.float32)
 
 
 def _telling(tell: truncation.Tell | None, *kinds: str) -> TellCuts | None:

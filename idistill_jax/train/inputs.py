@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from idistill_jax import records
-from idistill_jax.data import batches, example, similarity, tables, tokenize
-from idistill_jax.train import networks, tokens
+from idistill_jax import by_row, records
+from idistill_jax.data import example, similarity, tables, tokenize
+from idistill_jax.data import lists as lists_lib
+from idistill_jax.train import networks, shares, tokens
 from idistill_jax.workdir import artifacts
 
 
@@ -16,49 +17,49 @@ from idistill_jax.workdir import artifacts
 class Inputs:
   """The lists that are trained on, and the collection as numbers; of texts in no list there are no tokens."""
 
-  lists: Sequence[batches.TrainingList]
+  lists: Sequence[lists_lib.TrainingList]
   passage_tokens: tokenize.Tokens
   query_tokens: tokenize.Tokens
   similarity: similarity.Similarities
 
 
-def training_list(one: records.RankedList | records.ScoredList, queries: tables.Queries,
-                  passages: tables.Passages) -> batches.TrainingList:
-  """Of the LLM's order, values are places, 0 = best; of a teacher's scores they are logits."""
-  known = np.ones(len(one.passage_ids), bool)
-  if isinstance(one, records.RankedList):
-    known[list(one.filled_places)] = False
-    values, weight = np.arange(len(known), dtype=np.float32), one.weight
-  else:
-    values, weight = np.asarray(one.scores, np.float32), 1.0
-  return batches.TrainingList(
-    query_id=one.query_id, query_row=queries.row(one.query_id),
-    passage_rows=np.array([passages.row(i) for i in one.passage_ids]), values=values, known=known, weight=weight,
-  )
+def rankings(job: artifacts.Job) -> Sequence[records.RankedList]:
+  """The LLM's orders, each read when it is asked for."""
+  return example.open_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
 
 
-def orders_as_scores(job: artifacts.Job, temperature: float) -> Iterator[records.ScoredList]:
+def orders_as_scores(job: artifacts.Job, temperature: float) -> Sequence[records.ScoredList]:
   """The LLM's rankings as a teacher's logits, -place / temperature, of the passages to which it gave a place."""
-  for one in example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList):
+  def scored(one: records.RankedList) -> records.ScoredList:
     places = [place for place in range(len(one.passage_ids)) if place not in one.filled_places]
-    yield records.ScoredList(query_id=one.query_id, passage_ids=tuple(one.passage_ids[place] for place in places),
-                             scores=tuple(-place / temperature for place in places))
+    return records.ScoredList(query_id=one.query_id, passage_ids=tuple(one.passage_ids[place] for place in places),
+                              scores=tuple(-place / temperature for place in places))
+
+  return by_row.Each(scored, rankings(job))
+
+
+def numbers(job: artifacts.Job, what: str, lists: Sequence[lists_lib.Record | None], queries: tables.Queries,
+            passages: tables.Passages) -> lists_lib.Lists:
+  """Lists as numbers, of which every process of a job reads its share; each calls it.  None is no list."""
+  def arrays(some: Iterable[lists_lib.Record]) -> dict[str, np.ndarray]:
+    return lists_lib.arrays(lists_lib.numbered(one, queries, passages) for one in some)
+
+  return lists_lib.Lists(shares.read(job, what, lists, arrays), queries.ids)
 
 
 def load(job: artifacts.Job, network: networks.Network, passage_tokens: int, similarities: str,
-         lists: Iterable[records.RankedList | records.ScoredList]) -> Inputs:
+         lists: Sequence[lists_lib.Record | None]) -> Inputs:
   """From a job's collection, the stage that made the similarities, and the lists that are trained on; passages are cut
-  at `passage_tokens`.  Every process of a job calls it, and tokenises its share of the texts."""
+  at `passage_tokens`.  Every process of a job calls it, and reads its share of the lists and of their texts."""
   passages = tables.load_passages(job.inputs["collection"])
   queries = tables.load_queries(job.inputs["collection"])
   # Here, and not in the threads that read batches ahead: protobuf has crashed when several threads parsed at once.
-  decoded = tuple(training_list(one, queries, passages) for one in lists)
+  read_lists = numbers(job, "lists", lists, queries, passages)
   # Of a corpus of millions, a thousand lists name thousands.
-  passage_rows = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.passage_rows for one in decoded)]))
-  query_rows = np.unique(np.fromiter((one.query_row for one in decoded), np.int64, len(decoded)))
+  passage_rows, query_rows = np.unique(read_lists.passage_rows), np.unique(read_lists.query_rows)
   read = functools.partial(tokens.of_rows, job, ids=network.tokenizer.ids, between=network.tokenizer.between)
   return Inputs(
-    lists=decoded,
+    lists=read_lists,
     passage_tokens=read("passages of lists", passages.texts, passage_rows,
                         functools.partial(network.passage_table, max_tokens=passage_tokens)),
     query_tokens=read("queries of lists", queries.texts, query_rows,

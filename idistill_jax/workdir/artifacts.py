@@ -270,6 +270,8 @@ class Workdir:
       self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
 
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent) -> dict[str, Any]:
+    if stage.together and processes.count() > 1:
+      self._store.receive(job.out.name, leave=(CHECKPOINTS, PIECES))  # what others have sent: `records` holds all
     took = spent.so_far().and_helpers(begun_lib.helped(self._store, job.out.name))
     manifest = {
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),

@@ -42,6 +42,6 @@ if __name__ == "__main__":
 
   exact._spread = telling
   write = example.write_shard
-  example.write_shard = lambda *what: (path := write(*what), print("wrote", path.name))[0]
+  example.write_shard = lambda *what: (path := write(*what), print("wrote", path.parent.name, path.name))[0]
   bm25.Bm25.__init__ = lambda *what: (print("indexes terms"), indexed(*what))[1]
   cli.run_app(lambda runner: [runner.run(stage) for name, stage in flow.STAGES.items() if name in STAGES.value])

@@ -61,6 +61,7 @@ class Given:
 
   def __init__(self, texts: list[np.ndarray]):
     self._texts, self.sample = texts, np.array([len(text) for text in texts])
+    self.whose = np.zeros(0, np.int64)
 
   def __len__(self) -> int:
     return len(self._texts)
@@ -129,6 +130,13 @@ def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights
   assert job.counts["passages cut"] == {"at": 6, "texts": 16, "of": 20, "longest": 22}
 
 
+def test_other_pairs_are_other_work_though_they_are_as_many_and_as_long(tiny_weights):
+  ranker = inference.load_ranker(config.Config(name="t", encoder=config.Encoder(weights=tiny_weights)), None)
+  pairs = lambda passage_of: ranker.pairs(["merge"], ["sort", "open"], np.zeros(2, int), np.array(passage_of))
+  assert pairs([0, 1]).sample.tolist() == pairs([1, 0]).sample.tolist()
+  assert pairs([0, 1]).whose.tolist() == pairs([0, 1]).whose.tolist() != pairs([1, 0]).whose.tolist()
+
+
 @pytest.mark.parametrize("kept, then", [(texts_lib.KEPT, [range(8, 14), range(14, 18), range(18, 22)]),
                                         (0, [range(8, 14), range(12, 18), range(16, 22)])], ids=["few", "many"])
 def test_of_pairs_a_worker_reads_what_it_claims_and_few_texts_once(tiny_weights, tmp_path, monkeypatch, kept, then):
@@ -137,9 +145,9 @@ def test_of_pairs_a_worker_reads_what_it_claims_and_few_texts_once(tiny_weights,
     weights=tiny_weights, query_tokens=6, pair_passage_tokens=8, list_row_tokens=16, tokens_per_step=64))
   queries, passages = (scored.Recorded("merge " * (1 + i % most) for i in range(n)) for n, most in ((10, 7), (22, 9)))
   query_of, passage_of = np.arange(40) // 4, 2 * (np.arange(40) // 4) + np.arange(40) % 4
-  similarities, told, cuts = np.linspace(0, 1, 40), {}, {}
-  score = lambda job, tell: inference.load_ranker(cfg, None, job).score_rows(
-    queries, passages, query_of, passage_of, similarities, tell)
+  told, cuts = {}, {}
+  score = lambda job, tell: inference.load_ranker(cfg, None, job).learned(
+    queries, passages, query_of, passage_of, tell)
   whole = score(None, told.__setitem__)
   assert (sorted(queries.read), sorted(passages.read)) == ([*range(10)], [*range(22)]), "few pairs, which are read once"
   monkeypatch.setattr(pieces, "LEAST", 8)

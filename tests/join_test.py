@@ -19,7 +19,7 @@ from idistill_jax import cli, flow, join, processes, records, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
-from idistill_jax.train import checkpoint, inference, pieces
+from idistill_jax.train import checkpoint, inference, networks, pieces
 from idistill_jax.workdir import artifacts
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
@@ -137,6 +137,36 @@ def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_st
   encode = lambda folder: inference.load_retriever(cfg, folder).encode_passages([one.full_text for one in PASSAGES])
   np.testing.assert_array_equal(similarity.load(made).passages_PxE, encode(made))
   assert not np.allclose(encode(made), encode(None), atol=1e-4), "by the trained model"
+
+
+def test_scores_are_joined(home, monkeypatch):
+  cfg, stage = cli.load_config(home.root), flow.STAGES["scores"]
+  cfg.ranker.start, cfg.scores.candidates = "weights", "initial"
+  ranked = records.RankedList(query_id="q0", passage_ids=tuple(one.id for one in PASSAGES[:6]), status="complete")
+  network = networks.ranker(cfg.encoder, cfg.ranker.head)
+  made = {"labels": lambda job: example.write_records(job.out, artifacts.RANKINGS, [ranked]),
+          "train_direct": lambda job: None,  # not looked at by this config
+          "train_ranker": lambda job: checkpoint.save_model(job.shared / inference.MODEL, network.initial(0))}
+  home.execute(flow.STAGES["candidates"], cfg)
+  for name, run in made.items():
+    home.execute(artifacts.Stage(name=name, reads=(), config=(), run=run), cfg)
+  with monkeypatch.context() as patched, pytest.raises(Ended):
+    patched.setattr(pieces.Pieces, "finish", end)
+    home.execute(stage, cfg)
+  join.work(home, stage)
+  assert finished(pathlib.Path(home.pieces(stage, cfg))) == {"score pairs": (1, 1)}
+
+  monkeypatch.setattr(inference.Forward, "_outputs", lambda *_: pytest.fail("a piece is made again"))
+  home.execute(stage, cfg)
+  monkeypatch.undo()
+  (found,) = example.read_records(home.folder("scores"), artifacts.SCORES, records.ScoredList)
+  text_of = {one.id: one.full_text for one in PASSAGES}
+  similar = similarity.load(home.folder("candidates"))
+  rows = np.array([int(one.removeprefix("p")) for one in found.passage_ids])
+  scores = inference.load_ranker(cfg, home.folder("train_ranker")).score(
+    [QUERIES[0].text] * len(rows), [text_of[one] for one in found.passage_ids], similar(0, rows))
+  np.testing.assert_allclose(found.scores, scores, atol=1e-5)
+  assert len(rows) > 6 and list(found.scores) == sorted(found.scores, reverse=True)
 
 
 def test_nothing_is_joined_that_is_not_under_way(home):

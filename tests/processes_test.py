@@ -73,8 +73,10 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
   # Of each stage that has lists for the next, both wrote shards, neither those of the other.
   wrote = [wrote_shards(job.said(number)) for number in range(2)]
   assert not wrote[0] & wrote[1]
-  for name in (artifacts.CANDIDATES, artifacts.SCORES, artifacts.TEACHER):
-    assert all(any(shard.startswith(name) for shard in of_one) for of_one in wrote), wrote
+  for stage, name in (("candidates", artifacts.CANDIDATES), ("scores", artifacts.SCORES),
+                      ("train_retriever", artifacts.TEACHER)):
+    shards = [{shard for shard in of_one if re.match(rf"\.{stage}-\w+ {name}-", shard)} for of_one in wrote]
+    assert [len(of_one) for of_one in shards] == [1, 1], wrote
   stages = [path.name for path in alone.iterdir() if (path / artifacts.MANIFEST).exists()]
   assert len(stages) == 9
   for stage in stages:
@@ -170,7 +172,8 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
     np.testing.assert_allclose(losses(found), losses(expected), rtol=2e-4)
     start, (ours, theirs) = learned(expected, None), (learned(expected, folder) for folder in (expected, found))
     assert np.linalg.norm(theirs - ours) < 0.01 * np.linalg.norm(ours - start)
-  for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList)):
+  for name, cls in ((artifacts.CANDIDATES, CandidateList), (artifacts.SCORES, ScoredList),
+                    (artifacts.TEACHER, ScoredList)):
     if shards := [path.name for path in expected.glob(f"{name}-*.tfrecord")]:
       assert sorted(shards) == sorted(path.name for path in found.glob(f"{name}-*.tfrecord"))
       both = [{one.query_id: dict(zip(one.passage_ids, one.scores, strict=True))

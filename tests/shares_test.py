@@ -58,3 +58,13 @@ def test_no_records_are_one_shard_without_any_and_no_numbers(tmp_path):
   none = example.open_records(tmp_path, "lists", records.ScoredList)
   read = lists.Lists(shares.read(job, "lists", none, lists.arrays), [])
   assert len(none) == len(read) == len(read.only(np.zeros(0, bool))) == 0
+
+
+def test_shards_of_an_earlier_attempt_do_not_lie_beside_those_of_this_one(tmp_path):
+  made = [records.ScoredList(query_id=f"q{i}", passage_ids=("p",), scores=(1.0,)) for i in range(9)]
+  job = artifacts.Job(cfg=config.Config(name="test"), out=tmp_path, inputs={}, cache=tmp_path)
+  example.write_records(tmp_path, "lists", made, shards=3)
+  example.write_records(tmp_path, "others", made, shards=3)
+  shares.write(job, "lists", made[:4])
+  assert list(example.read_records(tmp_path, "lists", records.ScoredList)) == made[:4]
+  assert len(tfrecord.shard_paths(tmp_path, "others")) == 3

@@ -137,6 +137,14 @@ def write_shard(
   return final
 
 
+def remove_others(folder: str | os.PathLike[str], name: str, shards: int) -> None:
+  """Removes the shards of a name that are not of so many: what an earlier writing left, of another number of them."""
+  mine = {shard_name(name, i, shards) for i in range(shards)}
+  for path in _find(pathlib.Path(folder), name):
+    if path.name not in mine:
+      path.unlink(missing_ok=True)  # other processes of the job remove it, too
+
+
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
   with open(path, "wb") as out:
     for payload in payloads:

@@ -43,7 +43,10 @@ def encode(job: artifacts.Job) -> tuple[Sequence[str], Mapping[str, list[records
   tuned: dict[str, list[records.Query]] = {}
   if index.choose(job.cfg.index.kind, len(passages)) == "scann":
     ann.check_runs()  # before the corpus is encoded
-    tuned = tuned_on(job.cfg, job.inputs)
+    ids = processes.once(lambda: {what: [query.id for query in queries]
+                                  for what, queries in tuned_on(job.cfg, job.inputs).items()}, "queries to tune on")
+    queries = tables.load_queries(job.inputs["collection"])
+    tuned = {what: [queries.by_id(one) for one in of_kind] for what, of_kind in ids.items()}
   if USED in tuned and processes.is_first():
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(

@@ -187,8 +187,9 @@ class Forward:
     """
     job, total, none = self._job, len(texts), np.zeros((0, *self.network.each), np.float32)
     work_name = f"{next(self._calls)} {name}"
-    work = (pieces_lib.Pieces(None, work_name, total, texts.sample, none=none) if job is None
-            else pieces_lib.Pieces(job.pieces, work_name, total, texts.sample, job.still_alone, none))
+    whose = np.append(texts.sample, texts.whose)
+    work = (pieces_lib.Pieces(None, work_name, total, whose, none=none) if job is None
+            else pieces_lib.Pieces(job.pieces, work_name, total, whose, job.still_alone, none))
     with contextlib.closing(work), progress.bar(name, total=total, done=total - work.left()) as bar:
       for claimed in work.rounds():
         bar.update(total - work.left())

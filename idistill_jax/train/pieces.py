@@ -61,11 +61,11 @@ class Pieces:
   """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
 
   folder: where finished ones lie; None keeps them in memory, for one process.  total: how many texts there are.
-  sample: lengths of some, by which work on others is another's.  still_alone: raises leases.LostError where the stage
-  is another run's by now; it is asked with every piece that is claimed.  none: the output of no texts.
+  whose: numbers by which work on others is another's, as lengths of some.  still_alone: raises leases.LostError where
+  the stage is another run's by now; it is asked with every piece that is claimed.  none: the output of no texts.
   """
 
-  def __init__(self, folder: epath.PathLike | None, name: str, total: int, sample: np.ndarray,
+  def __init__(self, folder: epath.PathLike | None, name: str, total: int, whose: np.ndarray,
                still_alone: Callable[[], None] = lambda: None, none: np.ndarray = _NUMBERS):
     self._name, self._still_alone = name, still_alone
     self._all = cut(total)
@@ -75,7 +75,7 @@ class Pieces:
     self._folder = None
     if folder is not None:
       # Other work under the same name would be the work of another program.
-      digest = hashlib.sha256(np.asarray([_FORM, total, *sample], np.int64).tobytes()).hexdigest()[:8]
+      digest = hashlib.sha256(np.asarray([_FORM, total, *whose], np.int64).tobytes()).hexdigest()[:8]
       self._folder = epath.Path(folder) / f"{name.replace(' ', '_')}-{digest}-of-{len(self._all)}"
       with remote.reaching(self._folder):
         self._folder.mkdir(parents=True, exist_ok=True)

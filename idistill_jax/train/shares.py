@@ -48,9 +48,12 @@ def read(job: artifacts.Job, what: str, records: Sequence[Any],
 def write(job: artifacts.Job, name: str, records: Sequence[Any]) -> None:
   """Shards of records that every process knows, of which each writes its own; each calls it.
 
-  records: made when they are asked for; None stands for one that is left out.
+  records: made when they are asked for; None stands for one that is left out.  What an earlier attempt has left, of
+  other records or by another version that cut them otherwise, goes.
   """
   runs = pieces.cut(len(records)) or [range(0)]
+  tfrecord.remove_others(job.out, name, len(runs))
+  processes.once(lambda: job.keep(""), f"shards of {name}")  # else they would be in a bucket still
   for shard in range(processes.index(), len(runs), processes.count()):
     example.write_shard(job.out, name, _present(records, runs[shard]), shard, len(runs))
     job.keep(tfrecord.shard_name(name, shard, len(runs)))

@@ -7,6 +7,7 @@ its device is at the one before.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -33,10 +34,16 @@ class Piece:
 
 
 class Texts(Protocol):
-  """So many texts; `sample`: lengths of some that lie evenly among them, at most pack.SAMPLE."""
+  """So many texts; `sample`: lengths of some that lie evenly among them, at most pack.SAMPLE.
+
+  whose: int64 numbers that are others of other texts, where the stage's key and the sample do not tell.
+  """
 
   @property
   def sample(self) -> np.ndarray: ...
+
+  @property
+  def whose(self) -> np.ndarray: ...
 
   def __len__(self) -> int: ...
 
@@ -47,7 +54,7 @@ class Tokenised:
   """Texts that `table` makes tokens of when a piece of them is read."""
 
   def __init__(self, texts: Sequence[str], table: Callable[[Iterable[str]], tokenize.TokenTable]):
-    self._texts, self._table = texts, table
+    self._texts, self._table, self.whose = texts, table, np.zeros(0, np.int64)
     self.sample = table(texts[row] for row in pack.sample(len(texts))).lengths
 
   def __len__(self) -> int:
@@ -104,6 +111,9 @@ class Pairs:
     self._queries, self._passages, self._between = queries, passages, between
     sampled = self._read(pack.sample(len(self)))
     self.sample = sampled.lengths
+    # Of lists that a search found, another machine may find one or the other otherwise, which no length tells.
+    rows = hashlib.sha256(np.concatenate([queries.row_of, passages.row_of], dtype=np.int64).tobytes())
+    self.whose = np.frombuffer(rows.digest(), np.int64)
     # Few pairs are the sample and one piece, too: whoever waits for the answer to one question waits for it once.
     self._whole = sampled if len(self.sample) == len(self) else None
 

@@ -233,9 +233,10 @@ class Workdir:
       with spent.kept(lambda: keep(seconds.FILE)) if processes.is_first() else contextlib.nullcontext():
         if stage.together:
           stage.run(job)
-          processes.meet(f"the end of {stage.name}")
+          records = files.sizes_of_all(out, f"the end of {stage.name}")
         else:
           processes.once(lambda: stage.run(job), f"the stage {stage.name}")
+          records = files.sizes(out)
     except BaseException:
       # By the first process alone, which would have committed them: another one's end may come when it already has.
       if processes.is_first():
@@ -246,7 +247,7 @@ class Workdir:
         # Answers are paid for, whoever has the stage by now.
         self._store.send("cache")
         keep("")
-    return processes.once(lambda: self._finish(stage, cfg, job, key, spent), f"the commit of {stage.name}")
+    return processes.once(lambda: self._finish(stage, cfg, job, key, spent, records), f"the commit of {stage.name}")
 
   def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:
     """Sends a file of a working folder, or all (""), and what it took; raises leases.LostError as `execute` does."""
@@ -269,14 +270,13 @@ class Workdir:
     if self.is_done(stage, cfg):
       self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
 
-  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent) -> dict[str, Any]:
-    if stage.together and processes.count() > 1:
-      self._store.receive(job.out.name, leave=(CHECKPOINTS, PIECES))  # what others have sent: `records` holds all
+  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent,
+              records: Mapping[str, int]) -> dict[str, Any]:
     took = spent.so_far().and_helpers(begun_lib.helped(self._store, job.out.name))
     manifest = {
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
-      "counts": job.counts, "records": files.sizes(job.out),
+      "counts": job.counts, "records": records,
       "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
       **dataclasses.asdict(took), "computed_on": spent.on, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "versions": extras.versions(),

@@ -1,10 +1,13 @@
 """Files that are whole or not there: a full disk or a kill leaves the old one, and what was cut later is told."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping
+
+from idistill_jax import processes
 
 # What the name ends in of a file, or a folder, that is not finished, and so neither sent to a bucket nor committed.
 HALF = ".half"
@@ -57,6 +60,13 @@ def link(source: str, target: str) -> None:
 def sizes(folder: pathlib.Path) -> dict[str, int]:
   """Name -> bytes of the record files in a folder."""
   return {path.name: path.stat().st_size for path in sorted(folder.glob("*.tfrecord"))}
+
+
+def sizes_of_all(folder: pathlib.Path, what: str) -> dict[str, int]:
+  """The `sizes` in the folders of all processes of a job, one a machine where the workdir is in a bucket; each calls
+  it, and waits for the others."""
+  told = processes.told(what, json.dumps(sizes(folder)))
+  return dict(sorted(item for said in told.values() for item in json.loads(said).items()))
 
 
 def whole(folder: pathlib.Path, expected: Mapping[str, int]) -> pathlib.Path:

@@ -167,6 +167,15 @@ def _candidates(cfg: config.Config, sizes: Sizes) -> list[str]:
 
 
 def _width(cfg: config.Config) -> int:
+  """Of an embedding: as the model's folder says where it is on this machine, else as is known of its name."""
+  from idistill_jax.hf import folders  # not above, as in _weights
+  from idistill_jax.models import dual_encoder, families
+
+  try:
+    if (folder := folders.local(cfg.encoder.weights)) is not None:
+      return dual_encoder.read_embedding_config(folder, None).width(families.read_config(folder).hidden_size)
+  except (ImportError, OSError, ValueError):
+    pass  # _weights says what is wrong
   return WIDTHS.get(cfg.encoder.weights, WIDTH)
 
 

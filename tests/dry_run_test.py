@@ -5,6 +5,7 @@ import pathlib
 
 import config_test
 import pytest
+import transformers
 
 from idistill_jax import cli, config, dry_run, flow, pipeline
 from idistill_jax.workdir import artifacts
@@ -97,6 +98,17 @@ def test_what_has_run_gives_the_sizes(tmp_path):
   artifacts.Workdir(tmp_path).execute(stage, cfg)
   assert "5,183 passages" in amounts() and "300 queries, 100 places deep" in amounts() and "8.0 MB" not in amounts()
   assert "800 calls" in amounts() and "collection: a folder is there" in amounts()
+
+
+def test_a_folder_on_this_machine_says_how_wide_embeddings_are(tmp_path):
+  cfg = config_test.load("scifact")
+  stage = artifacts.Stage(name="collection", reads=(), config=("collection",),
+                          run=lambda job: job.count(passages=1000, queries={"train": 8, "test": 3}))
+  artifacts.Workdir(tmp_path / "run").execute(stage, cfg)
+  transformers.BertConfig(hidden_size=96, num_attention_heads=4).save_pretrained(tmp_path / "model")
+  for weights, width in ((str(tmp_path / "model"), 96), (str(tmp_path / "none"), dry_run.WIDTH)):
+    cfg.encoder.weights = weights
+    assert f"1,000 embeddings of {width} float32" in "".join(told(cfg, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("counts", "learned"), [

@@ -43,8 +43,8 @@ class ListBatch:
   weights: Any
 
 
-# (query row, passage rows) of each list of a batch.
-Lists = Sequence[tuple[int, np.ndarray]]
+# (query row, rows of the passages that were drawn) of each list of a batch.
+Drawn = Sequence[tuple[int, np.ndarray]]
 
 
 class Texts(Protocol):
@@ -52,7 +52,7 @@ class Texts(Protocol):
 
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray: ...
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+  def batch(self, lists: Drawn, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     """How long each of the texts is, 0 where it is absent, and what gives one of them."""
     ...
 
@@ -68,7 +68,7 @@ class PairTexts:
     return tokenize.pair_lengths(
       self.queries.lengths_of(query_row), self.passages.lengths_of(passage_rows), self.passages.between)
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+  def batch(self, lists: Drawn, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     lengths_BxN = np.zeros((size, width), np.int64)
     for b, (query_row, passage_rows) in enumerate(lists):
       lengths_BxN[b, :len(passage_rows)] = self.lengths(query_row, passage_rows)
@@ -90,7 +90,7 @@ class DualTexts:
   def lengths(self, query_row: int, passage_rows: np.ndarray) -> np.ndarray:
     return np.append(self.passages.lengths_of(passage_rows), self.queries.lengths_of(query_row))
 
-  def batch(self, lists: Lists, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
+  def batch(self, lists: Drawn, size: int, width: int) -> tuple[np.ndarray, Callable[[int], pack.Text]]:
     of_queries_B, of_passages_BxN = np.zeros(size, np.int64), np.zeros((size, width), np.int64)
     for b, (query_row, passage_rows) in enumerate(lists):
       of_queries_B[b] = self.queries.lengths_of(query_row)
@@ -131,7 +131,7 @@ def _all_rows(count: int) -> np.ndarray:
 class Batches:
   """Random access by step over the whole training, for `grain.MapDataset.source`."""
 
-  def __init__(self, *, lists: Sequence[lists_lib.TrainingList], texts: Texts, shape: Shape,
+  def __init__(self, *, lists: Sequence[lists_lib.NumberedList], texts: Texts, shape: Shape,
                similarity: Callable[[int, np.ndarray], np.ndarray], epochs: int, seed: int,
                own: Callable[[int], np.ndarray] = _all_rows):
     """own: number of rows -> which of them this process fills in; the others are some other process's."""
@@ -187,7 +187,7 @@ class Batches:
     """How many tokens the step's texts have, whichever process fills them in."""
     return self._tokens[step]
 
-  def _sampled(self, one: lists_lib.TrainingList, slot: deal.Slot) -> lists_lib.TrainingList:
+  def _sampled(self, one: lists_lib.NumberedList, slot: deal.Slot) -> lists_lib.NumberedList:
     places = deal.sample(
       len(one.passage_rows), self._shape.passages, self._shape.always_best, seed=self._seed, slot=slot
     )

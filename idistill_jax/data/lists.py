@@ -12,7 +12,7 @@ Record = records.CandidateList | records.RankedList | records.ScoredList
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingList:
+class NumberedList:
   """One list as numbers, best passage first; query_id: what people look it up by."""
 
   query_id: str
@@ -23,7 +23,7 @@ class TrainingList:
   weight: float = 1.0
 
 
-class Lists(by_row.ByRow[TrainingList]):
+class Lists(by_row.ByRow[NumberedList]):
   """Any number of lists, each put together when it is asked for.
 
   query_rows, lengths: int64 [lists].  weights: float32 [lists].  passage_rows: int64, values: float32, known: bool, all
@@ -51,14 +51,14 @@ class Lists(by_row.ByRow[TrainingList]):
     end = int(self._ends[row])
     return slice(end - int(self.lengths[row]), end)
 
-  def at(self, row: int) -> TrainingList:
+  def at(self, row: int) -> NumberedList:
     query_row, span = int(self.query_rows[row]), self.span(row)
-    return TrainingList(
+    return NumberedList(
       query_id=self._query_ids[query_row], query_row=query_row, passage_rows=self.passage_rows[span],
       values=self.values[span], known=self.known[span], weight=float(self.weights[row]))
 
 
-def arrays(lists: Iterable[TrainingList]) -> dict[str, np.ndarray]:
+def arrays(lists: Iterable[NumberedList]) -> dict[str, np.ndarray]:
   """What `Lists` is made of."""
   lists = list(lists)
   joined = lambda name, kind: np.concatenate([np.zeros(0, kind), *(getattr(one, name) for one in lists)], dtype=kind)
@@ -71,7 +71,7 @@ def arrays(lists: Iterable[TrainingList]) -> dict[str, np.ndarray]:
   }
 
 
-def numbered(one: Record, queries: tables.Queries, passages: tables.Passages) -> TrainingList:
+def numbered(one: Record, queries: tables.Queries, passages: tables.Passages) -> NumberedList:
   """Of the LLM's order, values are places, 0 = best; of a retriever's or teacher's scores they are these."""
   known = np.ones(len(one.passage_ids), bool)
   if isinstance(one, records.RankedList):
@@ -79,15 +79,15 @@ def numbered(one: Record, queries: tables.Queries, passages: tables.Passages) ->
     values, weight = np.arange(len(known), dtype=np.float32), one.weight
   else:
     values, weight = np.asarray(one.scores, np.float32), 1.0
-  return TrainingList(
+  return NumberedList(
     query_id=one.query_id, query_row=queries.row(one.query_id),
     passage_rows=np.array([passages.row(i) for i in one.passage_ids], np.int64), values=values, known=known,
     weight=weight,
   )
 
 
-def unscored(query_id: str, query_row: int, passage_rows: Sequence[int] | np.ndarray) -> TrainingList:
+def unscored(query_id: str, query_row: int, passage_rows: Sequence[int] | np.ndarray) -> NumberedList:
   """A list of which nobody has said anything yet."""
   rows = np.asarray(passage_rows, np.int64)
-  return TrainingList(query_id=query_id, query_row=query_row, passage_rows=rows, values=np.zeros(len(rows), np.float32),
+  return NumberedList(query_id=query_id, query_row=query_row, passage_rows=rows, values=np.zeros(len(rows), np.float32),
                       known=np.ones(len(rows), bool))

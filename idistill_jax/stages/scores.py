@@ -67,7 +67,7 @@ def to_score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passa
 def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
                 passages: tables.Passages) -> lists_lib.Lists:
   """What the LLM ordered stands in front: it was drawn from the same passages, not as deep."""
-  def both(one: records.CandidateList) -> lists_lib.TrainingList:
+  def both(one: records.CandidateList) -> lists_lib.NumberedList:
     found = lists_lib.numbered(one, queries, passages)
     rows = [*ranked.get(found.query_row, ()), *found.passage_rows[:job.cfg.scores.depth]]
     return lists_lib.unscored(found.query_id, found.query_row, tuple(dict.fromkeys(rows)))
@@ -86,7 +86,7 @@ def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
   depth, query_rows = job.cfg.scores.depth, [queries.row(query.id) for query in train]
   hits = index.search(embedded.queries_QxE[query_rows], depth + bool(own))
 
-  def found(i: int) -> lists_lib.TrainingList:
+  def found(i: int) -> lists_lib.NumberedList:
     rows = hits.rows[i]
     if train[i].id in own:
       rows = rows[rows != passages.row(train[i].id)]

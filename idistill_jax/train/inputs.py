@@ -17,7 +17,7 @@ from idistill_jax.workdir import artifacts
 class Inputs:
   """The lists that are trained on, and the collection as numbers; of texts in no list there are no tokens."""
 
-  lists: Sequence[lists_lib.TrainingList]
+  lists: Sequence[lists_lib.NumberedList]
   passage_tokens: tokenize.Tokens
   query_tokens: tokenize.Tokens
   similarity: similarity.Similarities

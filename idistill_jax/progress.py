@@ -1,6 +1,7 @@
 """A live progress bar with rate and time left; plain log lines where no terminal is watching."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,8 +12,8 @@ from rich import progress as rich_progress
 from idistill_jax import processes
 
 PLAIN_EVERY_SECONDS = 15.0
-# What is finished sooner is not worth a line: a server would write several a question.
-PLAIN_FROM_SECONDS = 1.0
+# What is finished sooner is not worth a bar or a line: a question to the models would leave several.
+FROM_SECONDS = 1.0
 
 
 class Bar:
@@ -33,7 +34,7 @@ class Bar:
       return
     now = time.monotonic()
     spent = now - self._started
-    if now - self._said > PLAIN_EVERY_SECONDS or (done >= self._total and spent > PLAIN_FROM_SECONDS):
+    if now - self._said > PLAIN_EVERY_SECONDS or (done >= self._total and spent > FROM_SECONDS):
       self._said = now
       left = spent / max(done - self._first, 1) * (self._total - done)
       logging.info("%s %d/%d  %s  %.0f s left", self._name, done, self._total, text, left)
@@ -60,5 +61,14 @@ def bar(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
     rich_progress.TimeRemainingColumn(),
     rich_progress.TextColumn("{task.fields[facts]}"),
   )
-  with rich_progress.Progress(*columns, console=console) as live:
+  live = rich_progress.Progress(*columns, console=console)
+  # By its own clock: the first update may come minutes later, after a program was compiled.
+  shown = threading.Timer(FROM_SECONDS, live.start)
+  shown.daemon = True
+  shown.start()
+  try:
     yield Bar(name, total, done, live)
+  finally:
+    shown.cancel()
+    shown.join()
+    live.stop()

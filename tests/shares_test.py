@@ -33,6 +33,7 @@ def test_processes_share_what_they_read_and_write_and_are_invisible(tmp_path, co
   for process in range(count):
     np.testing.assert_array_equal(np.load(tmp_path / f"{process}.npz")["scores"], alone["scores"])
   assert bits(tmp_path / "out") == bits(tmp_path / "alone") and len(bits(tmp_path / "alone")) == 6
+  assert not list((tmp_path / "out").rglob("*.npz"))
   kept = [one.query_id for one in example.read_records(tmp_path / "alone", "again", records.ScoredList)]
   assert kept == [f"q{i}" for i in range(shared.LISTS) if i % 5 != 4]
 
@@ -65,6 +66,10 @@ def test_shards_of_an_earlier_attempt_do_not_lie_beside_those_of_this_one(tmp_pa
   job = artifacts.Job(cfg=config.Config(name="test"), out=tmp_path, inputs={}, cache=tmp_path)
   example.write_records(tmp_path, "lists", made, shards=3)
   example.write_records(tmp_path, "others", made, shards=3)
+  kept = []
+  job.keep = lambda name: kept.append((name, len(list(tmp_path.glob("lists-*")))))
   shares.write(job, "lists", made[:4])
+  # Out of a bucket, too, before the new one goes there.
+  assert kept == [("", 0), ("lists-00000-of-00001.tfrecord", 1)]
   assert list(example.read_records(tmp_path, "lists", records.ScoredList)) == made[:4]
   assert len(tfrecord.shard_paths(tmp_path, "others")) == 3

@@ -137,12 +137,13 @@ def write_shard(
   return final
 
 
-def remove_others(folder: str | os.PathLike[str], name: str, shards: int) -> None:
-  """Removes the shards of a name that are not of so many: what an earlier writing left, of another number of them."""
+def remove_others(folder: str | os.PathLike[str], name: str, shards: int) -> bool:
+  """Removes shards of a name that are not of so many, as an earlier writing may have left; whether any were there."""
   mine = {shard_name(name, i, shards) for i in range(shards)}
-  for path in _find(pathlib.Path(folder), name):
-    if path.name not in mine:
-      path.unlink(missing_ok=True)  # other processes of the job remove it, too
+  others = [path for path in _find(pathlib.Path(folder), name) if path.name not in mine]
+  for path in others:
+    path.unlink(missing_ok=True)  # another process of the job may remove it, too
+  return bool(others)
 
 
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:

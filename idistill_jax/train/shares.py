@@ -42,6 +42,10 @@ def read(job: artifacts.Job, what: str, records: Sequence[Any],
   processes.meet(what)
   with remote.reaching(folder):
     parts = [np.load(io.BytesIO((folder / f"{process}.npz").read_bytes())) for process in range(count)]
+  processes.meet(f"all of {what}")
+  if processes.is_first():
+    with remote.reaching(folder):
+      folder.rmtree()
   return {key: np.concatenate([part[key] for part in parts]) for key in made}
 
 
@@ -52,8 +56,13 @@ def write(job: artifacts.Job, name: str, records: Sequence[Any]) -> None:
   other records or by another version that cut them otherwise, goes.
   """
   runs = pieces.cut(len(records)) or [range(0)]
-  tfrecord.remove_others(job.out, name, len(runs))
-  processes.once(lambda: job.keep(""), f"shards of {name}")  # else they would be in a bucket still
+
+  def clear() -> None:
+    if tfrecord.remove_others(job.out, name, len(runs)):
+      job.keep("")  # else they would be in a bucket still
+
+  processes.once(clear, f"shards of {name}")
+  clear()  # of another machine's folder that stands for the bucket
   for shard in range(processes.index(), len(runs), processes.count()):
     example.write_shard(job.out, name, _present(records, runs[shard]), shard, len(runs))
     job.keep(tfrecord.shard_name(name, shard, len(runs)))

@@ -32,7 +32,7 @@ JOINED = {name: flow.STAGES[name] for name in ("candidates", "train_direct", "sc
 PIECES: dict[str, Callable[[artifacts.Job], object]] = {
   "candidates": lambda job: inference.embed_collection(job, None),
   "train_direct": lambda job: inference.embed_collection(job, job.shared),
-  "scores": scores.help_score, "index": index.encode,
+  "scores": scores.score, "index": index.encode,
 }
 # What these read, where it is not all that the stage does: of a bucket it is fetched, candidates with embeddings.
 READ = {"train_direct": ("collection",)}

@@ -17,6 +17,7 @@ import pathlib
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -84,8 +85,7 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   finals = [folder / shard_name(name, i, shards) for i in range(shards)]
-  working = [final.with_name(f".{final.name}.{os.getpid()}.half") for final in finals]
-  earlier = _find(folder, name)
+  working = [_half(final) for final in finals]
   try:
     for path, run in zip(working, _runs(payloads, shards, count), strict=True):
       _write_file(path, run)
@@ -94,9 +94,7 @@ def write(
   finally:
     for path in working:
       path.unlink(missing_ok=True)
-  for path in earlier:
-    if path not in finals:
-      path.unlink()
+  remove_others(folder, name, shards)
   return finals
 
 
@@ -128,7 +126,7 @@ def write_shard(
 ) -> pathlib.Path:
   """Writes one of `shards` files of a name, in place of an earlier one; the others are written by somebody else."""
   final = pathlib.Path(folder) / shard_name(name, shard, shards)
-  half = final.with_name(f".{final.name}.{os.getpid()}.half")
+  half = _half(final)
   try:
     _write_file(half, payloads)
     half.replace(final)
@@ -146,6 +144,11 @@ def remove_others(folder: str | os.PathLike[str], name: str, shards: int) -> boo
   return bool(others)
 
 
+def _half(final: pathlib.Path) -> pathlib.Path:
+  """What a file is called until it is whole; another process has another name for it."""
+  return final.with_name(f".{final.name}.{os.getpid()}.half")
+
+
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
   with open(path, "wb") as out:
     for payload in payloads:
@@ -159,34 +162,31 @@ def read(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
   What precedes that record has been yielded by then: nothing else is lost.
   """
-  size = os.stat(path).st_size
-  offset = 0
   with open(path, "rb") as file:
-    for record in itertools.count():
-      if offset == size:
-        return
-      length = _length(path, offset, record, file.read(_HEADER.size), size)
+    for record, offset, length in _headers(path, file):
       yield _payload(path, offset, record, file.read(length), file.read(_FOOTER.size))
-      offset += length + _OVERHEAD
 
 
 def payloads(folder: str | os.PathLike[str], name: str) -> "Payloads":
   """Those of all shards of a name, of which nothing but headers is read yet; raises CorruptRecord for one of these, and
   MissingShard."""
-  paths = shard_paths(folder, name)
-  return Payloads(paths, starts([length for path in paths for length in _lengths(path)]))
+  paths, lengths = shard_paths(folder, name), list[int]()
+  for path in paths:
+    with open(path, "rb") as file:
+      lengths += [length for _, _, length in _headers(path, file)]
+  return Payloads(paths, starts(lengths))
 
 
-def _lengths(path: pathlib.Path) -> Iterator[int]:
-  size, offset = path.stat().st_size, 0
-  with open(path, "rb") as file:
-    for record in itertools.count():
-      if offset == size:
-        return
-      file.seek(offset)
-      length = _length(path, offset, record, file.read(_HEADER.size), size)
-      yield length
-      offset += length + _OVERHEAD
+def _headers(path: str | os.PathLike[str], file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+  """Number, offset and payload's length of each record of an open file, which then stands at the payload."""
+  size, offset = os.stat(path).st_size, 0
+  for record in itertools.count():
+    if offset == size:
+      return
+    file.seek(offset)
+    length = _length(path, offset, record, file.read(_HEADER.size), size)
+    yield record, offset, length
+    offset += length + _OVERHEAD
 
 
 def starts(lengths: Sequence[int]) -> np.ndarray:

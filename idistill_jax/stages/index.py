@@ -6,6 +6,7 @@ collection, labels, train_retriever -> passages.npy ([P, E], collection order), 
 `index.recall_target` on queries that were held out, as `tuned_on` says, and tuned_on.json (their ids).
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,10 +44,9 @@ def encode(job: artifacts.Job) -> tuple[Sequence[str], Mapping[str, list[records
   tuned: dict[str, list[records.Query]] = {}
   if index.choose(job.cfg.index.kind, len(passages)) == "scann":
     ann.check_runs()  # before the corpus is encoded
-    ids = processes.once(lambda: {what: [query.id for query in queries]
-                                  for what, queries in tuned_on(job.cfg, job.inputs).items()}, "queries to tune on")
-    queries = tables.load_queries(job.inputs["collection"])
-    tuned = {what: [queries.by_id(one) for one in of_kind] for what, of_kind in ids.items()}
+    found = processes.once(lambda: {what: [dataclasses.asdict(query) for query in queries]
+                                    for what, queries in tuned_on(job.cfg, job.inputs).items()}, "queries to tune on")
+    tuned = {what: [records.Query(**query) for query in queries] for what, queries in found.items()}
   if USED in tuned and processes.is_first():
     held_out = sum(len(queries) for what, queries in tuned.items() if what != USED)
     logging.warning(

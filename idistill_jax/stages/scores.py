@@ -21,34 +21,31 @@ Ranked = Mapping[int, np.ndarray]
 
 
 def run(job: artifacts.Job) -> None:
-  passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
-  lists = to_score(job, queries, passages)
-  learned = score(job, lists, queries, passages)
+  passage_ids, lists, learned = score(job)
   similarities = similarity.load(job.inputs[job.cfg.ranker.start_stage])
 
   def scored(i: int) -> records.ScoredList:
     one = lists[i]
     similar = similarities.of_pairs(np.full_like(one.passage_rows, one.query_row), one.passage_rows)
     scores = inference.whole_score(learned[lists.span(i)], similar, job.cfg.ranker.similarity_weight)
-    return _best_first(one.query_id, [passages.ids[row] for row in one.passage_rows], scores)
+    return _best_first(one.query_id, [passage_ids[row] for row in one.passage_rows], scores)
 
   shares.write(job, artifacts.SCORES, by_row.Each(scored, range(len(lists))))
   job.count(lists=len(lists), pairs=len(learned))
 
 
-def help_score(job: artifacts.Job) -> None:
-  """All that helpers do of the stage."""
+def score(job: artifacts.Job) -> tuple[Sequence[str], lists_lib.Lists, np.ndarray]:
+  """Passage ids, lists, and what the ranker says of their passages, without the similarity, float32 [pairs], list after
+  list: all that helpers do."""
   passages, queries = tables.load_passages(job.inputs["collection"]), tables.load_queries(job.inputs["collection"])
-  score(job, to_score(job, queries, passages), queries, passages)
-
-
-def score(job: artifacts.Job, lists: lists_lib.Lists, queries: tables.Queries, passages: tables.Passages) -> np.ndarray:
-  """What the ranker says of the passages of all lists, without the similarity: float32 [pairs], list after list."""
+  lists = to_score(job, queries, passages)
   if not lists:
-    return np.zeros(0, np.float32)  # the LLM ordered every query's list, and only others were asked for
+    # The LLM ordered every query's list, and only others were asked for.
+    return passages.ids, lists, np.zeros(0, np.float32)
   ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
   query_of = np.repeat(lists.query_rows, lists.lengths)
-  return ranker.learned(queries.texts, passages.texts, query_of, lists.passage_rows, truncation.telling(job))
+  return passages.ids, lists, ranker.learned(
+    queries.texts, passages.texts, query_of, lists.passage_rows, truncation.telling(job))
 
 
 def to_score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passages) -> lists_lib.Lists:

@@ -45,8 +45,10 @@ def _from_both(job: artifacts.Job) -> Sequence[records.ScoredList | None]:
   seen = {one.query_id for one in inputs.rankings(job)}
 
   def either(i: int) -> records.ScoredList | None:
-    one = ordered[i] if i < len(ordered) else scored[i - len(ordered)]
-    return None if i >= len(ordered) and one.query_id in seen else one
+    if i < len(ordered):
+      return ordered[i]
+    one = scored[i - len(ordered)]
+    return None if one.query_id in seen else one
 
   return by_row.Each(either, range(len(ordered) + len(scored)))
 

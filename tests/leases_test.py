@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import time
 
 import fsspec
@@ -69,6 +70,20 @@ def test_a_lease_that_is_seen_while_it_is_written_still_names_its_holder(tmp_pat
   assert other.take("stage", None, other.names())
   for worker in (one, other):
     worker.close()
+
+
+def test_numbers_of_processes_tell_nothing_of_another_machine_though_it_has_the_same_name(tmp_path):
+  ended = subprocess.Popen(["true"])
+  ended.wait()
+  one = leases.Leases(tmp_path)
+  for number, (machine, is_void) in enumerate([("another", False), (leases._machine(), True)]):
+    piece = str(number)
+    (tmp_path / f"{piece}.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {machine} worker 1 0 done")
+    assert one.take(piece, None, one.names()) == is_void
+  # Half read: this may be the beginning of another's number.
+  (tmp_path / "2.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {leases._machine()}")
+  assert not one.take("2", None, one.names())
+  one.close()
 
 
 def test_giving_back_in_a_bucket_begins_no_swept_folder_anew(monkeypatch):

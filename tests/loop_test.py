@@ -289,6 +289,16 @@ def test_later_epochs_compile_nothing(tmp_path, tiny_weights, monkeypatch):
   assert [row["compiled"] for row in metrics(tmp_path)] == [1] + 7 * [0]
 
 
+def test_a_step_takes_the_memory_of_the_state_before_it():
+  params = {"w": np.ones(1000, np.float32)}
+  mesh = mesh_of(1, 1, 1)
+  state = step_lib.init(params, optax.adamw(0.1), {"w": sharding.replicated(mesh)}, mesh)
+  step = step_lib.make_step(lambda params, batch: (params["w"] * batch).sum(), optax.adamw(0.1), state)
+  after, _ = step(state, np.float32(2))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(after))
+
+
 def test_a_step_that_is_compiled_anew_is_counted_and_said(tmp_path, tiny_weights, caplog, monkeypatch):
   training = tiny_world.training(tmp_path, tiny_weights, mesh_of(1, 1, 1), pairs=False)
   batch = training.batches[3]
@@ -445,3 +455,8 @@ def test_a_window_whose_steps_are_taken_again_is_written_once(tmp_path):
   for step in range(31, 51):
     again.add({"step": step, **dict.fromkeys(windows.MEANS, 1.0)})
   assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 50]
+  # Also by a job of fewer processes, whose first one sees to the files of those that are no more.
+  pieces = '{"piece": 1}\n'
+  path.write_text('{"step": 20}\n{"step": 40}\n' + pieces)
+  windows.Windows(tmp_path, 0, start=30, total=50)
+  assert path.read_text() == '{"step": 20}\n' + pieces

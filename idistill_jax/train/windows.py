@@ -78,6 +78,10 @@ class Windows:
 
   def __init__(self, folder: pathlib.Path, process: int, start: int, total: int):
     self.path, self._process, self._total = path(folder, process), process, total
+    # Those that an earlier attempt had more of, with more processes, write no more.
+    for log in folder.glob("windows-?????.jsonl") if process == 0 else ():
+      if log >= path(folder, processes.count()):
+        drop_after(start, log)
     drop_after(start, self.path)
     self._rows: list[Mapping[str, float]] = []
     self._began = time.perf_counter()

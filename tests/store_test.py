@@ -277,6 +277,17 @@ def test_what_one_machine_did_another_finds(machines, cfg):
   assert (machines.workdir("a").folder("labels") / "parts" / "text").read_text() == "second"
 
 
+def test_what_something_removed_here_of_a_committed_folder_is_fetched_again(machines, cfg):
+  machines.workdir("a").execute(writes("first"), cfg)
+  home = machines.workdir("b")
+  folder = home.folder("labels")
+  (folder / "parts" / "text").unlink()
+  assert (home.folder("labels") / "parts" / "text").read_text() == "first"
+  # The control: what is whole is not fetched once more.
+  (folder / "mark").touch()
+  assert (home.folder("labels") / "mark").exists()
+
+
 def test_inputs_are_fetched_and_missing_ones_named(machines, cfg):
   def run(job: artifacts.Job) -> None:
     (job.out / "copy").write_text((job.inputs["labels"] / "parts" / "text").read_text())

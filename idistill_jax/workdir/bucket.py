@@ -203,7 +203,7 @@ class Bucket:
     if end is None:
       return folder
     with self._alone():
-      if not (folder / last).exists() or (folder / last).read_bytes() != end:
+      if not (folder / last).exists() or (folder / last).read_bytes() != end or not sealed.is_whole(end, folder):
         parts = self._parts(name, end)
         parts.mkdir(parents=True, exist_ok=True)
         there = self._beside(name, last)

@@ -6,6 +6,7 @@ reads compares what is there with what the last file says, which its run has see
 """
 
 import json
+import pathlib
 from collections.abc import Mapping
 
 _HOLDS = "holds"
@@ -15,6 +16,13 @@ def say(last: bytes, url: str, files: Mapping[str, str]) -> bytes:
   """The last file, a JSON object, with url of the folder, and file -> what tells of its writing, of all beside it."""
   said = json.loads(last) | {_HOLDS: {"at": url, "files": dict(files)}}
   return (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def is_whole(last: bytes, folder: pathlib.Path) -> bool:
+  """Whether a local copy has all files that the last one names: something that cleans machines up may have been there.
+  """
+  said = json.loads(last).get(_HOLDS)
+  return said is None or all((folder / name).exists() for name in said["files"])
 
 
 def check(last: bytes, url: str, files: Mapping[str, str]) -> None:

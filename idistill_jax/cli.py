@@ -67,8 +67,9 @@ _COORDINATOR = flags.DEFINE_string(
   "on other Kubernetes where the package `kubernetes` is installed.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the job has; beside --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0; beside --coordinator.")
-_PATIENCE = flags.DEFINE_float(
-  "patience", 600.0, "Seconds after which a process that is silent, or that others wait for, counts as lost: all end.")
+PATIENCE = flags.DEFINE_float(
+  "patience", processes.PATIENCE_SECONDS, "Seconds after which a process of a job that is silent, or that others wait "
+  "for, counts as lost and all end; or a helper (idistill_jax.join) whose piece does not get on.")
 
 
 class Steps(flags.ArgumentParser):
@@ -139,7 +140,7 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
       raise app.UsageError("--reuse names nothing; name workdirs, with commas between, or leave it out")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
-    with processes.joined(_launch()):
+    with processes.joined(_launch(), PATIENCE.value):
       if not processes.is_first():
         logging.set_verbosity(logging.WARNING)
       try:
@@ -197,7 +198,7 @@ def _launch() -> processes.Launch | None:
   if _COORDINATOR.value is None:
     return None
   return processes.Launch(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value,
-                          patience=_PATIENCE.value)
+                          patience=PATIENCE.value)
 
 
 def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
@@ -225,7 +226,10 @@ class Runner:
     # Not as soon as all have started: what only looks ahead, or finds all done, writes nothing.
     shared.check(self.workdir.stated)
     logging.info("%s: starts", stage.name)
-    manifest = self.workdir.execute(stage, self.cfg)
+    manifest = self.workdir.execute(stage, self.cfg, again=False)
+    if manifest is None:
+      logging.info("%s: done meanwhile, by another run", stage.name)
+      return False
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
     return True
 

@@ -92,7 +92,8 @@ def _help(home: artifacts.Workdir, stage: artifacts.Stage, cfg: config_lib.Confi
   working: the stage's folder until its commit takes it away.
   """
   logging.info("%s: joins", stage.name)
-  command = [sys.executable, "-m", "idistill_jax.join", f"--workdir={home.stated}", f"--stage={stage.name}"]
+  command = [sys.executable, "-m", "idistill_jax.join", f"--workdir={home.stated}", f"--stage={stage.name}",
+             f"--patience={cli.PATIENCE.value}"]
   is_made = functools.partial(_is_made, home, stage, working)
   with subprocess.Popen(command) as child:
     try:
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.INFO)
   home = artifacts.Workdir(flags.FLAGS.workdir)
   try:
-    with processes.joined(None):
+    with processes.joined(None, cli.PATIENCE.value):
       if _STAGE.value is None:
         watch(home)
       else:

@@ -64,8 +64,8 @@ def is_first() -> bool:
 
 
 def patience() -> float:
-  """Seconds after which a process that does not get on counts as lost."""
-  return PATIENCE_SECONDS if _job is None else _job.patience
+  """Seconds after which a process that does not get on counts as lost: one of the job, or a helper."""
+  return _patience
 
 
 def moved() -> None:
@@ -124,15 +124,16 @@ def waiting(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(launch: Launch | None) -> Iterator[None]:
-  """Within, this process is one of a job; None leaves it alone.  An exception, or SIGTERM, ends all processes.
+def joined(launch: Launch | None, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
+  """Within, this process is one of a job; None leaves it alone, with that patience.
 
-  SIGTERM is raised as SystemExit, so that what is half done can be kept; ProcessError ends with its code.
+  An exception, or SIGTERM, ends all processes.  SIGTERM is raised as SystemExit, so that what is half done can be
+  kept; ProcessError ends with its code.
   """
-  global _job
+  global _job, _patience
   job = None if launch is None else _connect(launch)
   before = signal.signal(signal.SIGTERM, _terminated)
-  _job = job
+  _job, _patience = job, patience if launch is None else launch.patience
   try:
     yield
     if job is not None:
@@ -145,7 +146,7 @@ def joined(launch: Launch | None) -> Iterator[None]:
       raise SystemExit(e.exit_code) from e
     raise
   finally:
-    _job = None
+    _job, _patience = None, PATIENCE_SECONDS
     signal.signal(signal.SIGTERM, before)
   if job is not None:
     job.close()
@@ -203,3 +204,4 @@ def _missing(state: Any) -> str:
 
 
 _job: peers.Peers | None = None
+_patience = PATIENCE_SECONDS

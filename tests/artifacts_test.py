@@ -1,5 +1,6 @@
 """The workdir: done is skipped, changed is redone, killed continues, missing names its command, half is never seen."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -8,12 +9,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import killed
 import pytest
 
-from idistill_jax import config
-from idistill_jax.workdir import artifacts, locks
+from idistill_jax import cli, config, peers
+from idistill_jax.workdir import artifacts, locks, manifests
 
 
 class Counted:
@@ -92,7 +95,7 @@ def test_manifest_says_what_happened(workdir: artifacts.Workdir, cfg: config.Con
   assert manifest == workdir.manifest("labels")
   assert manifest["counts"] == {"lists": 3}
   assert manifest["drops"]["too long"]["count"] == 25
-  assert manifest["drops"]["too long"]["examples"] == [f"q{i}" for i in range(artifacts.EXAMPLES_PER_DROP)]
+  assert manifest["drops"]["too long"]["examples"] == [f"q{i}" for i in range(manifests.EXAMPLES_PER_DROP)]
   assert manifest["config"] == {"labels": config.as_dict(cfg)["labels"], "seed": 0}
   assert manifest["versions"]["jax"]
 
@@ -217,6 +220,84 @@ def test_killed_between_the_two_renames(workdir: artifacts.Workdir, cfg: config.
   assert {path.name for path in workdir.root.iterdir()} == {"config.json", "labels"}
 
 
+CUT_OFF = textwrap.dedent("""
+  import os, pathlib, signal, sys
+  from idistill_jax import config, processes
+  from idistill_jax.workdir import artifacts, files
+
+  def run(job):
+    hours = job.out / "pieces" / "hours"
+    with (job.out.parent / "found").open("a") as log:
+      log.write(f"{hours.exists()} ")
+    hours.parent.mkdir(exist_ok=True)
+    hours.touch()
+    (job.out / "text").write_text("made")
+
+  rename, remove, at = pathlib.Path.rename, files._remove, sys.argv[2]
+
+  def renamed(self, target):
+    if at == self.name.partition("-")[0]:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+  def removed(path):
+    remove(path)
+    if at == path.name:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  pathlib.Path.rename, files._remove = renamed, removed
+  with processes.joined(None):
+    artifacts.Workdir(sys.argv[1]).execute(
+      artifacts.Stage(name="labels", reads=(), config=("seed",), run=run), config.Config(name="x"))
+""")
+
+
+@pytest.mark.parametrize(("at", "code", "earlier"), [
+  (".labels", -signal.SIGKILL, False), (".labels", -signal.SIGKILL, True), ("labels", -signal.SIGKILL, True),
+  ("pieces", peers.TERMINATED, False)])  # fmt: skip
+def test_a_stage_that_is_made_but_for_its_commit_is_not_made_again(workdir, cfg, at: str, code: int, earlier: bool):
+  workdir.root.mkdir()
+  if earlier:
+    cfg.seed = 5
+    workdir.execute(artifacts.Stage(name="labels", reads=(), config=("seed",), run=lambda job: None), cfg)
+  start = lambda at: subprocess.run([sys.executable, "-c", CUT_OFF, str(workdir.root), at], timeout=60).returncode
+  assert start(at) == code and (workdir.manifest("labels") is not None) == (earlier and at == "labels")
+  assert start("nowhere") == 0
+  assert (workdir.root / "found").read_text() == "False ", "it ran once"
+  assert sorted(os.listdir(workdir.folder("labels"))) == ["manifest.json", "text"]
+  assert sorted(os.listdir(workdir.root)) == ["config.json", "found", "labels"]
+  # The control: what is committed and asked for once more is made once more.
+  assert start("nowhere") == 0
+  assert (workdir.root / "found").read_text() == "False False "
+
+
+def test_a_run_that_waited_for_another_takes_what_that_has_made(workdir, cfg, caplog, monkeypatch):
+  caplog.set_level("INFO")
+  monkeypatch.setattr(locks, "_LOOK_SECONDS", 20.0)
+  at_work, runs = threading.Event(), []
+
+  def run(job: artifacts.Job) -> None:
+    runs.append(job.cfg.seed)
+    at_work.set()
+    # The other one has looked, and waits.
+    while not waiting:
+      time.sleep(0.01)
+
+  waiting, alone = [], workdir._store.alone
+  other = artifacts.Workdir(workdir.root)
+  monkeypatch.setattr(other._store, "alone", lambda *what: (waiting.append(what), alone(*what))[1])
+  stage = artifacts.Stage(name="labels", reads=(), config=(), run=run)
+  go = lambda which: cli.Runner(cfg, which, ()).run(stage)
+  with concurrent.futures.ThreadPoolExecutor() as threads:
+    first = threads.submit(go, workdir)
+    assert at_work.wait(20)
+    second = threads.submit(go, other)
+    assert first.result(20) and not second.result(20)
+  assert len(runs) == 1 and "labels: done meanwhile, by another run" in caplog.text
+  # The control: where a stage is asked for though it is done, waiting changes nothing.
+  assert workdir.execute(stage, cfg) is not None and len(runs) == 2
+
+
 def test_folder_is_never_seen_half(workdir: artifacts.Workdir, cfg: config.Config) -> None:
   def run(job: artifacts.Job) -> None:
     (job.out / "a").write_text("1")
@@ -322,6 +403,8 @@ def test_what_a_kill_leaves_is_not_refused(workdir: artifacts.Workdir, cfg: conf
   for left in ("replaced", "taken", "0123", workdir.key(one.stage, cfg)):
     for finished in (True, False):
       shutil.copytree(workdir.folder("labels"), workdir.root / f".labels-{left}")
+      if left == workdir.key(one.stage, cfg):
+        (workdir.root / f".labels-{left}" / artifacts.MANIFEST).unlink()  # with it, no more is to be done than a commit
       if not finished:
         shutil.rmtree(workdir.folder("labels"))
       workdir.refuse_foreign("labels")

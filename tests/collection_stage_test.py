@@ -12,7 +12,7 @@ from idistill_jax import cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, manifests
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def test_limits_are_kept_and_what_they_cost_is_counted(tmp_path):
   assert lists and all(passage_id in passages for one in lists for passage_id in one.passage_ids)
   assert manifest["drops"]["query beyond collection.max_queries_per_split"]["count"] == 2408 - 24
   beyond = manifest["drops"]["passage beyond collection.max_passages"]
-  assert beyond["count"] > 3000 and len(beyond["examples"]) == artifacts.EXAMPLES_PER_DROP
+  assert beyond["count"] > 3000 and len(beyond["examples"]) == manifests.EXAMPLES_PER_DROP
 
 
 def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):

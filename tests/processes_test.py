@@ -9,6 +9,8 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -598,6 +600,15 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
     worker.close()
   # That it was taken over from another, who may come back, is left to be seen.
   assert sorted(one.names()) == ["7-9.1.lease", "7-9.npy"]
+
+
+def test_a_run_alone_has_the_patience_that_it_is_given(tmp_path):
+  said = subprocess.run([
+    sys.executable, "-c", "from idistill_jax import cli, processes; cli.run_app(lambda _: print(processes.patience()))",
+    "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path}", "--patience=7"],
+    capture_output=True, text=True, timeout=120, check=True)  # fmt: skip
+  assert said.stdout == "7.0\n"
+  assert processes.patience() == processes.PATIENCE_SECONDS
 
 
 def test_pieces_that_others_never_finish_are_waited_for_as_long_as_there_is_patience(tmp_path, monkeypatch):

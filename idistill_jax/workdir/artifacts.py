@@ -11,11 +11,9 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,17 +21,16 @@ from absl import logging
 from etils import epath
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras, processes
+from idistill_jax import processes
 from idistill_jax.workdir import begun as begun_lib
-from idistill_jax.workdir import files, foreign, remade, seconds
+from idistill_jax.workdir import files, foreign, manifests, remade, seconds
 from idistill_jax.workdir import store as store_lib
 
-MANIFEST, CONFIG = "manifest.json", "config.json"
+MANIFEST, CONFIG = manifests.FILE, "config.json"
 # Record files that one stage writes and others read, as `<folder>/<name>-00000-of-00001.tfrecord`.
 CANDIDATES, RANKINGS, SCORES, TEACHER = "candidates", "rankings", "scores", "teacher"
 # Raise when the meaning of files inside stage folders changes: old folders are then made anew.
 LAYOUT_VERSION = 1
-EXAMPLES_PER_DROP = 10
 # Training states, and finished pieces of unfinished work: of no use once a stage is done.
 CHECKPOINTS, PIECES = "checkpoints", "pieces"
 # What stands in the place of a key in the name of a folder that is no work: stepped aside, or being taken over.
@@ -155,13 +152,7 @@ class Workdir:
   def manifest(self, stage: str) -> dict[str, Any] | None:
     """The stage's manifest, or None where the stage has not been committed."""
     text = self.read(f"{stage}/{MANIFEST}")
-    if text is None:
-      return None
-    try:
-      return json.loads(text)
-    except json.JSONDecodeError as e:
-      where = f"{self.stated}/{stage}"
-      raise ValueError(f"{where}/{MANIFEST}: not JSON ({e}); delete the folder {where} and run the stage again") from e
+    return None if text is None else manifests.read(text, f"{self.stated}/{stage}")
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
     """Folders that the stage reads; raises MissingInputError for the first that is absent, else as `files.whole`."""
@@ -210,14 +201,17 @@ class Workdir:
   def _alone(self, stage: Stage) -> contextlib.AbstractContextManager[None]:
     return self._store.alone(stage.name, f"{self.stated}/{stage.name}")
 
-  def execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
+  def execute(self, stage: Stage, cfg: config_lib.Config, *, again: bool = True) -> dict[str, Any] | None:
     """Runs the stage and commits its folder; returns the manifest.
 
+    again: whether also where it is done, as it may be by now: this may have waited for another run.  Else None.
     Raises locks.BusyError where another run is at it, leases.LostError where one has taken it over from this one.
     """
     inputs = self.inputs(stage, cfg)
     with contextlib.ExitStack() as held:
       processes.once(lambda: held.enter_context(self._alone(stage)), f"the lock of {stage.name}")
+      if not again and processes.once(lambda: self.is_done(stage, cfg), f"a look at {stage.name}"):
+        return None
       return self._execute(stage, cfg, inputs)
 
   def _execute(self, stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
@@ -225,6 +219,9 @@ class Workdir:
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
+    if processes.once(lambda: (out / MANIFEST).exists(), f"a look at what there is of {stage.name}"):
+      logging.info("%s: was made already, but for its commit", stage.name)
+      return processes.once(lambda: self._commit(stage, out), f"the commit of {stage.name}")
     spent = seconds.Spent(out, processes.hardware if stage.together else None)
     keep = functools.partial(self._keep, out.name, spent)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
@@ -273,18 +270,17 @@ class Workdir:
   def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent,
               records: Mapping[str, int]) -> dict[str, Any]:
     took = spent.so_far().and_helpers(begun_lib.helped(self._store, job.out.name))
-    manifest = {
+    manifests.write(job.out / MANIFEST, took, drops=job.drops, said={
       "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
       "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
-      "counts": job.counts, "records": records,
-      "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in job.drops.items()},
-      **dataclasses.asdict(took), "computed_on": spent.on, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-      "versions": extras.versions(),
-    }
-    (job.out / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    self._store.commit(job.out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
-    for why, what in job.drops.items():
-      logging.warning("%s dropped %d: %s (for example %s)", stage.name, len(what), why, what[:3])
+      "counts": job.counts, "records": records, "computed_on": spent.on,
+    })
+    return self._commit(stage, job.out)
+
+  def _commit(self, stage: Stage, out: pathlib.Path) -> dict[str, Any]:
+    """Commits a working folder that is whole with its manifest, which it returns."""
+    manifest = manifests.read((out / MANIFEST).read_text(), str(out))
+    self._store.commit(out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
     return manifest
 
   def _begin(self, stage: str, key: str, cfg: config_lib.Config) -> pathlib.Path:

@@ -43,7 +43,8 @@ def row(chip: str, program: str, queries: int, passes: int, weights: pathlib.Pat
   gib = lambda size: f"{size / 2**30:.2f}"
   cells = (f"{chip}, {mesh.size}", program, f"{one.tokens:,}",
            f"{gib(one.argument_bytes)}; {gib(one.temporary_bytes)} GiB", f"{one.flops / 1e9:,.0f}",
-           f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(data_sheet):.2f} ms", one.fusions or "", one.kernels)
+           f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(data_sheet):.2f} ms", one.fusions or "",
+           " of ".join(map(str, reversed(one.collectives or ()))), one.kernels)
   return "; ".join([f"| {' | '.join(map(str, cells))} |", *one.faults(data_sheet)])
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f"unexpected {argv[1:]}")
   print(report.of_run(PACKAGES), flush=True)
   columns = ("chips", "program", "tokens of all chips", "arguments; scratch memory", "GFLOP", "GB moved", "at least",
-             "fusions", "kernels")
+             "fusions", "collectives behind work", "kernels")
   print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
   with tempfile.TemporaryDirectory() as kept:
     weights = models.folder(models.NAME, pathlib.Path(kept))

@@ -81,13 +81,14 @@ class NoCompilerError(ModuleNotFoundError):
 
 
 def mesh_of(name: str, cfg: config_lib.Mesh) -> jax.sharding.Mesh:
-  """The mesh over a TPU slice, named as libtpu does ("v5e:4x4"), or over one GPU, "h100".
+  """The mesh over a TPU slice, named as libtpu does ("v5e:4x4"), or over one GPU, "h100", or "h100:8" of a host.
 
   Raises NoCompilerError, ValueError for what nobody knows, and ShardingError where sizes differ.
   """
   # Nothing is run: no device of this machine need be found or started.
   jax.config.update("jax_platforms", "cpu")
-  devices = _gpu() if name == "h100" else _slice(name)
+  gpus = re.fullmatch(r"h100(?::([1-9]\d*))?", name)
+  devices = _gpus(int(gpus[1] or 1)) if gpus else _slice(name)
   kind = devices[0].device_kind
   if kind not in CHIPS:
     raise ValueError(f"{name}: no data sheet of a {kind} here; known are {sorted(CHIPS)}")
@@ -98,7 +99,8 @@ def _slice(name: str) -> list[Any]:
   from jax.experimental import topologies
 
   if not re.fullmatch(r"v\w+:\d+(x\d+)+", name):
-    raise ValueError(f"{name!r} is no chip that can be compiled for: name a TPU slice, as v5e:4x4, or h100")
+    raise ValueError(f"{name!r} is no chip that can be compiled for: name a TPU slice, as v5e:4x4, h100 or "
+                     "h100:8")
   try:
     import libtpu
   except ModuleNotFoundError as e:
@@ -114,12 +116,12 @@ def _slice(name: str) -> list[Any]:
     raise ValueError(f"{name}: no such TPU slice, says its compiler: {e}") from e
 
 
-def _gpu() -> list[Any]:
+def _gpus(count: int) -> list[Any]:
   from jax.experimental import topologies
 
   try:
-    # One partition of one host with one GPU.
-    return list(topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices)
+    # One partition of one host.
+    return list(topologies.get_topology_desc(platform="cuda", target_config=H100, topology=f"1x1x{count}").devices)
   except NotImplementedError as e:  # of a platform that no plugin has brought
     raise NoCompilerError(f"compiling for a GPU needs its compiler: {extras.install('gpu-compile')}") from e
 

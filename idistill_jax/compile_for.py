@@ -44,8 +44,9 @@ class Program:
   tokens: of all chips.  flops: of matrix products, attention's own among them.  bytes_moved: by the compiler's count,
   without what happens inside kernels; of a batch in passes what is encoded again for its gradient is counted, what
   surrounds the layers once at most.  kernels: how many there are in the text of the program, a loop's once; attends:
-  whether attention should be one.  fusions: of operations, into one kernel each, a loop's once; None on TPUs, as XLA
-  cannot print every program that it has compiled for them.
+  whether attention should be one.  fusions: of operations, into one kernel each, a loop's once; collectives: how
+  many, and how many of them something is computed meanwhile; both None on TPUs, as XLA cannot print every program that
+  it has compiled for them.
   """
 
   name: str
@@ -57,6 +58,7 @@ class Program:
   kernels: int
   attends: bool
   fusions: int | None
+  collectives: tuple[int, int] | None
 
   @property
   def memory(self) -> int:
@@ -243,6 +245,7 @@ def _program(name: str, function: Any, arguments: tuple[Any, ...], network: netw
     # What attends with distances is left to XLA where a kernel takes none.
     attends=network.execution.attend is not attention_lib.attend and not jax.tree.leaves(_beside(network, rows)),
     fusions=compiled.as_text().count(" fusion(") if platform == "gpu" else None,
+    collectives=costs.collectives(compiled.as_text()) if platform == "gpu" else None,
   )
 
 
@@ -261,12 +264,13 @@ def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
   kind, chip = mesh.devices.flat[0].device_kind, chips.of(mesh)
   made = table.Table(title=f"{mesh.size} x {kind}, mesh {dict(mesh.shape)}; for one chip", box=box.SIMPLE_HEAD)
   for column in ("program", "tokens", "arguments", "temporary", "memory", "GFLOP", "GB", "at least", "fusions",
-                 "kernels"):
+                 "collectives", "kernels"):
     made.add_column(column, justify="left" if column == "program" else "right")
   for one in found:
     share = one.memory / chip.memory
     made.add_row(one.name, f"{one.tokens:,}", _gib(one.argument_bytes), _gib(one.temporary_bytes),
                  f"{share:.0%}" + (" DOES NOT FIT" if share > 1 else ""), f"{one.flops / 1e9:.1f}",
                  f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(chip):.2f} ms",
-                 "" if one.fusions is None else str(one.fusions), str(one.kernels))
+                 "" if one.fusions is None else str(one.fusions),
+                 "" if one.collectives is None else "{}, {} behind work".format(*one.collectives), str(one.kernels))
   return made

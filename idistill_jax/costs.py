@@ -15,6 +15,12 @@ _NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "w
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
 
 
+# A collective as a whole, or its beginning and its end.
+_COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start|-done)?")
+# What computes: fusions, kernels, loops.
+_COMPUTES = {"fusion", "custom-call", "while", "dot", "convolution"}
+
+
 def products(jaxpr: Any) -> float:
   """FLOPs of a traced program's matrix products on all devices together, those of every turn of its loops; without
   what is inside kernels.
@@ -61,6 +67,25 @@ def bytes_moved(compiled: Any) -> tuple[float, int]:
   """
   counted = compiled.cost_analysis()
   return (counted["bytes accessed"], 1) if counted else (_of_operations(compiled.as_text()), 0)
+
+
+def collectives(program: str) -> tuple[int, int]:
+  """How many a compiled program has, a loop's once, and within how many of them, from beginning to end, it computes.
+
+  program: XLA's text of it, in the order in which it runs.
+  """
+  total, overlapped, computed = 0, 0, 0
+  began: dict[str, int] = {}  # at how many operations that compute
+  for line in filter(None, map(_INSTRUCTION.match, program.splitlines())):
+    name, _, operation, operands = line.groups()
+    computed += operation in _COMPUTES
+    if found := _COLLECTIVE.fullmatch(operation):
+      if found[2] == "-start":
+        began[name] = computed
+      else:
+        total += 1
+        overlapped += computed > began.get(operands.rpartition("%")[2], computed)
+  return total, overlapped
 
 
 def _of_operations(program: str) -> float:

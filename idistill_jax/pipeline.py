@@ -23,8 +23,8 @@ from idistill_jax.workdir import artifacts
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(
-  "compile_only", None, "A TPU slice, as v5e:4x4, or h100, which need not be here: compile the training steps and the "
-  "encoding for it, print what they need, end with an error where one does not fit; do nothing.")
+  "compile_only", None, "A TPU slice, as v5e:4x4, or GPUs, h100 or h100:8, which need not be here: compile the "
+  "training steps and the encoding for it, print what they need, end with an error where one does not fit; do nothing.")
 
 
 def run(runner: cli.Runner) -> None:

@@ -20,7 +20,7 @@ COMMAND = (sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/quic
 V5E = chips.CHIPS["TPU v5 lite"]
 A_STEP = compile_for.Program(
   name="ranker step", tokens=8192, argument_bytes=2**30, temporary_bytes=2**30, flops=1e9, bytes_moved=1e9, kernels=2,
-  attends=True, fusions=None)
+  attends=True, fusions=None, collectives=None)
 
 
 def run(workdir, *flags: str) -> subprocess.CompletedProcess:
@@ -173,6 +173,17 @@ def test_steps_compile_for_a_gpu_that_is_not_here(tiny_weights):
   encode = compile_for._encoding(network, mesh, tokens=8192, row_tokens=256)
   assert (step.kernels, encode.kernels) == (2, 1) and step.fusions > encode.fusions > 0
   assert not step.faults(h100) + encode.faults(h100)
+  assert step.collectives == encode.collectives == (0, 0)
   # At least the weights and AdamW's sums are read and written once, at most the scratch memory some tens of times.
   assert 2 * step.argument_bytes < step.bytes_moved < 2 * step.argument_bytes + 50 * step.temporary_bytes
   assert 0 < encode.bytes_moved < step.bytes_moved
+
+
+def test_what_gpus_say_to_each_other_is_said_while_they_compute(tiny_weights):
+  pytest.importorskip("jax_cuda12_plugin", reason="needs the GPU's compiler: source launch/env.sh gpu-compile")
+  mesh = chips.mesh_of("h100:8", config.Mesh(fsdp=8))
+  network = networks.retriever(config.Encoder(weights=tiny_weights)).on(mesh, "bfloat16")
+  step = compile_for._training("retriever step", config.Retriever(), network, objectives.retriever, mesh, texts=72,
+                               tokens=8192, row_tokens=256)
+  total, overlapped = step.collectives
+  assert total >= overlapped > total / 2

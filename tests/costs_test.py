@@ -71,3 +71,29 @@ ENTRY %main (x: bf16[8,4], w: f32[4,4]) -> f32[8,4] {
 def test_bytes_are_those_that_operations_read_and_write_one_after_the_other():
   y, w, product = 8 * 4 * 2, 4 * 4 * 4, 8 * 4 * 4
   assert costs._of_operations(PROGRAM) == (y + w + product) + (product + product)
+
+
+SHARDED = """HloModule jit_step
+
+%body (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %all-reduce.1 = f32[8]{0} all-reduce(%p), replica_groups={}
+  ROOT %add.1 = f32[8]{0} add(%p, %all-reduce.1)
+}
+
+ENTRY %main (a: f32[8], b: f32[8]) -> f32[64] {
+  %a = f32[8]{0} parameter(0)
+  %b = f32[8]{0} parameter(1)
+  %all-gather-start.2 = (f32[8]{0}, f32[64]{0}) all-gather-start(%a), dimensions={0}
+  %all-gather-start.3 = (f32[8]{0}, f32[64]{0}) all-gather-start(%b), dimensions={0}
+  %all-gather-done.2 = f32[64]{0} all-gather-done(%all-gather-start.2)
+  %fusion.4 = f32[64]{0} fusion(%all-gather-done.2), kind=kLoop, calls=%f
+  %all-gather-done.3 = f32[64]{0} all-gather-done((f32[8]{0}, f32[64]{0}) %all-gather-start.3)
+  ROOT %fusion.5 = f32[64]{0} fusion(%fusion.4, %all-gather-done.3), kind=kLoop, calls=%g
+}
+"""
+
+
+def test_collectives_within_which_something_is_computed_are_told_from_those_that_are_waited_for():
+  assert costs.collectives(SHARDED) == (3, 1)
+  assert costs.collectives(SHARDED.replace("%fusion.4 = f32[64]{0} fusion", "%fusion.4 = f32[64]{0} bitcast")) == (3, 0)

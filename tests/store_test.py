@@ -321,6 +321,22 @@ def test_what_is_committed_is_what_its_manifest_holds(machines, cfg):
   assert remote.writing(said) == remote.writing(said | {"etag": "b"}) != remote.writing(said | {"generation": "8"})
 
 
+def test_who_waits_hears_of_each_few_files_that_are_sent_copied_and_fetched(machines, tmp_path, monkeypatch):
+  moved = []
+  monkeypatch.setattr(remote, "_AT_ONCE", 2)
+  monkeypatch.setattr(processes, "moved", lambda: moved.append(1))
+
+  def run(job: artifacts.Job) -> None:
+    for name in "abcde":
+      (job.out / name).write_text(name)
+
+  machines.workdir("a").execute(artifacts.Stage(name="labels", reads=(), config=(), run=run), config.Config(name="x"))
+  assert len(moved) >= 3 + 3  # sent by twos, and copied
+  moved.clear()
+  folder = machines.workdir("b").folder("labels")
+  assert len(moved) == 3 and "".join((folder / name).read_text() for name in "abcde") == "abcde"
+
+
 def test_a_folder_is_no_result_before_its_manifest(machines, cfg, monkeypatch):
   """Killed at any request of a commit: the stage is as it was, or not done, and the next run makes it whole."""
   machines.workdir("a").execute(writes("first"), cfg)

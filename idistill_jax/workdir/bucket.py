@@ -175,9 +175,8 @@ class Bucket:
       self._fs.rm([f"{self._base}/{path}" for path in earlier])
     kept = [file for file in sent if file != last and file.partition("/")[0] not in leave]
     try:
-      if kept:
-        self._fs.copy([f"{self._base}/{working}/{file}" for file in kept],
-                      [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
+      self._fs.each("copy", [f"{self._base}/{working}/{file}" for file in kept],
+                    [f"{self._base}/{final}/{file}" for file in kept])  # fmt: skip
     except FileNotFoundError as e:
       raise leases.LostError(f"{self._url}/{working}: was swept up by another run while it was committed") from e
     there = self._beside(final, last)
@@ -228,8 +227,7 @@ class Bucket:
     halves = {path: target.with_name(f"{target.name}{files.HALF}") for path, target in targets.items()}
     for half in halves.values():
       half.parent.mkdir(parents=True, exist_ok=True)
-    if halves:
-      self._fs.get([f"{self._base}/{path}" for path in halves], [str(half) for half in halves.values()])
+    self._fs.each("get", [f"{self._base}/{path}" for path in halves], [str(half) for half in halves.values()])
     for path, half in halves.items():
       half.rename(targets[path])
 
@@ -241,8 +239,7 @@ class Bucket:
         if databases.is_one(path):
           sources[path] = scratch / f"{number}"
           databases.copy(self.local / path, sources[path])
-      if sources:
-        self._fs.put([str(source) for source in sources.values()], [f"{self._base}/{path}" for path in sources])
+      self._fs.each("put", [str(source) for source in sources.values()], [f"{self._base}/{path}" for path in sources])
 
   def _merge(self, path: str) -> None:
     """Takes what a database in the bucket has into the one here."""

@@ -9,18 +9,20 @@ import pathlib
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
 
-from idistill_jax import extras
+from idistill_jax import extras, processes
 
 # Orbax reads and writes through epath, which prefers TensorFlow, where that can be imported, and it has no S3.  epath
 # asks once, at its first path.
 os.environ.setdefault("EPATH_USE_TF", "false")
 # Scheme -> (package that speaks it, extra that installs the package).
 _BACKENDS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# Files: of gigabytes, so many take minutes, and the others' patience is of some.
+_AT_ONCE = 16
 
 
 def is_bucket(url: str) -> bool:
@@ -69,6 +71,13 @@ class Asked:
         return request(*args, **more)
 
     return ask
+
+  def each(self, request: str, sources: Sequence[str], targets: Sequence[str]) -> None:
+    """`get`, `put` or `copy` of files, each to its target, some at a time: processes that wait hear that it gets on."""
+    for start in range(0, len(sources), _AT_ONCE):
+      some = slice(start, start + _AT_ONCE)
+      getattr(self, request)(list(sources[some]), list(targets[some]))
+      processes.moved()
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ import dataclasses
 from absl import logging
 
 from idistill_jax import cli, config, flow, processes, sharding
-from idistill_jax.hf import folders, prompts, weights
+from idistill_jax.hf import folders, prompts, upload, weights
 from idistill_jax.llm import session
-from idistill_jax.models import dual_encoder
+from idistill_jax.models import dual_encoder, families
 from idistill_jax.retrieval import runs, summary
 from idistill_jax.train import networks
 
@@ -17,15 +17,20 @@ def check(runner: cli.Runner) -> None:
   trained cannot lie on, and what stages still to be run would raise of an LLM, a run or a package; asks nobody, writes
   nothing."""
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
-  processes.once(lambda: _check_weights(runner.cfg.encoder), "the weights")
+  processes.once(lambda: _check_weights(runner.cfg), "the weights")
   _check_mesh(runner)
   processes.once(lambda: _check_outside(runner), "a look at what is asked and read")
 
 
-def _check_weights(cfg: config.Encoder) -> None:
+def _check_weights(whole: config.Config) -> None:
+  """Raises ConfigError, too, where an index wants more dimensions than embeddings have."""
+  cfg, wanted = whole.encoder, whole.index.dimensions
   folder = folders.resolve(cfg.weights)
   weights.check(dataclasses.replace(cfg, weights=str(folder)))
-  if not dual_encoder.read_embedding_config(folder, cfg.normalize).normalize:
+  embedding = dual_encoder.read_embedding_config(folder, cfg.normalize)
+  if wanted is not None and wanted > (width := embedding.width(families.read_config(folder).hidden_size)):
+    raise config.ConfigError(f"index.dimensions is {wanted}; the embeddings of {cfg.weights} have {width}")
+  if not embedding.normalize:
     logging.info("retrievers compare by inner products: embeddings keep their lengths")
   if (found := prompts.read(folder, cfg)).any:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
@@ -43,7 +48,7 @@ def _check_mesh(runner: cli.Runner) -> None:
 
 def _check_outside(runner: cli.Runner) -> None:
   """Raises protocol.Stop for an LLM without its key or SDK, runs.RunError for `candidates.run`, ModuleNotFoundError for
-  Parquet without its package."""
+  Parquet without its package, upload.UploadError for what could not be uploaded."""
   cfg = runner.cfg
   for name, asked in session.ASKING.items():
     if session.asks(name, cfg) and _to_be_run(runner, name):
@@ -52,6 +57,8 @@ def _check_outside(runner: cli.Runner) -> None:
     runs.read_trec(cfg.candidates.run)
   if cfg.evaluate.parquet and (_to_be_run(runner, "evaluate") or _to_be_run(runner, "answer")):
     summary.parquet()
+  if _to_be_run(runner, "export"):
+    upload.client_for((cfg.export.upload_ranker, cfg.export.upload_retriever))
 
 
 def _to_be_run(runner: cli.Runner, name: str) -> bool:

@@ -6,11 +6,12 @@
 """
 
 import dataclasses
-import difflib
+import itertools
 import json
 import logging as stdlib_logging
 import os
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from idistill_jax import config as config_lib
-from idistill_jax import extras, processes, validation
+from idistill_jax import experiments, extras, processes, validation
 from idistill_jax.workdir import artifacts, shared
 
 
@@ -149,7 +150,9 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
         work(_CONFIG.value)
       except USER_ERRORS as e:
         logging.debug("traceback", exc_info=True)
-        sys.exit(f"{type(e).__name__}: {e}")
+        # A command that it names is to be run with what this one was given.
+        given = shlex.join(arg for arg in sys.argv[1:] if re.match(r"--?(no)?config[.=]", arg))
+        sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", given or "--config=..."))
 
   app.run(start, flags_parser=_parse)
 
@@ -169,29 +172,17 @@ def _compare(cfg: config_lib.Config) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """As absl does it, but for misspelt fields of the config, which config_flags ends with a traceback for."""
-  for arg in flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False):
-    if found := re.match(r"--?(?:no)?config\.([^=]+)", arg):
-      try:
-        _check_path(found[1])
-      except config_lib.ConfigError as e:
-        sys.exit(f"{type(e).__name__}: {e}")
+  """As absl does it, but for mistakes in a config, which config_flags ends with a traceback for."""
+  args = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+  try:
+    for arg, following in itertools.pairwise([*args, ""]):
+      if found := re.fullmatch(r"--?config(=(.*))?", arg):
+        experiments.check(following if found[1] is None else found[2])
+      elif found := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+        experiments.check_field(found[1])
+  except config_lib.ConfigError as e:
+    sys.exit(f"{type(e).__name__}: {e}")
   return app.parse_flags_with_usage(argv)
-
-
-def _check_path(path: str) -> None:
-  """Raises ConfigError where the config has no such field, naming those that it has."""
-  section: Any = config_lib.Config
-  above = "config"
-  for name in path.split("."):
-    fields = typing.get_type_hints(section) if dataclasses.is_dataclass(section) else {}
-    if name not in fields:
-      near = difflib.get_close_matches(name, fields, n=1)
-      raise config_lib.ConfigError(
-        f"--config.{path}: {above} has no field {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        + f"  It has: {', '.join(fields) or 'none, as it is a value'}"
-      )
-    section, above = fields[name], name
 
 
 def _launch() -> processes.Launch | None:

@@ -61,6 +61,9 @@ def check(runner: cli.Runner) -> None:
   where, folder = f"{runner.workdir.stated}/collection", runner.workdir.folder("collection")
   if not counts["queries"].get("train"):
     raise config.ConfigError(f"{where}: {collection.NO_TRAINING_QUERIES}")
+  if runner.cfg.retriever.teacher == "pairs" and not (folder / tables.SOURCES).exists():
+    raise config.ConfigError(f"{where}: retriever.teacher is 'pairs', and no query there comes with the passage that "
+                             "it was written for; take ranker, llm or both")
   judged = tables.load_some_qrels(folder, split)
   reader = bool(systems.ANSWERED[runner.cfg.answer.systems])
   stated = runner.cfg.evaluate.main_measure

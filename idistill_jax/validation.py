@@ -17,9 +17,11 @@ class Range:
   words: str
 
 
-AT_LEAST_0 = Range(lambda value: value >= 0, "0 or more")
+AT_LEAST_0 = Range(lambda value: 0 <= value < float("inf"), "0 or more")
 AT_LEAST_1 = Range(lambda value: value >= 1, "1 or more")
 AT_LEAST_2 = Range(lambda value: value >= 2, "2 or more")
+# What is drawn by JAX is drawn by the last 32 bits alone.
+A_SEED = Range(lambda value: 0 <= value < 2**32, "from 0 to 2^32 - 1")
 A_TEXT = Range(lambda value: value >= 3, "3 or more: two tokens only frame a text")
 ABOVE_0 = Range(lambda value: 0 < value < float("inf"), "more than 0")
 SHARE = Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")
@@ -36,9 +38,11 @@ _TRAINING = {
   "epochs": AT_LEAST_1, "checkpoint_every": AT_LEAST_1,
 }
 _DISTILLATION = _TRAINING | {"trainings": AT_LEAST_1, "order_temperature": ABOVE_0, "student_temperature": ABOVE_0}
+# Places of the deepest measure, recall@100.
+DEEPEST = 100
 # Section -> its numbers, every one of them; None is in range where a field may be None.
 RANGES: dict[str, dict[str, Range]] = {
-  "": {"seed": AT_LEAST_0},
+  "": {"seed": A_SEED},
   "mesh": dict.fromkeys(("data", "fsdp", "tensor"), AT_LEAST_1),
   "collection": {"train_fraction": PART} | dict.fromkeys(("max_passages", "max_queries_per_split"), AT_LEAST_1),
   "queries": {"near_duplicate": SHARE_ABOVE_0, "held_out": SHARE_BELOW_1} | dict.fromkeys(
@@ -93,6 +97,9 @@ def validate(cfg: Config) -> None:
     (cfg.encoder.passage_tokens <= cfg.encoder.row_tokens, "encoder.row_tokens must hold encoder.passage_tokens"),
     (max(cfg.encoder.list_cut, cfg.encoder.query_tokens + cfg.encoder.pair_cut - 1) <= cfg.encoder.list_row,
      "encoder.list_row_tokens must hold a passage of a list, and a pair of query and passage"),
+    (cfg.evaluate.depth >= DEEPEST, f"evaluate.depth is {cfg.evaluate.depth}; measures look {DEEPEST} places deep"),
+    (cfg.evaluate.rerank_depth <= cfg.evaluate.depth, "evaluate.rerank_depth must be evaluate.depth at most"),
+    (cfg.encoder.weights != "", "encoder.weights is empty; name a folder, or a model on the Hub"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
   )
   for holds, message in rules:

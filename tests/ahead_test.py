@@ -8,6 +8,7 @@ import pytest
 import tiny_world
 
 from idistill_jax import ahead, cli, config
+from idistill_jax.hf import upload
 from idistill_jax.llm import protocol
 from idistill_jax.retrieval import runs
 from idistill_jax.workdir import artifacts
@@ -78,6 +79,33 @@ def test_a_malformed_run_of_candidates_is_named_with_its_line(runner, tmp_path, 
   with pytest.raises(runs.RunError, match=f"{path}:2"):
     ahead.check(runner)
   monkeypatch.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == "candidates")
+  ahead.check(runner)
+
+
+@pytest.mark.parametrize("name, token, words", [
+  ("owner/name", None, "HF_TOKEN"),
+  ("no spaces/!!x", "t", "'no spaces/!!x' names no repository"), ("", "t", "'' names"),
+])  # fmt: skip
+def test_what_could_not_be_uploaded_is_told_before_anything_is_trained(runner, monkeypatch, name, token, words):
+  pytest.importorskip("huggingface_hub", reason="the extra `hf` is not installed")
+  monkeypatch.delenv("HF_TOKEN", raising=False)
+  ahead.check(runner)
+  runner.cfg.export.upload_retriever = name
+  if token is not None:
+    monkeypatch.setenv("HF_TOKEN", token)
+  with pytest.raises(upload.UploadError, match=words):
+    ahead.check(runner)
+  # The control.
+  monkeypatch.setenv("HF_TOKEN", "t")
+  runner.cfg.export.upload_retriever = "owner/name"
+  ahead.check(runner)
+
+
+def test_more_dimensions_than_embeddings_have_are_refused(runner):
+  runner.cfg.index.dimensions = 129
+  with pytest.raises(config.ConfigError, match=r"index\.dimensions is 129; the embeddings of .* have 128"):
+    ahead.check(runner)
+  runner.cfg.index.dimensions = 128
   ahead.check(runner)
 
 

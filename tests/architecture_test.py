@@ -34,7 +34,7 @@ LAYERS = (
   ("cli",),
   ("workdir",),
   ("processes",),
-  ("validation", "peers"),
+  ("validation", "peers", "experiments"),
   ("config", "extras", "by_row", "ids", "multiply"),
 )
 # Of rooms with many modules, in the same way.
@@ -51,7 +51,7 @@ WITHIN = {
 }
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "workdir", "records", "cli", "llm", "ids", "by_row"),
-  *("flow", "fingerprints", "report", "dry_run", "status", "pipeline"),
+  *("flow", "fingerprints", "experiments", "report", "dry_run", "status", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

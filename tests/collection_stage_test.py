@@ -125,6 +125,16 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
     pipeline.check(runner)
 
 
+def test_pairs_to_learn_from_are_looked_for_before_anything_is_encoded(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights, test="q2\tp\t1\n")
+  runner.cfg.retriever.teacher = "pairs"
+  with pytest.raises(config.ConfigError, match=r"retriever\.teacher is 'pairs', and no query there comes with"):
+    pipeline.run(runner)
+  assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
+  (runner.workdir.folder("collection") / tables.SOURCES).write_text(QRELS + "q3\tp\t1\n")
+  pipeline.check(runner)
+
+
 def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
   runner = judged(tmp_path, tiny_weights, answers=', "answers": ["x"]')
   runner.run(flow.STAGES["collection"])
@@ -180,8 +190,11 @@ def test_a_changed_input_makes_the_stage_stale(tmp_path):
 PAIR_FILES = {
   # The packaged file: read by the source that packages it.
   r"train_sources": {"idistill_jax/data/corpora/stdlib.py"},
-  # Its copy in the workdir: written by the collection stage, read where teacher "pairs" trains the retriever.
-  r"(?<!train_)sources\.tsv": {"idistill_jax/stages/collection.py", "idistill_jax/stages/train_retriever.py"},
+  # Its copy in the workdir: written by the collection stage, read where teacher "pairs" trains the retriever; a
+  # pipeline asks whether it is there.
+  r"(?<!train_)sources\.tsv": {"idistill_jax/stages/collection.py", "idistill_jax/data/tables.py"},
+  r"tables\.SOURCES": {
+    "idistill_jax/stages/collection.py", "idistill_jax/stages/train_retriever.py", "idistill_jax/pipeline.py"},
 }
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from idistill_jax import config as config_lib
-from idistill_jax import losses, validation
+from idistill_jax import experiments, losses, validation
 from idistill_jax.data import corpora
 from idistill_jax.llm import providers
+from idistill_jax.retrieval import measures
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -94,16 +95,41 @@ def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.
       cli.load_config(tmp_path)
 
 
-def test_typo_in_a_config_file(tmp_path: pathlib.Path) -> None:
-  text = (ROOT / "configs/quickstart.py").read_text()
-  (tmp_path / "typo.py").write_text(text.replace("  match variant:", "  cfg.ranker.lost = 'listmle'\n  match variant:"))
-  with pytest.raises(AttributeError, match="lost"):
-    load("typo", tmp_path)
+# -- Files ---------------------------------------------------------------------------------------------------------
+
+GIVES = "from idistill_jax import config as c\n\n\ndef get_config(variant=None):\n"
 
 
-def test_unknown_variant() -> None:
-  with pytest.raises(ValueError, match="no variant 'tinny'"):
-    load("quickstart:tinny")
+@pytest.mark.parametrize(
+  "source, words",
+  {
+    "a field's name": (GIVES + "  cfg = c.Config(name='x')\n  cfg.ranker.lost = 'listmle'\n  return cfg\n",
+                       ":6: Ranker has no field 'lost'; did you mean 'loss'?  It has: head, loss, "),
+    "an argument's name": (GIVES + "  return c.Config(name='x', ranker=c.Ranker(lost='listmle'))\n",
+                           ":5: Ranker.__init__() got an unexpected keyword argument 'lost'"),
+    "syntax": (GIVES + "  return c.Config(\n", ":5: '(' was never closed"),
+    "a variant": (GIVES + "  raise ValueError(f'no variant {variant!r}; there is: tiny')\n", ":5: no variant 'tinny'"),
+    "nothing returned": (GIVES + "  c.Config(name='x')\n", ": get_config() gives None; it must return"),
+    "no function": ("", ": has no function get_config()"),
+    "a package's name": ("import nowhere\n", ":1: No module named 'nowhere'"),
+  }.values(),
+  ids=lambda value: None,
+)
+def test_a_mistake_in_a_config_file_is_told_with_its_place(source: str, words: str, tmp_path: pathlib.Path) -> None:
+  path = tmp_path / "typo.py"
+  path.write_text(source)
+  with pytest.raises(config_lib.ConfigError) as found:
+    experiments.check(f"{path}:tinny")
+  assert f"{path}{words}" in str(found.value)
+
+
+@pytest.mark.parametrize("stated, words", [("quickstart.py:tinny", "has no variant 'tinny'; it has: tiny"),
+                                           ("quikstart.py", "quikstart.py: there is no such file")])  # fmt: skip
+def test_a_config_that_is_not_there_is_no_traceback(stated: str, words: str, tmp_path: pathlib.Path) -> None:
+  for flag in ((f"--config=configs/{stated}",), ("--config", f"configs/{stated}")):
+    done = run(*flag, f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1
+    assert words in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 # -- Flags ---------------------------------------------------------------------------------------------------------
@@ -206,6 +232,7 @@ def some_value(hint: Any) -> Any:
 def test_every_field_can_be_overridden() -> None:
   values = {path: some_value(hint) for path, hint in leaves(config_lib.Config)}
   values["encoder.list_row_tokens"] = 2 * 97  # so that a pair fits
+  values["evaluate.depth"] = 101
   command = [f"--config.{path}={value}" for path, value in values.items()]
   done = subprocess.run([sys.executable, "-c", PARSE, "--config=configs/quickstart.py", *command],
                         capture_output=True, text=True, cwd=ROOT, timeout=60)
@@ -276,7 +303,8 @@ NAN = float("nan")
 TRAININGS = ("direct", "ranker", "retriever")
 # Values just outside of what means something.
 MEANINGLESS = (
-  *(("seed", -1), ("mesh.data", 0), ("mesh.fsdp", 0), ("mesh.tensor", 0), ("candidates.depth", 0), ("scores.depth", 0)),
+  *(("seed", -1), ("seed", 2**32)),
+  *(("mesh.data", 0), ("mesh.fsdp", 0), ("mesh.tensor", 0), ("candidates.depth", 0), ("scores.depth", 0)),
   *((f"encoder.{name}_tokens", 2) for name in ("query", "passage", "list_passage", "pair_passage")),
   *(("encoder.tokens_per_step", 0), ("encoder.row_tokens", 0), ("encoder.list_row_tokens", 0)),
   *((f"{section}.{name}", 0) for section in TRAININGS
@@ -288,7 +316,8 @@ MEANINGLESS = (
   *((f"{section}.{name}_temperature", value) for section in ("direct", "retriever") for name in ("order", "student")
     for value in (0.0, -1.0, NAN)),
   *(("retriever.teacher_temperature", 0.0), ("retriever.teacher_temperature", -0.5), ("retriever.trainings", 0)),
-  *(("ranker.top_places", 0), ("ranker.passages_per_list", 1), ("ranker.similarity_weight", -1.0)),
+  *(("ranker.top_places", 0), ("ranker.passages_per_list", 1), ("ranker.similarity_weight", -1.0),
+    ("ranker.similarity_weight", float("inf")), ("ranker.optim.weight_decay", float("inf"))),
   *(("index.tuned_depth", 0), ("index.dimensions", 0), ("index.recall_target", 0.0), ("index.recall_target", 1.01)),
   *((f"evaluate.{name}", 0) for name in ("depth", "rerank_depth", "resamples", "relevant_from")),
   *(("collection.max_passages", 0), ("collection.train_fraction", 1.0), ("queries.held_out", 1.0)),
@@ -310,6 +339,22 @@ def test_numbers_that_mean_nothing_are_refused_with_their_path(path: str, value:
   put(cfg, path, value)
   with pytest.raises(config_lib.ConfigError, match=rf"{path}\b.*{value}"):
     validation.validate(cfg)
+
+
+@pytest.mark.parametrize("path, value, words", [
+  ("evaluate.depth", 99, "evaluate.depth is 99; measures look 100 places deep"),
+  ("evaluate.rerank_depth", 101, "rerank_depth must be evaluate.depth at most"),
+  ("encoder.weights", "", "encoder.weights is empty"),
+])  # fmt: skip
+def test_what_only_the_last_stages_would_stumble_over_is_refused(path: str, value: object, words: str) -> None:
+  cfg = config_lib.Config(name="x")
+  put(cfg, path, value)
+  with pytest.raises(config_lib.ConfigError, match=words):
+    validation.validate(cfg)
+
+
+def test_the_deepest_measure_is_as_deep_as_the_rule_says() -> None:
+  assert max(int(name.partition("@")[2]) for name in measures.NAMES) == validation.DEEPEST
 
 
 def test_every_number_of_a_config_has_its_range() -> None:

@@ -226,6 +226,8 @@ def test_a_stated_split_goes_before_judgements(tmp_path):
       r"corpus.jsonl:2: not JSON .*found '{\"_id\"",
     ),
     ({"corpus": '{"_id": "p1", "text": "x"}\n["p2"]\n'}, r"corpus.jsonl:2: expected a JSON object"),
+    ({"corpus": "[" * 100_000}, r"corpus.jsonl:1: not JSON"),
+    ({"corpus": '{"_id": ' + 5000 * "1" + "}"}, r"corpus.jsonl:1: not JSON"),
     ({"corpus": '{"id": "p1", "text": "x"}\n'}, r"corpus.jsonl:1: no '_id'; the line has 'id', 'text'"),
     ({"corpus": '{"_id": 1.5, "text": "x"}\n'}, r"corpus.jsonl:1: _id must be text, found 1.5"),
     ({"corpus": '{"_id": null, "text": "x"}\n'}, r"corpus.jsonl:1: '_id' must be a string, found None"),

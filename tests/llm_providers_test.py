@@ -314,6 +314,8 @@ class TestReplay:
       ('{"query_id": 3, "candidates": ["a"], "response": "x"}', "r.jsonl:2: expected"),
       ('{"query_id": "q", "candidates": "a", "response": "x"}', "r.jsonl:2: expected"),
       ('{"query_id": "q", "candidates": ["a"]}', "r.jsonl:2: expected"),
+      ("[" * 100_000, "r.jsonl:2: not JSON"),
+      ('{"query_id": "q1", "candidates": ["a"], "response": "[2]"}', "r.jsonl:2: another answer .* than in line 1"),
     ],
   )
   def test_a_malformed_line_is_named(self, tmp_path, line, message):

@@ -112,10 +112,12 @@ def test_search_shows_three_systems(workdir):
 
 
 def test_a_missing_input_names_the_command_that_makes_it(tmp_path):
-  stage = (sys.executable, "-m", "idistill_jax.stages.scores", "--config=configs/quickstart.py:tiny")
+  stage = (sys.executable, "-m", "idistill_jax.stages.scores", "--config=configs/quickstart.py:tiny", "--config.seed=3")
   done = subprocess.run([*stage, f"--workdir={tmp_path}"], capture_output=True, text=True, timeout=120)
   assert done.returncode == 1
-  assert "python -m idistill_jax.stages.collection" in done.stderr
+  # Not with dots in place of what was given.
+  assert ("python -m idistill_jax.stages.collection --config=configs/quickstart.py:tiny --config.seed=3 "
+          f"--workdir={tmp_path}") in done.stderr
   assert "Traceback" not in done.stderr
 
 

@@ -48,7 +48,8 @@ def test_what_one_process_finds_torn_none_takes_for_whole(tmp_path):
   with jobs.started(tmp_path / "job", 2, "-m", "shared", str(tmp_path)) as job:
     assert job.wait(120) == [1, 1], job.said()
   assert f"CorruptRecord: {last}: record 6 at byte" in job.said(1)
-  assert f"lists failed in process 1 (CorruptRecord: {last}: record 6 at byte" in job.said(0)
+  # By its own error, or by the end of the other, whichever it hears of first.
+  assert f"CorruptRecord: {last}: record 6 at byte" in job.said(0)
   assert not list(tmp_path.glob("*.npz"))
 
 

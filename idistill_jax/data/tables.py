@@ -28,6 +28,8 @@ QUERIES = "queries"
 LISTS = "lists"
 ANSWERS = "answers"
 RANKINGS = "rankings"
+# Generated query-passage pairs.
+SOURCES = "sources.tsv"
 QRELS_HEADER = ["query-id", "corpus-id", "score"]
 
 # query id -> passage id -> grade

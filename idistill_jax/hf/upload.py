@@ -5,6 +5,7 @@ The token comes from HF_TOKEN and the address from HF_ENDPOINT, both from the en
 
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from idistill_jax import extras
@@ -17,10 +18,7 @@ class UploadError(OSError):
 
 
 def client() -> Any:
-  """A huggingface_hub.HfApi; raises UploadError where the extra or the token is missing.
-
-  Asked for before a long job, it fails while nothing has been done yet.
-  """
+  """A huggingface_hub.HfApi; raises UploadError where the extra or the token is missing."""
   try:
     import huggingface_hub  # an extra: export itself needs none of it
   except ModuleNotFoundError as e:
@@ -30,6 +28,26 @@ def client() -> Any:
     raise UploadError(f"uploading needs a token that may write, in the environment variable {TOKEN} "
                       "(https://huggingface.co/settings/tokens); or unset --config.export.upload_*")
   return huggingface_hub.HfApi(endpoint=os.environ.get(ENDPOINT), token=token)
+
+
+def client_for(repositories: Iterable[str | None]) -> Any:
+  """A `client`, or None where all of them are None, which is no repository; raises UploadError for another name that
+  is none.
+
+  Asked for before a long job, it fails while nothing has been done yet.
+  """
+  named = [name for name in repositories if name is not None]
+  if not named:
+    return None
+  api = client()
+  from huggingface_hub import utils  # an extra, as above
+
+  for name in named:
+    try:
+      utils.validate_repo_id(name)  # type: ignore[attr-defined]
+    except ValueError as e:
+      raise UploadError(f"--config.export.upload_*: {name!r} names no repository, as owner/name does: {e}") from e
+  return api
 
 
 def upload(api: Any, folder: pathlib.Path, repository: str, *, private: bool) -> str:

@@ -54,11 +54,6 @@ def per_query(
   return found
 
 
-def cutoff(name: str) -> int:
-  """How many places a measure looks at."""
-  return _parse(name)[1]
-
-
 def mean(values: Mapping[str, float]) -> float:
   """Mean over queries; raises MeasureError where there are none."""
   if not values:

@@ -51,7 +51,7 @@ def run(job: artifacts.Job) -> None:
     if qrels:
       tables.write_qrels(job.out / "qrels" / f"{split}.tsv", qrels)
   if kept.pairs:
-    tables.write_qrels(job.out / "sources.tsv", kept.pairs)
+    tables.write_qrels(job.out / tables.SOURCES, kept.pairs)
   (job.out / STATISTICS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(**facts)
   if not facts["queries"].get("train"):

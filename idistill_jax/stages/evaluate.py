@@ -167,7 +167,7 @@ def judgements(job: artifacts.Job) -> tables.Qrels | None:
 def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, object]) -> list[records.Query]:
   """Queries of the split that `known` holds, in collection order; the others are dropped and counted.
 
-  Raises ValueError where none is left, and where `evaluate.depth` is too shallow for the measures.
+  Raises ValueError where none is left.
   """
   split = table.of_split(job.cfg.evaluate.split)
   for query in split:
@@ -178,11 +178,6 @@ def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, ob
     raise ValueError(
       f"no query of the split {job.cfg.evaluate.split!r} has judgements or answers "
       f"({len(split)} queries, {len(known)} judged ids)"
-    )
-  deepest = max(measures.cutoff(name) for name in measures.NAMES)
-  if job.cfg.evaluate.depth < deepest:
-    raise ValueError(
-      f"evaluate.depth is {job.cfg.evaluate.depth}, but the measures look {deepest} places deep"
     )
   return queries
 

@@ -27,7 +27,7 @@ def run(job: artifacts.Job) -> None:
   cfg = job.cfg
   repositories: dict[card.Kind, str | None] = {RANKER: cfg.export.upload_ranker, RETRIEVER: cfg.export.upload_retriever}
   # First of all, so that a missing token is told before anything is written.
-  api = upload.client() if any(repositories.values()) else None
+  api = upload.client_for(repositories.values())
   mesh = sharding.local_mesh(cfg.mesh)
   cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.passage_tokens)
   pair_cut = export.Cut(query_tokens=cfg.encoder.query_tokens, passage_tokens=cfg.encoder.pair_cut)

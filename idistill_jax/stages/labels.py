@@ -71,6 +71,10 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   if lists is None:
     candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
+  elif cfg.provider != "replay" and (len(lists) < cfg.lists or any(
+    len(one.passage_ids) != cfg.list_size for one in lists)):  # fmt: skip
+    logging.warning("the collection brings %d lists of its own, and they are asked about as they are, in place of "
+                    "labels.lists=%d of labels.list_size=%d", len(lists), cfg.lists, cfg.list_size)
   kept = list(usable(job, lists, queries, passages))[: cfg.lists]
   if not kept:
     without = "" if queries.of_split("train") else "; no query is for training: set collection.train_fraction"

@@ -56,7 +56,7 @@ def _from_both(job: artifacts.Job) -> Sequence[records.ScoredList | None]:
 def _from_pairs(job: artifacts.Job) -> Sequence[records.ScoredList]:
   """The baseline: each query with the one passage it was generated from; other lists of the batch are negatives."""
   train = {query.id for query in tables.load_queries(job.inputs["collection"]).of_split("train")}
-  sources = tables.read_qrels(job.inputs["collection"] / "sources.tsv")
+  sources = tables.read_qrels(job.inputs["collection"] / tables.SOURCES)
   return [records.ScoredList(query_id=query_id, passage_ids=tuple(judged), scores=(0.0,) * len(judged))
           for query_id, judged in sources.items() if query_id in train]
 

@@ -59,7 +59,7 @@ def entries(path: str | os.PathLike[str]) -> list[Any]:
   try:
     with outside.reading(path) as file:
       found = json.load(file)
-  except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as e:
+  except (ValueError, RecursionError, EOFError, gzip.BadGzipFile, zlib.error) as e:
     raise collection.CollectionError(f"{path}: not JSON: {e}; JSON lines belong into a file that ends in .jsonl") from e
   if not isinstance(found, list):
     raise collection.CollectionError(f"{path}: expected a JSON array, found {type(found).__name__}")
@@ -125,7 +125,7 @@ def value(where: str, line: bytes) -> Any:
   """What a line says; raises CollectionError where it is not JSON in UTF-8."""
   try:
     return json.loads(line)
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+  except (ValueError, RecursionError) as e:  # brackets without end, a number of thousands of digits
     raise collection.CollectionError(f"{where}: not JSON ({e}); found {_shorten(line)!r}") from e
 
 

@@ -49,10 +49,14 @@ class Replay:
     self.params: Mapping[str, Any] = {}
     self._recording = recording
     self.answers: dict[tuple[str, tuple[str, ...]], str] = {}
+    said_at: dict[tuple[str, tuple[str, ...]], int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
       if line.strip():
         key, response = _entry(f"{path}:{number}", line)
-        self.answers.setdefault(key, response)
+        if self.answers.setdefault(key, response) != response:
+          raise ValueError(f"{path}:{number}: another answer about the query {key[0]!r} and the same passages than in "
+                           f"line {said_at[key]}; keep one")
+        said_at.setdefault(key, number)
 
   def __len__(self) -> int:
     return len(self.answers)
@@ -74,7 +78,7 @@ class Replay:
 def _entry(where: str, line: bytes) -> tuple[tuple[str, tuple[str, ...]], str]:
   try:
     values = json.loads(line)
-  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+  except (ValueError, RecursionError) as e:
     raise ValueError(f"{where}: not JSON ({e})") from e
   wanted = 'expected {"query_id": text, "candidates": [texts], "response": text}'
   if not isinstance(values, dict):

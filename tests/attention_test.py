@@ -63,6 +63,26 @@ def test_value_and_gradients_equal_those_of_jax(window):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [ROWS, BY_TEXT], ids=["by row", "by text"])
+@pytest.mark.parametrize("part", [7, 4, 1])
+def test_keys_in_parts_give_what_they_give_together(rows, part, monkeypatch):
+  """The last part is shorter, and some hold nothing that a token sees."""
+  operands = [*(drawn(seed) for seed in range(3)), jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)]
+  parts, weights = [], attention._weights
+  monkeypatch.setattr(attention, "_weights", lambda q, k, *rest: (parts.append(k.shape[2]), weights(q, k, *rest))[1])
+  for window in (None, NEAR):
+    with jax.default_matmul_precision("float32"):
+      whole = attention.attend(*operands[:3], rows, operands[3], window)
+      with monkeypatch.context() as patched:
+        patched.setattr(attention, "_WHOLE", part)
+        patched.setattr(attention, "_PART", part)
+        assert max(parts) > part
+        parts.clear()
+        found = attention.attend(*operands[:3], rows, operands[3], window)
+    assert max(parts) <= part and len(parts) > 1
+    np.testing.assert_allclose(np.where(REAL, found, 0), np.where(REAL, whole, 0), atol=2e-6)
+
+
 def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
   bias = jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)
   operands, cotangent = [*(drawn(seed) for seed in range(3)), bias], drawn(3)

@@ -53,8 +53,11 @@ def test_a_cpu_that_would_only_emulate_short_products_makes_long_ones(monkeypatc
   ("Features\t: fp asimd i8mm bf16 dgh", True), ("flags\t: fpu avx2 avx512f svebf16x", False),
 ])
 def test_the_system_tells_what_its_cpu_multiplies(flags, has, monkeypatch):
-  monkeypatch.setattr(execution.pathlib.Path, "read_text", lambda self: flags)
-  assert execution.cpu_multiplies_bfloat16.__wrapped__() == has
+  monkeypatch.setattr(execution, "_cpuinfo", lambda: flags)
+  assert execution.cpu_multiplies_bfloat16() == has
+  # Where tiles are multiplied, attention weighs more.
+  assert (chosen("bfloat16", "cpu").attention_doubles < execution.PLAIN.attention_doubles) == ("amx" in flags)
+  assert chosen("float32", "cpu").attention_doubles == execution.PLAIN.attention_doubles
 
 
 def test_less_memory_needs_a_loop_over_layers():

@@ -14,6 +14,9 @@ from idistill_jax.data import pack
 
 # Added to the score of a pair of tokens of two texts; finite, so that a row of nothing but padding has no NaN.
 APART = -1e9
+# More keys are attended to in parts of at most so many: of up to 256 XLA makes one pass on a CPU (products, maxima and
+# sums together), of more several, which take up to five times as long; so they do in parts of 256.
+_WHOLE, _PART = 256, 224
 
 
 class Window(NamedTuple):
@@ -208,16 +211,29 @@ def _gathered(found: Sequence[jax.Array], spans: _Spans) -> jax.Array:
 
 def _mixed(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, v_RxHxLxK: jax.Array, apart: jax.Array,
            bias_HxLxL: jax.Array | None) -> jax.Array:
-  """[R, H, L, K], float32."""
-  weights, total = _weights(q_RxHxLxK, k_RxHxLxK, apart, bias_HxLxL)
-  return multiply.matmul(weights.astype(v_RxHxLxK.dtype), v_RxHxLxK) / total
+  """[R, H, L, K], float32; of many keys in parts, put together as in flash attention (Dao et al. 2022)."""
+  keys = k_RxHxLxK.shape[2]
+  part = keys if keys <= _WHOLE else -(-keys // -(-keys // _PART))
+  found = []
+  for some in (slice(first, first + part) for first in range(0, keys, part)):
+    bias = None if bias_HxLxL is None else bias_HxLxL[..., some]
+    weights, total, most = _weights(q_RxHxLxK, k_RxHxLxK[:, :, some], apart[..., some], bias)
+    found.append((multiply.matmul(weights.astype(v_RxHxLxK.dtype), v_RxHxLxK[:, :, some]), total, most))
+  if len(found) == 1:
+    return found[0][0] / found[0][1]
+  # Not of one stacked array, which takes twice as long.
+  most = functools.reduce(jnp.maximum, (its for _, _, its in found))
+  shares = [jnp.exp(its - most) for _, _, its in found]
+  mixed, total = (functools.reduce(jnp.add, (share * one[which] for share, one in zip(shares, found, strict=True)))
+                  for which in (0, 1))
+  return mixed / total
 
 
 def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_HxLxL: jax.Array | None,
                mixed: jax.Array, dmixed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
   """By q, k, v [R, H, L, K] and by the bias."""
   short, scale = q.dtype, q.shape[-1] ** -0.5
-  weights, total = _weights(q, k, apart, bias_HxLxL)
+  weights, total, _ = _weights(q, k, apart, bias_HxLxL)
   weights = weights / total
   carried = (dmixed.astype(jnp.float32) * mixed.astype(jnp.float32)).sum(-1, keepdims=True)
   dlogits = weights * (multiply.matmul(dmixed, _transposed(v)) - carried)
@@ -230,13 +246,14 @@ def _gradients(q: jax.Array, k: jax.Array, v: jax.Array, apart: jax.Array, bias_
 
 
 def _weights(q_RxHxLxK: jax.Array, k_RxHxLxK: jax.Array, apart: jax.Array,
-             bias_HxLxL: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """exp(logits - their maximum) [R, H, L, L] and its sums [R, H, L, 1], float32."""
+             bias_HxLxL: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """exp(logits - their maximum) [R, H, L, L], its sums and the maxima, both [R, H, L, 1], all float32."""
   logits = multiply.matmul(q_RxHxLxK * q_RxHxLxK.shape[-1] ** -0.5, _transposed(k_RxHxLxK)) + apart
   if bias_HxLxL is not None:
     logits = logits + bias_HxLxL[None].astype(jnp.float32)
-  weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-  return weights, weights.sum(-1, keepdims=True)
+  most = logits.max(-1, keepdims=True)
+  weights = jnp.exp(logits - most)
+  return weights, weights.sum(-1, keepdims=True), most
 
 
 def of_each_query(shared_RxLxGxK: jax.Array, heads: int) -> jax.Array:

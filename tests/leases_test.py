@@ -59,7 +59,7 @@ def test_who_was_lost_learns_it_also_from_what_was_given_back(tmp_path, monkeypa
 
 
 def test_a_lease_that_is_seen_while_it_is_written_still_names_its_holder(tmp_path, monkeypatch):
-  monkeypatch.setattr(leases, "LEASE_SECONDS", 0.2)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
   one, other = silent(leases.Leases(tmp_path), monkeypatch), leases.Leases(tmp_path)
   assert one.take("stage", None, one.names()) and not other.take("stage", None, other.names())
   (tmp_path / "stage.0.lease").write_bytes(b"")

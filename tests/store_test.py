@@ -88,7 +88,7 @@ def writes(text: str, name: str = "labels", **more) -> artifacts.Stage:
 
 
 def test_two_machines_are_not_at_one_stage_and_a_lost_one_holds_back_for_a_while_alone(machines, cfg, monkeypatch):
-  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 2.0)
   began = []
 
   def meanwhile(job: artifacts.Job) -> None:

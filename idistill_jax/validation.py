@@ -97,7 +97,7 @@ def validate(cfg: Config) -> None:
     (cfg.encoder.passage_tokens <= cfg.encoder.row_tokens, "encoder.row_tokens must hold encoder.passage_tokens"),
     (max(cfg.encoder.list_cut, cfg.encoder.query_tokens + cfg.encoder.pair_cut - 1) <= cfg.encoder.list_row,
      "encoder.list_row_tokens must hold a passage of a list, and a pair of query and passage"),
-    (cfg.evaluate.depth >= DEEPEST, f"evaluate.depth is {cfg.evaluate.depth}; measures look {DEEPEST} places deep"),
+    (cfg.evaluate.depth >= DEEPEST, f"evaluate.depth is {cfg.evaluate.depth}; measures look {DEEPEST} deep: that or more"),
     (cfg.evaluate.rerank_depth <= cfg.evaluate.depth, "evaluate.rerank_depth must be evaluate.depth at most"),
     (cfg.encoder.weights != "", "encoder.weights is empty; name a folder, or a model on the Hub"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),

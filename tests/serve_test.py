@@ -148,8 +148,8 @@ def test_a_request_that_does_not_end_is_not_read_to_its_end():
   with Served(searcher) as url:
     try:
       assert get(f"{url}/api/search?q=x&more={'y' * 4_000_000}")[0] == 400
-    except urllib.error.URLError as e:
-      assert isinstance(e.reason, ConnectionError), "closed before all of it was sent"
+    except OSError as e:  # closed before all of it was sent, or before the answer was read
+      assert isinstance(getattr(e, "reason", e), ConnectionError)
     assert get(f"{url}/api/search?q=x&more={'y' * 1_000}")[0] == 200 and searcher.asked == 1
 
 

@@ -99,7 +99,7 @@ def _slice(name: str) -> list[Any]:
   from jax.experimental import topologies
 
   if not re.fullmatch(r"v\w+:\d+(x\d+)+", name):
-    raise ValueError(f"{name!r} is no chip that can be compiled for: name a TPU slice or GPUs, as v5e:4x4, h100 or h100:8")
+    raise ValueError(f"{name!r} is no chip that can be compiled for: name some, as v5e:4x4, h100 or h100:8")
   try:
     import libtpu
   except ModuleNotFoundError as e:

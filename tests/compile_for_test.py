@@ -112,7 +112,7 @@ def test_without_the_compiler_it_says_what_to_install(topology, extra, tmp_path)
 
 
 def test_what_is_no_chip_is_refused():
-  with pytest.raises(ValueError, match="'h1000' is no chip that can be compiled for: .* as v5e:4x4, h100 or h100:8"):
+  with pytest.raises(ValueError, match=r"'h1000' is no chip that can be compiled for: .* as v5e:4x4, h100 or h100:8"):
     chips.mesh_of("h1000", config.Mesh())
 
 

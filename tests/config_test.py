@@ -342,7 +342,7 @@ def test_numbers_that_mean_nothing_are_refused_with_their_path(path: str, value:
 
 
 @pytest.mark.parametrize("path, value, words", [
-  ("evaluate.depth", 99, "evaluate.depth is 99; measures look 100 deep: that or more"),
+  ("evaluate.depth", 99, "evaluate.depth is 99; it must be 100 or more"),
   ("evaluate.rerank_depth", 101, "rerank_depth must be evaluate.depth at most"),
   ("encoder.weights", "", "encoder.weights is empty"),
 ])  # fmt: skip

@@ -231,6 +231,7 @@ def _program(name: str, function: Any, arguments: tuple[Any, ...], network: netw
   compiled = _compiled(name, lowered, mesh)
   memory, (moved, counted) = compiled.memory_analysis(), costs.bytes_moved(compiled)
   platform = mesh.devices.flat[0].platform
+  text = compiled.as_text() if platform == "gpu" else None
   # As lowered: XLA cannot print every program that it has compiled for a TPU.
   kernels = lowered.as_text().count(chips.KERNELS[platform]) if platform in chips.KERNELS else 0
   flops = costs.products(traced.jaxpr.jaxpr)
@@ -244,8 +245,8 @@ def _program(name: str, function: Any, arguments: tuple[Any, ...], network: netw
     bytes_moved=moved + (turns - counted) * layer_bytes, kernels=kernels,
     # What attends with distances is left to XLA where a kernel takes none.
     attends=network.execution.attend is not attention_lib.attend and not jax.tree.leaves(_beside(network, rows)),
-    fusions=compiled.as_text().count(" fusion(") if platform == "gpu" else None,
-    collectives=costs.collectives(compiled.as_text()) if platform == "gpu" else None,
+    fusions=None if text is None else text.count(" fusion("),
+    collectives=None if text is None else costs.collectives(text),
   )
 
 

@@ -13,8 +13,6 @@ _SIZES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "s64": 8, "u64": 8,
 # What moves nothing, and loops, whose operand is all that they hold.
 _NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while"}
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
-
-
 # A collective as a whole, or its beginning and its end.
 _COLLECTIVE = re.compile(r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(-start|-done)?")
 # What computes: fusions, kernels, loops.

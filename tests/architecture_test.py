@@ -35,7 +35,7 @@ LAYERS = (
   ("workdir",),
   ("processes",),
   ("validation", "peers", "experiments"),
-  ("config", "extras", "by_row", "ids", "multiply"),
+  ("config", "extras", "by_row", "ids", "machine", "multiply"),
 )
 # Of rooms with many modules, in the same way.
 WITHIN = {
@@ -51,7 +51,7 @@ WITHIN = {
 }
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "workdir", "records", "cli", "llm", "ids", "by_row"),
-  *("flow", "fingerprints", "experiments", "report", "dry_run", "status", "pipeline"),
+  *("machine", "flow", "fingerprints", "experiments", "report", "dry_run", "status", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

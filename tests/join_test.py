@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import cli, flow, join, processes, records, status
+from idistill_jax import cli, flow, join, machine, processes, records, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
@@ -67,7 +66,7 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
   assert home.manifest("candidates") is None
   # Beside the pieces, how fast it was, under another name than the run's own.
-  log = folder.parent / f"windows-00000-{socket.gethostname()}-{os.getpid()}.jsonl"
+  log = folder.parent / f"windows-00000-{machine.own_name()}.jsonl"
   assert {path.name for path in folder.parent.iterdir()} == {artifacts.PIECES, log.name}
   # What its devices took is shown while the stage is under way, and no less when it is done.
   took = sum(json.loads(line)["device_seconds"]["v5e"] for line in log.read_text().splitlines())

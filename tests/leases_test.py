@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from idistill_jax import processes
+from idistill_jax import machine, processes
 from idistill_jax.train import pieces
 from idistill_jax.workdir import leases
 
@@ -76,12 +76,12 @@ def test_numbers_of_processes_tell_nothing_of_another_machine_though_it_has_the_
   ended = subprocess.Popen(["true"])
   ended.wait()
   one = leases.Leases(tmp_path)
-  for number, (machine, is_void) in enumerate([("another", False), (leases._machine(), True)]):
+  for number, (whose, is_void) in enumerate([("another", False), (machine.identity(), True)]):
     piece = str(number)
-    (tmp_path / f"{piece}.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {machine} worker 1 0 done")
+    (tmp_path / f"{piece}.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {whose} worker 1 0 done")
     assert one.take(piece, None, one.names()) == is_void
   # Half read: this may be the beginning of another's number.
-  (tmp_path / "2.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {leases._machine()}")
+  (tmp_path / "2.0.lease").write_text(f"{socket.gethostname()} {ended.pid} {machine.identity()}")
   assert not one.take("2", None, one.names())
   one.close()
 

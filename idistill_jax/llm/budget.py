@@ -18,6 +18,7 @@ import sqlite3
 from collections.abc import AsyncIterator
 from typing import Self
 
+from idistill_jax import machine
 from idistill_jax.llm import cache, protocol
 
 _BUSY_SECONDS = 60.0
@@ -67,15 +68,6 @@ class Exhausted(protocol.Stop):
   """The next call might exceed the budget."""
 
 
-def _process(pid: int) -> str | None:
-  """A running process, by what no later one has in common with it; None for one that has ended, or without /proc."""
-  try:
-    started = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {pid} {started}"
-  except OSError:
-    return None
-
-
 class Call:
   """One reservation.  What is not told otherwise costs its bound."""
 
@@ -92,7 +84,7 @@ class Budget:
     if max_dollars is not None and prices.dollars(Usage(0, 0)) is None:
       raise ValueError("a budget in dollars needs both prices: labels.dollars_per_million_{input,output}_tokens")
     self._max_dollars, self._max_tokens, self._prices = max_dollars, max_tokens, prices
-    self._under_way, self._process = 0, _process(os.getpid())
+    self._under_way, self._process = 0, machine.process(os.getpid())
     self._run = secrets.token_hex(8)
     self._settled = asyncio.Condition()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +169,7 @@ class Budget:
   def _others_at_work(self) -> bool:
     """Whether another process that runs has calls under way."""
     owners = {row[0] for row in self._db.execute("SELECT process FROM owners JOIN reserved USING (id)")}
-    return any(_process(int(owner.split()[1])) == owner for owner in owners)
+    return any(machine.process(int(owner.split()[1])) == owner for owner in owners)
 
   def _try_to_reserve(self, bound: Usage, owner: str | None) -> int | None:
     """One transaction, so that two processes never reserve the same room."""

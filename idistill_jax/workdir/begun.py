@@ -7,13 +7,12 @@ import datetime
 import fnmatch
 import itertools
 import json
-import os
-import socket
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from absl import logging
 
+from idistill_jax import machine
 from idistill_jax.workdir import seconds
 from idistill_jax.workdir import store as store_lib
 
@@ -57,7 +56,7 @@ class Begun:
 def of_helper(file: str) -> str:
   """What a file is called that a helper keeps beside that of the run: with its machine and process in the name."""
   stem, dot, kind = file.partition(".")
-  return f"{stem}-{socket.gethostname()}-{os.getpid()}{dot}{kind}"
+  return f"{stem}-{machine.own_name()}{dot}{kind}"
 
 
 def helped(store: store_lib.Store, name: str) -> Mapping[str, float]:

@@ -11,9 +11,7 @@ What it says ends with how much of the piece is done: of a worker that lives, th
 """
 
 import contextlib
-import functools
 import os
-import pathlib
 import re
 import socket
 import threading
@@ -26,7 +24,7 @@ from absl import logging
 from etils import epath
 from fsspec.implementations import local
 
-from idistill_jax import peers
+from idistill_jax import machine, peers
 from idistill_jax.workdir import remote
 
 LEASE_SECONDS = 60.0
@@ -190,7 +188,7 @@ class Leases:
 
   def _said(self) -> bytes:
     self._beat += 1
-    return f"{socket.gethostname()} {os.getpid()} {_machine()} {self.worker} {self._beat}".encode()
+    return f"{socket.gethostname()} {os.getpid()} {machine.identity()} {self.worker} {self._beat}".encode()
 
   def _keep_writing(self) -> None:
     while not self._closed.wait(LEASE_SECONDS / _BEATS):
@@ -214,23 +212,13 @@ def _number(path: str) -> int:
   return int(path.split(".")[-2])
 
 
-@functools.cache
-def _machine() -> str:
-  """The same for processes that know each other by their numbers, and for no others: names of hosts are given twice."""
-  try:
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # each container has numbers of its own
-  except OSError:  # not Linux
-    return f"{socket.gethostname()}/{uuid.getnode():x}"
-
-
 def _is_gone(said: bytes) -> bool:
   """Whether a lease was given back, or is of a process of this machine that is no more: a new job need not wait."""
   if said == _OVER:
     return True
   words = said.decode().split()
   # With what follows the three words that count, as the last of what is read may be half a word.
-  if len(words) < 4 or words[2] != _machine():
+  if len(words) < 4 or words[2] != machine.identity():
     return False
   try:
     os.kill(int(words[1]), 0)

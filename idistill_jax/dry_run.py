@@ -182,7 +182,8 @@ def _width(cfg: config.Config) -> int:
 def _labels(cfg: config.Config, sizes: Sizes) -> list[str]:
   if cfg.collection.rankings:
     return [f"{sizes.lists:,} rankings made elsewhere at most: nobody is asked"]
-  spans = list(windows.spans(cfg.labels.list_size, cfg.labels.window, cfg.labels.stride))
+  list_size = min(cfg.labels.list_size, cfg.candidates.depth)
+  spans = list(windows.spans(list_size, cfg.labels.window, cfg.labels.stride))
   shown = sum(stop - start for start, stop in spans)
   asked = sizes.lists * cfg.labels.orders
   calls = asked * len(spans)
@@ -190,7 +191,7 @@ def _labels(cfg: config.Config, sizes: Sizes) -> list[str]:
     calls * asking.PROMPT_TOKENS + asked * shown * cfg.labels.passage_tokens,
     asked * shown * estimate.TOKENS_PER_LABEL,
   )
-  return [f"{sizes.lists:,} lists of {cfg.labels.list_size}", *_bill(calls, usage, cfg.labels)]
+  return [f"{sizes.lists:,} lists of {list_size}", *_bill(calls, usage, cfg.labels)]
 
 
 def _queries(cfg: config.Config, sizes: Sizes) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idistill_jax.llm import budget
+from idistill_jax.llm import budget, protocol
 
 PRICES = budget.Prices(1.0, 10.0)
 
@@ -94,7 +94,7 @@ def test_a_call_that_fails_costs_its_bound_unless_told(tmp_path):
 
 KILLED = """
 import asyncio, os, pathlib, signal, sys
-from idistill_jax.llm import budget
+from idistill_jax.llm import budget, protocol
 async def run():
   books = budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=100, prices=budget.Prices())
   async with books.call(budget.Usage(40, 0)):
@@ -103,7 +103,7 @@ asyncio.run(run())
 """
 SPENDING = """
 import asyncio, pathlib, sys
-from idistill_jax.llm import budget
+from idistill_jax.llm import budget, protocol
 async def run():
   with budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=500, prices=budget.Prices()) as books:
     done = 0
@@ -126,7 +126,7 @@ def test_what_a_killed_run_had_reserved_stays_reserved(tmp_path):
 
 HOLDING = """
 import asyncio, pathlib, sys
-from idistill_jax.llm import budget
+from idistill_jax.llm import budget, protocol
 async def run():
   with budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=100, prices=budget.Prices()) as books:
     async with books.call(budget.Usage(60, 0)) as call:
@@ -163,3 +163,10 @@ def test_two_processes_share_one(tmp_path):
   both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
   done = [int(process.communicate(timeout=60)[0]) for process in both]
   assert sum(done) == 500 // 3
+
+
+def test_a_file_that_is_no_account_is_named(tmp_path):
+  path = tmp_path / "spent.sqlite"
+  path.write_text("not a database, but long enough to look at " * 100)
+  with pytest.raises(protocol.Stop, match=r"spent.sqlite: no usable account .*move it away"):
+    budget.Budget(path, max_dollars=None, max_tokens=10, prices=budget.Prices(None, None))

@@ -93,13 +93,13 @@ def test_judgements_lie_in_the_split_of_their_query():
 @pytest.mark.parametrize(
   ("passages", "queries", "message"),
   [
-    ([], [query("q")], "t: the collection has no passage; left out: nothing"),
+    ([], [query("q")], "t: the collection has no passages; left out: nothing"),
     (
       [passage("p", "")],
       [query("q")],
-      "t: the collection has no passage; left out: 1 x passage without text",
+      "t: the collection has no passages; left out: 1 x passage without text",
     ),
-    ([passage("p")], [], "t: the collection has no query"),
+    ([passage("p")], [], "t: the collection has no queries"),
   ],
 )
 def test_an_empty_collection_is_an_error(passages, queries, message):
@@ -195,6 +195,6 @@ def test_the_generated_pairs_have_no_say_in_what_is_kept():
 
 def test_a_subset_of_nothing_is_an_error():
   with pytest.raises(
-    collection.CollectionError, match="t: the collection has no query; left out: 24 x query"
+    collection.CollectionError, match="t: the collection has no queries; left out: 24 x query"
   ):
     collection.subset(example_collection(), max_passages=None, max_queries_per_split=0)

@@ -237,8 +237,8 @@ def test_a_stated_split_goes_before_judgements(tmp_path):
     ({"corpus": '{"_id": "p1"}\n{"_id": "p2"}\n'}, r"corpus.jsonl:1: no text: none of text among '_id'"),
     ({"corpus": '{"_id": "p1", "text": ["x"]}\n'}, r"corpus.jsonl:1: text must be text, found \['x'\]"),
     ({"corpus": '{"_id": "p", "text": "x"}\n' * 8}, r"already; and 2 others: 7 repeat an id in all"),
-    ({"corpus": ""}, r"x: the collection has no passage; left out: "),
-    ({"queries": ""}, r"x: the collection has no query; left out: "),
+    ({"corpus": ""}, r"x: the collection has no passages; left out: "),
+    ({"queries": ""}, r"x: the collection has no queries; left out: "),
     (
       {"corpus": '{"_id": "p1", "text": "x"}\n\n{"_id": "p1", "text": "y"}\n'},
       r"corpus.jsonl:3: the id 'p1' stands in .*corpus.jsonl:1 already",

@@ -130,6 +130,12 @@ def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, lea
     assert f"{learned:,} lists of" in said[name] and f", {steps:,} steps of" in said[name]
 
 
+def test_lists_are_no_longer_than_what_is_found(tmp_path):
+  cfg = config_test.load("nq:slice")
+  cfg.candidates.depth, cfg.labels.list_size = 10, 25
+  assert "lists of 10" in next(one for one in told(cfg, tmp_path) if one.startswith("labels"))
+
+
 def test_the_readers_own_prices_count(tmp_path):
   cfg = config_test.load("nq:slice")
   cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 1.0, 0.0

@@ -121,6 +121,23 @@ def spent(path):
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
+def test_a_batch_whose_name_is_lost_on_the_way_is_made_once(tmp_path, name):
+  """Its server answers with an error when it has taken it: a second try would be a second batch, and paid for."""
+
+  class Lossy(LoopbackBatch):
+    def post(self, path, body, headers):
+      made = super().post(path, body, headers)
+      is_batch = path == "/v1/batches" or path.endswith(":batchGenerateContent")
+      return (500, {"error": {"message": "lost", "code": 500}}) if is_batch else made
+
+  with Lossy() as server, session.Session(labels(name, server.url, max_tokens=10**6, attempts=4), tmp_path) as opened:
+    outcomes = opened.label(lists(5), session.plan(labels(name), seed=0))
+    assert orders(outcomes) == [(2, 1, 0)] * 5
+    assert [len(prompts) for prompts in server.batches] == [5]
+    assert opened._budget.spent()[0] == 5 * 18
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
 def test_a_batch_that_is_not_taken_costs_nothing(tmp_path, name):
   with LoopbackBatch() as server:
     cfg = labels(name, server.url, max_tokens=100_000)

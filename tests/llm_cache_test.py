@@ -158,6 +158,8 @@ def test_a_file_that_is_no_cache_is_named(tmp_path):
   path.write_text("not a database, but long enough to look at " * 100)
   with pytest.raises(cache.CacheError, match=r"llm.sqlite.*move it away"):
     cache.AnswerCache(path)
+  with pytest.raises(cache.CacheError, match="unable to open"):
+    cache.AnswerCache(tmp_path)
 
 
 def test_a_cache_of_before_models_were_noted_goes_on(tmp_path):

@@ -45,6 +45,22 @@ TABLE = [
     [],
   ),
   ("<think>\nLet me see: [1] > [2] > [3] > [4] > [5], perhaps", "refused", [], ["empty"]),
+  # A draft and an answer on one line, the second of which is the model's.
+  *((f"{said}[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []) for said in (
+    "Initial order [1] > [2] > [3] > [4] > [5]. Final → ",
+    "First pass: [1] > [2] > [3] > [4] > [5], after checking => ",
+    "<|channel|>analysis<|message|>We rank. [5] is best, then [4]<|end|><|start|>assistant<|channel|>final<|message|>",
+  )),
+  ("[3] > [1] > [5] > [2] > [4] > [3] > [1] > [5]", "repaired", [3, 1, 5, 2, 4], ["duplicate"]),
+  ("[3] > [1] > [5] > [2] > [4]. The first two -> [3] > [1]", "repaired", [3, 1, 5, 2, 4], ["duplicate"]),
+  # Headings that say best first in other words.
+  *((f"{said}[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []) for said in (
+    "Here is the ranking from best to worst (most relevant first):\n",
+    "Passages ordered from most relevant to least relevant, most relevant first:\n",
+    "Ranking from the most to the least relevant, with the most helpful passage first: ",
+    "best -> worst, most relevant first: ",
+    "At least two passages are relevant; the most relevant come first: ",
+  )),
   (
     "[1] > [2] > [3] > [4] > [5]\nOn reflection:\n\nFinal answer: [3] > [1] > [5] > [2] > [4]",
     "complete",

@@ -56,6 +56,10 @@ def test_fingerprint_follows_the_words_of_the_template(monkeypatch):
     ("a.b c.d", 4, "a.b"),  # `c.d` is one word
     ("x" * 600, 10, "x" * 60),
     ("语言模型排序", 4, "语言模型"),
+    # A title and a text without spaces, and a word in one.
+    ("光合作用. " + "植物利用光能" * 20, 64, "光合作用. " + ("植物利用光能" * 20)[:59]),
+    ("使用 Python " + "编写的程序" * 20, 64, "使用 Python " + ("编写的程序" * 20)[:61]),
+    ("Title. https://example.org/" + "a" * 900, 64, "Title. https://example.org/" + "a" * 318),
     ("", 5, ""),
   ],
 )

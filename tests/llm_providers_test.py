@@ -99,6 +99,12 @@ def test_names_how_an_answer_ended(name, finish, expected):
     assert build(name, server).ask(REQUEST) == protocol.Answer("[3] >", expected, 11, 7)
 
 
+@pytest.mark.parametrize("finish", ["eos", "end_turn"])
+def test_other_words_for_an_end_are_known(finish):
+  with LoopbackLLM(lambda number, text: Reply("[3]", finish=finish)) as server:
+    assert build("openai", server).ask(REQUEST).finish_reason == "stop"
+
+
 def test_a_server_that_names_no_end_has_ended():
   with LoopbackLLM(lambda number, text: Reply("[3] > [1]", finish=None)) as server:
     assert build("openai", server).ask(REQUEST).finish_reason == "stop"
@@ -134,13 +140,15 @@ def test_a_connection_that_never_came_about_is_known_to_have_cost_nothing(name):
   with pytest.raises(protocol.Transient) as error:
     asyncio.run(opened.provider.ask(REQUEST))
   assert error.value.refused
+  # An SDK of OpenAI's calls this a timeout, which sends people to the wrong knob.
+  assert name != "openai" or "Connect" in str(error.value)
   with LoopbackLLM(lambda number, text: Reply(close=True)) as server, pytest.raises(protocol.Transient) as error:
     asyncio.run(build(name, server).provider.ask(REQUEST))
   assert not error.value.refused
 
 
 @pytest.mark.parametrize("name", SDKS)
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [429, 500, 503, 507, 524])
 def test_a_transient_fault_is_asked_again(name, status):
   with LoopbackLLM(lambda n, text: Reply(status=status) if n == 1 else reversed_order(n, text)) as server:
     assert build(name, server).ask(REQUEST).text == "[3] > [2] > [1]"
@@ -210,6 +218,20 @@ def test_a_timeout_is_transient(name):
   with LoopbackLLM(lambda n, text: Reply(delay=2.0) if n == 1 else reversed_order(n, text)) as server:
     assert build(name, server, timeout_seconds=1.0).ask(REQUEST).text == "[3] > [2] > [1]"
   assert len(server.asked) == 2
+
+
+def test_what_a_gateway_says_within_an_answer_is_told():
+  body = json.dumps({"error": {"code": 402, "message": "Insufficient credits"}}).encode()
+  with LoopbackLLM(lambda number, text: Reply(body=body)) as server, pytest.raises(
+    protocol.Stop, match=r"refused with status 402: .*Insufficient credits"
+  ):
+    build("openai", server).ask(REQUEST)
+  body = json.dumps({"error": {"message": "Upstream is busy"}}).encode()
+  with LoopbackLLM(lambda number, text: Reply(body=body)) as server, pytest.raises(
+    protocol.Unanswered, match="Upstream is busy"
+  ):
+    build("openai", server).ask(REQUEST)
+  assert len(server.asked) == 3
 
 
 @pytest.mark.parametrize("name", SDKS)

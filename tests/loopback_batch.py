@@ -40,6 +40,10 @@ class LoopbackBatch(loopback.Loopback):
 
       def reply(self, value: Any):
         headers = {}
+        if isinstance(value, tuple) and isinstance(value[0], int):
+          status, value = value
+          self.send(status, json.dumps(value).encode(), headers)
+          return
         if isinstance(value, tuple):
           value, headers = value
         payload = value if isinstance(value, bytes) else json.dumps(value).encode()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from idistill_jax import cli, config, flow, records
-from idistill_jax.data import corpora, example, tables
+from idistill_jax.data import collection, corpora, example, tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import prompt, protocol, query_writing, session
 from idistill_jax.stages import queries as stage
@@ -105,6 +105,15 @@ def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
     artifacts.Workdir(tmp_path).execute(flow.STAGES["collection"], cfg)
 
 
+@pytest.mark.parametrize("lines", [[], ['{"_id": "a", "text": ""}\n', '{"_id": "b", "text": " "}\n']])
+def test_a_corpus_without_a_text_says_so(lines, tiny_weights, tmp_path):
+  (tmp_path / "corpus.jsonl").write_text("".join(lines))
+  (tmp_path / "answers.jsonl").touch()
+  left_out = "2 x passage without text" if lines else "nothing"
+  with pytest.raises(collection.CollectionError, match=f"the collection has no passages; left out: {left_out}"):
+    artifacts.Workdir(tmp_path / "w").execute(flow.STAGES["queries"], configured(tmp_path, tiny_weights))
+
+
 def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
   folder, _ = recorded
   cfg = configured(folder, "x", passages=60)
@@ -150,6 +159,15 @@ def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weig
     ("", "stop", "", "empty"),
     ("?!", "stop", "?!", "empty"),
     ("I'm sorry, I cannot write that.", "stop", None, "refusal"),
+    ("I can't help with that.", "stop", None, "refusal"),
+    # What a search is for.
+    ("I can't open the same file twice", "stop", "I can't open the same file twice", None),
+    ("I am unable to fit my model in memory", "stop", "I am unable to fit my model in memory", None),
+    ("<think>\n\n</think>\n\nmerge lists", "stop", "merge lists", None),
+    ("<think>ok, the user</think>merge lists", "stop", "merge lists", None),
+    ("**Query:** merge lists", "stop", "merge lists", None),
+    ("**merge lists**", "stop", "merge lists", None),
+    ("sum of *args", "stop", "sum of *args", None),
     ("merge lists", "length", "merge lists", "ended by: length"),
     ("merge lists\nsort lists", "stop", "merge lists", "more than one line"),
     ("word " * 61, "stop", None, "too long"),

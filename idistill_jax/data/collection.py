@@ -89,14 +89,15 @@ def assemble(
   kept_answers = {query_id: _whole_answers(query_id, found, dropped) for query_id, found in (answers or {}).items()}
   whole = Collection(title=title, passages=stream.usable(passages), queries=kept_queries, qrels=qrels, lists=lists,
                      pairs=pairs, answers=kept_answers, drops=tuple(dropped))
-  return _not_empty(_restrict(whole, splits, known))
+  return _not_empty(_restrict(whole, splits, known), "passages", "queries")
 
 
 def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
-  """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named."""
-  dropped: list[Drop] = []
-  collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
-  return Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
+  """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named; raises
+  CollectionError where none is left."""
+  collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped := list[Drop]()), maxlen=0)
+  found = Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
+  return _not_empty(found, "passages")
 
 
 def with_queries(
@@ -247,12 +248,13 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
     drops += [Drop("passage beyond collection.max_passages", "and others")] * sum(1 for _ in beyond)
     kept = stream.only(kept, lambda passage: passage.id in passages)
   smaller = dataclasses.replace(whole, passages=kept, lists=tuple(lists), drops=whole.drops + tuple(drops))
-  return _not_empty(_restrict(smaller, queries, _named(whole) if max_passages is None else passages))
+  named = _named(whole) if max_passages is None else passages
+  return _not_empty(_restrict(smaller, queries, named), "passages", "queries")
 
 
-def _not_empty(found: Collection) -> Collection:
-  for kind, items in (("passage", found.passages), ("query", found.queries)):
-    if next(iter(items), None) is None:
+def _not_empty(found: Collection, *kinds: str) -> Collection:
+  for kind in kinds:
+    if next(iter(getattr(found, kind)), None) is None:
       reasons = collections.Counter(drop.reason for drop in found.drops)
       left_out = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
       raise CollectionError(f"{found.title}: the collection has no {kind}; left out: {left_out or 'nothing'}")

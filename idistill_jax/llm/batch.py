@@ -164,7 +164,8 @@ class Batch:
     except protocol.Stop:
       # Refused, or only its name was lost; where the server cannot say so now, the next run asks it.
       with contextlib.suppress(protocol.Stop):
-        self._is_there(note, budget)
+        if self._is_there(note, budget):
+          return
       raise
     _replace(note, json.dumps(noted).encode())
     logging.info("%s is submitted as %s", path, noted["name"])

@@ -76,7 +76,8 @@ class Call:
 
 
 class Budget:
-  """max_dollars, max_tokens: None sets no limit.  Raises ValueError for dollars without prices."""
+  """max_dollars, max_tokens: None sets no limit.  Raises ValueError for dollars without prices, protocol.Stop where the
+  file is none of its own."""
 
   def __init__(
     self, path: pathlib.Path, *, max_dollars: float | None, max_tokens: int | None, prices: Prices
@@ -88,6 +89,15 @@ class Budget:
     self._run = secrets.token_hex(8)
     self._settled = asyncio.Condition()
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      self._open(path)
+    except sqlite3.DatabaseError as e:
+      raise protocol.Stop(
+        f"{path}: no usable account of what was spent ({e}); where it is broken, move it away to begin anew, which "
+        "counts from zero"
+      ) from e
+
+  def _open(self, path: pathlib.Path) -> None:
     self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
     # Reservations need to survive the process, not the machine; answers are another connection's business.
     cache.patiently(self._db, "PRAGMA journal_mode = WAL")

@@ -75,18 +75,16 @@ class AnswerCache:
     self._path = path
     self._lock = threading.Lock()
     path.parent.mkdir(parents=True, exist_ok=True)
-    self._db = self._connect()
-    # Reads have a connection of their own: the other one may be waiting for the disk.
     self._reading = threading.Lock()
-    self._reader = self._connect()
     try:
-      self._open()
+      # Reads have a connection of their own: the other one may be waiting for the disk.
+      self._db, self._reader = self._connect(), self._connect()
+      with contextlib.ExitStack() as undo:
+        undo.callback(self.close)
+        self._open()
+        undo.pop_all()
     except sqlite3.DatabaseError as e:
-      self.close()
-      raise CacheError(f"{path}: no usable answer cache ({e}); move it away to begin a new one") from e
-    except CacheError:
-      self.close()
-      raise
+      raise CacheError(f"{path}: no usable answer cache ({e}); where it is broken, move it away to begin anew") from e
 
   def _connect(self) -> sqlite3.Connection:
     return sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)

@@ -75,7 +75,8 @@ class Chain:
   def without_echo(self, n: int) -> "Chain":
     """What follows a list of all passages: a model may repeat what it was given before it answers.
 
-    Arrows within that list make it an answer, which then goes round in circles.
+    Arrows within that list make it an answer, which then goes round in circles, unless words lead to another of all
+    passages: the first was a draft.
     """
     seen: set[int] = set()
     for i, label in enumerate(self.labels[:-1]):
@@ -83,7 +84,11 @@ class Chain:
       if seen.issuperset(range(1, n + 1)):
         echo = Chain(self.labels[: i + 1], self.links[:i], self.arrows[:i])
         rest = Chain(self.labels[i + 1 :], self.links[i + 1 :], self.arrows[i + 1 :])
-        return self if echo.has_arrows or 2 * len(rest.named(n)) < n else rest.without_echo(n)
+        if echo.has_arrows:
+          is_answer = self.links[i] == "comment" and len(rest.named(n)) == n
+        else:
+          is_answer = 2 * len(rest.named(n)) >= n
+        return rest.without_echo(n) if is_answer else self
     return self
 
 

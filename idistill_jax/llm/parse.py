@@ -179,7 +179,9 @@ _THOUGHT = re.compile(
 _END_OF_THOUGHT = re.compile(
   r"\A.*</(?:think|thinking|thought|reasoning|scratchpad)>", re.DOTALL | re.IGNORECASE
 )
-_TAG = re.compile(r"</?[A-Za-z][^<>\n\[\]]{0,60}>")
+# Of gpt-oss, from a server that does not take its channels apart.
+_FINAL_CHANNEL = re.compile(r"\A.*<\|channel\|>final<\|message\|>", re.DOTALL)
+_TAG = re.compile(r"</?[A-Za-z][^<>\n\[\]]{0,60}>|<\|[a-z_]{1,30}\|>")
 _ARROW = re.compile(r"[-=]{1,3}>|\\(?:succ|gt|rightarrow|to)\b|[→⇒≻›»⟩]|>[\s>]*>")
 _WORD_BEFORE_LABEL = re.compile(r"\b(?:passage|document|doc|text)s?\s*#?\s*(?=\[)", re.IGNORECASE)
 _WORD_AS_LABEL = re.compile(r"\b(?:passage|document|doc)\s*#?(\d+)\b", re.IGNORECASE)
@@ -193,7 +195,8 @@ _MARKS = re.compile(r"\b(?:scores?|ratings?|grades?)\b", re.IGNORECASE)
 _WORTH = r"(?:\w+\s+)?(?:relevan|useful|helpful|importan|pertinen|suitab|similar)\w*"
 _ONE = r"(?:\s+(?:passage|document|doc|text|result|answer|match|one|item)(?:e?s)?)?"
 _WORST_FIRST = re.compile(
-  r"\b(?:worst|least)\b.{0,40}\b(?:best|most)\b"
+  # Not "from best to worst, the most relevant first", nor "at least".
+  r"(?<!\bto )(?<!\bto the )(?<!\bat )(?<!> )\b(?:worst|least)\b.{0,40}\b(?:best|most)\b"
   rf"|\b(?:worst|least\s+{_WORTH}){_ONE}\s+first\b"
   rf"|\b(?:best|most\s+{_WORTH}){_ONE}\s+(?:last|at\s+the\s+(?:end|bottom))\b"
   rf"|(?<!non-)\b(?:ascending|increasing)\s+order\s+(?:of|by)\s+{_WORTH}"
@@ -215,7 +218,7 @@ _VARIANTS = str.maketrans("【】〔〕⟦⟧", "[][][]", "*`\"'\u200b\ufeff") |
 
 def without_thoughts(text: str) -> str:
   """What a model says when it has done with thinking aloud; empty where it never ended."""
-  return _END_OF_THOUGHT.sub("", _THOUGHT.sub("", text))
+  return _END_OF_THOUGHT.sub("", _THOUGHT.sub("", _FINAL_CHANNEL.sub("", text)))
 
 
 def _clean(text: str) -> str:

@@ -19,6 +19,8 @@ QUERY_STYLES = ("query_question_v1", "query_keywords_v1", "query_problem_v1")
 
 # About what a byte-pair vocabulary makes one token of: a short word, a piece of a long one, a few digits, a sign.
 _PIECE = re.compile(r"[A-Za-z]{1,6}|\d{1,3}|[^\sA-Za-z\d]")
+# In pieces.  What goes on for longer without a space is an address, or a language that has none.
+_LONGEST_WORD = 20
 
 
 def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
@@ -53,14 +55,14 @@ def tokens(text: str) -> int:
 
 
 def cut(text: str, most: int) -> str:
-  """The beginning of a text, about `most` tokens long, and whole words of it where it has any."""
+  """The beginning of a text, about `most` tokens long, and whole words of it where spaces tell them apart."""
   end = _beginning(most).match(text).end()  # type: ignore[union-attr]
   if not text[end:].strip():
     return text
   kept = text[:end]
   within_a_word = not (kept[-1:].isspace() or text[end].isspace())
   whole = kept.rpartition(" ")[0] if within_a_word else kept
-  return (whole or kept).rstrip()
+  return (whole if whole and tokens(kept[len(whole):]) <= _LONGEST_WORD else kept).rstrip()
 
 
 @functools.cache

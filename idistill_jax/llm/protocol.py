@@ -41,9 +41,10 @@ _LONGEST_MESSAGE = 300
 _SHORTEST_KEY = 12
 # More than any call takes, and whole in a float.
 _MOST_TOKENS = 2**53
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-# Whoever says so gave up waiting for a model that may have answered, and billed, all the same.
-_LOST_STATUS = frozenset({408, 502, 504})
+_TRANSIENT_STATUS = frozenset({408, 409, 425, 429, *range(500, 600)}) - {501, 505}
+# Whoever says so gave up waiting for a model that may have answered, and billed, all the same; from 520 on it is a
+# gateway of Cloudflare's.
+_LOST_STATUS = frozenset({408, 502, 504, 520, 522, 524})
 # Of one request: longer than the model's context, against a filter.
 _REJECTED_STATUS = frozenset({400, 413, 422})
 
@@ -187,6 +188,13 @@ def sdk(module: str, extra: str) -> types.ModuleType:
   for name in _CHATTY:
     logging.getLogger(name).setLevel(logging.WARNING)
   return found
+
+
+def root(error: BaseException) -> BaseException:
+  """What it all began with: an SDK calls a server that is not there a timeout."""
+  while (cause := error.__cause__ or error.__context__) is not None:
+    error = cause
+  return error
 
 
 def lost(where: str, message: str, error: BaseException) -> Transient:

@@ -7,7 +7,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from idistill_jax.llm import asking, prompt, protocol, session, workers
+from absl import logging
+
+from idistill_jax.llm import asking, parse, prompt, protocol, session, workers
 
 # A query that has so many of the passage's words in a row was copied from it.
 COPIED_WORDS = 6
@@ -18,7 +20,12 @@ CAUTION = (
   "model takes another's place."
 )
 _LABEL = re.compile(r"^(?:(?:search )?(?:query|question|keywords|problem)\s*:)\s*", re.IGNORECASE)
-_REFUSAL = re.compile(r"\b(?:i(?:'m| am) sorry|i can(?:no|')t|i am unable|as an ai)\b", re.IGNORECASE)
+# People who search say what they cannot do as well; who refuses speaks of what was asked for.
+_REFUSAL = re.compile(
+  r"\bi(?:['’]m| am) sorry\b[,.]|\bas an ai\b"
+  r"|\bi (?:can(?:no|['’])t|am (?:unable|not able) to) (?:\w+ )?(?:write|provide|create|generate|help|assist|comply)\b",
+  re.IGNORECASE,
+)
 _WORD = re.compile(r"\w+")
 
 
@@ -52,6 +59,7 @@ def write(
     except protocol.NotRecorded:
       return Written(passage.id, style, "", "not recorded", None)
     except protocol.Unanswered as e:
+      logging.log_first_n(logging.WARNING, "a query for %s: %s", 5, passage.id, e)
       return Written(passage.id, style, "", e.reason, None)
     query, dropped = read(asked.answer, passage.text)
     return Written(passage.id, style, query, dropped, asked)
@@ -66,11 +74,12 @@ def write(
 
 def read(answer: protocol.Answer, passage: str) -> tuple[str, str | None]:
   """(query, why it is none or None)."""
-  lines = [line.strip() for line in answer.text.strip().strip("`").splitlines() if line.strip()]
+  text = parse.without_thoughts(answer.text)
+  lines = [line.strip() for line in text.strip().strip("`").splitlines() if line.strip()]
   if not lines:
     return "", "empty"
-  query = _LABEL.sub("", lines[0]).strip().strip("\"'“”").strip()
-  if _REFUSAL.search(answer.text):
+  query = _LABEL.sub("", lines[0].strip("* ")).strip("* ").strip("\"'“”").strip()
+  if _REFUSAL.search(text):
     return query, "refusal"
   if answer.finish_reason != "stop":
     return query, f"ended by: {answer.finish_reason}"

@@ -71,6 +71,9 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   if lists is None:
     candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
+    if cfg.list_size > (depth := job.cfg.candidates.depth):
+      logging.warning("lists have %d passages at most, as candidates.depth says, not labels.list_size=%d", depth,
+                      cfg.list_size)  # fmt: skip
   elif cfg.provider != "replay" and (len(lists) < cfg.lists or any(
     len(one.passage_ids) != cfg.list_size for one in lists)):  # fmt: skip
     logging.warning("the collection brings %d lists of its own, and they are asked about as they are, in place of "

@@ -27,6 +27,8 @@ class GeminiBatch:
     if cfg.batch_folder is None:
       self._key = protocol.secret(*gemini.KEYS)
       self._client = gemini.client(self._genai, self._key, cfg, attempts=cfg.attempts)
+      # A second try would make a second batch where only the name of the first was lost: see batch._submit.
+      self._client_once = gemini.client(self._genai, self._key, cfg, attempts=1)
 
   def line(self, key: str, request: protocol.Request) -> dict[str, Any]:
     contents = [{"role": "user", "parts": [{"text": request.prompt}]}]
@@ -44,7 +46,7 @@ class GeminiBatch:
   def submit(self, path: pathlib.Path, label: str) -> str:
     with self._faults():
       uploaded = self._client.files.upload(file=path, config={"mime_type": "jsonl", "display_name": path.name})
-      started = self._client.batches.create(model=self.model, src=uploaded.name, config={"display_name": label})
+      started = self._client_once.batches.create(model=self.model, src=uploaded.name, config={"display_name": label})
       return str(started.name)
 
   def find(self, label: str) -> str | None:

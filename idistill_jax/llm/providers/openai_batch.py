@@ -48,7 +48,8 @@ class OpenAIBatch:
   def submit(self, path: pathlib.Path, label: str) -> str:
     with self._faults():
       uploaded = self._client.files.create(file=path, purpose="batch")
-      started = self._client.batches.create(
+      # A second try would make a second batch where only the name of the first was lost: see batch._submit.
+      started = self._client.with_options(max_retries=0).batches.create(
         input_file_id=uploaded.id, endpoint=_ENDPOINT, completion_window="24h", metadata={_LABEL: label}
       )
       return str(started.id)

@@ -12,7 +12,11 @@ from idistill_jax import config
 from idistill_jax.llm import protocol
 
 KEY = "OPENAI_API_KEY"
-_FINISH: dict[str, protocol.FinishReason] = {"stop": "stop", "length": "length", "content_filter": "blocked"}
+# The last four are other servers' words for "stop".
+_FINISH: dict[str, protocol.FinishReason] = {
+  "stop": "stop", "length": "length", "content_filter": "blocked",
+  **dict.fromkeys(("eos", "eos_token", "stop_sequence", "end_turn"), "stop"),
+}
 
 
 class OpenAICompatible:
@@ -49,9 +53,14 @@ class OpenAICompatible:
           where, e.status_code, message, protocol.retry_after(e.response.headers)
         ) from None
       except self._openai.APIConnectionError as e:
-        message = self._key.cover(f"{type(e).__name__}: {e.message}")
+        message = self._key.cover(f"{type(e).__name__}: {e.message} ({protocol.root(e)})")
         raise protocol.lost(where, f"no connection: {message}", e) from None
-      return read(json.loads(answered), self._key)
+      completion = json.loads(answered)
+      # Gateways say so in an answer that is none.
+      if isinstance(completion, dict) and "choices" not in completion and (fault := completion.get("error")):
+        code = fault.get("code") if isinstance(fault, dict) else None
+        raise protocol.fault(where, code if isinstance(code, int) else 502, self._key.cover(json.dumps(fault)))
+      return read(completion, self._key)
 
   async def close(self) -> None:
     await self._client.close()

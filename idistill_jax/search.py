@@ -62,18 +62,19 @@ class Searcher:
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
-    home, cfg = artifacts.Workdir(workdir), cli.load_config(workdir)
+    home, cfg = artifacts.Workdir(workdir), sharding.fitted(cli.load_config(workdir))
+    made_with = lambda stage: sharding.fitted(cli.made_with(home, stage))
     folders = home.inputs(STAGE, cfg)
     outdated.warn(home, STAGE.reads)
     exported = _exported(home)
-    self._depth = cli.made_with(home, "evaluate").evaluate.rerank_depth
-    ranker = cli.made_with(home, "train_ranker")
+    self._depth = made_with("evaluate").evaluate.rerank_depth
+    ranker = made_with("train_ranker")
     start_stage = ranker.ranker.start_stage
     # Numbers of passages that have been asked for: the first time compiles.
     self._compiled: set[int] = set()
     self._passages = tables.load_passages(folders["collection"])
     # Each embeds a question as the passages were that it is compared with.
-    one_question = lambda stage: _of_one_question(cli.made_with(home, stage))
+    one_question = lambda stage: _of_one_question(made_with(stage))
     self._initial = inference.load_retriever(one_question("candidates"), None)
     model = lambda load, its, name, stage: load(*_model(its, exported.get(name), folders[stage]))
     self._distilled = model(inference.load_retriever, one_question("index"), "retriever", "train_retriever")

@@ -50,7 +50,7 @@ def make_mesh(cfg: config_lib.Mesh, of: Sequence[Any] | None = None) -> jax.shar
   multiply to them."""
   devices = jax.device_count() if of is None else len(of)
   fixed = cfg.fsdp * cfg.tensor
-  data = cfg.data if cfg.data is not None else devices // fixed
+  data = cfg.data if cfg.data is not None else max(1, devices // fixed)
   if data * fixed != devices:
     raise ShardingError(
       f"mesh data={data} x fsdp={cfg.fsdp} x tensor={cfg.tensor} needs {data * fixed} devices, "
@@ -82,12 +82,18 @@ def _across_slices(shape: Sequence[int], devices: Sequence[Any]) -> list[int]:
 def local_mesh(cfg: config_lib.Mesh) -> jax.sharding.Mesh:
   """The mesh over this process's devices alone, as much like the whole one as they allow: for work that is dealt out
   to processes.  Alone it is the whole mesh."""
-  if jax.process_count() == 1:
-    return make_mesh(cfg)
-  devices = jax.local_devices()
-  tensor = math.gcd(cfg.tensor, len(devices))
-  fsdp = math.gcd(cfg.fsdp, len(devices) // tensor)
-  return make_mesh(dataclasses.replace(cfg, data=None, fsdp=fsdp, tensor=tensor), devices)
+  return make_mesh(cfg) if jax.process_count() == 1 else make_mesh(_fitted(cfg), jax.local_devices())
+
+
+def fitted(cfg: config_lib.Config) -> config_lib.Config:
+  """The config with the mesh of `local_mesh`, whatever it says: for whoever reads what another machine trained."""
+  return dataclasses.replace(cfg, mesh=_fitted(cfg.mesh))
+
+
+def _fitted(cfg: config_lib.Mesh) -> config_lib.Mesh:
+  devices = jax.local_device_count()
+  tensor = math.gcd(cfg.tensor, devices)
+  return dataclasses.replace(cfg, data=None, fsdp=math.gcd(cfg.fsdp, devices // tensor), tensor=tensor)
 
 
 def put(tree: Any, layouts: Any) -> Any:

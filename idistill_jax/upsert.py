@@ -108,14 +108,14 @@ def _grow(part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, 
   old_places = [place for place, one in enumerate(ids) if one in before]
   new_places = [place for place, one in enumerate(ids) if one not in before]
   for stage, model in (("candidates", None), ("train_direct", part.folder("train_direct"))):
-    vectors_NxE = inference.load_retriever(cli.made_with(part, stage), model).encode_passages(texts)
+    vectors_NxE = inference.load_retriever(sharding.fitted(cli.made_with(part, stage)), model).encode_passages(texts)
     path = part.folder(stage) / similarity.PASSAGES
     grown = np.concatenate([np.load(path), vectors_NxE[new_places]])
     grown[rows] = vectors_NxE[old_places]
     # A new file in its place: the old one is the workdir's, too.
     path.unlink()
     np.save(path, grown)
-  cfg = cli.made_with(part, "index")
+  cfg = sharding.fitted(cli.made_with(part, "index"))
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
   counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(before) + len(added)}

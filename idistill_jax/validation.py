@@ -101,6 +101,9 @@ def validate(cfg: Config) -> None:
      f"evaluate.depth is {cfg.evaluate.depth}; it must be {DEEPEST} or more, as deep as measures look"),
     (cfg.evaluate.rerank_depth <= cfg.evaluate.depth, "evaluate.rerank_depth must be evaluate.depth at most"),
     (cfg.encoder.weights != "", "encoder.weights is empty; name a folder, or a model on the Hub"),
+    (cfg.retriever.teacher != "pairs" or cfg.retriever.loss not in ("kl_list", "margin_mse"),
+     f"retriever.teacher is 'pairs', whose lists hold one passage each, and retriever.loss={cfg.retriever.loss} "
+     "compares the passages of a list: take contrastive or kl_batch"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
   )
   for holds, message in rules:

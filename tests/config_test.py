@@ -1,5 +1,6 @@
 """The config tree: what the files in configs/ say (golden), and what a typo, an unknown flag or a bad value meets."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -338,6 +339,15 @@ def test_numbers_that_mean_nothing_are_refused_with_their_path(path: str, value:
   validation.validate(cfg)
   put(cfg, path, value)
   with pytest.raises(config_lib.ConfigError, match=rf"{path}\b.*{value}"):
+    validation.validate(cfg)
+
+
+@pytest.mark.parametrize("loss, is_taken", [
+  ("kl_list", False), ("margin_mse", False), ("kl_batch", True), ("contrastive", True)])
+def test_of_pairs_no_loss_learns_that_compares_the_passages_of_a_list(loss: str, is_taken: bool) -> None:
+  cfg = config_lib.Config(name="x", retriever=config_lib.Retriever(teacher="pairs", loss=loss))
+  refused = pytest.raises(config_lib.ConfigError, match="hold one passage each")
+  with contextlib.nullcontext() if is_taken else refused:
     validation.validate(cfg)
 
 

@@ -1,9 +1,14 @@
 """The ranker's objective: lists count by their weights, and equally where nothing says otherwise."""
 
+import json
+import os
+import subprocess
+import sys
 import types
 
 import jax
 import jax.numpy as jnp
+import jobs
 import numpy as np
 import pytest
 
@@ -52,3 +57,40 @@ def test_a_list_of_weight_zero_teaches_nothing():
   slope = jax.grad(objective("listmle"))
   only_first = jax.grad(lambda p, b: objective("listmle")(p, b) * 3)(1.5, batch([1, 0, 0, 0]))
   assert float(slope(1.5, batch([0, 0, 0, 0]))) == 0.0 and abs(float(only_first)) > 1e-3
+
+
+COMPILED = """
+import json, pathlib, sys
+import jax
+import numpy as np
+import tiny_world
+from idistill_jax import config, losses
+from idistill_jax.train import networks, objectives
+
+weights, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+network = networks.ranker(tiny_world.encoder(weights), "classifier")
+tiny_world.write_lists(folder)
+params, stream = network.initial(0), tiny_world.stream(folder, network, pairs=True)
+apply, worst = jax.jit(network.apply), {}
+for name, loss in losses.LISTWISE.items():
+  cfg = config.Ranker(head="classifier", loss=name, top_places=2, similarity_weight=3.0)
+  objective = jax.jit(objectives.ranker(cfg, network))
+  for one in (stream[i] for i in range(len(stream))):
+    scores = np.asarray(apply(params, one.rows)).reshape(one.where.shape) + np.float32(3.0) * one.similarities
+    alone = float(loss(scores, one.values, where=one.where, top_places=2, known=one.known))
+    worst[name] = max(worst.get(name, 0.0), abs(float(objective(params, one)) / alone - 1))
+print(json.dumps(worst))
+"""
+
+
+def test_compiled_with_the_network_it_is_what_it_is_of_the_finished_scores(tiny_weights, tmp_path):
+  """XLA may compute a score anew, and round it otherwise, wherever it is read: nothing may rest on its being equal to
+  itself.  In a process that compiles as users' do: this one leaves out what would show it."""
+  paths = [str(folder) for folder in (jobs.TESTS, jobs.TESTS.parent)]
+  environment = os.environ | {
+    "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "PYTHONPATH": os.pathsep.join(paths)}
+  done = subprocess.run([sys.executable, "-c", COMPILED, tiny_weights, str(tmp_path)], env=environment, text=True,
+                        capture_output=True, timeout=300)  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  worst = json.loads(done.stdout)
+  assert worst.keys() == losses.LISTWISE.keys() and max(worst.values()) < 1e-4, worst

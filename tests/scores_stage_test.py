@@ -34,6 +34,14 @@ def test_what_the_llm_ordered_stands_in_front_and_none_is_there_twice(job):
   assert named(job) == {"q0": "p0 p1 p2", "q1": "p5 p1 p0 p2", "q3": "p0 p1 p2", "q4": "p3 p0 p1 p2"}
 
 
+def test_more_than_was_found_is_told(job, caplog):
+  named(job)
+  assert not caplog.text
+  job.cfg.scores.depth = job.cfg.candidates.depth + 1
+  named(job)
+  assert "not scores.depth=" in caplog.text
+
+
 @pytest.mark.parametrize("lists, most, wanted", [
   ("all", 1, ["q0", "q1", "q4"]), ("all", 0, ["q1", "q4"]), ("unlabelled", None, ["q0", "q3"]),
   ("unlabelled", 1, ["q0"]), ("unlabelled", 0, [])])

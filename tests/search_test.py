@@ -142,6 +142,17 @@ def test_questions_are_asked_with_what_made_the_vectors_not_with_the_latest_conf
 
 
 @pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+def test_what_a_larger_machine_trained_is_searched_and_added_to_on_this_one(workdir, cfg, answers, tmp_path):
+  there = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
+  there.write(artifacts.CONFIG, config_lib.as_json(
+    dataclasses.replace(cfg, mesh=config_lib.Mesh(data=3, fsdp=2, tensor=3))))
+  found = search.search(there.root, QUESTION, 8)
+  assert {name: order(one) for name, one in found.items()} == {name: order(one) for name, one in answers.items()}
+  (tmp_path / "more.jsonl").write_text('{"_id": "new", "text": "a text"}\n')
+  assert upsert.upsert(there.root, tmp_path / "more.jsonl", tmp_path / "grown")["added"] == 1
+
+
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
 def test_no_device_holds_all_passages(workdir, cfg):
   searcher = search.Searcher(workdir.root)
   for found in (searcher._initial_index, searcher._distilled_index._inner):

@@ -45,6 +45,13 @@ def test_alone_all_rows_are_ones_own_and_the_local_mesh_is_the_whole(mesh):
   assert sharding.local_mesh(config.Mesh(fsdp=2)) == sharding.make_mesh(config.Mesh(fsdp=2))
 
 
+@pytest.mark.parametrize("sizes, shape", [
+  ({"data": 16, "fsdp": 2}, (4, 2, 1)), ({"fsdp": 6, "tensor": 4}, (1, 2, 4)), ({"data": 1, "tensor": 3}, (8, 1, 1))])
+def test_a_mesh_of_another_machine_is_fitted_to_this_one(sizes, shape):
+  cfg = sharding.fitted(config.Config(name="x", mesh=config.Mesh(**sizes)))
+  assert tuple(sharding.make_mesh(cfg.mesh).shape.values()) == shape
+
+
 def test_data_takes_what_is_left_over():
   assert dict(sharding.make_mesh(config.Mesh(fsdp=2, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -76,7 +83,7 @@ def test_slices_are_laid_over_data_and_over_what_lies_within_only_where_that_doe
 
 @pytest.mark.parametrize("sizes, needed", [
   ({"data": 2, "fsdp": 2, "tensor": 1}, 4), ({"data": 4, "fsdp": 4, "tensor": 1}, 16), ({"fsdp": 3}, 6),
-  ({"tensor": 16}, 0)])
+  ({"tensor": 16}, 16)])
 def test_sizes_that_do_not_multiply_to_the_devices(sizes, needed):
   with pytest.raises(sharding.ShardingError, match=f"needs {needed} devices, but 8 are here"):
     sharding.make_mesh(config.Mesh(**sizes))

@@ -118,8 +118,10 @@ def lambda_loss(
 
 
 def _ranks_by_score(scores: jax.Array, tie_breaks: jax.Array, where: jax.Array) -> jax.Array:
-  """Rank from 0 by falling score, int32 [..., N]; of equal scores the smaller tie break comes first."""
-  above = scores[..., None, :] > scores[..., :, None]
-  tied = scores[..., None, :] == scores[..., :, None]
-  before = above | (tied & (tie_breaks[..., None, :] < tie_breaks[..., :, None]))
-  return (before & where[..., None, :]).sum(-1, dtype=jnp.int32)
+  """Rank from 0 by falling score, int32 [..., N]; of equal scores the smaller tie break comes first; absent items last.
+
+  Why not count the scores above each: XLA may compute one anew for every comparison, as part of the network that ends
+  in it, and round it otherwise, so that it stands above itself.
+  """
+  order = jnp.lexsort((tie_breaks, -scores, ~where), axis=-1)
+  return jnp.argsort(order, axis=-1).astype(jnp.int32)

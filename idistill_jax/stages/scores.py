@@ -8,6 +8,7 @@ collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from idistill_jax import by_row, cli, flow, records, sharding
 from idistill_jax.data import example, similarity, tables
@@ -64,6 +65,10 @@ def to_score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passa
 def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
                 passages: tables.Passages) -> lists_lib.Lists:
   """What the LLM ordered stands in front: it was drawn from the same passages, not as deep."""
+  if job.cfg.scores.depth > (deepest := job.cfg.candidates.depth):
+    logging.warning("the first %d passages of a query are scored, as candidates.depth says, not scores.depth=%d",
+                    deepest, job.cfg.scores.depth)
+
   def both(one: records.CandidateList) -> lists_lib.NumberedList:
     found = lists_lib.numbered(one, queries, passages)
     rows = [*ranked.get(found.query_row, ()), *found.passage_rows[:job.cfg.scores.depth]]

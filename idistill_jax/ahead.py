@@ -8,7 +8,8 @@ from idistill_jax import cli, config, flow, processes, sharding
 from idistill_jax.hf import folders, prompts, upload, weights
 from idistill_jax.llm import session
 from idistill_jax.models import dual_encoder, families
-from idistill_jax.retrieval import runs, summary
+from idistill_jax.report import page
+from idistill_jax.retrieval import ann, bm25, measures, runs, summary, systems
 from idistill_jax.train import networks
 
 
@@ -47,14 +48,22 @@ def _check_mesh(runner: cli.Runner) -> None:
 
 
 def _check_outside(runner: cli.Runner) -> None:
-  """Raises protocol.Stop for an LLM without its key or SDK, runs.RunError for `candidates.run`, ModuleNotFoundError for
-  Parquet without its package, upload.UploadError for what could not be uploaded."""
+  """Raises protocol.Stop for an LLM without its key or SDK, runs.RunError for `candidates.run` and the files of
+  `evaluate.runs`, ImportError for a package that is not there, upload.UploadError for what could not be uploaded."""
   cfg = runner.cfg
   for name, asked in session.ASKING.items():
     if session.asks(name, cfg) and _to_be_run(runner, name):
       session.check(asked(cfg))
   if cfg.candidates.run is not None and _to_be_run(runner, "candidates"):
     runs.read_trec(cfg.candidates.run)
+  if _to_be_run(runner, "evaluate"):
+    systems.read_runs(cfg)
+    bm25.packages()
+    measures.package()
+  if cfg.index.kind == "scann" and _to_be_run(runner, "index"):
+    ann.check_runs()
+  if _to_be_run(runner, "report"):
+    page.packages()
   if cfg.evaluate.parquet and (_to_be_run(runner, "evaluate") or _to_be_run(runner, "answer")):
     summary.parquet()
   if _to_be_run(runner, "export"):

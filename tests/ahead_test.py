@@ -10,7 +10,7 @@ import tiny_world
 from idistill_jax import ahead, cli, config
 from idistill_jax.hf import upload
 from idistill_jax.llm import protocol
-from idistill_jax.retrieval import runs
+from idistill_jax.retrieval import ann, runs
 from idistill_jax.workdir import artifacts
 
 ASKS = {"queries", "labels", "answer"}
@@ -107,6 +107,37 @@ def test_more_dimensions_than_embeddings_have_are_refused(runner):
     ahead.check(runner)
   runner.cfg.index.dimensions = 128
   ahead.check(runner)
+
+
+def test_a_malformed_run_to_be_measured_beside_ours_is_named_with_its_line(runner, tmp_path, monkeypatch):
+  (tmp_path / "runs").mkdir()
+  path = tmp_path / "runs" / "bing.trec"
+  path.write_text("q Q0 p 1 0.5 bing\nnothing of the kind\n")
+  runner.cfg.evaluate.runs = str(path.parent)
+  with pytest.raises(runs.RunError, match=f"{path}:2"):
+    ahead.check(runner)
+  monkeypatch.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == "evaluate")
+  ahead.check(runner)
+
+
+@pytest.mark.parametrize("module, stage, extra", [
+  ("bm25s", "evaluate", "retrieval"), ("Stemmer", "evaluate", "retrieval"), ("ir_measures", "evaluate", "retrieval"),
+  ("pytrec_eval", "evaluate", "retrieval"), ("scipy", "evaluate", "retrieval"), ("jinja2", "report", "report"),
+  ("matplotlib", "report", "report")])
+def test_what_the_last_stages_need_is_looked_for_before_the_first(runner, monkeypatch, module, stage, extra):
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(ImportError, match=rf"{module}.*env\.sh {extra}"):
+    ahead.check(runner)
+  monkeypatch.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == stage)
+  ahead.check(runner)
+
+
+def test_a_machine_on_which_scann_would_not_run_is_told(runner, monkeypatch):
+  monkeypatch.setattr(ann, "check_runs", lambda: (_ for _ in ()).throw(ann.ScannUnavailableError("no AVX")))
+  ahead.check(runner)
+  runner.cfg.index.kind = "scann"
+  with pytest.raises(ann.ScannUnavailableError, match="no AVX"):
+    ahead.check(runner)
 
 
 def test_parquet_without_its_package_names_the_extra(runner, monkeypatch):

@@ -1,5 +1,6 @@
 """The evaluate stage without its models: other systems' runs, answers of some queries, one query, what is counted."""
 
+import inspect
 import json
 import pathlib
 
@@ -96,10 +97,14 @@ def test_another_systems_run_is_measured_as_it_is(tmp_path):
   assert "answer@1" not in found["tests"]["distilled vs initial"]
 
 
-def test_a_run_of_other_queries_is_refused(tmp_path):
+def test_a_run_of_other_queries_is_refused():
+  """Before anything is searched, by the stage's order."""
   theirs = {"bing": runs.from_order({"Q0": ["p1"], "Q1": ["p2"]})}
   with pytest.raises(runs.RunError, match=r"bing has no results for any of the 2 measured queries, such as 'q0'.*'Q0'"):
-    written(prepared(tmp_path), theirs, QRELS)
+    stage.refuse_runs_of_other_queries(theirs, ["q0", "q1"])
+  stage.refuse_runs_of_other_queries(theirs, ["q0", "Q1"])
+  source = inspect.getsource(stage.run)
+  assert 0 < source.index("refuse_runs_of_other_queries(") < source.index(".search(")
 
 
 def test_both_retrievers_are_fused_with_bm25():

@@ -18,6 +18,8 @@ from idistill_jax.data import example, tokenize
 from idistill_jax.hf import card, export, folders, upload, weights
 from idistill_jax.llm import query_writing
 from idistill_jax.models import dual_encoder
+from idistill_jax.report import claims
+from idistill_jax.retrieval import systems
 from idistill_jax.stages import export as export_stage
 from idistill_jax.train import checkpoint, inference, networks
 from idistill_jax.workdir import artifacts
@@ -270,6 +272,20 @@ def test_the_card_says_that_an_llm_wrote_what_was_measured_by(run):
     assert (query_writing.CAUTION in text) is said
 
 
+@pytest.mark.parametrize("more, said", [
+  ({"leakage": {"test_queries": 5, "near_duplicate_queries": 5, "examples": [["a", "b", 1.0]]}},
+   "**Leakage. Of 5 test queries 5 have a near-duplicate among the training queries (a ~ b). What is measured on"),
+  ({"ann": {"options_against": "the index's own vectors (32 dimensions, int8), not the whole ones"}},
+   "**`distilled` was searched over the index's own vectors (32 dimensions, int8), not the whole ones"),
+  ({"leakage": {"test_queries": 5}, "ann": {"options_against": systems.WHOLE}}, None)])
+@pytest.mark.parametrize("kind", ["retriever", "ranker"])
+def test_the_card_says_what_the_report_says_beside_its_numbers(run, kind, more, said):
+  metrics = {"queries": 5, "split": "test", "measures": [], "systems": {}, "intervals": {}, "tests": {}} | more
+  told = facts(run, metrics=metrics, caveats=claims.caveats(metrics))
+  results = card.render(kind, told, "owner/name").partition("## Results\n")[2]
+  assert ("**" in results) is (said is not None) and (said is None or said in results)
+
+
 @pytest.mark.parametrize("teacher, said, not_said", [
   ("llm", "learnt from the order in which", "cross-encoder, which"),
   ("pairs", "learnt from pairs", "learnt from the order"),
@@ -320,6 +336,8 @@ def test_licence_and_base_come_from_the_starting_weights(run, minilm_weights):
 
 @pytest.mark.parametrize("readme, licence", [
   ("---\nlicense: mit\ntags:\n- a\n---\n", "mit"), ('---\ntags: []\nlicense: "cc-by-4.0"\n---\nx', "cc-by-4.0"),
+  ("---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit"), ("---\nlicense: [mit]\n---\n", "mit"),
+  ("---\nlicense:\nlanguage: en\n---\n", None), ("---\nlicense:\n\ntags:\n- a\n---\n", None),
   ("license: mit", None), ("---\ntags: []\n---\nlicense: mit\n", None), ("", None)])
 def test_licence_of(readme, licence):
   assert card.licence_of(readme) == licence

@@ -57,6 +57,13 @@ def test_other_questions_are_none(text):
     ("import a module", "export a module", False),
     ("games of 2014", "games of 2018", False),
     ("a list of bytes", "a list of byte strings", False),
+    ("我想知道北京大学在哪个城市", "我想知道南京大学在哪个城市", False),
+    ("请问李白的父亲是谁", "请问李白的母亲是谁", False),
+    ("请问李白的父亲是谁", "请问，李白的父亲是谁？", True),
+    ("バスの使い方", "パスの使い方", False),
+    ("バスの使い方", "ﾊﾞｽの使い方", True),
+    ("이승만대통령의 나이", "이승민대통령의 나이", False),
+    ("이승만 대통령", "이승만 대통령?", True),
   ],
 )  # fmt: skip
 def test_a_slip_a_stop_word_and_an_accent_make_no_other_question_and_symbols_do(test, train, same):

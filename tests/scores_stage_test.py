@@ -37,7 +37,7 @@ def test_what_the_llm_ordered_stands_in_front_and_none_is_there_twice(job):
 def test_more_than_was_found_is_told(job, caplog):
   named(job)
   assert not caplog.text
-  job.cfg.scores.depth = job.cfg.candidates.depth + 1
+  job.cfg.scores.depth = 100
   named(job)
   assert "not scores.depth=" in caplog.text
 

@@ -9,13 +9,12 @@ import json
 import pathlib
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from idistill_jax import config as config_lib
 from idistill_jax import records
-from idistill_jax.hf import export, weights
-from idistill_jax.llm import query_writing
+from idistill_jax.hf import export, measured, weights
 from idistill_jax.models import cross_encoder, families
 from idistill_jax.workdir import outside
 
@@ -27,7 +26,6 @@ _TAGS: dict[Kind, tuple[str, ...]] = {
   "retriever": ("sentence-transformers", "feature-extraction", "dense-retrieval", "distillation", "jax"),
   "ranker": ("sentence-transformers", "cross-encoder", "reranker", "distillation", "jax"),
 }
-_BASE_SYSTEM = "initial"
 # What the retriever learnt from, by config.Retriever.teacher.
 _LEARNT_FROM = {
   "ranker": "the scores of a cross-encoder, which itself learnt the order in which a large language model put passages",
@@ -75,7 +73,7 @@ class Facts:
 
   collection, labels, training: counts in the manifests of those stages.  longest_list: passages of the longest that the
   teacher ordered.  versions: of the libraries it was trained with.  metrics: metrics.json, or None where nothing was
-  measured.  retriever: whose weights all models start from.
+  measured; caveats: what must be said beside it.  retriever: whose weights all models start from.
   """
 
   cfg: config_lib.Config
@@ -86,6 +84,7 @@ class Facts:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
   metrics: Mapping[str, Any] | None
+  caveats: Sequence[str] = ()
 
 
 def render(kind: Kind, facts: Facts, name: str) -> str:
@@ -115,7 +114,7 @@ def render(kind: Kind, facts: Facts, name: str) -> str:
     score=_score(facts),
     data=_data(facts),
     recipe=_recipe(kind, facts),
-    results=_results(kind, facts.metrics, facts.cfg),
+    results=measured.results(_SYSTEMS[kind], facts.metrics, facts.caveats, facts.cfg),
     licence=_licence(licence),
     versions=_bullets(facts.versions),
   )
@@ -160,7 +159,8 @@ def _learnt_from(cfg: config_lib.Retriever) -> str:
 def licence_of(readme: str) -> str | None:
   """`license` of a README's front matter."""
   front = re.match(r"\s*---\n(.*?)\n---\n", readme, re.DOTALL)
-  stated = front and re.search(r"^license:\s*['\"]?([\w.-]+)", front[1], re.MULTILINE)
+  # Of a list of them, the first.
+  stated = front and re.search(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*|\[)?['\"]?([\w.-]+)", front[1], re.MULTILINE)
   return stated[1] if stated else None
 
 
@@ -253,37 +253,6 @@ def _recipe(kind: Kind, facts: Facts) -> str:
   optim = {f"optim.{k}": v for k, v in section.pop("optim").items()}
   rows = section | optim | {f"training.{k}": _said(v) for k, v in facts.training.items()} | {"seed": facts.cfg.seed}
   return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | `{v}` |" for k, v in rows.items())])
-
-
-def _results(kind: Kind, metrics: Mapping[str, Any] | None, cfg: config_lib.Config) -> str:
-  if metrics is None:
-    return "Not measured."
-  measures = metrics["measures"]
-  lines = [
-    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
-    f"`{_SYSTEMS['ranker']}` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
-    + (f" {query_writing.CAUTION}" if config_lib.writes_queries(cfg) else ""),
-    "",
-    "| system | " + " | ".join(measures) + " |",
-    "|---|" + "---|" * len(measures),
-  ]
-  for system, values in metrics["systems"].items():
-    shown = f"**{system}** (this model)" if system == _SYSTEMS[kind] else system
-    bounds = metrics["intervals"].get(system, {})
-    lines.append(f"| {shown} | " + " | ".join(_cell(values.get(m), bounds.get(m)) for m in measures) + " |")
-  test = metrics["tests"].get(f"{_SYSTEMS[kind]} vs {_BASE_SYSTEM}", {})
-  lines += [""] + [
-    f"- {measure}: {found['delta']:+.4f} against {_BASE_SYSTEM} (p = {found['p']:.4g}; "
-    f"{found['wins']} queries better, {found['losses']} worse, {found['ties']} equal)"
-    for measure, found in test.items()
-  ]
-  return "\n".join(lines).rstrip()
-
-
-def _cell(value: float | None, bounds: Any) -> str:
-  if value is None:
-    return "–"
-  return f"{value:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")
 
 
 def _licence(licence: str | None) -> str:

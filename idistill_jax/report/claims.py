@@ -7,7 +7,7 @@ from typing import Any
 
 from idistill_jax.llm import query_writing
 from idistill_jax.report import gather
-from idistill_jax.retrieval import significance
+from idistill_jax.retrieval import significance, systems
 from idistill_jax.workdir import outdated
 
 # Main measure -> the one that says it in a reader's words.
@@ -104,6 +104,16 @@ def leak(found: Mapping[str, Any]) -> str | None:
       f"{_with_and_without(rest)}. The passages may have been learned, rather than how to find one."
     )
   return f"Leakage. {' '.join(sentences)}" if sentences else None
+
+
+def caveats(metrics: Mapping[str, Any]) -> list[str]:
+  """What the numbers of a metrics.json would be taken for more than they are without, wherever they stand alone."""
+  found = []
+  if (leaked := leak(metrics.get("leakage", {}))) is not None:
+    found.append(leaked)
+  if (over := metrics.get("ann", {}).get("options_against", systems.WHOLE)) != systems.WHOLE:
+    found.append(f"`distilled` was searched over {over}; the retrievers it is compared with were over whole ones.")
+  return found
 
 
 def _right(found: Mapping[str, Any]) -> str:

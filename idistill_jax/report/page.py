@@ -70,7 +70,7 @@ def render_comparison(compared: compare.Comparison) -> str:
 
 
 def _environment() -> Any:
-  jinja2 = _jinja2()
+  jinja2 = packages()
   return jinja2.Environment(
     loader=jinja2.PackageLoader("idistill_jax.report"),
     autoescape=True,
@@ -86,7 +86,8 @@ def embedded_json(found: Any) -> str:
   return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _jinja2() -> Any:
+def packages() -> Any:
+  """jinja2; raises ReportUnavailableError without it, or what draws."""
   with extras.needed("the report", "report", ReportUnavailableError):
     import jinja2
     import matplotlib  # noqa: F401  (drawings need it; better to say so before anything is drawn)

@@ -14,6 +14,7 @@ import numpy as np
 
 from idistill_jax import extras
 from idistill_jax.retrieval import hits as hits_lib
+from idistill_jax.retrieval import scripts
 
 # Anserini's, under which the published BM25 results were made.
 K1 = 0.9
@@ -22,13 +23,11 @@ B = 0.4
 _STOP_WORDS = frozenset(
   "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
 )
-# Han characters, kana and Hangul syllables.
-_CJK = (
-  "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
-  "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
-)
 # Two neighbours, or one that stands alone; of other letters whole words.
-_PAIRS = rf"(?=([{_CJK}]{{2}}|(?<![{_CJK}])[{_CJK}](?![{_CJK}])|(?<![^\W{_CJK}])[^\W{_CJK}]{{2,}}))"
+_PAIRS = (
+  rf"(?=([{scripts.CJK}]{{2}}|(?<![{scripts.CJK}])[{scripts.CJK}](?![{scripts.CJK}])"
+  rf"|(?<![^\W{scripts.CJK}])[^\W{scripts.CJK}]{{2,}}))"
+)
 
 
 class Bm25UnavailableError(ImportError):
@@ -51,7 +50,7 @@ class Bm25:
     # Place of each row in the tie order.
     self._place_P = np.empty_like(self._order_P)
     self._place_P[self._order_P] = np.arange(len(ids), dtype=np.int32)
-    self._bm25s, stemmers = _packages()
+    self._bm25s, stemmers = packages()
     self._language, self._how = language, _how(language, stemmers)
     terms = self._terms(texts)
     if not any(terms):
@@ -111,7 +110,8 @@ def _marks() -> str:
   return "".join(one for one in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(one).startswith("M"))
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
+  """bm25s and Stemmer; raises Bm25UnavailableError without them."""
   with extras.needed("BM25", "retrieval", Bm25UnavailableError):
     import bm25s
     import Stemmer

@@ -18,7 +18,7 @@ from absl import logging
 
 from idistill_jax import config as config_lib
 from idistill_jax import processes
-from idistill_jax.retrieval import ann, ann_shards, compact, exact, tuning
+from idistill_jax.retrieval import ann, ann_shards, compact, exact, systems, tuning
 from idistill_jax.retrieval import hits as hits_lib
 
 # Below this many passages exact search is fast enough that approximating buys nothing.
@@ -261,7 +261,7 @@ def _exact_alone(oracle: Oracle) -> dict[str, object]:
 def _against(vectors_PxE: np.ndarray, whole: int, precision: str) -> str:
   """What the vectors of a folder are: the whole ones are not kept beside smaller ones."""
   if (vectors_PxE.shape[1], precision) == (whole, "float32"):
-    return "the whole vectors"
+    return systems.WHOLE
   return f"the index's own vectors ({vectors_PxE.shape[1]} dimensions, {precision}), not the whole ones"
 
 

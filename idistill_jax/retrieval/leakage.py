@@ -10,7 +10,8 @@ passage drawn from the corpus.
 A query is a near-duplicate of another where their character 5-grams overlap (Jaccard) by `NEAR` or more, where one
 is the other with stop words added, or where one of its words alone is spelled a little otherwise; and where both have
 the same words but for stop words, in any order, and a right passage or an accepted answer in common.  Accents count for
-nothing.  Symbols that are no marks of a sentence must be the same: C++ is not C#.
+nothing; each Han character and kana is a word.  Symbols that are no marks of a sentence must be the same: C++ is not
+C#.
 """
 
 import collections
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from idistill_jax import records
-from idistill_jax.retrieval import answers, significance
+from idistill_jax.retrieval import answers, scripts, significance
 
 NEAR = 0.9
 GRAM = 5
@@ -32,8 +33,11 @@ _SHORTEST_LONGER, _SHORTEST_CHANGED = 4, 7
 # Test queries compared at a time: their overlaps with all training queries are held in memory.
 _BLOCK = 256
 EXAMPLES = 5
-# A word, or a symbol alone; marks of a sentence say nothing.
-_TOKEN = re.compile(r"""[^\W_]+|[^\w\s.,;:!?'"`()\[\]{}…‘’“”–—-]""")
+# A word, a character of a script without spaces, or a symbol alone; marks of a sentence say nothing.
+_TOKEN = re.compile(
+  rf"""[{scripts.HAN_AND_KANA}]|[^\W_{scripts.HAN_AND_KANA}]+|[^\w\s.,;:!?'"`()\[\]{{}}…‘’“”–—-]""")
+_IS_CJK = re.compile(f"[{scripts.CJK}]")
+_BETWEEN_CHARACTERS = re.compile(f"(?<=[{scripts.HAN_AND_KANA}]) (?=[{scripts.HAN_AND_KANA}])")
 _SHORTENED_IS = re.compile(r"['’]s\b")
 # Without question words and negations, which turn a question into another.
 STOP_WORDS = frozenset(
@@ -201,7 +205,11 @@ def _duplicates(
 
 def _tokens(text: str) -> list[str]:
   # Of a query that is nothing but marks, the marks are what it says.
-  letters = "".join(char for char in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(char))
+  parts = unicodedata.normalize("NFKD", text.lower())
+  # What stands on kana is no accent: it makes another letter.
+  kept = (char for before, char in zip(" " + parts, parts, strict=False)
+          if not unicodedata.combining(char) or _IS_CJK.match(before))
+  letters = unicodedata.normalize("NFC", "".join(kept))
   return _TOKEN.findall(_SHORTENED_IS.sub(" is", letters)) or [text.strip()]
 
 
@@ -234,9 +242,10 @@ def _spelled_otherwise(test: Sequence[Content], train: Sequence[Content]) -> dic
 
 
 def _differ_by_a_slip(one: str, other: str) -> bool:
-  """colour and color, iterable and iterables, capital and capitol; not pause and parse."""
+  """colour and color, iterable and iterables, capital and capitol; not pause and parse, nor syllables of Hangul."""
   shorter, longer = sorted((one, other), key=len)
-  if shorter == longer or shorter[0] != longer[0] or not (shorter + longer).isalpha():
+  letters = shorter + longer
+  if shorter == longer or shorter[0] != longer[0] or not letters.isalpha() or _IS_CJK.search(letters):
     return False
   if len(shorter) == len(longer):
     return len(shorter) >= _SHORTEST_CHANGED and sum(a != b for a, b in zip(shorter, longer, strict=True)) == 1
@@ -257,7 +266,7 @@ def _grams(tokenised: Sequence[Sequence[str]], known: dict[str, int]) -> Any:
 
   columns, ends = [], [0]
   for tokens in tokenised:
-    text = " ".join(["", *tokens, ""])
+    text = _BETWEEN_CHARACTERS.sub("", " ".join(["", *tokens, ""]))
     grams = {text[i : i + GRAM] for i in range(max(1, len(text) - GRAM + 1))}
     columns += [known.setdefault(gram, len(known)) for gram in sorted(grams)]
     ends.append(len(columns))

@@ -80,7 +80,7 @@ def _trec_eval(
   qrels: Any, run: runs.Run, names: Sequence[str], asked: Mapping[str, tuple[str, int]], relevant_from: int
 ) -> Iterator[tuple[str, str, float]]:
   """Yields (measure, query id, value) for queries that the run holds."""
-  ir_measures = _package()
+  ir_measures = package()
   objects: dict[str, Any] = {
     "MRR": lambda cutoff: ir_measures.RR(rel=relevant_from),
     "nDCG": lambda cutoff: ir_measures.nDCG @ cutoff,
@@ -92,8 +92,10 @@ def _trec_eval(
     yield named[metric.measure], metric.query_id, metric.value
 
 
-def _package() -> Any:
+def package() -> Any:
+  """ir_measures; raises ModuleNotFoundError, naming the extra, without it or what it needs."""
   with extras.needed("measuring", "retrieval"):
     import ir_measures
     import pytrec_eval  # noqa: F401  (ir-measures would only say that the provider is unavailable)
+    import scipy  # noqa: F401  (for what is measured beside the means)
   return ir_measures

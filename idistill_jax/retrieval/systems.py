@@ -19,6 +19,8 @@ ANSWERED: dict[str, tuple[str, ...]] = {
   "before_after": ("initial", "distilled"),
   "all": ("initial", "bm25", "direct", "ranker", "distilled", "hybrid"),
 }
+# What all retrievers are searched over, unless `index` makes smaller vectors of the distilled one's.
+WHOLE = "the whole vectors"
 OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
 
 

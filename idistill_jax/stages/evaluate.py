@@ -70,7 +70,9 @@ def run(job: artifacts.Job) -> None:
   queries = measurable(job, table, qrels if qrels is not None else accepted)
   ids, texts = [query.id for query in queries], [query.text for query in queries]
   known = measures.NAMES * (qrels is not None) + answers.NAMES * any(one in accepted for one in ids)
-  summary.main_measure(known, cfg.main_measure)  # an error now, and not after hours of what follows
+  # Errors now, and not after hours of what follows.
+  summary.main_measure(known, cfg.main_measure)
+  refuse_runs_of_other_queries(theirs, ids)
   own = itself.of(queries, passages, qrels or {})
   depth = cfg.depth + bool(own)
   rows, mesh = np.array([table.row(query_id) for query_id in ids]), sharding.make_mesh(job.cfg.mesh)
@@ -182,21 +184,25 @@ def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, ob
   return queries
 
 
+def refuse_runs_of_other_queries(theirs: Mapping[str, runs.Run], ids: Sequence[str]) -> None:
+  """Raises RunError for a run without a result for any of the measured queries."""
+  for name, every in theirs.items():
+    if not any(every.get(query_id) for query_id in ids):
+      raise runs.RunError(
+        f"the run {name} has no results for any of the {len(ids):,} measured queries, such as {ids[0]!r}; "
+        f"it knows {next(iter(every), 'none')!r}: are these the same queries?"
+      )
+
+
 def others(
   job: artifacts.Job, ids: Sequence[str], theirs: Mapping[str, runs.Run], passages: tables.Passages
 ) -> dict[str, runs.Run]:
   """Other systems' results of the measured queries, as they are; what the collection does not know is named.
 
-  A passage that it lacks keeps its place: without it those behind would move up.  Raises RunError for a run of other
-  queries.
+  A passage that it lacks keeps its place: without it those behind would move up.
   """
   found = {name: {query_id: every.get(query_id, {}) for query_id in ids} for name, every in theirs.items()}
   for name, run_of in found.items():
-    if not any(run_of.values()):
-      raise runs.RunError(
-        f"the run {name} has no results for any of the {len(ids):,} measured queries, such as {ids[0]!r}; "
-        f"it knows {next(iter(theirs[name]), 'none')!r}: are these the same queries?"
-      )
     for passage_id in sorted({one for results in run_of.values() for one in results if one not in passages}):
       job.drop(f"passage of {name} that the collection lacks (counts as wrong)", passage_id)
     for query_id, results in run_of.items():

@@ -15,6 +15,7 @@ import jax
 from idistill_jax import cli, flow, records, sharding
 from idistill_jax.data import example
 from idistill_jax.hf import card, export, upload
+from idistill_jax.report import claims
 from idistill_jax.train import inference, networks
 from idistill_jax.workdir import artifacts, outdated
 
@@ -72,13 +73,13 @@ def facts(job: artifacts.Job, training: str, retriever: networks.Retriever) -> c
   manifests = {name: _read_json(folder / artifacts.MANIFEST) for name, folder in job.inputs.items()}
   lists = example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList)
   metrics = job.inputs["evaluate"] / _METRICS
-  is_measured = metrics.exists() and not outdated.made_anew(manifests, "evaluate")
+  measured = _read_json(metrics) if metrics.exists() and not outdated.made_anew(manifests, "evaluate") else None
   return card.Facts(
     cfg=job.cfg, retriever=retriever,
     collection=manifests["collection"]["counts"], labels=manifests["labels"]["counts"],
     longest_list=max(len(one.passage_ids) for one in lists),
     training=manifests[training]["counts"], versions=manifests[training]["versions"],
-    metrics=_read_json(metrics) if is_measured else None,
+    metrics=measured, caveats=claims.caveats(measured) if measured else (),
   )
 
 

@@ -71,8 +71,8 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   if lists is None:
     candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
-    if cfg.list_size > (depth := job.cfg.candidates.depth):
-      logging.warning("lists have %d passages at most, as candidates.depth says, not labels.list_size=%d", depth,
+    if (longest := max((len(one.passage_ids) for one in lists), default=cfg.list_size)) < cfg.list_size:
+      logging.warning("lists have %d passages at most, not labels.list_size=%d: the candidates are no more", longest,
                       cfg.list_size)  # fmt: skip
   elif cfg.provider != "replay" and (len(lists) < cfg.lists or any(
     len(one.passage_ids) != cfg.list_size for one in lists)):  # fmt: skip

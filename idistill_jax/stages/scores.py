@@ -65,9 +65,6 @@ def to_score(job: artifacts.Job, queries: tables.Queries, passages: tables.Passa
 def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
                 passages: tables.Passages) -> lists_lib.Lists:
   """What the LLM ordered stands in front: it was drawn from the same passages, not as deep."""
-  if job.cfg.scores.depth > (deepest := job.cfg.candidates.depth):
-    logging.warning("the first %d passages of a query are scored, as candidates.depth says, not scores.depth=%d",
-                    deepest, job.cfg.scores.depth)
 
   def both(one: records.CandidateList) -> lists_lib.NumberedList:
     found = lists_lib.numbered(one, queries, passages)
@@ -75,6 +72,9 @@ def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
     return lists_lib.unscored(found.query_id, found.query_row, tuple(dict.fromkeys(rows)))
 
   candidates = example.open_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
+  if candidates and (deepest := len(candidates[0].passage_ids)) < job.cfg.scores.depth:
+    logging.warning("the first %d passages of a query are scored, not scores.depth=%d: the candidates are no more",
+                    deepest, job.cfg.scores.depth)
   return lists_lib.Lists(
     shares.read(job, "candidates", candidates, lambda some: lists_lib.arrays(map(both, some))), queries.ids)
 

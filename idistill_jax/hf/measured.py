@@ -1,0 +1,42 @@
+"""What a model card says of how the model was measured, and whatever must be said beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from idistill_jax import config as config_lib
+from idistill_jax.llm import query_writing
+
+_BASE_SYSTEM = "initial"
+
+
+def results(own: str, metrics: Mapping[str, Any] | None, caveats: Sequence[str], cfg: config_lib.Config) -> str:
+  """Of metrics.json, in Markdown.  own: the system that the model was measured as."""
+  if metrics is None:
+    return "Not measured."
+  measures = metrics["measures"]
+  lines = [
+    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
+    f"`ranker` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
+    + (f" {query_writing.CAUTION}" if config_lib.writes_queries(cfg) else ""),
+    *(f"\n**{one}**" for one in caveats),
+    "",
+    "| system | " + " | ".join(measures) + " |",
+    "|---|" + "---|" * len(measures),
+  ]
+  for system, values in metrics["systems"].items():
+    shown = f"**{system}** (this model)" if system == own else system
+    bounds = metrics["intervals"].get(system, {})
+    lines.append(f"| {shown} | " + " | ".join(_cell(values.get(m), bounds.get(m)) for m in measures) + " |")
+  test = metrics["tests"].get(f"{own} vs {_BASE_SYSTEM}", {})
+  lines += [""] + [
+    f"- {measure}: {found['delta']:+.4f} against {_BASE_SYSTEM} (p = {found['p']:.4g}; "
+    f"{found['wins']} queries better, {found['losses']} worse, {found['ties']} equal)"
+    for measure, found in test.items()
+  ]
+  return "\n".join(lines).rstrip()
+
+
+def _cell(value: float | None, bounds: Any) -> str:
+  if value is None:
+    return "–"
+  return f"{value:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")

@@ -14,7 +14,9 @@ from idistill_jax.workdir import outside
 # Counted on when other labels are made of the same rankings.
 RANKINGS = "2"
 # Counted on when the stages evaluate and answer give other results for the same config.
-EVALUATION = 5
+EVALUATION = 6
+# Losses of rankers that have been other functions before: how often.
+RANKER_LOSSES = {"lambda": 1}
 
 
 def queries(cfg: config.Config) -> str:
@@ -45,6 +47,12 @@ def labels(cfg: config.Config) -> str:
 def weights(cfg: config.Config) -> str:
   """What every training starts from."""
   return folders.fingerprint(cfg.encoder.weights)
+
+
+def ranker(cfg: config.Config) -> str:
+  """What it starts from, and a loss that is another one now: what was trained with it before is made anew."""
+  changed = RANKER_LOSSES.get(cfg.ranker.loss)
+  return weights(cfg) if changed is None else f"{weights(cfg)} {changed}"
 
 
 def evaluate(cfg: config.Config) -> str:

@@ -44,7 +44,7 @@ SHOWN = {stage.name: stage for stage in (
 
   # A cross-encoder learns it (ListMLE).
   _stage("train_ranker", reads=("collection", "candidates", "labels", "train_direct"),
-         config=("encoder", "ranker", "seed"), fingerprint=fingerprints.weights, together=True),
+         config=("encoder", "ranker", "seed"), fingerprint=fingerprints.ranker, together=True),
 
   # It scores more and deeper lists than the LLM saw.
   _stage("scores", reads=("collection", "candidates", "labels", "train_direct", "train_ranker"),

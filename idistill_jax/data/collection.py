@@ -93,9 +93,9 @@ def assemble(
 
 
 def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
-  """A collection that waits for queries: see `with_queries`.  Passages without text are left out and named; raises
-  CollectionError where none is left."""
-  collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped := list[Drop]()), maxlen=0)
+  """A collection that waits for queries: see `with_queries`.  Raises CollectionError where no passage has a text."""
+  dropped: list[Drop] = []
+  collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
   found = Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
   return _not_empty(found, "passages")
 

@@ -1,4 +1,4 @@
-"""What a model card says of how the model was measured, and whatever must be said beside it."""
+"""What a model card says of how its model was measured, and what must be said beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

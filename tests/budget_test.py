@@ -94,7 +94,7 @@ def test_a_call_that_fails_costs_its_bound_unless_told(tmp_path):
 
 KILLED = """
 import asyncio, os, pathlib, signal, sys
-from idistill_jax.llm import budget, protocol
+from idistill_jax.llm import budget
 async def run():
   books = budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=100, prices=budget.Prices())
   async with books.call(budget.Usage(40, 0)):
@@ -103,7 +103,7 @@ asyncio.run(run())
 """
 SPENDING = """
 import asyncio, pathlib, sys
-from idistill_jax.llm import budget, protocol
+from idistill_jax.llm import budget
 async def run():
   with budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=500, prices=budget.Prices()) as books:
     done = 0
@@ -126,7 +126,7 @@ def test_what_a_killed_run_had_reserved_stays_reserved(tmp_path):
 
 HOLDING = """
 import asyncio, pathlib, sys
-from idistill_jax.llm import budget, protocol
+from idistill_jax.llm import budget
 async def run():
   with budget.Budget(pathlib.Path(sys.argv[1]), max_dollars=None, max_tokens=100, prices=budget.Prices()) as books:
     async with books.call(budget.Usage(60, 0)) as call:

@@ -39,15 +39,14 @@ class LoopbackBatch(loopback.Loopback):
         self.reply(outer.get(self.path.partition("?")[0]))
 
       def reply(self, value: Any):
-        headers = {}
-        if isinstance(value, tuple) and isinstance(value[0], int):
-          status, value = value
-          self.send(status, json.dumps(value).encode(), headers)
-          return
-        if isinstance(value, tuple):
-          value, headers = value
+        status, headers = 404 if value is None else 200, {}
+        match value:
+          case (int() as status, value):
+            pass
+          case (value, headers):
+            pass
         payload = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send(404 if value is None else 200, payload, headers)
+        self.send(status, payload, headers)
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -89,7 +89,7 @@ def assemble(
   kept_answers = {query_id: _whole_answers(query_id, found, dropped) for query_id, found in (answers or {}).items()}
   whole = Collection(title=title, passages=stream.usable(passages), queries=kept_queries, qrels=qrels, lists=lists,
                      pairs=pairs, answers=kept_answers, drops=tuple(dropped))
-  return _not_empty(_restrict(whole, splits, known), "passages", "queries")
+  return _not_empty(_restrict(whole, splits, known))
 
 
 def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
@@ -97,7 +97,7 @@ def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
   dropped: list[Drop] = []
   collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
   found = Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
-  return _not_empty(found, "passages")
+  return _not_empty(found, ["passages"])
 
 
 def with_queries(
@@ -248,11 +248,10 @@ def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split
     drops += [Drop("passage beyond collection.max_passages", "and others")] * sum(1 for _ in beyond)
     kept = stream.only(kept, lambda passage: passage.id in passages)
   smaller = dataclasses.replace(whole, passages=kept, lists=tuple(lists), drops=whole.drops + tuple(drops))
-  named = _named(whole) if max_passages is None else passages
-  return _not_empty(_restrict(smaller, queries, named), "passages", "queries")
+  return _not_empty(_restrict(smaller, queries, _named(whole) if max_passages is None else passages))
 
 
-def _not_empty(found: Collection, *kinds: str) -> Collection:
+def _not_empty(found: Collection, kinds: Iterable[str] = ("passages", "queries")) -> Collection:
   for kind in kinds:
     if next(iter(getattr(found, kind)), None) is None:
       reasons = collections.Counter(drop.reason for drop in found.drops)

@@ -192,17 +192,21 @@ def sdk(module: str, extra: str) -> types.ModuleType:
 
 def root(error: BaseException) -> BaseException:
   """What it all began with: an SDK calls a server that is not there a timeout."""
-  while (cause := error.__cause__ or error.__context__) is not None:
-    error = cause
-  return error
+  *_, first = _causes(error)
+  return first
 
 
 def lost(where: str, message: str, error: BaseException) -> Transient:
   """The error for a connection that failed: nothing can have been billed where none came about."""
-  cause: BaseException | None = error
-  while cause is not None and not isinstance(cause, ConnectionRefusedError | socket.gaierror):
-    cause = cause.__cause__ or cause.__context__
-  return Transient(f"{where}: {message}", refused=cause is not None)
+  never_came_about = any(isinstance(one, ConnectionRefusedError | socket.gaierror) for one in _causes(error))
+  return Transient(f"{where}: {message}", refused=never_came_about)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+  """The error, what it came of, and so on."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def fault(where: str, status: int, message: str, retry_after: float | None = None) -> Transient | Rejected | Stop:

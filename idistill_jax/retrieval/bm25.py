@@ -23,11 +23,9 @@ B = 0.4
 _STOP_WORDS = frozenset(
   "danish dutch english french german italian norwegian portuguese russian spanish swedish turkish".split()
 )
+_CJK = scripts.CJK
 # Two neighbours, or one that stands alone; of other letters whole words.
-_PAIRS = (
-  rf"(?=([{scripts.CJK}]{{2}}|(?<![{scripts.CJK}])[{scripts.CJK}](?![{scripts.CJK}])"
-  rf"|(?<![^\W{scripts.CJK}])[^\W{scripts.CJK}]{{2,}}))"
-)
+_PAIRS = rf"(?=([{_CJK}]{{2}}|(?<![{_CJK}])[{_CJK}](?![{_CJK}])|(?<![^\W{_CJK}])[^\W{_CJK}]{{2,}}))"
 
 
 class Bm25UnavailableError(ImportError):

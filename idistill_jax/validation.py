@@ -28,6 +28,8 @@ SHARE = Range(lambda value: 0 <= value <= 1, "a share from 0 to 1")
 SHARE_ABOVE_0 = Range(lambda value: 0 < value <= 1, "above 0, and 1 at most")
 SHARE_BELOW_1 = Range(lambda value: 0 <= value < 1, "from 0 to below 1")
 PART = Range(lambda value: 0 < value < 1, "between 0 and 1")
+# Losses that compare the passages of a list with each other alone: of one passage they learn nothing.
+WITHIN_LISTS = ("kl_list", "margin_mse")
 
 _OPTIM = {
   "peak_lr": ABOVE_0, "warmup_fraction": SHARE, "weight_decay": AT_LEAST_0, "b1": SHARE_BELOW_1, "b2": SHARE_BELOW_1,
@@ -101,7 +103,7 @@ def validate(cfg: Config) -> None:
      f"evaluate.depth is {cfg.evaluate.depth}; it must be {DEEPEST} or more, as deep as measures look"),
     (cfg.evaluate.rerank_depth <= cfg.evaluate.depth, "evaluate.rerank_depth must be evaluate.depth at most"),
     (cfg.encoder.weights != "", "encoder.weights is empty; name a folder, or a model on the Hub"),
-    (cfg.retriever.teacher != "pairs" or cfg.retriever.loss not in ("kl_list", "margin_mse"),
+    (cfg.retriever.teacher != "pairs" or cfg.retriever.loss not in WITHIN_LISTS,
      f"retriever.teacher is 'pairs', whose lists hold one passage each, and retriever.loss={cfg.retriever.loss} "
      "compares the passages of a list: take contrastive or kl_batch"),
     (cfg.evaluate.split != "train", "evaluate.split is 'train': what was trained on measures nothing"),
@@ -115,7 +117,7 @@ def _of_training(name: str, cfg: Distillation | Ranker) -> tuple[tuple[bool, str
   return (
     (cfg.always_best <= cfg.passages_per_list,
      f"{name}.always_best is {cfg.always_best}; it must be {name}.passages_per_list at most, {cfg.passages_per_list}"),
-    (cfg.passages_per_list >= 2 or cfg.loss not in ("kl_list", "margin_mse"),
+    (cfg.passages_per_list >= 2 or cfg.loss not in WITHIN_LISTS,
      f"{name}.passages_per_list is 1; {name}.loss={cfg.loss} compares the passages of a list, so it must be 2 or more"),
   )
 

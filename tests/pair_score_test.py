@@ -251,6 +251,31 @@ def test_the_folder_needs_nothing_of_this_package(exported, tmp_path):
   assert "idistill_jax" not in (folder / "pair_score.py").read_text()
 
 
+OURS = """
+import json, sys
+from idistill_jax.hf.pair_score import PairScore
+from sentence_transformers import CrossEncoder
+queries, passages = json.load(sys.stdin)
+ranker = CrossEncoder(modules=[PairScore.load(sys.argv[1])], device="cpu")
+print(json.dumps(ranker.predict(list(zip(queries, passages))).tolist()))
+print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "flax"}))
+"""
+
+
+@pytest.mark.torch
+def test_where_this_package_is_no_code_of_the_folder_is_needed(exported, tmp_path):
+  pytest.importorskip("sentence_transformers")
+  queries, passages = of_many_lengths()
+  folder = shutil.copytree(exported.folder, tmp_path / "downloaded")
+  (folder / "pair_score.py").unlink()
+  done = subprocess.run([sys.executable, "-c", OURS, str(folder)], input=json.dumps([queries, passages]), text=True,
+                        capture_output=True)  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found, imported = done.stdout.strip().splitlines()
+  np.testing.assert_allclose(json.loads(found), exported.of_many_lengths, atol=1e-4)
+  assert imported == "[]"
+
+
 @pytest.mark.torch
 def test_nothing_is_run_unasked(exported):
   sentence_transformers = pytest.importorskip("sentence_transformers")

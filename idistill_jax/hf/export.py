@@ -27,8 +27,11 @@ _NOT_CARRIED = (
   "_name_or_path", "auto_map", "transformers_version", "torch_dtype", "dtype", "architectures", "id2label", "label2id",
   "num_labels", "problem_type", "finetuning_task", "sentence_transformers", "sbert_ce_default_activation_function",
 )
-_ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 _IDENTITY = "torch.nn.modules.linear.Identity"
+# CrossEncoder.rank() asks for one label, and without an activation of ours predict() would put its own on the score.
+_ONE_SCORE = {
+  "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "sentence_transformers": {"activation_fn": _IDENTITY},
+}
 _MODULES = "sentence_transformers"
 # Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
 _CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
@@ -154,9 +157,8 @@ def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, hea
 def _write_classifier(ranker: _Ranker) -> None:
   family = families.FAMILIES[ranker.network.sizes.model_type]
   _write_weights(ranker.folder, {_in_task_model(key, family): value for key, value in ranker.tensors.items()})
-  _write_json(ranker.folder / "config.json", _config(ranker.network.source) | _ONE_LABEL | {
+  _write_json(ranker.folder / "config.json", _config(ranker.network.source) | _ONE_SCORE | {
     "architectures": [f"{family.name}ForSequenceClassification"],
-    "sentence_transformers": {"activation_fn": _IDENTITY},
   })
 
 
@@ -180,8 +182,7 @@ def _write_mean(ranker: _Ranker) -> None:
 def _write_pair_cosine(ranker: _Ranker) -> None:
   network, folder, cut, similarity = ranker.network, ranker.folder, ranker.cut, ranker.similarity
   between = network.tokenizer.between
-  # CrossEncoder.rank() asks for one label.
-  _write_encoder(ranker.tensors, network, folder, _ONE_LABEL)
+  _write_encoder(ranker.tensors, network, folder, _ONE_SCORE)
   _write_pair_modules(folder, {"": _CODE_CLASS}, {
     # The tokenizer takes tokens off the longer text of a pair, so at twice the longest cut none loses what it keeps.
     "max_seq_length": 2 * max(cut.query_tokens, cut.passage_tokens),
@@ -224,14 +225,14 @@ def _in_task_model(key: str, family: family_lib.Family) -> str:
 
 
 def _write_encoder(tensors: Mapping[str, np.ndarray], network: Exportable, folder: pathlib.Path,
-                   labels: Mapping[str, Any] | None = None) -> None:
+                   score: Mapping[str, Any] | None = None) -> None:
   # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
   family = families.FAMILIES[network.sizes.model_type]
   untouched = {key: value for key, value in weights.read_tensors(network.source).items()
                if key.startswith("pooler.") and not key.startswith(family.beside_encoder)}
   _write_weights(folder, untouched | dict(tensors))
   architecture = {"architectures": [family.model]}
-  _write_json(folder / "config.json", _config(network.source) | architecture | dict(labels or {}))
+  _write_json(folder / "config.json", _config(network.source) | architecture | dict(score or {}))
 
 
 def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:

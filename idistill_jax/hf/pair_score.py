@@ -1,6 +1,7 @@
 """The ranker's head "pair_cosine" for sentence-transformers: a query and a passage -> the whole score.
 
     CrossEncoder(folder, trust_remote_code=True).predict([(query, passage), ...])
+    CrossEncoder(modules=[PairScore.load(folder)]).predict([(query, passage), ...])  # with this file's own class
 
 score = scale x cosine of the two halves of the pair read together
         + weight x similarity of query and passage as the retriever in similarity/ embeds each alone, with its prompts

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from idistill_jax import cli, flow, processes
+from idistill_jax import cli, flow, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.stages import index, scores
 from idistill_jax.train import inference
@@ -78,8 +78,8 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
     def keep(name: str) -> None:
       (pieces.parent / begun.of_helper(name)).write_bytes((out / name).read_bytes())
 
-    PIECES[stage.name](
-      artifacts.Job(cfg=cfg, out=out, inputs=inputs, cache=out, shared=pieces.parent, keep=keep, helps=True))
+    PIECES[stage.name](artifacts.Job(
+      cfg=sharding.fitted(cfg), out=out, inputs=inputs, cache=out, shared=pieces.parent, keep=keep, helps=True))
 
 
 def _is_nothing_new(home: artifacts.Workdir, names: Sequence[str], pieces: Iterable[epath.Path]) -> bool:

@@ -14,7 +14,7 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import cli, flow, join, machine, processes, records, status
+from idistill_jax import cli, flow, join, machine, processes, records, sharding, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
@@ -82,6 +82,17 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
   found = similarity.load(home.folder("candidates")).passages_PxE
   np.testing.assert_array_equal(found, inference.load_retriever(cfg, None).encode_passages(
     [passage.full_text for passage in PASSAGES]))  # fmt: skip
+
+
+def test_a_helper_need_not_have_the_devices_of_the_run(home, monkeypatch):
+  cfg = cli.load_config(home.root)
+  cfg.mesh = config_lib.Mesh(data=3, fsdp=16, tensor=2)
+  with pytest.raises(sharding.ShardingError):  # control: what is here does not carry it
+    sharding.make_mesh(cfg.mesh)
+  monkeypatch.setattr(cli, "load_config", lambda _: cfg)
+  folder = under_way(home)
+  join.work(home, flow.STAGES["candidates"])
+  assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
 
 
 class Ended(Exception):

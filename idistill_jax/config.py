@@ -396,6 +396,21 @@ def keyed(section: Any) -> Any:
           and not ("later" in field.metadata and getattr(section, field.name) == field.default)}
 
 
+def differences(own: Any, made: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Fields on which a result depends and whose values differ: the path, the value in `made`, the own one.
+
+  own: a config, or a section.  made: another as `as_dict` gave it; fields that it lacks have their defaults.
+  """
+  for field in dataclasses.fields(own):
+    if "aside" in field.metadata:
+      continue
+    value, name = getattr(own, field.name), path + field.name
+    if dataclasses.is_dataclass(value):
+      yield from differences(value, made.get(field.name, {}), f"{name}.")
+    elif value != (its := made.get(field.name, field.default)):
+      yield name, its, value
+
+
 def from_dict(values: dict[str, Any]) -> Config:
   """The inverse of `as_dict`; fields that are not there have their defaults.  Raises ConfigError, naming it, on a field
   that no section has, on a section that is none, and where there is no name."""

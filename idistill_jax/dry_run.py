@@ -231,20 +231,30 @@ def _ranker(cfg: config.Config, sizes: Sizes) -> list[str]:
 
 
 def _retriever(cfg: config.Config, sizes: Sizes) -> list[str]:
-  if cfg.retriever.teacher not in ("ranker", "both"):
-    return [_steps(sizes.lists, cfg.retriever)]
-  return _known(sizes.train, lambda n: _steps(_scored(cfg, sizes), cfg.retriever))
+  match cfg.retriever.teacher:
+    case "ranker":
+      return _known(sizes.train, lambda n: _steps(_scored(cfg, sizes), cfg.retriever))
+    case "both":
+      return _known(sizes.train, lambda n: _steps(sizes.lists + _unseen(cfg, sizes), cfg.retriever))
+    case _:
+      return [_steps(sizes.lists, cfg.retriever)]
 
 
 def _steps(lists: int, trained: config.Distillation | config.Ranker) -> str:
   steps = math.ceil(lists * trained.epochs / trained.lists_per_batch)
+  steps *= trained.trainings if isinstance(trained, config.Distillation) else 1
   return f"{lists:,} lists of {trained.passages_per_list}, {steps:,} steps of {trained.lists_per_batch} lists"
 
 
 def _scored(cfg: config.Config, sizes: Sizes) -> int:
-  """Lists that the ranker scores: those of the LLM, and of queries that it did not see."""
+  """Lists that the ranker scores: those of the LLM, where it is to, and of queries that it did not see."""
+  return sizes.lists * (cfg.scores.lists == "all") + _unseen(cfg, sizes)
+
+
+def _unseen(cfg: config.Config, sizes: Sizes) -> int:
+  """Lists that the ranker scores of queries that no LLM saw."""
   more = max(0, (sizes.train or 0) - sizes.lists)
-  return sizes.lists + (more if cfg.scores.unlabelled_queries is None else min(more, cfg.scores.unlabelled_queries))
+  return more if cfg.scores.unlabelled_queries is None else min(more, cfg.scores.unlabelled_queries)
 
 
 def _scores(cfg: config.Config, sizes: Sizes) -> list[str]:

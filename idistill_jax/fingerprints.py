@@ -12,9 +12,9 @@ from idistill_jax.retrieval import reader, systems
 from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.
-RANKINGS = "2"
+RANKINGS = "3"
 # Counted on when the stages evaluate and answer give other results for the same config.
-EVALUATION = 6
+EVALUATION = 7
 # Losses of rankers that have been other functions before: how often.
 RANKER_LOSSES = {"lambda": 1}
 

@@ -61,7 +61,8 @@ SHOWN = {stage.name: stage for stage in (
   # Before and after, with tests.
   _stage("evaluate",
          reads=("collection", "candidates", "labels", "train_direct", "train_ranker", "train_retriever", "index"),
-         config=("encoder", "ranker", "index", "evaluate"), fingerprint=fingerprints.evaluate, together=True),
+         reads_if={"queries": config.writes_queries}, config=("encoder", "ranker", "index", "evaluate"),
+         fingerprint=fingerprints.evaluate, together=True),
 
   # Hugging Face folders.
   _stage("export", reads=("collection", "labels", "train_direct", "train_ranker", "train_retriever", "evaluate"),
@@ -76,7 +77,7 @@ STAGES = SHOWN | {
   # One page to look at, which shows all of them and the whole config.
   "report": _stage("report", reads=tuple(name for name in SHOWN if name != "queries"),
                    reads_if={"queries": config.writes_queries},
-                   config=tuple(field.name for field in dataclasses.fields(config.Config))),
+                   config=tuple(field.name for field in dataclasses.fields(config.Config)), shows=True),
 }
 
 # Those that learn, each a model of its own.

@@ -53,7 +53,7 @@ def _check_paths(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
 
 def check(runner: cli.Runner) -> None:
   """Raises ConfigError where the collection has nothing to train on, nothing to measure by, not what the main measure
-  wants, or nothing to hold a reader's answers against.
+  wants, or nothing to hold a reader's answers against, and MeasureError where no grade counts as relevant.
 
   Why not in the stage: which split is measured is no part of its key, as it changes nothing of what it writes.
   """
@@ -65,6 +65,7 @@ def check(runner: cli.Runner) -> None:
     raise config.ConfigError(f"{where}: retriever.teacher is 'pairs', and no query there comes with the passage that "
                              "it was written for; take ranker, llm or both")
   judged = tables.load_some_qrels(folder, split)
+  measures.check_grades(judged, runner.cfg.evaluate.relevant_from)
   reader = bool(systems.ANSWERED[runner.cfg.answer.systems])
   stated = runner.cfg.evaluate.main_measure
   if judged and not reader and stated in (None, *measures.NAMES):

@@ -164,9 +164,7 @@ def _model(
 def check(query: str, k: int) -> None:
   """Raises EmptyQueryError or ValueError for what cannot be searched for."""
   if not query.strip():
-    raise EmptyQueryError(
-      'the query is empty; ask something: python -m idistill_jax.search --workdir=... "a question"'
-    )
+    raise EmptyQueryError("the query is empty; ask something")
   if k < 1:
     raise ValueError(f"at least one passage must be asked for, not {k}")
 

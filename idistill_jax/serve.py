@@ -15,6 +15,7 @@ import concurrent.futures
 import contextlib
 import math
 import os
+import socket
 import sys
 import time
 import types
@@ -29,7 +30,7 @@ from idistill_jax.data import example, tfrecord
 _PORT = flags.DEFINE_integer("port", 8008, "Port on 127.0.0.1.", lower_bound=0, upper_bound=65535)
 # Ten a second keep many readers content; more is a script, which may raise it.
 PER_MINUTE = 600
-_RATE = flags.DEFINE_integer("per_minute", PER_MINUTE, "Questions a minute that are answered.", lower_bound=1)
+_RATE = flags.DEFINE_integer("per_minute", PER_MINUTE, "Questions a minute that the models are asked.", lower_bound=1)
 
 HOST = "127.0.0.1"
 LONGEST_QUESTION = 1000
@@ -96,8 +97,8 @@ class Rate:
 class Queue:
   """One question at a time, a bounded number waiting for a bounded time."""
 
-  def __init__(self, searcher: Searching):
-    self._searcher = searcher
+  def __init__(self, searcher: Searching, rate: Rate):
+    self._searcher, self._rate = searcher, rate
     # A thread of its own, not one of Starlette's 40: those would be the bound then, and nobody turned away.
     self._models = concurrent.futures.ThreadPoolExecutor(1)
     # Why not let the thread's own queue hold them: a question in it can neither be told to come again nor forgotten.
@@ -105,10 +106,12 @@ class Queue:
     self._taken = 0
 
   async def search(self, question: str, k: int, gone: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
-    """JSON for the answers; raises Refused where too many wait, or this one too long, or nobody waits for it any more
-    (`gone`), ValueError for what cannot be searched for."""
+    """JSON for the answers; raises Refused where too many wait, the minute is used up, this one waits too long, or
+    nobody does for it any more (`gone`), ValueError for what cannot be searched for."""
     if self._taken > MOST_WAITING:
       raise Refused(503, f"{MOST_WAITING} questions are waiting already; try again", 1)
+    # Behind all that turns a question away at once: who comes again as told must not use up what others have.
+    self._rate.admit()
     self._taken += 1
     try:
       await self._turn(gone)
@@ -146,7 +149,7 @@ def _as_json(answer: search.Answer, k: int) -> dict[str, Any]:
 def application(searcher: Searching, per_minute: int) -> Any:
   """The Starlette application.  Raises ServeUnavailableError naming the extra to install."""
   starlette = _starlette()
-  rate, queue = Rate(per_minute), Queue(searcher)
+  queue = Queue(searcher, Rate(per_minute))
   # Questions and passages may be hostile: all of them pass the template's escaping.
   environment = starlette.Environment(loader=starlette.PackageLoader(TEMPLATES), autoescape=True)
   template, (style, *_) = environment.get_template(PAGE), environment.loader.get_source(environment, STYLE)
@@ -155,7 +158,6 @@ def application(searcher: Searching, per_minute: int) -> Any:
     """What is found, or an "error"; the HTTP status; the headers."""
     try:
       _refuse_other_sites(request.headers)
-      rate.admit()
       return await queue.search(*_asked(request.query_params), request.is_disconnected), 200, HEADERS
     except Refused as e:
       return {"error": str(e)}, e.status, HEADERS | e.headers
@@ -237,6 +239,17 @@ def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
   return server(searcher, port, per_minute)
 
 
+def bound(port: int) -> socket.socket:
+  """A socket at the port of 127.0.0.1, any free one for 0; raises OSError where another has it."""
+  made = socket.socket()
+  made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    made.bind((HOST, port))
+  except OSError as e:
+    raise OSError(e.errno, f"{HOST}:{port}: {e.strerror}; take another with --port, or any with --port=0") from e
+  return made
+
+
 def main(argv: Sequence[str]) -> None:
   workdir = flags.FLAGS.workdir
   if not workdir or len(argv) > 1:
@@ -244,13 +257,14 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.INFO)
   try:
     _starlette()
+    listening = bound(_PORT.value)
     logging.info("loading and compiling the models")
     serving = ready(workdir, _PORT.value, _RATE.value)
   except cli.USER_ERRORS as e:
     sys.exit(f"{type(e).__name__}: {e}")
-  logging.info("http://%s:%d", HOST, _PORT.value)
+  logging.info("http://%s:%d", HOST, listening.getsockname()[1])
   with contextlib.suppress(KeyboardInterrupt):
-    serving.run()
+    serving.run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ WITHIN = {
   "workdir": (
     ("outdated",),
     ("artifacts",),
-    ("begun", "foreign", "manifests"),
+    ("agreement", "begun", "foreign", "manifests"),
     ("store",),
     ("bucket", "seconds", "shared"),
     ("leases", "outside", "sent"),

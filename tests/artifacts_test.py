@@ -1,6 +1,7 @@
 """The workdir: done is skipped, changed is redone, killed continues, missing names its command, half is never seen."""
 
 import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -109,6 +110,36 @@ def test_missing_input_names_its_command(workdir: artifacts.Workdir, cfg: config
   with pytest.raises(artifacts.MissingInputError):
     workdir.execute(stage, cfg)
   assert not workdir.is_done(stage, cfg)
+
+
+def test_a_stage_is_held_to_the_settings_of_what_it_reads(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  made = Counted("train_ranker", (), ("encoder", "ranker", "seed"))
+  reads = Counted("evaluate", ("train_ranker",), ("encoder", "ranker", "evaluate"))
+  cfg.ranker.similarity_weight = None
+  workdir.execute(made.stage, cfg)
+  # Neither another section, nor what is set aside, nor a section that is not its own.
+  cfg.evaluate.depth, cfg.ranker.passes, cfg.seed = 7, 2, 1
+  workdir.execute(reads.stage, cfg)
+  cfg.ranker.similarity_weight, cfg.ranker.optim.peak_lr, cfg.encoder.query_tokens = 30.0, 0.5, 3
+  with pytest.raises(config.ConfigError) as raised:
+    workdir.execute(reads.stage, cfg)
+  for said in ("--config.ranker.similarity_weight=none ", "--config.ranker.optim.peak_lr=5e-05 ", "would be 3, ",
+               "--config.encoder.query_tokens=64 ", "\n  python -m idistill_jax.stages.train_ranker --config="):
+    assert said in str(raised.value), raised.value
+  assert reads.runs == 1
+  # What only shows does so.
+  workdir.execute(dataclasses.replace(reads.stage, name="report", shows=True), cfg)
+  # Made anew with them, it is read with them.
+  workdir.execute(made.stage, cfg)
+  workdir.execute(reads.stage, cfg)
+  # Of a version that had fewer fields: what is not said was the default.
+  manifest = json.loads((workdir.folder("train_ranker") / artifacts.MANIFEST).read_text())
+  del manifest["config"]["ranker"]["epochs"]
+  (workdir.folder("train_ranker") / artifacts.MANIFEST).write_text(json.dumps(manifest))
+  workdir.inputs(reads.stage, cfg)
+  cfg.ranker.epochs = 9
+  with pytest.raises(config.ConfigError, match=r"made with ranker.epochs=1; here it would be 9"):
+    workdir.inputs(reads.stage, cfg)
 
 
 def test_failed_stage_leaves_the_old_folder_and_its_own_work(workdir: artifacts.Workdir, cfg: config.Config) -> None:

@@ -8,8 +8,8 @@ import tracemalloc
 
 import pytest
 
-from idistill_jax import cli, config, flow, pipeline
-from idistill_jax.data import tables
+from idistill_jax import cli, config, flow, pipeline, records
+from idistill_jax.data import example, tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
 from idistill_jax.workdir import artifacts, manifests
@@ -93,6 +93,39 @@ def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
     tables.load_qrels(folder, "test")
 
 
+@pytest.mark.parametrize("own_split, splits", [
+  ("test", {"h": "test", "w0": "train", "w1": "dev", "w2": "train"}),
+  ("dev", {"h": "dev", "w0": "train", "w1": "train", "w2": "test"}),
+])
+def test_no_written_query_is_measured_beside_those_that_people_judged(tmp_path, own_split, splits):
+  data = tmp_path / "data"
+  (data / "qrels").mkdir(parents=True)
+  (data / "corpus.jsonl").write_text("".join(f'{{"_id": "p{i}", "text": "text {i}"}}\n' for i in range(4)))
+  (data / "queries.jsonl").write_text('{"_id": "h", "text": "asked"}\n')
+  tables.write_qrels(data / "qrels" / f"{own_split}.tsv", {"h": {"p3": 1}})
+  cfg = config.Config(name="test", queries=config.Queries(passages=3),
+                      collection=config.Collection(source="beir", path=str(data)))
+
+  def write(job: artifacts.Job) -> None:
+    made = {"w0": "train", "w1": "dev", "w2": "test"}
+    example.write_records(job.out, tables.QUERIES, [
+      records.Query(id=one, text=f"written {one}", split=split) for one, split in made.items()])
+    (job.out / "qrels").mkdir()
+    for place, (one, split) in enumerate(made.items()):
+      tables.write_qrels(job.out / "qrels" / f"{split}.tsv", {one: {f"p{place}": 1}})
+
+  workdir = artifacts.Workdir(tmp_path / "w")
+  workdir.execute(artifacts.Stage(name="queries", reads=(), config=("queries",), run=write), cfg)
+  workdir.execute(flow.STAGES["collection"], cfg)
+  found = workdir.folder("collection")
+  assert {query.id: query.split for query in tables.load_queries(found)} == splits
+  # What one was written for is what is right for it where it is measured, and a pair to learn from where it trains.
+  assert tables.load_qrels(found, own_split) == {"h": {"p3": 1}}
+  assert tables.read_qrels(found / tables.SOURCES).keys() == {one for one, split in splits.items() if split == "train"}
+  other = next(split for split in ("dev", "test") if split != own_split)
+  assert tables.load_qrels(found, other).keys() == {one for one, split in splits.items() if split == other}
+
+
 QRELS = "query-id\tcorpus-id\tscore\n"
 
 
@@ -123,6 +156,16 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
   runner.cfg.evaluate.main_measure = "answer@20"
   with pytest.raises(config.ConfigError, match="main_measure is 'answer@20'; what is measured here is MRR@10"):
     pipeline.check(runner)
+
+
+def test_grades_that_cannot_be_relevant_are_found_before_anything_is_encoded(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights, test="q2\tp\t2\n")
+  runner.cfg.evaluate.relevant_from = 3
+  with pytest.raises(ValueError, match=r"relevant_from is 3, and the highest grade of the judgements is 2, so nothing"):
+    pipeline.run(runner)
+  assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
+  runner.cfg.evaluate.relevant_from = 2
+  pipeline.check(runner)
 
 
 def test_pairs_to_learn_from_are_looked_for_before_anything_is_encoded(tmp_path, tiny_weights):

@@ -130,6 +130,21 @@ def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, lea
     assert f"{learned:,} lists of" in said[name] and f", {steps:,} steps of" in said[name]
 
 
+@pytest.mark.parametrize("teacher, lists, pairs, learned", [
+  ("ranker", "all", 40, 40), ("ranker", "unlabelled", 22, 22), ("both", "unlabelled", 22, 40), ("llm", "all", 40, 18)])
+def test_what_is_scored_and_learned_from_follows_the_teacher(tmp_path, teacher, lists, pairs, learned):
+  cfg = config_test.load("quickstart")
+  cfg.retriever.teacher, cfg.scores.lists = teacher, lists
+  cfg.retriever.trainings, cfg.retriever.lists_per_batch = 3, 20
+  stage = artifacts.Stage(name="collection", reads=(), config=("collection",), run=lambda job: job.count(
+    passages=400, queries={"train": 40}, lists=18))
+  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  said = {one.partition(":")[0]: one for one in told(cfg, tmp_path)}
+  assert f" {pairs * cfg.scores.depth:,} pairs" in said["scores"]
+  assert f" {learned} lists of" in said["train_retriever"]
+  assert f", {3 * math.ceil(learned / 20)} steps of 20 lists" in said["train_retriever"]
+
+
 def test_lists_are_no_longer_than_what_is_found(tmp_path):
   cfg = config_test.load("nq:slice")
   cfg.candidates.depth, cfg.labels.list_size = 10, 25

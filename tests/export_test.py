@@ -36,7 +36,7 @@ METRICS = {
               "distilled": {"MRR@10": 0.4071, "hit@1": 0.31}},
   "intervals": {"distilled": {"MRR@10": [0.3811, 0.4312]}},
   "tests": {"distilled vs initial": {"MRR@10": {"delta": 0.0359, "relative": 0.097, "p": 0.0123, "ci95": [0.01, 0.06],
-                                                "wins": 80, "losses": 41, "ties": 276}}},
+                                                "p_holm": 0.0246, "wins": 80, "losses": 41, "ties": 276}}},
 }
 
 
@@ -239,7 +239,8 @@ def test_a_card_tells_the_run_and_nothing_else(run):
   assert "base_model" not in front
   for said in ("3743", "993", "train 1000, test 397", "| training.steps | `123` |", "| student_temperature | `0.05` |",
                "0.4071 [0.3811, 0.4312]",
-               "+0.0359 against initial (p = 0.0123; 80 queries better, 41 worse, 276 equal)", "- jax: "):
+               "+0.0359 against initial (p = 0.0246, Holm's correction; 80 queries better, 41 worse, 276 equal)",
+               "- jax: "):
     assert said in text, said
   assert "passages at 32" in text and "the 40 at which" in text
   assert "without a stated licence" in text
@@ -266,10 +267,20 @@ def test_an_unmeasured_model_has_no_numbers(run):
 
 def test_the_card_says_that_an_llm_wrote_what_was_measured_by(run):
   metrics = {"queries": 2, "split": "test", "measures": [], "systems": {}, "intervals": {}, "tests": {}}
-  written = dataclasses.replace(run.cfg, queries=config.Queries(passages=9))
-  for cfg, said in ((run.cfg, False), (written, True)):
-    text = card.render("retriever", facts(run, cfg=cfg, metrics=metrics), "owner/name")
+  for more, said in ({}, False), ({"written_queries": 0}, False), ({"written_queries": 2}, True):
+    text = card.render("retriever", facts(run, metrics=metrics | more), "owner/name")
     assert (query_writing.CAUTION in text) is said
+
+
+def test_the_card_corrects_what_is_not_the_primary_test(run):
+  found = {"delta": 0.1, "p": 0.01, "p_holm": 0.06, "wins": 3, "losses": 1, "ties": 0}
+  metrics = {"queries": 4, "split": "test", "measures": [], "systems": {}, "intervals": {},
+             "primary": {"test": "distilled vs initial", "measure": "MRR@10"},
+             "tests": {f"{one} vs initial": {"MRR@10": found, "hit@1": found} for one in ("distilled", "ranker")}}
+  said = {kind: card.render(kind, facts(run, metrics=metrics), "owner/name") for kind in ("retriever", "ranker")}
+  assert "- MRR@10: +0.1000 against initial (p = 0.01, the primary test; 3 queries better" in said["retriever"]
+  assert "- hit@1: +0.1000 against initial (p = 0.06, Holm's correction; 3 queries better" in said["retriever"]
+  assert said["ranker"].count("(p = 0.06, Holm's correction;") == 2
 
 
 @pytest.mark.parametrize("more, said", [

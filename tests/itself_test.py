@@ -63,6 +63,19 @@ def test_ids_that_coincide_by_chance_are_told_apart_by_judgements():
   assert itself.of(QUERIES, tables.Passages([]), {}) == set()
 
 
+@pytest.mark.parametrize("query, text, is_one", [
+  ("Ban  arms now\n", "ban arms NOW", True),
+  ("Ban arms now, for good", "Arms. Ban arms now, for good", True),  # beside a title
+  ("Ban arms now, for good", "Ban arms now, for", True),  # cut
+  ("ban arms", "Whoever would ban arms has first to say which of them are meant", False),  # words of it
+  ("which arms?", "How bread is baked", False),
+])
+def test_ids_that_coincide_by_chance_are_told_apart_by_texts(query, text, is_one):
+  """Where rows of a table are numbered, passage 7 may be what is right for query 7, which nobody has judged."""
+  passages = tables.Passages([records.Passage(id="7", title="", text=text)])
+  assert itself.of([records.Query(id="7", text=query, split="train")], passages, {}) == ({"7"} if is_one else set())
+
+
 def test_a_run_without_them_is_as_deep_as_asked_for():
   found, dropped = {"a": {"a": 9.0, "b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0, "z": 1.0}}, []
   kept = {"a": {"b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0}}
@@ -132,3 +145,8 @@ def test_rankings_made_elsewhere_lose_it_too(tmp_path):
   assert [(one.query_id, one.passage_ids, one.filled_places, one.permutation) for one in found.rankings] == [
     ("a", ("c", "b"), (), ()), ("c", ("c", "a"), (), ()), ("b", ("a", "c"), (1,), (2, 0))]
   assert [drop.what for drop in found.drops if drop.reason.endswith("LLM ranking that is its query")] == ["a", "b"]
+  # By chance: of another text.
+  queries = (tmp_path / "queries.jsonl").read_text().replace("argument a", "where is bread baked?")
+  (tmp_path / "queries.jsonl").write_text(queries)
+  found = rankings.add(beir.load(cfg), cfg)
+  assert found.rankings[0].passage_ids == ("a", "c", "b")

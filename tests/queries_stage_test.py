@@ -97,12 +97,14 @@ def test_two_processes_encode_together_and_one_asks(recorded, tiny_weights, tmp_
   assert kept[0] == kept[1] and kept[0]
 
 
-def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tmp_path):
+def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tiny_weights, tmp_path):
   folder, _ = recorded
-  cfg = configured(folder, "pypi:no_such_weights", passages=None)
+  cfg = configured(folder, tiny_weights, passages=None)
   assert not flow.STAGES["queries"].asked_for(cfg) and flow.STAGES["queries"].asked_for(configured(folder, "x"))
   with pytest.raises(ValueError, match=r"a corpus without queries.*queries.passages"):
     artifacts.Workdir(tmp_path).execute(flow.STAGES["collection"], cfg)
+  with pytest.raises(config.ConfigError, match=r"queries.passages is none"):
+    artifacts.Workdir(tmp_path).execute(flow.STAGES["queries"], cfg)
 
 
 @pytest.mark.parametrize("lines", [[], ['{"_id": "a", "text": ""}\n', '{"_id": "b", "text": " "}\n']])

@@ -435,10 +435,19 @@ def test_a_difference_that_is_not_distillations_alone_is_said_beside_it(index, s
   assert (f"Distilled was searched {said}" in detail) if said else ("was searched" not in detail)
 
 
-@pytest.mark.parametrize(("passages", "said"), [(700, True), (None, False)])
-def test_that_an_llm_wrote_the_test_queries_is_said_beside_what_they_show(passages, said):
-  found = claims.claim(evaluation(mrr=comparison()), None, gather.flat({"queries": {"passages": passages}}))
+@pytest.mark.parametrize(("written", "said"), [(7, True), (0, False)])
+def test_that_an_llm_wrote_the_test_queries_is_said_beside_what_they_show(written, said):
+  """Of those that were measured: where people asked those, an LLM may have written the ones that trained."""
+  measured = dataclasses.replace(evaluation(mrr=comparison()), written_queries=written)
+  found = claims.claim(measured, None, gather.flat({"queries": {"passages": 700}}))
   assert (query_writing.CAUTION in found.detail) is said
+
+
+def test_one_query_shows_its_numbers_and_tells_nothing():
+  one = dataclasses.replace(evaluation(mrr=comparison()), tests={}, values={}, queries=1)
+  found = claims.claim(one, None, {})
+  assert found.headline == "1 query is too few to tell anything." and found.verdict == "undecided"
+  assert "→" in found.detail and "two queries at least" in found.detail
 
 
 def test_page_and_terminal_tell_of_smaller_vectors(workdir, text, tmp_path):

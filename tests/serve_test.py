@@ -4,6 +4,8 @@ import concurrent.futures
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -184,10 +186,11 @@ def test_whatever_is_asked_and_found_is_shown_as_text():
 
 
 def test_the_page_says_why_a_question_is_not_answered():
-  with Served(Echo(), per_minute=2) as url:
+  with Served(Echo(), per_minute=1) as url:
+    assert ask(url, "the first")[0] == 200
     for asked, expected, message in (
       ({"q": "x" * 1001}, 413, "1001 characters"), ({"q": "x", "k": "<b>"}, 400, "from 1 to 20"),
-      ({"q": "x"}, 429, "more than 2 questions"),
+      ({"q": "x"}, 429, "more than 1 questions"),
     ):  # fmt: skip
       status, shown = page(url, **asked)
       assert status == expected and 'role="alert"' in shown and message in shown and "<ol>" not in shown
@@ -220,6 +223,30 @@ def test_who_asks_too_much_waits():
     assert [ask(url, "x")[0] for _ in range(5)] == [200, 200, 200, 429, 429]
     # The first of the three leaves the minute when that has passed.
     assert 55 < int(get(f"{url}/api/search?q=x")[1]["retry-after"]) <= 60
+
+
+def test_who_is_turned_away_uses_up_nothing():
+  searcher = Echo(seconds=0.05)
+  many = serve.MOST_WAITING + 40
+  with Served(searcher, per_minute=many) as url, concurrent.futures.ThreadPoolExecutor(many) as pool:
+    assert {ask(url, "")[0] for _ in range(9)} == {400} and ask(url, "x" * 1001)[0] == 413
+    statuses = [one[0] for one in pool.map(lambda number: ask(url, f"q{number}"), range(many))]
+    assert set(statuses) == {200, 503}
+    # As many of the minute are left as were turned away, and no more.
+    again = [ask(url, "again")[0] for _ in range(statuses.count(503) + 1)]
+  assert again == [200] * statuses.count(503) + [429]
+
+
+def test_a_port_that_is_taken_is_told_before_any_model_is_loaded(tmp_path):
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    port = taken.getsockname()[1]
+    with pytest.raises(OSError, match=rf"127.0.0.1:{port}: .*take another with --port"):
+      serve.bound(port)
+    command = [sys.executable, "-m", "idistill_jax.serve", f"--workdir={tmp_path}", f"--port={port}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "take another with --port" in done.stderr and "loading" not in done.stderr
+  with serve.bound(0) as free:
+    assert free.getsockname()[1] > 0
 
 
 def test_everybody_gets_the_answer_to_the_own_question():

@@ -17,7 +17,7 @@ def results(own: str, metrics: Mapping[str, Any] | None, caveats: Sequence[str],
   lines = [
     f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
     f"`ranker` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
-    + (f" {query_writing.CAUTION}" if config_lib.writes_queries(cfg) else ""),
+    + (f" {query_writing.CAUTION}" if metrics.get("written_queries") else ""),
     *(f"\n**{one}**" for one in caveats),
     "",
     "| system | " + " | ".join(measures) + " |",
@@ -27,13 +27,17 @@ def results(own: str, metrics: Mapping[str, Any] | None, caveats: Sequence[str],
     shown = f"**{system}** (this model)" if system == own else system
     bounds = metrics["intervals"].get(system, {})
     lines.append(f"| {shown} | " + " | ".join(_cell(values.get(m), bounds.get(m)) for m in measures) + " |")
-  test = metrics["tests"].get(f"{own} vs {_BASE_SYSTEM}", {})
-  lines += [""] + [
-    f"- {measure}: {found['delta']:+.4f} against {_BASE_SYSTEM} (p = {found['p']:.4g}; "
-    f"{found['wins']} queries better, {found['losses']} worse, {found['ties']} equal)"
-    for measure, found in test.items()
-  ]
+  pair = f"{own} vs {_BASE_SYSTEM}"
+  lines += ["", *(_difference(measure, found, metrics.get("primary") == {"test": pair, "measure": measure})
+                  for measure, found in metrics["tests"].get(pair, {}).items())]
   return "\n".join(lines).rstrip()
+
+
+def _difference(measure: str, found: Mapping[str, Any], is_primary: bool) -> str:
+  """With the p that decides: the primary test's own, any other's corrected for how many there are."""
+  p = f"p = {found['p']:.4g}, the primary test" if is_primary else f"p = {found['p_holm']:.4g}, Holm's correction"
+  return (f"- {measure}: {found['delta']:+.4f} against {_BASE_SYSTEM} ({p}; {found['wins']} queries better, "
+          f"{found['losses']} worse, {found['ties']} equal)")
 
 
 def _cell(value: float | None, bounds: Any) -> str:

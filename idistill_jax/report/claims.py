@@ -33,14 +33,20 @@ def claim(
       headline="Nothing has been measured yet.", detail="The evaluate stage has not run.", verdict="undecided"
     )
   test = evaluation.test(gather.AFTER).get(evaluation.main_measure)
-  if test is None:
+  before, after = (evaluation.systems.get(one, {}).get(evaluation.main_measure)
+                   for one in (gather.BEFORE, gather.AFTER))  # fmt: skip
+  if before is None or after is None:
     return Claim(
       headline=f"No comparison of {gather.AFTER} and {gather.BEFORE} was measured.",
       verdict="undecided",
       detail=f"The evaluation compares {', '.join(evaluation.tests) or 'nothing'}.",
     )
-  before = evaluation.systems[gather.BEFORE][evaluation.main_measure]
-  after = evaluation.systems[gather.AFTER][evaluation.main_measure]
+  if test is None:
+    return Claim(
+      headline=f"{count(evaluation.known(evaluation.main_measure))} query is too few to tell anything.",
+      verdict="undecided",
+      detail=f"{evaluation.main_measure} {before:.3f} → {after:.3f}; a test needs two queries at least.",
+    )
   change = f"{relative(test.relative)}; " if test.relative is not None else ""
   known = evaluation.known(evaluation.main_measure)
   measured = f"{count(known)} of " if known < evaluation.queries else ""
@@ -48,7 +54,7 @@ def claim(
     f"{evaluation.main_measure} {before:.3f} → {after:.3f} ({change}difference {difference(test)}, "
     f"{p_value(test.p)}, the primary test and so not corrected for others, {measured}{count(evaluation.queries)} "
     f"{evaluation.split} queries).{_not_distillation(evaluation, settings)}"
-    + (f" {query_writing.CAUTION}" if settings.get("queries.passages", "null") != "null" else "")
+    + (f" {query_writing.CAUTION}" if evaluation.written_queries else "")
   )
   lead = _lead(labels if _taught_by_lists(settings) else None)
   return Claim(headline=f"{lead}{_outcome(evaluation, test)}.", detail=detail, verdict=verdict(test))

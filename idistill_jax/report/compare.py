@@ -172,7 +172,7 @@ def headline(compared: Comparison) -> str:
   mean = lambda run: run.evaluation.systems[gather.AFTER][main]
   tested = [(run, run.p_holm) for run in compared.runs if run.p_holm is not None]
   if not tested:
-    others = "; no other run was measured as it was" if len(compared.runs) > 1 else ""
+    others = "; no other run was measured as it was" if any(run.differs for run in compared.runs) else ""
     return f"{first.name} has {main} {mean(first):.3f}{others}"
   # The best of the others has been tested against the first alone.
   challenger, p = max(tested, key=lambda pair: mean(pair[0]))
@@ -192,6 +192,9 @@ def notes(compared: Comparison) -> list[str]:
   return [
     f"{run.name} is not tested against {compared.runs[0].name}: other {', '.join(run.differs)}."
     for run in compared.runs if run.differs
+  ] + [
+    f"{run.name} is not tested against {compared.runs[0].name}: one query allows no test."
+    for run in compared.runs[1:] if run.test is None and not run.differs
   ]
 
 

@@ -46,7 +46,8 @@ class Evaluation:
 
   systems: system -> measure -> mean.  intervals: the same -> 95 % interval.  tests: "a vs b" -> measure ->
   comparison.  values: measure -> system -> query id -> value.  ann: the index against exact search.
-  leakage: what training saw of the test.  relevant_from: the lowest grade that counts as relevant.
+  leakage: what training saw of the test.  relevant_from: the lowest grade that counts as relevant.  written_queries:
+  how many of the queries an LLM wrote.
   """
 
   split: str
@@ -61,6 +62,7 @@ class Evaluation:
   ann: Mapping[str, Any]
   leakage: Mapping[str, Any]
   relevant_from: int
+  written_queries: int = 0
 
   @property
   def per_query(self) -> Mapping[str, Mapping[str, float]]:
@@ -186,6 +188,7 @@ def evaluation(workdir: artifacts.Workdir, stage: str = "evaluate") -> Evaluatio
       ann=found.get("ann") or {},
       leakage=found.get("leakage") or {},
       relevant_from=int(found.get("relevant_from", 1)),
+      written_queries=int(found.get("written_queries", 0)),
     )
   except (KeyError, TypeError, IndexError, AttributeError) as e:
     raise files.ReportError(

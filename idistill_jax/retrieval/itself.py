@@ -1,23 +1,30 @@
 """Queries that are passages of the collection themselves, as ArguAna's arguments are: nobody is to find those.
 
 BEIR's evaluator leaves a passage out of the results of the query with its id, and so do candidates and measures here.
-Unlike there, one that is judged relevant for that query stays: then the ids are the same by chance, as where both
-queries and passages are numbered.
+Unlike there, one whose text is another stays, and so does one that is judged relevant for that query: then the ids are
+the same by chance, as where both queries and passages are numbered.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from idistill_jax import records
+from idistill_jax.data import tables
 from idistill_jax.retrieval import runs
 
 
-def of(
-  queries: Iterable[records.Query], passages: Container[str], qrels: Mapping[str, Mapping[str, int]]
-) -> frozenset[str]:
+def of(queries: Iterable[records.Query], passages: tables.Passages,
+       qrels: Mapping[str, Mapping[str, int]]) -> frozenset[str]:
   """Ids of the queries whose own passage is to be left out."""
   return frozenset(
-    query.id for query in queries if query.id in passages and qrels.get(query.id, {}).get(query.id, 0) <= 0
-  )
+    query.id for query in queries
+    if query.id in passages and qrels.get(query.id, {}).get(query.id, 0) <= 0
+    and _is_one_text(query.text, passages.by_id(query.id).full_text))
+
+
+def _is_one_text(query: str, passage: str) -> bool:
+  """Whether the shorter stands in the longer and is most of it, as without a title; case and white space aside."""
+  shorter, longer = sorted((" ".join(text.casefold().split()) for text in (query, passage)), key=len)
+  return shorter in longer and 2 * len(shorter) >= len(longer)
 
 
 def without(found: runs.Run, own: Set[str], depth: int | None, dropped: Callable[[str], None]) -> runs.Run:

@@ -54,6 +54,14 @@ def per_query(
   return found
 
 
+def check_grades(qrels: Mapping[str, Mapping[str, int]], relevant_from: int) -> None:
+  """Raises MeasureError where no grade counts as relevant: all but nDCG would be 0 for whatever is found."""
+  highest = max((grade for judged in qrels.values() for grade in judged.values()), default=relevant_from)
+  if highest < relevant_from:
+    raise MeasureError(f"evaluate.relevant_from is {relevant_from}, and the highest grade of the judgements is "
+                       f"{highest}, so nothing would count as relevant: set --config.evaluate.relevant_from={highest}")
+
+
 def mean(values: Mapping[str, float]) -> float:
   """Mean over queries; raises MeasureError where there are none."""
   if not values:

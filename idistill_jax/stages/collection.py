@@ -9,6 +9,7 @@ elsewhere), `rankings-*.tfrecord` (LLM rankings made elsewhere), `answers-*.tfre
 """
 
 import collections
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -65,7 +66,8 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
   """The collection and what the stage `queries` wrote for it.
 
   What a training query was written for is a generated pair, as in the quickstart: nothing learns from it but the
-  contrastive baseline.
+  contrastive baseline.  Where the collection judges queries of its own, no written one is measured beside them: those
+  of that split train.
   """
   if not config.writes_queries(job.cfg):
     if not whole.queries:
@@ -75,8 +77,11 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
     return whole
   folder = job.inputs["queries"]
   qrels = {path.stem: tables.read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
-  pairs = qrels.pop("train", {})
-  return collection.with_queries(whole, tables.load_queries(folder), qrels, pairs)
+  trained = {"train", *(split for split, judged in whole.qrels.items() if judged)}
+  pairs = {query_id: judged for split in trained for query_id, judged in qrels.pop(split, {}).items()}
+  queries = (dataclasses.replace(query, split="train") if query.split in trained else query
+             for query in tables.load_queries(folder))
+  return collection.with_queries(whole, queries, qrels, pairs)
 
 
 def _write(job: artifacts.Job, name: str, items: Iterable[Any], count: int) -> None:

@@ -145,6 +145,7 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
   metrics = {
     "split": cfg.split,
     "queries": len(queries),
+    "written_queries": len({*ids} & written(job)),
     "relevant_from": cfg.relevant_from,
     **summary.summarise(measured, tests, cfg.resamples, (TESTS[0], main)),
     "leakage": leaked(job, queries, table, qrels, accepted, measured, main,
@@ -157,13 +158,23 @@ def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str,
 
 
 def judgements(job: artifacts.Job) -> tables.Qrels | None:
-  """Judgements of the split; None where there are none but answers are, which then decide what is right."""
+  """Judgements of the split; None where there are none but answers are, which then decide what is right.
+
+  Raises MeasureError where no grade counts as relevant.
+  """
   try:
-    return tables.load_qrels(job.inputs["collection"], job.cfg.evaluate.split)
+    found = tables.load_qrels(job.inputs["collection"], job.cfg.evaluate.split)
   except FileNotFoundError:
     if tables.load_answers(job.inputs["collection"]):
       return None
     raise
+  measures.check_grades(found, job.cfg.evaluate.relevant_from)
+  return found
+
+
+def written(job: artifacts.Job) -> Set[str]:
+  """Queries that the LLM wrote."""
+  return {query.id for query in tables.load_queries(job.inputs["queries"])} if "queries" in job.inputs else set()
 
 
 def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, object]) -> list[records.Query]:

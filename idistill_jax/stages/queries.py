@@ -28,6 +28,8 @@ _ROWS = 1024
 
 
 def run(job: artifacts.Job) -> None:
+  if not config.writes_queries(job.cfg):
+    raise config.ConfigError("queries.passages is none, so nothing is to be written: --config.queries.passages=700")
   passages = _passages(job.cfg.collection)
   retriever = inference.load_retriever(job.cfg, None, job)
   passages_PxE = retriever.encode_passages([passage.full_text for passage in passages])

@@ -22,8 +22,8 @@ from etils import epath
 
 from idistill_jax import config as config_lib
 from idistill_jax import processes
+from idistill_jax.workdir import agreement, files, foreign, manifests, remade, seconds
 from idistill_jax.workdir import begun as begun_lib
-from idistill_jax.workdir import files, foreign, manifests, remade, seconds
 from idistill_jax.workdir import store as store_lib
 
 MANIFEST, CONFIG = manifests.FILE, "config.json"
@@ -53,6 +53,7 @@ class Stage:
   asked_for: whether a config wants it at all; a pipeline leaves it out where not.
   reads_if: further stages whose folders it opens, each where a config asks for it.
   together: whether all processes of a job run it; otherwise the first does, and the others wait.
+  shows: whether it tells what others made, with whatever config; otherwise `agreement` holds it to theirs.
   """
 
   name: str
@@ -63,6 +64,7 @@ class Stage:
   asked_for: Callable[[config_lib.Config], bool] = lambda cfg: True
   reads_if: Mapping[str, Callable[[config_lib.Config], bool]] = dataclasses.field(default_factory=dict)
   together: bool = False
+  shows: bool = False
 
   def inputs(self, cfg: config_lib.Config) -> tuple[str, ...]:
     return (*self.reads, *(name for name, wanted in self.reads_if.items() if wanted(cfg)))
@@ -155,13 +157,15 @@ class Workdir:
     return None if text is None else manifests.read(text, f"{self.stated}/{stage}")
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
-    """Folders that the stage reads; raises MissingInputError for the first that is absent, else as `files.whole`."""
+    """Folders that it reads; raises MissingInputError for the first that is absent, else as agreement and files do."""
     manifests = {}
     for name in stage.inputs(cfg):
       if (manifest := self.manifest(name)) is None:
         raise MissingInputError(f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
                                 f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}")
       manifests[name] = manifest
+    if not stage.shows:
+      agreement.check(stage.name, stage.config, cfg, manifests, self.stated)
     # Earlier manifests do not say how long record files are.
     return {name: files.whole(self.folder(name), one.get("records", {})) for name, one in manifests.items()}
 

@@ -8,14 +8,14 @@ in a file of their own, as RankGPT's, are read by `permutations`.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from idistill_jax import config, records
-from idistill_jax.data import collection
+from idistill_jax.data import collection, tables
 from idistill_jax.data.corpora import jsonl, permutations
 from idistill_jax.llm import parse
-from idistill_jax.retrieval import runs
+from idistill_jax.retrieval import itself, runs
 from idistill_jax.workdir import outside
 
 
@@ -34,8 +34,10 @@ def add(found: collection.Collection, cfg: config.Collection) -> collection.Coll
     if one.query_id in rankings:
       drops.append(collection.Drop("second LLM ranking of a query", one.query_id))
     else:
-      rankings[one.query_id] = _without_itself(one, found, drops)
-  whole = collection.with_rankings(found, tuple(rankings.values()), drops)
+      rankings[one.query_id] = one
+  own = _own(found, rankings)
+  kept = tuple(_without_itself(one, drops) if one.query_id in own else one for one in rankings.values())
+  whole = collection.with_rankings(found, kept, drops)
   if not whole.rankings:
     raise collection.CollectionError(
       f"{cfg.rankings}: no ranking of a query and passages of {found.title}"
@@ -44,13 +46,19 @@ def add(found: collection.Collection, cfg: config.Collection) -> collection.Coll
   return whole
 
 
-def _without_itself(
-  ranking: records.RankedList, found: collection.Collection, drops: list[collection.Drop]
-) -> records.RankedList:
-  """The ranking without a passage that is its query (see `retrieval.itself`), which is named."""
+def _own(found: collection.Collection, rankings: Mapping[str, records.RankedList]) -> Set[str]:
+  """Queries whose ranking holds a passage that is its query, see `retrieval.itself`."""
+  named = {query_id for query_id, one in rankings.items() if query_id in one.passage_ids}
+  if not named:
+    return named
+  judged = {query_id: of for qrels in found.qrels.values() for query_id, of in qrels.items()}
+  return itself.of((query for query in found.queries if query.id in named),
+                   tables.Passages(passage for passage in found.passages if passage.id in named), judged)
+
+
+def _without_itself(ranking: records.RankedList, drops: list[collection.Drop]) -> records.RankedList:
+  """The ranking without the passage that is its query, which is named."""
   own = ranking.query_id
-  if own not in ranking.passage_ids or any(qrels.get(own, {}).get(own, 0) > 0 for qrels in found.qrels.values()):
-    return ranking
   drops.append(collection.Drop("passage of an LLM ranking that is its query", own))
   places = [place for place, one in enumerate(ranking.passage_ids) if one != own]
   return dataclasses.replace(

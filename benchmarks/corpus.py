@@ -32,10 +32,7 @@ def measure(cfg: config.Config, workdir: str, name: str) -> dict[str, object]:
 
 def main(argv: Sequence[str]) -> None:
   folder = pathlib.Path(flags.FLAGS.workdir).absolute()
-  if not (folder / "orders.jsonl").exists():
-    folder.mkdir(parents=True)
-    drawn.prepare(folder, _PASSAGES.value)
-  cfg = drawn.experiment(folder, _PASSAGES.value, _SHARDS.value)
+  cfg = drawn.experiment(drawn.once(folder / "drawn", _PASSAGES.value), _PASSAGES.value, _SHARDS.value)
   for stage in flow.STAGES.values():
     if stage.asked_for(cfg):
       print(json.dumps(alone.call(measure, cfg, str(folder / "run"), stage.name)), flush=True)

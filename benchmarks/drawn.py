@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,16 @@ from idistill_jax.data import tables
 
 WORDS, ASKED_WORDS, LISTED = 6, 3, 8
 QUERIES = {"train": 64, "dev": 200, "test": 200}
+
+
+def once(folder: pathlib.Path, passages: int) -> pathlib.Path:
+  """The folder, prepared where it is not there; what was ended before it was whole is begun anew."""
+  if not folder.exists():
+    half = folder.with_name(f"{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    prepare(half, passages)
+    half.rename(folder)
+  return folder
 
 
 def prepare(folder: pathlib.Path, passages: int, seed: int = 0) -> pathlib.Path:

@@ -97,9 +97,14 @@ def _tokens(encoded: Any) -> list[Tokens]:
 
 def _padded(some: Sequence[Tokens]) -> dict[str, torch.Tensor]:
   """To the longest; what is padded has no attention, so that 0 will do for every field."""
-  pad = lambda parts: rnn.pad_sequence(parts, batch_first=True).to(peers.device(), non_blocking=True)
+  pad = lambda parts: _sent(rnn.pad_sequence(parts, batch_first=True))
   batch = {name: pad([one[name] for one in some]) for name in some[0]}
   return batch | {"attention_mask": pad([torch.ones(len(one["input_ids"]), dtype=torch.long) for one in some])}
+
+
+def _sent(batch: torch.Tensor) -> torch.Tensor:
+  """On the device.  From pinned memory alone does the host not wait for it."""
+  return batch.pin_memory().to("cuda", non_blocking=True) if peers.device() == "cuda" else batch
 
 
 def _in_groups(read: Callable[[Sequence[Tokens]], torch.Tensor], some: Sequence[Tokens], groups: int) -> torch.Tensor:

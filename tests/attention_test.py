@@ -154,6 +154,17 @@ def test_heads_that_the_gpu_kernel_is_not_made_for_are_attended_plainly_which_is
     [] if fused else [f"cuDNN's attention takes no heads of {width}"])
 
 
+def test_rows_of_an_odd_length_are_attended_plainly_on_a_gpu(monkeypatch):
+  """cuDNN reads them, and has no gradient of them."""
+  monkeypatch.setattr(kernels, "capability", lambda device: 9)
+  monkeypatch.setattr(kernels, "_cudnn", lambda q, k, v, together: jnp.zeros_like(q))
+  attend = kernels.cudnn(sharding.make_mesh(config.Mesh(), jax.devices()[:1]))
+  for length, fused in ((32, True), (31, False)):
+    x, texts = jax.random.normal(jax.random.key(0), (2, length, H, 8), jnp.bfloat16), np.ones((2, length), np.int32)
+    plain = attention.attend(x, x, x, packed(texts))
+    np.testing.assert_array_equal(attend(x, x, x, packed(texts)), jnp.zeros_like(x) if fused else plain)
+
+
 def test_rows_that_the_kernel_cannot_cut_are_read_plainly_which_is_said_once(caplog):
   caplog.set_level("INFO", logger="absl")
   kernels.say_plain.cache_clear()

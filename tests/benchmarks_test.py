@@ -4,18 +4,20 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
 
 import config_test
 import jax
+import jax.numpy as jnp
 import jobs
 import numpy as np
 import pytest
 
 from benchmarks import alone, drawn, first_stages, memory, models, ours, report, run, scaling, texts
-from idistill_jax import config, flow, records, sharding, validation
+from idistill_jax import config, flow, multiply, records, sharding, validation
 from idistill_jax.data import example, tables
 from idistill_jax.hf import folders
 from idistill_jax.models import attention, execution
@@ -251,6 +253,31 @@ def test_memory_is_told_a_passage(minilm_weights, tmp_path):
   assert said["tokens"] == memory.TITLE_WORDS + memory.WORDS + 3
   # The texts are not held.  Ids of so few fit into what the first block left free, or do not.
   assert said["bytes_of_texts"] < 300 and said["bytes_beside_texts"] < 10_000
+
+
+def test_a_corpus_that_was_half_drawn_is_drawn_anew(tmp_path, monkeypatch):
+  drawing = []
+
+  def prepare(folder: pathlib.Path, passages: int) -> None:
+    (folder / "beir").mkdir(parents=True)
+    drawing.append(passages)
+    if len(drawing) == 1:
+      raise KeyboardInterrupt
+    (folder / "orders.jsonl").touch()
+
+  monkeypatch.setattr(drawn, "prepare", prepare)
+  with pytest.raises(KeyboardInterrupt):
+    drawn.once(tmp_path / "drawn", 2000)
+  assert drawn.once(tmp_path / "drawn", 2000) == drawn.once(tmp_path / "drawn", 2000) == tmp_path / "drawn"
+  assert drawing == [2000, 2000] and [one.name for one in tmp_path.iterdir()] == ["drawn"]
+
+
+def test_a_peak_is_of_products_as_exact_as_the_models(monkeypatch):
+  """Rounded operands, as float32 has on a GPU unless told otherwise, are multiplied several times as fast."""
+  exact, told = multiply.matmul, []
+  monkeypatch.setattr(utilization.multiply, "matmul", lambda a, b: told.append(a.dtype) or exact(a, b))
+  monkeypatch.setattr(utilization, "seconds", lambda call: jax.block_until_ready(call()) is None or 2.0)
+  assert utilization.matrix_rate.__wrapped__("float32") == 1024**3 and told == [jnp.float32]
 
 
 def test_a_drawn_corpus_is_a_collection_with_orders_to_learn(tmp_path):

@@ -50,7 +50,7 @@ def capability(device: Any) -> int:
 
 def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
   """cuDNN's fused attention, tokens kept apart by a mask; for 16-bit types, which alone it takes, without a bias, and
-  heads of a multiple of 8 numbers, of 128 at most before Hopper and of 256 since."""
+  heads of a multiple of 8 numbers, of 128 at most before Hopper and of 256 since, and rows of an even length."""
   widest = 256 if capability(mesh.devices.flat[0]) >= 9 else 128
 
   def attend_cudnn(q_RxLxHxK: jax.Array, k_RxLxHxK: jax.Array, v_RxLxHxK: jax.Array, rows: pack.Rows,
@@ -59,6 +59,8 @@ def cudnn(mesh: jax.sharding.Mesh) -> attention.Attend:
       say_plain("cuDNN's attention takes no distances here")
     elif (width := q_RxLxHxK.shape[-1]) > widest or width % 8:
       say_plain(f"cuDNN's attention takes no heads of {width} numbers on this GPU")
+    elif (length := q_RxLxHxK.shape[1]) % 2:
+      say_plain(f"cuDNN's attention has no gradient of rows of {length} tokens, an odd number")
     else:
       together_RxLxL = attention.together(jnp.asarray(rows.segment_ids), window)
       return _on_each_device(_cudnn, mesh)(q_RxLxHxK, k_RxLxHxK, v_RxLxHxK, together_RxLxL)

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from idistill_jax import config as config_lib
 from idistill_jax import experiments, extras, processes, validation
-from idistill_jax.workdir import artifacts, shared
+from idistill_jax.workdir import artifacts, inputs, shared
 
 
 class _OrNone(flags.ArgumentParser):
@@ -161,7 +161,7 @@ def _compare(cfg: config_lib.Config) -> None:
   """Raises ConfigError in all processes where one has another config or other code: they would train together."""
   if processes.count() == 1:
     return
-  of_code = "".join(f"{name}: {version}\n" for name, version in (extras.versions() | {"code": extras.code()}).items())
+  of_code = "".join(f"{name}: {version}\n" for name, version in extras.identity().items())
   said = processes.told("a look at the configs", config_lib.render(cfg) + of_code)
   for process, its in said.items():
     if its != said[0]:
@@ -198,7 +198,7 @@ def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
 
 
 # Errors whose message says what to do; anything else is a defect and keeps its traceback.
-USER_ERRORS = (artifacts.MissingInputError, config_lib.ConfigError, ValueError, OSError, ImportError)
+USER_ERRORS = (inputs.MissingInputError, config_lib.ConfigError, ValueError, OSError, ImportError)
 
 
 class Runner:
@@ -235,6 +235,7 @@ class Runner:
     """Whether the stage is done, or could be taken over."""
     self.workdir.refuse_foreign(stage.name)
     if self.workdir.is_done(stage, self.cfg):
+      self.workdir.sweep(stage, self.cfg)
       logging.info("%s: done already, nothing changed", stage.name)
       return True
     self.workdir.inputs(stage, self.cfg)

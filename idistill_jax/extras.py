@@ -38,6 +38,11 @@ def versions(packages: Iterable[str] = _CORE) -> dict[str, str]:
   return found
 
 
+def identity() -> dict[str, str]:
+  """What all processes that make one result have in common: `versions`, and their code."""
+  return versions() | {"code": code()}
+
+
 def code() -> str:
   """Hash of this package's modules: a clone has one version through many commits."""
   found = hashlib.sha256()

@@ -6,6 +6,7 @@ Nothing here imports JAX: a stage's module in `idistill_jax.stages` is imported 
 import dataclasses
 import importlib
 import types
+from collections.abc import Mapping
 from typing import Any
 
 from idistill_jax import config, fingerprints
@@ -17,12 +18,18 @@ def module(stage: str) -> types.ModuleType:
   return importlib.import_module(f"idistill_jax.stages.{stage}")
 
 
+def _read_by(stages: Mapping[str, artifacts.Stage]) -> dict[str, artifacts.Stage]:
+  """The stages, each with those that read it."""
+  readers = lambda name: tuple(one.name for one in stages.values() if name in (*one.reads, *one.reads_if))
+  return {name: dataclasses.replace(stage, read_by=readers(name)) for name, stage in stages.items()}
+
+
 def _stage(name: str, **declared: Any) -> artifacts.Stage:
   return artifacts.Stage(name=name, run=lambda job: module(name).run(job), **declared)
 
 
 # By name, all but the page that shows them; fields are as `artifacts.Stage` says.
-SHOWN = {stage.name: stage for stage in (
+SHOWN = _read_by({stage.name: stage for stage in (
   # The LLM writes queries, where a corpus has none (off unless asked for).
   _stage("queries", reads=(), config=("queries", "collection", "encoder", "labels", "seed"),
          fingerprint=fingerprints.queries, asked_for=config.writes_queries, together=True),
@@ -71,7 +78,7 @@ SHOWN = {stage.name: stage for stage in (
   # A reader LLM answers from what each system found.  Behind the export: a quota keeps nobody from the models.
   _stage("answer", reads=("collection", "evaluate"), config=("answer", "labels", "evaluate"),
          fingerprint=fingerprints.answer),
-)}
+)})
 
 STAGES = SHOWN | {
   # One page to look at, which shows all of them and the whole config.

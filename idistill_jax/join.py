@@ -23,7 +23,7 @@ from idistill_jax import cli, flow, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.stages import index, scores
 from idistill_jax.train import inference
-from idistill_jax.workdir import artifacts, begun
+from idistill_jax.workdir import artifacts, begun, coded
 
 # Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
 # Evaluation searches first.
@@ -56,21 +56,40 @@ def watch(home: artifacts.Workdir) -> None:
     folders = {stage.name: home.pieces(stage, cfg) for stage in left
                if any(name.startswith(f".{stage.name}-") for name in names)}  # fmt: skip
     under_way = [name for name, pieces in folders.items() if pieces.exists()]
+    for name in folders.keys() - under_way:
+      _tell_of_other_keys(home, name, names, folders[name].parent.name)
     if under_way:
       _help(home, JOINED[under_way[0]], cfg, folders[under_way[0]].parent.name)
     else:
       _wait(functools.partial(_is_nothing_new, home, names, folders.values()), _WHOLE_LOOK_SECONDS)
 
 
+@functools.cache
+def _say(why: str) -> None:
+  """Once."""
+  logging.warning("%s", why)
+
+
+def _tell_of_other_keys(home: artifacts.Workdir, stage: str, names: Sequence[str], own: str) -> None:
+  """Says so where the stage is being made of what is not here: it would be waited for without an end."""
+  if own not in names and (begun := home.begun(stage)) is not None and begun.is_held:
+    _say(f"{stage}: is being made with another key than it has here, so it cannot be joined: weights, files that the "
+         "config names, or Python are others on this machine")
+
+
 def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
   """The stage's pieces, as far as others leave them.
 
-  Raises ValueError where the stage is not being made.
+  Raises ValueError where the stage is not being made, and ConfigError where it is by other code.
   """
   cfg = cli.load_config(home.stated)
   pieces = home.pieces(stage, cfg)
   if not pieces.exists():
     raise ValueError(f"{home.stated}: the stage {stage.name} is not under way, so there is nothing to join")
+  code = pieces.parent / coded.FILE
+  if code.exists() and (other := coded.differing(code.read_text())):
+    raise config_lib.ConfigError(f"{home.stated}: {stage.name} is being made by other code ({other}), and pieces of "
+                                 "both would be one result; join with the code of the run")
   inputs = home.inputs(dataclasses.replace(stage, reads=READ.get(stage.name, stage.reads)), cfg)
   with tempfile.TemporaryDirectory() as made:
     out = pathlib.Path(made)

@@ -19,7 +19,7 @@ from idistill_jax.llm import session
 from idistill_jax.report import terminal
 from idistill_jax.retrieval import answers, measures, summary, systems
 from idistill_jax.stages import collection
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, inputs
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(
@@ -96,7 +96,7 @@ def estimate(runner: cli.Runner) -> None:
       print(f"\n{stage.name}:")
       try:
         flow.module(stage.name).print_estimate(runner)
-      except artifacts.MissingInputError as e:
+      except inputs.MissingInputError as e:
         print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
 
 

@@ -57,7 +57,7 @@ class Searcher:
   Models come from the folders that were exported, where these hold what was trained last; else from the trainings.
   Where what is searched was made of an earlier model, that is warned of, with the commands that mend it.
 
-  Raises artifacts.MissingInputError for the first stage that has not run, naming its command, and
+  Raises inputs.MissingInputError for the first stage that has not run, naming its command, and
   FileNotFoundError where nothing has been run in that folder.
   """
 

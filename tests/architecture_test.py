@@ -42,9 +42,9 @@ WITHIN = {
   "workdir": (
     ("outdated",),
     ("artifacts",),
-    ("agreement", "begun", "foreign", "manifests"),
+    ("attempt", "begun", "foreign", "manifests"),
     ("store",),
-    ("bucket", "seconds", "shared"),
+    ("bucket", "coded", "inputs", "seconds", "shared"),
     ("leases", "outside", "sent"),
     ("databases", "files", "locks", "remade", "remote", "sealed"),
   ),

@@ -16,8 +16,8 @@ import time
 import killed
 import pytest
 
-from idistill_jax import cli, config, peers
-from idistill_jax.workdir import artifacts, locks, manifests
+from idistill_jax import cli, config, extras, flow, peers
+from idistill_jax.workdir import artifacts, inputs, locks, manifests
 
 
 class Counted:
@@ -103,11 +103,11 @@ def test_manifest_says_what_happened(workdir: artifacts.Workdir, cfg: config.Con
 
 def test_missing_input_names_its_command(workdir: artifacts.Workdir, cfg: config.Config) -> None:
   stage = Counted("labels", ("collection",)).stage
-  with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection --config"):
+  with pytest.raises(inputs.MissingInputError, match=r"python -m idistill_jax\.stages\.collection --config"):
     workdir.execute(stage, cfg)
   # A folder without a manifest was not committed by anyone.
   workdir.folder("collection").mkdir(parents=True)
-  with pytest.raises(artifacts.MissingInputError):
+  with pytest.raises(inputs.MissingInputError):
     workdir.execute(stage, cfg)
   assert not workdir.is_done(stage, cfg)
 
@@ -140,6 +140,98 @@ def test_a_stage_is_held_to_the_settings_of_what_it_reads(workdir: artifacts.Wor
   cfg.ranker.epochs = 9
   with pytest.raises(config.ConfigError, match=r"made with ranker.epochs=1; here it would be 9"):
     workdir.inputs(reads.stage, cfg)
+
+
+def test_an_input_that_is_made_anew_meanwhile_is_found_out(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  made, reads = Counted("collection", (), ("collection",)), Counted("candidates", ("collection",), ("candidates",))
+  workdir.execute(made.stage, cfg)
+  other = config.Config(name="x", collection=config.Collection(max_passages=300))
+
+  def run(job: artifacts.Job) -> None:
+    if reads.runs == 0:
+      artifacts.Workdir(workdir.root).execute(made.stage, other)
+    reads.run(job)
+
+  stage = dataclasses.replace(reads.stage, run=run)
+  with pytest.raises(inputs.ChangedInputError, match=r"has made collection anew while candidates was at work"):
+    workdir.execute(stage, cfg)
+  # Neither committed nor gone on with: nobody knows what of it is of which.
+  assert not workdir.is_done(stage, cfg) and not list(workdir.root.glob(".candidates-*"))
+  workdir.execute(made.stage, cfg)
+  assert not workdir.is_done(stage, cfg)
+  manifest = workdir.execute(stage, cfg)
+  assert manifest["inputs"] == {"collection": workdir.manifest("collection")["key"]}
+
+
+def test_what_another_run_reads_is_not_made_anew_under_it(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  made, reads = Counted("collection", (), ("collection",)), Counted("candidates", ("collection",), ("candidates",))
+  stage = dataclasses.replace(made.stage, read_by=("labels", "candidates"))
+  workdir.execute(stage, cfg)
+
+  def run(job: artifacts.Job) -> None:
+    with pytest.raises(locks.BusyError, match=r"collection: would be made anew, and another run is at candidates"):
+      artifacts.Workdir(workdir.root).execute(stage, cfg)
+    reads.run(job)
+
+  workdir.execute(dataclasses.replace(reads.stage, run=run), cfg)
+  assert (made.runs, reads.runs) == (1, 1)
+  workdir.execute(stage, cfg)
+
+
+def test_of_the_flow_every_stage_knows_who_reads_it() -> None:
+  assert flow.STAGES["labels"].read_by == (
+    "train_direct", "train_ranker", "scores", "train_retriever", "index", "evaluate", "export")
+  assert flow.STAGES["queries"].read_by == ("collection", "evaluate") and flow.STAGES["report"].read_by == ()
+
+
+def test_a_folder_that_was_moved_and_linked_is_replaced(workdir: artifacts.Workdir, cfg: config.Config) -> None:
+  """As a large index that has gone to another disk."""
+  one, elsewhere = Counted(), workdir.root.parent / "large disk"
+  workdir.execute(one.stage, cfg)
+  workdir.folder("labels").rename(elsewhere)
+  workdir.folder("labels").symlink_to(elsewhere)
+  for run in 2, 3:
+    one.outside = str(run)
+    workdir.execute(one.stage, cfg)
+    assert (workdir.folder("labels") / "text").read_text() == f"labels {run};"
+  assert (elsewhere / "text").read_text() == "labels 1;" and not list(workdir.root.glob(".labels-*"))
+
+
+def test_what_a_kill_in_a_commit_left_is_swept_where_all_is_done(
+    workdir: artifacts.Workdir, cfg: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+  one = Counted()
+  workdir.execute(one.stage, cfg)
+  (workdir.root / ".labels-replaced").mkdir()
+  (workdir.root / f".labels-{workdir.manifest('labels')['key']}").mkdir()
+  (workdir.root / ".labels-0123").mkdir()  # another's work, begun
+  cli.Runner(cfg, workdir, ()).run(one.stage)
+  assert {path.name for path in workdir.root.iterdir()} == {"config.json", "labels", ".labels-0123"} and one.runs == 1
+
+
+def test_what_is_no_manifest_is_told(workdir: artifacts.Workdir, cfg: config.Config, tmp_path: pathlib.Path) -> None:
+  workdir.folder("labels").mkdir(parents=True)
+  for text in '{"name": "an extension"}', "[1]":
+    (workdir.folder("labels") / artifacts.MANIFEST).write_text(text)
+    with pytest.raises(ValueError, match=r"labels/manifest\.json: is of no stage; move"):
+      workdir.manifest("labels")
+  (tmp_path / "file").touch()
+  with pytest.raises(NotADirectoryError, match="file: is a file; a workdir is a folder"):
+    artifacts.Workdir(tmp_path / "file")
+
+
+def test_that_other_code_goes_on_is_said(
+    workdir: artifacts.Workdir, cfg: config.Config, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+  one = Counted()
+  one.fail_after = "disk full"
+  for code, said in ("a", False), ("a", False), ("b", True):
+    caplog.clear()
+    monkeypatch.setattr(extras, "code", lambda code=code: code)
+    with pytest.raises(RuntimeError):
+      workdir.execute(one.stage, cfg)
+    assert ("labels: goes on with what was begun by other code (code a there, b here)" in caplog.text) is said
+  one.fail_after = ""
+  workdir.execute(one.stage, cfg)
+  assert [path.name for path in workdir.folder("labels").glob("*.json")] == [artifacts.MANIFEST]
 
 
 def test_failed_stage_leaves_the_old_folder_and_its_own_work(workdir: artifacts.Workdir, cfg: config.Config) -> None:
@@ -375,6 +467,23 @@ def test_take_over_from_another_workdir(tmp_path: pathlib.Path, cfg: config.Conf
   cfg.labels.lists += 1
   assert not ours.take_over(one.stage, cfg, theirs)
   assert json.loads((ours.folder("labels") / artifacts.MANIFEST).read_text())["config"]["labels"]["lists"] == 1000
+
+
+def test_what_is_made_anew_while_it_is_taken_over_is_not_taken(
+    tmp_path: pathlib.Path, cfg: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+  one, ours, theirs = Counted(), artifacts.Workdir(tmp_path / "ours"), artifacts.Workdir(tmp_path / "theirs")
+  theirs.execute(one.stage, cfg)
+  folder = theirs.folder
+
+  def anew(name: str) -> pathlib.Path:
+    monkeypatch.undo()
+    one.outside = "b"
+    theirs.execute(one.stage, cfg)
+    one.outside = "a"
+    return folder(name)
+
+  monkeypatch.setattr(theirs, "folder", anew)
+  assert not ours.take_over(one.stage, cfg, theirs) and ours.manifest("labels") is None
 
 
 def test_what_no_result_depends_on_is_in_no_key(workdir: artifacts.Workdir, cfg: config.Config) -> None:

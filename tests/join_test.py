@@ -1,5 +1,6 @@
 """Workers that join a stage under way: they make its pieces and nothing else, and go when it is done."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,12 +15,12 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import cli, flow, join, machine, processes, records, sharding, status
+from idistill_jax import cli, extras, flow, join, machine, processes, records, sharding, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.retrieval import exact
 from idistill_jax.train import checkpoint, inference, networks, pieces
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, coded
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
             for i, word in enumerate(["merge", "sort", "open", "close"] * 10)]  # fmt: skip
@@ -93,6 +94,32 @@ def test_a_helper_need_not_have_the_devices_of_the_run(home, monkeypatch):
   folder = under_way(home)
   join.work(home, flow.STAGES["candidates"])
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}
+
+
+def test_a_helper_is_of_the_code_of_the_run(home, monkeypatch):
+  folder = under_way(home)
+  with monkeypatch.context() as patched:
+    patched.setattr(extras, "code", lambda: "another")
+    coded.note(folder.parent, "candidates")
+  with pytest.raises(config_lib.ConfigError, match=r"by other code \(code another there, .* here"):
+    join.work(home, flow.STAGES["candidates"])
+  assert not finished(folder)
+  coded.note(folder.parent, "candidates")
+  join.work(home, flow.STAGES["candidates"])
+  assert finished(folder)
+
+
+def test_that_a_stage_is_made_with_another_key_is_said(home, monkeypatch, caplog):
+  """As of other weights: it is looked for under a name that never comes."""
+  stage = dataclasses.replace(flow.STAGES["candidates"], fingerprint=lambda cfg: "other")
+  monkeypatch.setattr(join, "time", Clock({60: end}))
+
+  def meanwhile(job: artifacts.Job) -> None:
+    with pytest.raises(Ended):
+      join.watch(artifacts.Workdir(home.root))
+
+  home.execute(dataclasses.replace(stage, run=meanwhile), cli.load_config(home.root))
+  assert caplog.text.count("candidates: is being made with another key than it has here") == 1
 
 
 class Ended(Exception):

@@ -23,7 +23,7 @@ from idistill_jax.data import example, tables
 from idistill_jax.llm import query_writing
 from idistill_jax.report import claims, figures, files, gather, page, queries, terminal
 from idistill_jax.stages import report as report_stage
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, inputs
 
 PASSAGES = [
   records.Passage(id=f"lib.call{i}", title=f"lib.call{i}", text=f"Does the thing number {i}. " * 20)
@@ -553,7 +553,7 @@ def test_stage_writes_the_page_twice(workdir, tmp_path):
 
 def test_stage_names_the_command_of_a_missing_input(tmp_path):
   other = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("export",))
-  with pytest.raises(artifacts.MissingInputError, match=r"idistill_jax\.stages\.export"):
+  with pytest.raises(inputs.MissingInputError, match=r"idistill_jax\.stages\.export"):
     other.execute(flow.STAGES["report"], config_lib.Config(name="quickstart"))
 
 

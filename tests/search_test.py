@@ -20,7 +20,7 @@ from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export
 from idistill_jax.retrieval import compact
 from idistill_jax.train import checkpoint, inference, networks, utilization
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, inputs
 
 PASSAGES = [
   records.Passage(id=f"p{i}", title=title, text=text)
@@ -293,7 +293,7 @@ def test_folder_without_a_run_names_the_command(tmp_path):
 
 def test_missing_stage_names_its_command(tmp_path, cfg):
   artifacts.Workdir(tmp_path).write(artifacts.CONFIG, config_lib.as_json(cfg))
-  with pytest.raises(artifacts.MissingInputError, match=r"python -m idistill_jax\.stages\.collection"):
+  with pytest.raises(inputs.MissingInputError, match=r"python -m idistill_jax\.stages\.collection"):
     search.search(tmp_path, QUESTION)
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 
 import bucket
@@ -14,15 +15,15 @@ from idistill_jax.workdir import artifacts, seconds
 
 # Of no pieces and no checkpoints: nothing is kept between its beginning and its end.
 LONG = """
-import sys, time
+import sys, time, types
 from idistill_jax import config
 from idistill_jax.workdir import artifacts, seconds
 
 seconds.WRITTEN_SECONDS = 0.05
 
 def run(job):
-  now = time.time()
-  time.time = lambda: now + 8
+  now = time.monotonic()
+  seconds.time = types.SimpleNamespace(monotonic=lambda: now + 8)
   time.sleep(600)
 
 artifacts.Workdir(sys.argv[1]).execute(artifacts.Stage(name="labels", reads=(), config=(), run=run),
@@ -59,7 +60,7 @@ def test_what_a_killed_attempt_took_is_counted(tmp_path):
 
 def test_devices_count_for_as_long_as_each_attempt_had_them(tmp_path, monkeypatch):
   now = 1000.0
-  monkeypatch.setattr(time, "time", lambda: now)
+  monkeypatch.setattr(seconds, "time", types.SimpleNamespace(monotonic=lambda: now))
   # Of an earlier version, which did not say on what.
   (tmp_path / seconds.FILE).write_text("90.5")
   for devices, kind, took in ((8, "v5e", 10), (4, "v5e", 5), (1, "H100", 2)):

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+import types
 
 import numpy as np
 import pytest
@@ -14,16 +14,16 @@ from rich import console as rich_console
 from idistill_jax import cli, config, processes, status
 from idistill_jax.llm import cache, session
 from idistill_jax.train import pieces, windows
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, seconds
 
 KEPT = """
-import sys, time
+import sys, time, types
 from idistill_jax import config
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, seconds
 
 def run(job):
-  now = time.time()
-  time.time = lambda: now + 8
+  now = time.monotonic()
+  seconds.time = types.SimpleNamespace(monotonic=lambda: now + 8)
   job.keep("")
   print("kept", flush=True)
   time.sleep(600)
@@ -93,8 +93,8 @@ def test_hours_of_accelerators_are_counted_by_kind(workdir, monkeypatch):
 
 def test_hours_of_accelerators_are_those_that_each_attempt_had(workdir, monkeypatch):
   """Of one that is under way, or ended, as of one that is done; the second attempt has other devices than the first."""
-  now, found = time.time(), []
-  monkeypatch.setattr(time, "time", lambda: now)
+  now, found = 0.0, []
+  monkeypatch.setattr(seconds, "time", types.SimpleNamespace(monotonic=lambda: now))
 
   def run(job: artifacts.Job) -> None:
     nonlocal now
@@ -206,11 +206,11 @@ def test_what_a_kill_left_of_a_finished_stage_is_not_begun(workdir):
     (workdir.root / f".labels-{left}").mkdir()
   assert of(workdir)["labels"].state == "done"
   # The control, and of two attempts the later one tells how far it is, whatever their names.
-  for name, seconds in (("9999", "1"), ("0000", "2")):
+  for name, took in (("9999", "1"), ("0000", "2")):
     folder = workdir.root / f".labels-{name}"
     folder.mkdir()
-    (folder / "seconds").write_text(seconds)
-    os.utime(folder / "seconds", (int(seconds), int(seconds)))
-    os.utime(folder, (int(seconds), int(seconds)))
+    (folder / seconds.FILE).write_text(took)
+    os.utime(folder / seconds.FILE, (int(took), int(took)))
+    os.utime(folder, (int(took), int(took)))
   found = of(workdir)["labels"]
   assert found.state == "stopped" and found.seconds == 2

@@ -30,7 +30,7 @@ from idistill_jax import cli, config, dry_run, peers, processes, sharding
 from idistill_jax.llm import cache, session
 from idistill_jax.models import table
 from idistill_jax.train import checkpoint, inference, loop, pieces, windows
-from idistill_jax.workdir import artifacts, leases, locks, remote, store
+from idistill_jax.workdir import artifacts, inputs, leases, locks, remote, store
 from idistill_jax.workdir import begun as begun_lib
 
 
@@ -288,12 +288,45 @@ def test_what_something_removed_here_of_a_committed_folder_is_fetched_again(mach
   assert (home.folder("labels") / "mark").exists()
 
 
+def test_names_that_look_like_patterns_are_those_files_and_no_others(server, tmp_path, monkeypatch, cfg):
+  odd, plain = (Machines(f"{server.url}/{tmp_path.name}/{name}", tmp_path, monkeypatch) for name in ("r[u]n", "run"))
+  plain.workdir("a").execute(writes("stays"), cfg)
+
+  def named(job: artifacts.Job) -> None:
+    for name in "q[1].trec", "q1.trec", "what?", "a*b":
+      (job.out / name).write_text(name)
+
+  for lists in 1, 2:
+    cfg.labels.lists = lists
+    odd.workdir("a").execute(writes("", run=named), cfg)
+    assert {path.name for path in odd.workdir("b").folder("labels").iterdir()} == {
+      "q[1].trec", "q1.trec", "what?", "a*b", artifacts.MANIFEST}
+  assert odd.workdir("a").names() == ["config.json", "labels"] or ".locks" in odd.workdir("a").names()
+  assert not any(name.startswith(".labels-") for name in odd.workdir("a").names())
+  assert (plain.workdir("c").folder("labels") / "parts" / "text").read_text() == "stays"
+  with pytest.raises(ValueError, match="may hold no '::'"):
+    artifacts.Workdir(f"{server.url}/a::b")
+
+
+def test_what_was_fetched_in_part_of_an_older_folder_goes(machines, cfg, monkeypatch):
+  for text in "first", "second":
+    cfg.labels.lists += 1
+    machines.workdir("a").execute(writes(text), cfg)
+    home = machines.workdir("b")
+    if text == "first":
+      with monkeypatch.context() as patched, pytest.raises(Ended):
+        patched.setattr(home._store, "_get", _end)
+        home.folder("labels")
+  assert (home.folder("labels") / "parts" / "text").read_text() == "second"
+  assert not list((home.root / ".parts").iterdir())
+
+
 def test_inputs_are_fetched_and_missing_ones_named(machines, cfg):
   def run(job: artifacts.Job) -> None:
     (job.out / "copy").write_text((job.inputs["labels"] / "parts" / "text").read_text())
 
   reader = artifacts.Stage(name="scores", reads=("labels",), config=(), run=run)
-  with pytest.raises(artifacts.MissingInputError, match=rf"stages\.labels --config=\.\.\. --workdir={machines.url}"):
+  with pytest.raises(inputs.MissingInputError, match=rf"stages\.labels --config=\.\.\. --workdir={machines.url}"):
     machines.workdir("a").execute(reader, cfg)
   machines.workdir("a").execute(writes("first"), cfg)
   machines.workdir("b").execute(reader, cfg)

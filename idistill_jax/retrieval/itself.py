@@ -6,13 +6,21 @@ the same by chance, as where both queries and passages are numbered.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Protocol
 
 from idistill_jax import records
-from idistill_jax.data import tables
 from idistill_jax.retrieval import runs
 
 
-def of(queries: Iterable[records.Query], passages: tables.Passages,
+class Passages(Protocol):
+  """What `data.tables.Passages` does."""
+
+  def __contains__(self, item_id: object) -> bool: ...
+
+  def by_id(self, item_id: str) -> records.Passage: ...
+
+
+def of(queries: Iterable[records.Query], passages: Passages,
        qrels: Mapping[str, Mapping[str, int]]) -> frozenset[str]:
   """Ids of the queries whose own passage is to be left out."""
   return frozenset(

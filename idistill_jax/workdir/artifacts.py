@@ -22,8 +22,9 @@ from etils import epath
 
 from idistill_jax import config as config_lib
 from idistill_jax import processes
-from idistill_jax.workdir import agreement, files, foreign, manifests, remade, seconds
+from idistill_jax.workdir import attempt, coded, files, foreign, locks, manifests, remade, seconds
 from idistill_jax.workdir import begun as begun_lib
+from idistill_jax.workdir import inputs as inputs_lib
 from idistill_jax.workdir import store as store_lib
 
 MANIFEST, CONFIG = manifests.FILE, "config.json"
@@ -35,10 +36,6 @@ LAYOUT_VERSION = 1
 CHECKPOINTS, PIECES = "checkpoints", "pieces"
 # What stands in the place of a key in the name of a folder that is no work: stepped aside, or being taken over.
 _ASIDE, _TAKEN = "replaced", "taken"
-
-
-class MissingInputError(FileNotFoundError):
-  """A stage's input is not there; the message names the command that makes it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +50,8 @@ class Stage:
   asked_for: whether a config wants it at all; a pipeline leaves it out where not.
   reads_if: further stages whose folders it opens, each where a config asks for it.
   together: whether all processes of a job run it; otherwise the first does, and the others wait.
-  shows: whether it tells what others made, with whatever config; otherwise `agreement` holds it to theirs.
+  shows: whether it tells what others made, with whatever config; otherwise it is held to theirs (`inputs.agree`).
+  read_by: stages that open its own folder.
   """
 
   name: str
@@ -65,6 +63,7 @@ class Stage:
   reads_if: Mapping[str, Callable[[config_lib.Config], bool]] = dataclasses.field(default_factory=dict)
   together: bool = False
   shows: bool = False
+  read_by: tuple[str, ...] = ()
 
   def inputs(self, cfg: config_lib.Config) -> tuple[str, ...]:
     return (*self.reads, *(name for name, wanted in self.reads_if.items() if wanted(cfg)))
@@ -157,15 +156,11 @@ class Workdir:
     return None if text is None else manifests.read(text, f"{self.stated}/{stage}")
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
-    """Folders that it reads; raises MissingInputError for the first that is absent, else as agreement and files do."""
-    manifests = {}
-    for name in stage.inputs(cfg):
-      if (manifest := self.manifest(name)) is None:
-        raise MissingInputError(f"{stage.name} reads {self.stated}/{name}, which is not there yet.  It is made by:\n"
-                                f"  python -m idistill_jax.stages.{name} --config=... --workdir={self.stated}")
-      manifests[name] = manifest
+    """Folders that the stage reads; raises as `inputs.there`, `inputs.agree` and `files.whole` do."""
+    found = {name: self.manifest(name) for name in stage.inputs(cfg)}
+    manifests = inputs_lib.there(stage.name, found, self.stated)
     if not stage.shows:
-      agreement.check(stage.name, stage.config, cfg, manifests, self.stated)
+      inputs_lib.agree(stage.name, stage.config, cfg, manifests, self.stated)
     # Earlier manifests do not say how long record files are.
     return {name: files.whole(self.folder(name), one.get("records", {})) for name, one in manifests.items()}
 
@@ -199,6 +194,8 @@ class Workdir:
       aside = self._begin(stage.name, _TAKEN, cfg)
       shutil.rmtree(aside, ignore_errors=True)
       shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)
+      if manifests.read((aside / MANIFEST).read_text(), str(aside))["key"] != manifest["key"]:
+        return False  # made anew there meanwhile
       self._store.commit(aside.name, stage.name, last=MANIFEST)
     return True
 
@@ -209,17 +206,26 @@ class Workdir:
     """Runs the stage and commits its folder; returns the manifest.
 
     again: whether also where it is done, as it may be by now: this may have waited for another run.  Else None.
-    Raises locks.BusyError where another run is at it, leases.LostError where one has taken it over from this one.
+    Raises locks.BusyError where another run is at it or at what reads it, leases.LostError where one has taken it over
+    from this one, inputs.ChangedInputError where one has made anew what it reads.
     """
-    inputs = self.inputs(stage, cfg)
     with contextlib.ExitStack() as held:
       processes.once(lambda: held.enter_context(self._alone(stage)), f"the lock of {stage.name}")
       if not again and processes.once(lambda: self.is_done(stage, cfg), f"a look at {stage.name}"):
         return None
-      return self._execute(stage, cfg, inputs)
+      processes.once(lambda: self._leave_to_readers(stage), f"a look at what reads {stage.name}")
+      return self._execute(stage, cfg)
 
-  def _execute(self, stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    key = processes.once(lambda: self.key(stage, cfg), f"the key of {stage.name}")
+  def _leave_to_readers(self, stage: Stage) -> None:
+    if reader := next(filter(self._store.is_held, stage.read_by), None):
+      raise locks.BusyError(f"{self.stated}/{stage.name}: would be made anew, and another run is at {reader}, which "
+                            "reads it; wait for that, or stop it first")
+
+  def _execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
+    # Before they are opened: whoever makes one anew from here on is found out when all is done.
+    read = processes.once(lambda: self._input_keys(stage, cfg), f"the inputs of {stage.name}")
+    inputs = self.inputs(stage, cfg)
+    key = processes.once(lambda: self._key(stage, cfg, read), f"the key of {stage.name}")
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
@@ -230,25 +236,10 @@ class Workdir:
     keep = functools.partial(self._keep, out.name, spent)
     job = Job(cfg=cfg, out=out, inputs=inputs, cache=self.cache, shared=self._store.path(out.name), keep=keep,
               publish=self.write, still_alone=self._store.still_alone)
-    try:
-      with spent.kept(lambda: keep(seconds.FILE)) if processes.is_first() else contextlib.nullcontext():
-        if stage.together:
-          stage.run(job)
-          records = files.sizes_of_all(out, f"the end of {stage.name}")
-        else:
-          processes.once(lambda: stage.run(job), f"the stage {stage.name}")
-          records = files.sizes(out)
-    except BaseException:
-      # By the first process alone, which would have committed them: another one's end may come when it already has.
-      if processes.is_first():
-        remade.remove(out)
-      raise
-    finally:
-      if processes.is_first():
-        # Answers are paid for, whoever has the stage by now.
-        self._store.send("cache")
-        keep("")
-    return processes.once(lambda: self._finish(stage, cfg, job, key, spent, records), f"the commit of {stage.name}")
+    # Answers are paid for, whoever has the stage by now.
+    records = attempt.work(stage.name, lambda: stage.run(job), together=stage.together, out=out, spent=spent, keep=keep,
+                           always=lambda: self._store.send("cache"))
+    return processes.once(lambda: self._finish(stage, job, key, read, spent, records), f"the commit of {stage.name}")
 
   def _keep(self, working: str, spent: seconds.Spent, name: str) -> None:
     """Sends a file of a working folder, or all (""), and what it took; raises leases.LostError as `execute` does."""
@@ -267,16 +258,24 @@ class Workdir:
     return self._store.path(f".{stage.name}-{self.key(stage, cfg)}") / PIECES
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
-    """Removes what a helper may have begun when the stage was committed already."""
+    """Removes what a commit that was cut off left, where the stage is done, or a helper began when it was already."""
     if self.is_done(stage, cfg):
-      self._store.remove(f".{stage.name}-{self.key(stage, cfg)}")
+      over = {f".{stage.name}-{_ASIDE}", f".{stage.name}-{self.key(stage, cfg)}"}
+      for name in over.intersection(self._store.folders(f".{stage.name}-")):
+        with contextlib.suppress(OSError), self._alone(stage):  # whoever is at it sweeps, too
+          self._store.remove(name)
 
-  def _finish(self, stage: Stage, cfg: config_lib.Config, job: Job, key: str, spent: seconds.Spent,
+  def _finish(self, stage: Stage, job: Job, key: str, read: Mapping[str, str | None], spent: seconds.Spent,
               records: Mapping[str, int]) -> dict[str, Any]:
+    try:
+      inputs_lib.unchanged(stage.name, read, self._input_keys(stage, job.cfg), self.stated)
+    except inputs_lib.ChangedInputError:
+      self._store.remove(job.out.name)
+      raise
     took = spent.so_far().and_helpers(begun_lib.helped(self._store, job.out.name))
     manifests.write(job.out / MANIFEST, took, drops=job.drops, said={
-      "stage": stage.name, "key": key, "inputs": self._input_keys(stage, cfg),
-      "config": {name: config_lib.as_dict(cfg)[name] for name in stage.config},
+      "stage": stage.name, "key": key, "inputs": dict(read),
+      "config": {name: config_lib.as_dict(job.cfg)[name] for name in stage.config},
       "counts": job.counts, "records": records, "computed_on": spent.on,
     })
     return self._commit(stage, job.out)
@@ -284,7 +283,7 @@ class Workdir:
   def _commit(self, stage: Stage, out: pathlib.Path) -> dict[str, Any]:
     """Commits a working folder that is whole with its manifest, which it returns."""
     manifest = manifests.read((out / MANIFEST).read_text(), str(out))
-    self._store.commit(out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, CHECKPOINTS, PIECES))
+    self._store.commit(out.name, stage.name, last=MANIFEST, leave=(seconds.FILE, coded.FILE, CHECKPOINTS, PIECES))
     return manifest
 
   def _begin(self, stage: str, key: str, cfg: config_lib.Config) -> pathlib.Path:

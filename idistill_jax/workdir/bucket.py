@@ -24,12 +24,13 @@ databases are put together, and of other files the bucket's counts.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import pathlib
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -108,8 +109,7 @@ class Bucket:
 
   def remove(self, name: str) -> None:
     there = self._find(name)
-    if there:
-      self._fs.rm([f"{self._base}/{path}" for path in there])
+    self._delete(there)
     shutil.rmtree(self.local / name, ignore_errors=True)
     with self._alone():
       sent_lib.note(self.local, {}, gone=[path for path in sent_lib.read(self.local) if path.startswith(f"{name}/")])
@@ -153,8 +153,7 @@ class Bucket:
           self._merge(path)
           here[path] = sent_lib.stamp(self.local / path)
       # What another machine has written since is no longer what was deleted here.
-      if ours := [path for path in gone if there.get(path) == sent[path]["there"]]:
-        self._fs.rm([f"{self._base}/{path}" for path in ours])
+      self._delete(path for path in gone if there.get(path) == sent[path]["there"])
       self._put(changed)
       there = self._find(name) if changed else {}
       sent_lib.note(self.local, {path: {"here": here[path], "there": there[path]} for path in changed}, gone=gone)
@@ -171,8 +170,7 @@ class Bucket:
     self.still_alone()
     if self.read(f"{final}/{last}") is not None:
       self._fs.rm_file(f"{self._base}/{final}/{last}")
-    if earlier := self._find(final):
-      self._fs.rm([f"{self._base}/{path}" for path in earlier])
+    self._delete(self._find(final))
     kept = [file for file in sent if file != last and file.partition("/")[0] not in leave]
     try:
       self._fs.each("copy", [f"{self._base}/{working}/{file}" for file in kept],
@@ -213,7 +211,17 @@ class Bucket:
         (parts / last).write_bytes(end)
         shutil.rmtree(folder, ignore_errors=True)
         parts.rename(folder)
+        for older in parts.parent.glob(f"{name}-*"):  # whose fetch was cut off
+          shutil.rmtree(older, ignore_errors=True)
     return folder
+
+  def _delete(self, names: Iterable[str]) -> None:
+    """Files, by their names below the top.  A name like `q[1].trec` would be taken for a pattern among others."""
+    paths = [f"{self._base}/{name}" for name in names]
+    if plain := [path for path in paths if not glob.has_magic(path)]:
+      self._fs.rm(plain)
+    for path in filter(glob.has_magic, paths):
+      self._fs.rm_file(path)
 
   @contextlib.contextmanager
   def _alone(self) -> Iterator[None]:

@@ -32,8 +32,11 @@ def write(path: pathlib.Path, took: seconds.Took, said: Mapping[str, Any], drops
 
 
 def read(text: str, folder: str) -> dict[str, Any]:
-  """Raises ValueError, naming the folder, for what is not JSON."""
+  """Raises ValueError, naming the folder, for what is not JSON, or no manifest."""
   try:
-    return json.loads(text)
+    found = json.loads(text)
   except json.JSONDecodeError as e:
     raise ValueError(f"{folder}/{FILE}: not JSON ({e}); delete the folder {folder} and run the stage again") from e
+  if not isinstance(found, dict) or "key" not in found:
+    raise ValueError(f"{folder}/{FILE}: is of no stage; move {folder} away, or name another folder with --workdir")
+  return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fsspec
+from fsspec.implementations import local
 
 from idistill_jax import extras, processes
 
@@ -36,6 +37,8 @@ def scheme(url: str) -> str:
   """
   if (found := re.match(r"([\w.+-]+):/", url)) is None:
     return ""
+  if "::" in url:
+    raise ValueError(f"{url}: a name in a bucket may hold no '::', which is read as a chain of urls")
   # memory:// is what this process itself has put into fsspec's.
   if url.startswith(f"{found[1]}://") and (found[1] in _BACKENDS or found[1] == "memory"):
     return found[1]
@@ -54,7 +57,9 @@ def file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     package, extra = _BACKENDS[scheme(url)]
     with extras.needed(url, extra):
       importlib.import_module(package)
-  return fsspec.core.url_to_fs(url, use_listings_cache=False)
+  # A path is one, whatever is in it.
+  return (fsspec.core.url_to_fs(url, use_listings_cache=False) if scheme(url) else
+          (local.LocalFileSystem(), os.path.abspath(url)))
 
 
 class Asked:

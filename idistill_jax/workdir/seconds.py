@@ -50,13 +50,13 @@ class Spent:
   def __init__(self, folder: pathlib.Path, hardware: Callable[[], Mapping[str, Any]] | None = None):
     self._path = folder / FILE
     self._before = read(self._path.read_text() if self._path.exists() else "")
-    self._began = time.time()
+    self._began = time.monotonic()
     self.on = None if hardware is None else hardware()
     self._devices = {} if self.on is None else {self.on["kind"]: self.on["devices"]}
     self._writing = threading.Lock()
 
   def so_far(self) -> Took:
-    now, devices = time.time() - self._began, collections.Counter[str]()
+    now, devices = time.monotonic() - self._began, collections.Counter[str]()
     devices.update(self._before.device_seconds)
     devices.update({kind: count * now for kind, count in self._devices.items()})
     return Took(seconds=round(self._before.seconds + now, 2),

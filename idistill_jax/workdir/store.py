@@ -83,6 +83,9 @@ class Folder:
   """A folder of this machine, or of a file system that machines share."""
 
   def __init__(self, root: pathlib.Path):
+    """Raises NotADirectoryError where a file has that name."""
+    if root.is_file():
+      raise NotADirectoryError(f"{root}: is a file; a workdir is a folder")
     self.local = root
 
   def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
@@ -98,19 +101,22 @@ class Folder:
     return epath.Path(self.local / name)
 
   def read(self, name: str) -> bytes | None:
-    path = self.local / name
-    return path.read_bytes() if path.exists() else None
+    try:  # not after a look whether it is there: another run may commit in between
+      return (self.local / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+      return None
 
   def written(self, name: str) -> Mapping[str, float]:
     top = self.local / name
-    return {str(path.relative_to(top)): _written(path) for path in top.rglob("*")}
+    # Not rglob, which does not bear that a folder goes meanwhile.
+    found = (pathlib.Path(folder, one) for folder, folders, inside in os.walk(top) for one in (*folders, *inside))
+    return {str(path.relative_to(top)): _written(path) for path in found}
 
   def folders(self, prefix: str) -> list[str]:
     return sorted(path.name for path in self.local.glob(f"{prefix}*"))
 
   def remove(self, name: str) -> None:
-    if (self.local / name).exists():
-      shutil.rmtree(self.local / name)
+    _remove(self.local / name)
 
   def receive(self, name: str, *, leave: Collection[str] = ()) -> None:
     pass
@@ -127,15 +133,23 @@ class Folder:
       # A folder cannot be renamed over another; the old one steps aside first, under a name that the next
       # sweep of working folders removes should we die right here.
       aside = self.local / f".{final}-replaced"
-      shutil.rmtree(aside, ignore_errors=True)
+      _remove(aside)
       (self.local / final).rename(aside)
       (self.local / working).rename(self.local / final)
-      shutil.rmtree(aside)
+      _remove(aside)
     else:
       (self.local / working).rename(self.local / final)
 
   def fetch(self, name: str, *, last: str) -> pathlib.Path:
     return self.local / name
+
+
+def _remove(path: pathlib.Path) -> None:
+  """A folder, where it is there; of one that a user has moved to another disk, and linked, the link."""
+  if path.is_symlink():
+    path.unlink()
+  elif path.exists():
+    shutil.rmtree(path)
 
 
 def _written(path: pathlib.Path) -> float:

@@ -9,7 +9,7 @@ from idistill_jax.hf import folders, prompts, upload, weights
 from idistill_jax.llm import session
 from idistill_jax.models import dual_encoder, families
 from idistill_jax.report import page
-from idistill_jax.retrieval import ann, bm25, measures, runs, summary, systems
+from idistill_jax.retrieval import ann, bm25, index, measures, runs, summary, systems
 from idistill_jax.train import networks
 
 
@@ -21,6 +21,19 @@ def check(runner: cli.Runner) -> None:
   processes.once(lambda: _check_weights(runner.cfg), "the weights")
   _check_mesh(runner)
   processes.once(lambda: _check_outside(runner), "a look at what is asked and read")
+  check_index(runner)
+
+
+def check_index(runner: cli.Runner) -> None:
+  """Raises ann.ScannUnavailableError where the index will be ScaNN's and that cannot run; whether it will be may depend
+  on how large the corpus is, so this is looked at once more when there is one."""
+
+  def check() -> None:
+    passages = (runner.workdir.manifest("collection") or {}).get("counts", {}).get("passages", 0)
+    if index.choose(runner.cfg.index.kind, passages) == index.SCANN and _to_be_run(runner, "index"):
+      ann.check_runs()
+
+  processes.once(check, "a look at what the index needs")
 
 
 def _check_weights(whole: config.Config) -> None:
@@ -60,8 +73,6 @@ def _check_outside(runner: cli.Runner) -> None:
     systems.read_runs(cfg)
     bm25.packages()
     measures.package()
-  if cfg.index.kind == "scann" and _to_be_run(runner, "index"):
-    ann.check_runs()
   if _to_be_run(runner, "report"):
     page.packages()
   if cfg.evaluate.parquet and (_to_be_run(runner, "evaluate") or _to_be_run(runner, "answer")):

@@ -31,7 +31,8 @@ def run(runner: cli.Runner) -> None:
   """Runs every stage that is asked for and not done, then prints what came out."""
   stages = [stage for stage in flow.STAGES.values() if stage.asked_for(runner.cfg)]
   processes.once(lambda: _check_paths(runner, stages))
-  if not processes.once(lambda: all(runner.workdir.is_done(stage, runner.cfg) for stage in stages), "a look at all"):
+  done = processes.once(lambda: all(runner.workdir.is_done(stage, runner.cfg) for stage in stages), "a look at all")
+  if not done:
     # Not above: it imports JAX, seconds that a run with nothing to do, or a misspelt flag, need not wait for.
     from idistill_jax import ahead
 
@@ -40,6 +41,8 @@ def run(runner: cli.Runner) -> None:
     runner.run(stage)
     if stage.name == "collection":
       processes.once(lambda: check(runner), "a look at the collection")
+      if not done:
+        ahead.check_index(runner)
   processes.once(lambda: terminal.print_summary(runner.workdir))
 
 

@@ -1,5 +1,6 @@
 """A pipeline looks at keys, packages and runs before its first stage, where one that wants them is still to be run."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -10,7 +11,7 @@ import tiny_world
 from idistill_jax import ahead, cli, config
 from idistill_jax.hf import upload
 from idistill_jax.llm import protocol
-from idistill_jax.retrieval import ann, runs
+from idistill_jax.retrieval import ann, index, runs
 from idistill_jax.workdir import artifacts
 
 ASKS = {"queries", "labels", "answer"}
@@ -138,6 +139,18 @@ def test_a_machine_on_which_scann_would_not_run_is_told(runner, monkeypatch):
   runner.cfg.index.kind = "scann"
   with pytest.raises(ann.ScannUnavailableError, match="no AVX"):
     ahead.check(runner)
+
+
+@pytest.mark.parametrize("passages, needed", [(index.EXACT_BELOW - 1, False), (index.EXACT_BELOW, True)])
+def test_whether_scann_will_be_needed_is_known_with_the_collection(runner, monkeypatch, passages, needed):
+  monkeypatch.setattr(ann, "check_runs", lambda: (_ for _ in ()).throw(ann.ScannUnavailableError("no AVX")))
+  ahead.check_index(runner)
+  runner.workdir.execute(artifacts.Stage(name="collection", reads=(), config=(), run=lambda job: job.count(
+    passages=passages)), runner.cfg)  # fmt: skip
+  with pytest.raises(ann.ScannUnavailableError) if needed else contextlib.nullcontext():
+    ahead.check_index(runner)
+  monkeypatch.setattr(artifacts.Workdir, "is_done", lambda self, one, cfg: one.name == "index")
+  ahead.check_index(runner)
 
 
 def test_parquet_without_its_package_names_the_extra(runner, monkeypatch):

@@ -162,6 +162,12 @@ def test_smaller_vectors_of_many_passages_are_measured_on_judged_ones_and_others
     one["bytes a passage"] for one in whole]
 
 
+def test_of_the_smallest_vectors_there_is_no_smaller_half(corpus):
+  tried = [(one["dimensions"], one["precision"]) for one in compact.options(corpus[:, :3], names(len(corpus)),
+                                                                            corpus[:9, :3], 10)]  # fmt: skip
+  assert tried == [(3, "float32"), (3, "int8"), (1, "float32"), (1, "int8")]
+
+
 def test_models_that_leave_lengths_alone_keep_them(corpus, tmp_path):
   random = np.random.default_rng(0)
   long = corpus[:600] * random.uniform(1, 30, (600, 1)).astype(np.float32)

@@ -574,6 +574,18 @@ def test_a_recording_orders_lists_of_training_queries(name, lists):
   assert first(ordered) > 0.8 and first(shown) < 0.15
 
 
+@pytest.mark.parametrize("text", [
+  '{"qid": "q1", "ranking": ["p1", "p\\ud83d"]}', '{"qid": "q\\ud83d", "ranking": ["p1"]}'])
+def test_half_a_character_of_an_id_in_a_ranking_is_named_with_its_line(tmp_path, text):
+  cfg = folder_with(tmp_path / "caf\udce9")
+  (tmp_path / "rank.jsonl").write_text(text)
+  cfg.rankings = str(tmp_path / "rank.jsonl")
+  found = beir.load(cfg)
+  assert found.title == "caf\ufffd", "a name that is no UTF-8 can be written"
+  with pytest.raises(collection.CollectionError, match=r"rank.jsonl:1: the id '.*ud83d' ends within half a character"):
+    rankings.add(found, cfg)
+
+
 @pytest.mark.parametrize(
   ("name", "text"),
   [
@@ -584,6 +596,7 @@ def test_a_recording_orders_lists_of_training_queries(name, lists):
       {"docid": 12, "score": 1.0, "doc": {}}, {"docid": "p1", "score": 9.0, "doc": {}}]}], indent=2)),
     ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
     ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
+    ("rank.trec", "1 Q0 12 1 17.25 rank_llm\n1 Q0 p1 2 17.25 rank_llm"),  # a first stage's scores, equal by chance
     ("rank.trec.gz", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
   ],
 )  # fmt: skip

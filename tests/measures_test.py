@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,6 +134,25 @@ def test_several_cut_offs_of_one_measure():
   run, qrels = {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"c": 1}}
   found = measures.per_query(qrels, run, ["MRR@2", "MRR@3", "hit@2", "hit@3"])
   assert [values["q"] for values in found.values()] == pytest.approx([0, 1 / 3, 0, 1])
+
+
+JUNK = """
+import random
+from idistill_jax.retrieval import measures
+rng, docs = random.Random(1), [f"d{i}" for i in range(30)]
+some = lambda grades, most: {one: rng.choice(grades) for one in rng.sample(docs, rng.randint(1, most))}
+for _ in range(300):
+  qrels = {"a": some((0, 1, 2), 12), "junk": some((-2, -3), 12), "z": some((-2, 0, 1), 12)}
+  found = measures.per_query(qrels, {one: some((0.1, 0.5, 0.9), 25) for one in qrels})
+  assert all(of["junk"] == 0 for of in found.values())
+print("measured")
+"""
+
+
+def test_a_query_of_which_only_junk_was_judged_measures_as_zero():
+  """In a process of its own: trec_eval's code would write beyond its memory, and end it or not."""
+  done = subprocess.run([sys.executable, "-c", JUNK], capture_output=True, text=True)
+  assert done.stdout == "measured\n", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", ["mrr@10", "MRR@0", "MRR", "nDCG@ten", "AP"])

@@ -214,6 +214,9 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
       form = f"a header {chr(9).join(QRELS_HEADER)!r} or {form}" if number == 1 else form
       raise ValueError(f"{path}:{number}: expected {form}, found {line!r}")
     query_id, passage_id = fields[:2]
+    if not all(re.fullmatch(r"\S+", one) for one in (query_id, passage_id)):
+      raise ValueError(f"{path}:{number}: the ids {query_id!r} and {passage_id!r} may have no white space in them, as "
+                       "those of queries and corpora have none")
     earlier = found.setdefault(query_id, {}).setdefault(passage_id, score)
     if earlier != score:
       raise ValueError(f"{path}:{number}: {query_id} {passage_id} is judged {score} here and {earlier} above")
@@ -256,8 +259,9 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def _grade(text: str) -> int | None:
-  """An integer, as in 2 or 2.0; None for anything else."""
-  return int(text.partition(".")[0]) if re.fullmatch(r"-?\d+(\.0*)?", text.strip()) else None
+  """An integer of trec_eval's 32 bits, as in 2 or 2.0; None for anything else."""
+  found = int(text.partition(".")[0]) if re.fullmatch(r"-?\d{1,10}(\.0*)?", text.strip()) else None
+  return found if found is not None and abs(found) < 2**31 else None
 
 
 def write_qrels(path: str | os.PathLike[str], qrels: Mapping[str, Mapping[str, int]]) -> None:

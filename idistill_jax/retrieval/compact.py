@@ -158,8 +158,9 @@ def options(
     searched = as_read(truncated(vectors_PxE, dimensions), precision)
     return Truncating(exact.Exact(searched, ids, mesh=mesh), dimensions).search(queries_QxE, k)
 
+  sizes = dict.fromkeys(max(1, size) for size in (width, width // 2, width // 4))
   found = {option: search(*option)
-           for option in itertools.product((width, width // 2, width // 4), config_lib.PRECISIONS)}
+           for option in itertools.product(sizes, config_lib.PRECISIONS)}
   truth = found[width, "float32"]
   return [{
     "dimensions": dimensions, "precision": precision, f"recall@{k} of exact": tuning.recall(truth, hits),

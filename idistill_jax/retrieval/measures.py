@@ -40,7 +40,9 @@ def per_query(
   for query_id, results in run.items():
     runs.check_scores(query_id, results)
   judged_run = {query_id: dict(run[query_id]) for query_id in qrels if run.get(query_id)}
-  qrels = {query_id: dict(judged) for query_id, judged in qrels.items()}
+  # Of junk, as -2, trec_eval's code knows no more than that it is not relevant, and where a query has nothing else it
+  # writes beyond its own memory.
+  qrels = {query_id: {one: max(grade, 0) for one, grade in judged.items()} for query_id, judged in qrels.items()}
   found = {name: dict.fromkeys(qrels, 0.0) for name in measures}
   # trec_eval has no cut-off for reciprocal rank but reading only the first k results (its -M), done here per
   # cut-off. ir-measures would take MS MARCO's script for RR@k, which breaks ties the other way round.

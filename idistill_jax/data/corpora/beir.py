@@ -9,7 +9,7 @@ nowhere is left out and named.
 from collections.abc import Iterator, Mapping
 
 from idistill_jax import config, records
-from idistill_jax.data import collection, stream, tables
+from idistill_jax.data import characters, collection, stream, tables
 from idistill_jax.data.corpora import files, jsonl
 from idistill_jax.workdir import outside
 
@@ -19,7 +19,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   folder = _folder(cfg)
   judgements, corpus = files.judgements(folder), _file(folder, "corpus")
   return collection.assemble(
-    title=folder.resolve().name,
+    title=characters.repaired(folder.resolve().name),
     passages=stream.Stream(lambda: read_passages(corpus)),
     queries=read_queries(_file(folder, "queries"), judgements),
     judgements=judgements,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from idistill_jax import config, records
-from idistill_jax.data import collection, stream, tables
+from idistill_jax.data import characters, collection, stream, tables
 from idistill_jax.data.corpora import jsonl, tsv
 from idistill_jax.workdir import outside
 
@@ -53,7 +53,7 @@ def load(cfg: config.Collection) -> collection.Collection:
   split_qrels, corpus = judgements(folder), _file(folder, "corpus", f".{cfg.source}")
   queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), split_qrels)
   return collection.assemble(
-    title=folder.resolve().name,
+    title=characters.repaired(folder.resolve().name),
     passages=stream.Stream(lambda: read_passages(corpus)),
     queries=queries,
     judgements=split_qrels,

@@ -71,6 +71,13 @@ def identified(path: str | os.PathLike[str]) -> Iterator[tuple[Row, str]]:
   return with_ids(lambda: ((row, own_id(row)) for row in read(path)))
 
 
+def whole_id(where: str, found: str) -> str:
+  """The id; raises CollectionError where it ends within a character: no file could hold it."""
+  if not characters.is_whole(found):
+    raise collection.CollectionError(f"{where}: the id {found!r} ends within half a character; write it whole")
+  return found
+
+
 def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Row, str]]:
   """Hands rows on whose id has no white space in it; raises CollectionError for any other.
 
@@ -84,8 +91,7 @@ def with_ids(rows: Callable[[], Iterable[tuple[Row, str]]]) -> Iterator[tuple[Ro
         f"{row.where}: the id {row_id!r} is empty or has white space in it, which run files and judgement "
         "files cannot hold"
       )
-    if not characters.is_whole(row_id):
-      raise collection.CollectionError(f"{row.where}: the id {row_id!r} ends within half a character; write it whole")
+    whole_id(row.where, row_id)
     hashes.append(hash(row_id))
     yield row, row_id
   values, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)

@@ -100,7 +100,7 @@ def _passage_ids(row: jsonl.Row) -> tuple[str, ...]:
   ids = [jsonl.words(jsonl.Row(row.where, one), ("docid",)) for one in passages]
   if None in ids:
     raise collection.CollectionError(f"{row.where}: passage {ids.index(None) + 1} has no `docid`")
-  return tuple(str(one) for one in ids)
+  return tuple(jsonl.whole_id(row.where, str(one)) for one in ids)
 
 
 def _query_id(row: jsonl.Row, by_text: Mapping[str, list[str]]) -> str | None:

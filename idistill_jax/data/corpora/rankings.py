@@ -100,7 +100,9 @@ def _refuse_model(path: outside.Path, model: str | None) -> None:
 def _of_run(path: outside.Path, model: str | None) -> Iterator[tuple[str, records.RankedList]]:
   _refuse_model(path, model)
   for query_id, results in runs.read_trec(path).items():
-    order = tuple(runs.ranked(results))
+    # Not as a run is measured, where equal scores are put in order by their ids: who wrote an LLM's order beside the
+    # scores of a first stage, place by place, may have some twice, and the lines say which is better.
+    order = tuple(sorted(results, key=lambda one: -results[one]))
     yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
 
 
@@ -155,4 +157,4 @@ def _id(where: str, found: Any) -> str:
   """An id as text; RankLLM writes numbers where a collection's ids are numbers."""
   if not isinstance(found, (str, int)) or isinstance(found, bool):
     raise collection.CollectionError(f"{where}: an id of a query or passage must be text or a number, found {found!r}")
-  return str(found)
+  return jsonl.whole_id(where, str(found))

@@ -7,7 +7,7 @@ from absl import logging
 from idistill_jax import cli, config, flow, processes, sharding
 from idistill_jax.hf import folders, prompts, upload, weights
 from idistill_jax.llm import session
-from idistill_jax.models import dual_encoder, families
+from idistill_jax.models import compared, dual_encoder, families
 from idistill_jax.report import page
 from idistill_jax.retrieval import ann, bm25, index, measures, runs, summary, systems
 from idistill_jax.train import networks
@@ -45,7 +45,9 @@ def _check_weights(whole: config.Config) -> None:
   if wanted is not None and wanted > (width := embedding.width(families.read_config(folder).hidden_size)):
     raise config.ConfigError(f"index.dimensions is {wanted}; the embeddings of {cfg.weights} have {width}")
   if not embedding.normalize:
-    logging.info("retrievers compare by inner products: embeddings keep their lengths")
+    logging.info("retrievers compare by inner products: embeddings keep their lengths%s",
+                 "" if compared.stated(folder) or not (folder / compared.MODULES).exists() else
+                 "; sentence-transformers would take cosines of these weights, as encoder.normalize=true does")
   if (found := prompts.read(folder, cfg)).any:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
 

@@ -4,10 +4,11 @@ Why not beside the work?  Stages import JAX, and that all is done already is sai
 """
 
 from idistill_jax import config
-from idistill_jax.data import corpora
+from idistill_jax.data import corpora, tokenizer_files
 from idistill_jax.hf import folders
 from idistill_jax.llm import prompt, session
 from idistill_jax.llm.providers import replay
+from idistill_jax.models import compared
 from idistill_jax.retrieval import reader, systems
 from idistill_jax.workdir import outside
 
@@ -45,8 +46,11 @@ def labels(cfg: config.Config) -> str:
 
 
 def weights(cfg: config.Config) -> str:
-  """What every training starts from."""
-  return folders.fingerprint(cfg.encoder.weights)
+  """What every training starts from, and whether it is read otherwise now than it was before."""
+  folder = folders.resolve(cfg.encoder.weights)
+  # Before, neither arguments of a tokenizer counted, nor that vectors of any length are compared by cosines.
+  since = [tokenizer_files.changes(folder), cfg.encoder.normalize is None and compared.by_cosine_alone(folder)]
+  return " ".join([folders.fingerprint(cfg.encoder.weights), *(str(since) for _ in range(any(since)))])
 
 
 def ranker(cfg: config.Config) -> str:

@@ -71,7 +71,10 @@ def write(kind: Kind, folder: pathlib.Path) -> pathlib.Path:
       made.append(models.Dense(width, out, bias=bias, activation_function=getattr(torch.nn, activation)()))
       width = out
     made += [models.Normalize()] * kind.normalize
-    sentence_transformers.SentenceTransformer(modules=made, device="cpu").save(str(folder / "model"))
+    # Without a name, cosines are what it is saved with, and those are of unit vectors here.
+    compared = None if kind.normalize else "dot"
+    whole = sentence_transformers.SentenceTransformer(modules=made, device="cpu", similarity_fn_name=compared)
+    whole.save(str(folder / "model"))
   return folder / "model"
 
 

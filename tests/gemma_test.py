@@ -15,7 +15,7 @@ import small_models
 from flax import nnx
 
 from idistill_jax import config, sharding
-from idistill_jax.data import pack, tokenize
+from idistill_jax.data import pack, tokenizer_files
 from idistill_jax.hf import export
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, gemma
@@ -212,7 +212,7 @@ def test_the_name_of_a_token_without_embedding_is_spelled_as_other_words_and_so_
   known = transformers.AutoTokenizer.from_pretrained(tmp_path)
   assert known(text)["input_ids"] == ids and known.decode(ids, skip_special_tokens=True) == text
   monkeypatch.setitem(families.FAMILIES, "gemma3_text", dataclasses.replace(gemma.GEMMA, unembedded=()))
-  with pytest.raises(tokenize.TokenizerError, match=f"gives token ids up to {beyond}, and .* vocab_size {beyond}"):
+  with pytest.raises(tokenizer_files.TokenizerError, match=f"token ids up to {beyond}, and .* vocab_size {beyond}"):
     networks.retriever(encoder(folder))
 
 

@@ -14,7 +14,7 @@ import tokenizers
 from flax import nnx
 
 from idistill_jax import config, validation
-from idistill_jax.data import tokenize
+from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.hf import folders, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.models import encoder as encoder_lib
@@ -85,6 +85,16 @@ def test_shards_are_read_through_their_index(folder):
     np.testing.assert_array_equal(sharded[key], whole[key])
 
 
+def test_a_whole_file_counts_and_not_an_index_that_was_left_beside_it(folder):
+  """As transformers reads them: a folder that was saved anew in one file may have older shards in it."""
+  whole = weights.read_tensors(folder)
+  older = {key: value + 1 for key, value in safetensors.numpy.load_file(folder / "model.safetensors").items()}
+  safetensors.numpy.save_file(older, folder / "model-00001-of-00001.safetensors")
+  (folder / "model.safetensors.index.json").write_text(json.dumps(
+    {"weight_map": dict.fromkeys(older, "model-00001-of-00001.safetensors")}))
+  np.testing.assert_equal(weights.read_tensors(folder), whole)
+
+
 def test_half_precision_is_read_as_float32(folder):
   import ml_dtypes
   exact = weights.read_tensors(folder)["embeddings.LayerNorm.bias"].astype(ml_dtypes.bfloat16)
@@ -115,7 +125,7 @@ def test_no_safetensors(folder):
 
 def test_no_tokenizer_json(folder):
   (folder / "tokenizer.json").unlink()
-  with pytest.raises(tokenize.TokenizerError, match=r"tokenizer\.json is missing; save the tokenizer as a fast one"):
+  with pytest.raises(tokenizer_files.TokenizerError, match=r"tokenizer\.json is missing; save the tokenizer as"):
     networks.retriever(encoder(folder)).tokenizer  # noqa: B018
 
 
@@ -184,7 +194,7 @@ def test_what_cannot_be_read_is_found_by_a_look(folder):
   with pytest.raises(table_lib.WeightsError, match="no model"):
     weights.check(encoder(folder))
   (folder / "tokenizer.json").unlink()
-  with pytest.raises(tokenize.TokenizerError, match="tokenizer"):
+  with pytest.raises(tokenizer_files.TokenizerError, match="tokenizer"):
     weights.check(encoder(folder))
 
 
@@ -227,7 +237,7 @@ def test_texts_longer_than_the_checkpoint_has_positions_are_refused(folder, leng
 def test_token_ids_that_the_checkpoint_has_no_embedding_of_are_refused(folder):
   change(folder, vocab_size=30521)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
-    with pytest.raises(tokenize.TokenizerError, match=r"gives token ids up to 30521, and .* has vocab_size 30521"):
+    with pytest.raises(tokenizer_files.TokenizerError, match=r"token ids up to 30521, and .* has vocab_size 30521"):
       read(encoder(folder))
 
 
@@ -312,5 +322,5 @@ def test_a_tokenizer_that_does_not_frame_texts_is_refused(folder, post_processor
   """Cutting keeps the last token, which is a word where nothing stands behind it."""
   change(folder, "tokenizer.json", post_processor=post_processor)
   for read in (weights.check, lambda cfg: networks.retriever(cfg).tokenizer):
-    with pytest.raises(tokenize.TokenizerError, match=re.escape(said)):
+    with pytest.raises(tokenizer_files.TokenizerError, match=re.escape(said)):
       read(encoder(folder))

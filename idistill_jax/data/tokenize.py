@@ -7,16 +7,14 @@ import itertools
 import json
 import pathlib
 from collections.abc import Collection, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import tokenizers
 
+from idistill_jax.data import tokenizer_files
+
 Lengths = TypeVar("Lengths", int, np.ndarray)
-
-
-class TokenizerError(ValueError):
-  """A model folder without a usable tokenizer.json."""
 
 
 # Texts that are encoded at once: a token is about a hundred bytes until its id is taken.
@@ -93,24 +91,20 @@ class Tokens(Protocol):
     ...
 
 
-def stated(folder: pathlib.Path, without: Collection[str]) -> dict[str, Any]:
-  """What a folder's tokenizer.json says, without these of the tokens that were added to its vocabulary."""
-  raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-  return raw | {"added_tokens": [one for one in raw.get("added_tokens") or () if one["content"] not in without]}
-
-
 class Tokenizer:
-  """A fast tokenizer read from `tokenizer.json`; without: as in `stated`.
+  """A fast tokenizer read from `tokenizer.json`; without: as in `tokenizer_files.stated`.
 
   between: as in TokenTable.  types_tell_halves: whether it gives a pair's query type 0, and all behind it type 1.
   """
 
   def __init__(self, folder: pathlib.Path, without: Collection[str] = ()):
-    path = folder / "tokenizer.json"
+    path = folder / tokenizer_files.FILE
     if not path.exists():
-      raise TokenizerError(f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
-    self._tokenizer = (tokenizers.Tokenizer.from_str(json.dumps(stated(folder, without))) if without
-                       else tokenizers.Tokenizer.from_file(str(path)))
+      raise tokenizer_files.TokenizerError(
+        f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
+    self._tokenizer = (
+      tokenizers.Tokenizer.from_str(json.dumps(tokenizer_files.stated(folder, without)))
+      if without or tokenizer_files.changes(folder) else tokenizers.Tokenizer.from_file(str(path)))
     self._tokenizer.no_padding()
     # What is cut is counted, so texts are tokenised whole and cut here.
     self._tokenizer.no_truncation()
@@ -118,13 +112,13 @@ class Tokenizer:
     alone, opening = len(framed.ids), len(list(itertools.takewhile(bool, framed.special_tokens_mask)))
     # Whatever they are called.  Cutting keeps one token behind a text, and a text of no word must be of one, too.
     if framed.special_tokens_mask != [*[1] * opening, *[0] * (alone - opening - 1), 1]:
-      raise TokenizerError(
+      raise tokenizer_files.TokenizerError(
         f"{path}: its post_processor makes {framed.tokens} of 'a'; one special token must stand behind a text, as in "
         "[CLS] a [SEP] or a </s>: save the tokenizer with it (AutoTokenizer.save_pretrained)"
       )
     self.between = Between(np.asarray(both.ids[alone:len(both.ids) - alone + opening], np.int32), opening)
     if pair(np.asarray(framed.ids), np.asarray(framed.ids), self.between)[0].tolist() != both.ids:
-      raise TokenizerError(
+      raise tokenizer_files.TokenizerError(
         f"{path}: its post_processor makes {both.tokens} of the pair 'a', 'a'; the second must follow the whole first, "
         "as in [CLS] a [SEP] a [SEP] or a </s> a </s>: save the tokenizer with both (AutoTokenizer.save_pretrained)"
       )
@@ -137,6 +131,11 @@ class Tokenizer:
 
   def has(self, token: str) -> bool:
     return self._tokenizer.token_to_id(token) is not None
+
+  def token(self, token_id: int) -> str | None:
+    """What it calls the token of an id, None where it has none."""
+    found: str | None = self._tokenizer.id_to_token(token_id)
+    return found
 
   def table(self, texts: Iterable[str], max_tokens: int) -> TokenTable:
     """Token ids of each text cut at `max_tokens`, special tokens included; beside them, a block of texts is held."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import safetensors.numpy
 
-from idistill_jax.data import tokenize
+from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.hf import folders, weights
 from idistill_jax.hf import prompts as prompts_lib
 from idistill_jax.models import cross_encoder, dual_encoder, families, pooling
@@ -271,9 +271,9 @@ def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int)
   Why the generic class and not BertTokenizer or another: those make a tokenizer of their own from the vocabulary, with
   whichever normaliser they know, and this one reads the file.
   """
-  raw = tokenize.stated(network.source, families.FAMILIES[network.sizes.model_type].unembedded)
+  raw = tokenizer_files.stated(network.source, families.FAMILIES[network.sizes.model_type].unembedded)
   _write_json(folder / "tokenizer.json", raw | {"truncation": None, "padding": None})
-  special = _special_tokens(network)
+  special = weights.special_tokens(network.source, network.sizes, network.tokenizer)
   _write_json(folder / "special_tokens_map.json", special)
   types = ["token_type_ids"] if network.sizes.types_tell_halves else []
   _write_json(folder / "tokenizer_config.json", special | {
@@ -282,16 +282,6 @@ def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int)
     "model_max_length": max_tokens,
     "clean_up_tokenization_spaces": True,
   })
-
-
-def _special_tokens(network: Exportable) -> dict[str, str]:
-  """As tokenizer_config.json or else the family calls them, but for those that the tokenizer lacks."""
-  path = network.source / "tokenizer_config.json"
-  raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-  family = families.FAMILIES[network.sizes.model_type]
-  stated = {name: raw.get(name) or known for name, known in family.special_tokens.items()}
-  called = {name: token["content"] if isinstance(token, dict) else token for name, token in stated.items()}
-  return {name: token for name, token in called.items() if network.tokenizer.has(token)}
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -12,10 +12,10 @@ import pathlib
 
 from idistill_jax import config as config_lib
 from idistill_jax.data import tokenize
-from idistill_jax.models import dual_encoder
+from idistill_jax.models import compared, dual_encoder
 from idistill_jax.models import encoder as encoder_lib
 
-FILE = "config_sentence_transformers.json"
+FILE = compared.FILE
 # The names under which sentence-transformers looks for them, in its order (encode_query, encode_document).
 _QUERY, _PASSAGE = ("query",), ("document", "passage", "corpus")
 

@@ -5,15 +5,16 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from idistill_jax import config as config_lib
-from idistill_jax.data import tokenize
+from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.hf import folders, prompts, torch_file
-from idistill_jax.models import cross_encoder, dual_encoder, families, projection
+from idistill_jax.models import cross_encoder, dual_encoder, families, family, projection
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.workdir import outside
@@ -41,7 +42,11 @@ def check(cfg: config_lib.Encoder, head: str | None = None) -> None:
   folder = folders.local(cfg.weights)
   if folder is None:
     return
-  sizes, _ = read_fitting(folder, cfg)
+  sizes, tokenizer = read_fitting(folder, cfg)
+  if "pad_token" not in special_tokens(folder, sizes, tokenizer):
+    raise tokenizer_files.TokenizerError(
+      f"{folder}: no token for padding, which whoever loads what is trained needs: name one that tokenizer.json has as "
+      f"pad_token in {tokenizer_files.ARGUMENTS}")
   if head is not None:
     cross_encoder.head_of(sizes, head)
   prompts.read(folder, cfg)
@@ -92,17 +97,55 @@ def read_fitting(folder: pathlib.Path, cfg: config_lib.Encoder) -> tuple[encoder
 def read_model(folder: pathlib.Path) -> tuple[encoder_lib.Sizes, tokenize.Tokenizer]:
   """Sizes and tokenizer; the halves of a pair have types where both know of them.
 
-  Raises tokenize.TokenizerError where the tokenizer gives ids that the checkpoint has no embedding of.
+  Raises tokenizer_files.TokenizerError where the tokenizer gives ids that the checkpoint has no embedding of, or takes
+  padding's token for another.
   """
   sizes = families.read_config(folder)
   tokenizer = tokenize.Tokenizer(folder, families.FAMILIES[sizes.model_type].unembedded)
   if tokenizer.ids > sizes.vocab_size:
-    raise tokenize.TokenizerError(
+    raise tokenizer_files.TokenizerError(
       f"{folder / 'tokenizer.json'} gives token ids up to {tokenizer.ids - 1}, and {folder / 'config.json'} has "
       f"vocab_size {sizes.vocab_size}: save both from the same model"
     )
-  told = sizes.types_tell_halves and tokenizer.types_tell_halves
+  _refuse_padding_in_texts(folder, sizes, tokenizer)
+  # Who reads the folder gives the model no types where its tokenizer_config.json leaves them out.
+  read = _arguments(folder).get("model_input_names") or ["token_type_ids"]
+  told = sizes.types_tell_halves and tokenizer.types_tell_halves and "token_type_ids" in read
   return dataclasses.replace(sizes, types_tell_halves=told), tokenizer
+
+
+def _refuse_padding_in_texts(folder: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: tokenize.Tokenizer) -> None:
+  """Of RoBERTa's kin, which count positions past padding's: transformers leaves out every token that has its id."""
+  first = getattr(sizes, "first_position", 0)
+  if first and first - 1 in tokenizer.table([""], 2)[0]:
+    raise tokenizer_files.TokenizerError(
+      f"{folder / 'config.json'}: pad_token_id {first - 1} is {tokenizer.token(first - 1)!r} in tokenizer.json, which "
+      "stands around every text: save both from the same model")
+
+
+def special_tokens(folder: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: tokenize.Tokenizer) -> dict[str, str]:
+  """What a folder's special tokens are called, but for those that its tokenizer lacks: as special_tokens_map.json or
+  tokenizer_config.json says, else the family, another family of whose tokenizer this is, or config.json's padding."""
+  said = _json(folder / "special_tokens_map.json") | _arguments(folder)
+  stated = {name: token["content"] if isinstance(token, dict) else token for name, token in said.items()
+            if name.endswith("_token") and isinstance(token, dict | str)}  # fmt: skip
+  own = families.FAMILIES[sizes.model_type].special_tokens
+  pad = _json(folder / "config.json").get("pad_token_id")
+  padding = {} if pad is None else {"pad_token": tokenizer.token(pad) or ""}
+  found: dict[str, str] = {}
+  for called in (stated, own, family.BRACKETED, family.ANGLED, padding):
+    for name in {*own, "pad_token"} & called.keys() - found.keys():
+      if tokenizer.has(called[name]):
+        found[name] = called[name]
+  return found
+
+
+def _arguments(folder: pathlib.Path) -> dict[str, Any]:
+  return _json(folder / tokenizer_files.ARGUMENTS)
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -150,7 +193,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _whole(folder: pathlib.Path) -> pathlib.Path:
   """The file that tensors are in, or that says in which shards; raises table.WeightsError where there is none."""
   for name in READERS:
-    for path in (folder / f"{name}.index.json", folder / name):
+    for path in (folder / name, folder / f"{name}.index.json"):
       if path.exists():
         return path
   raise table_lib.WeightsError(

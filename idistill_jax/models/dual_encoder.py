@@ -11,9 +11,9 @@ import jax
 from flax import nnx
 
 from idistill_jax.data import pack
+from idistill_jax.models import compared, families, pooling, projection
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
-from idistill_jax.models import families, pooling, projection
 from idistill_jax.models import table as table_lib
 
 # As sentence-transformers calls modules, in the order in which they are read.
@@ -41,34 +41,61 @@ class EmbeddingConfig:
 def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> EmbeddingConfig:
   """From modules.json and the modules' config.json; a plain encoder without them is mean-pooled, normalised.
 
-  normalize: as in config.Encoder; None leaves it to the files.
+  normalize: as in config.Encoder; None leaves it to the files.  Raises encoder.UnsupportedModelError for what is not
+  read, code of the repository's own among it.
   """
-  modules_path = folder / "modules.json"
+  modules_path = folder / compared.MODULES
   if not modules_path.exists():
     return EmbeddingConfig(pooling="mean", normalize=True if normalize is None else normalize)
   modules = json.loads(modules_path.read_text())
-  kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+  kinds = [_kind(module) for module in modules]
   if not _MODULES.fullmatch(", ".join(kinds)):
     raise encoder_lib.UnsupportedModelError(
       f"{modules_path}: modules {', '.join(kinds)} are not supported; Transformer, Pooling, any number of Dense, and "
       "Normalize or nothing, in this order, are"
     )
   paths = lambda wanted: [module["path"] for kind, module in zip(kinds, modules, strict=True) if kind == wanted]
+  if place := paths("Transformer")[0]:
+    raise encoder_lib.UnsupportedModelError(
+      f"{modules_path}: has its Transformer in {place!r}, and what lies beside that file would be read: name the "
+      f"folder {folder / place} in encoder.weights")
   path = folder / paths("Pooling")[0] / "config.json"
   raw, dense = json.loads(path.read_text()), paths("Dense")
   return EmbeddingConfig(
-    pooling=_pooling(raw, path), normalize="Normalize" in kinds if normalize is None else normalize,
+    pooling=_pooling(raw, path), normalize=_normalizes(folder, kinds) if normalize is None else normalize,
     projections=projection.read(folder, dense, families.read_config(folder).hidden_size) if dense else (),
     include_prompt=raw.get("include_prompt", True),
   )
 
 
+def _kind(module: dict[str, Any]) -> str:
+  """The class, where it is sentence-transformers'; another's, whatever it is called, by its whole name."""
+  kind: str = module["type"]
+  return kind.rsplit(".", 1)[-1] if kind.startswith("sentence_transformers.") else kind
+
+
+def _normalizes(folder: pathlib.Path, kinds: Sequence[str]) -> bool:
+  """By a module, or in that they are compared by cosines; who says nothing is taken by the modules."""
+  match compared.stated(folder):
+    case None | "dot" | "dot_product":
+      return "Normalize" in kinds
+    case "cosine":
+      return True
+    case "euclidean" if "Normalize" in kinds:  # of unit vectors, the order is that of cosines
+      return True
+    case other:
+      raise encoder_lib.UnsupportedModelError(
+        f"{folder / compared.FILE}: similarity_fn_name is {other!r}, and cosine or dot is supported; encoder.normalize "
+        "says which of the two to take instead")
+
+
 def _pooling(raw: dict[str, Any], path: pathlib.Path) -> pooling.Pooling:
   """sentence-transformers wrote one boolean a mode before it wrote `pooling_mode`; both forms are read."""
-  if isinstance(raw.get("pooling_mode"), str):
-    chosen = [raw["pooling_mode"]]
+  stated = {key: on for key, on in raw.items() if key.startswith("pooling_mode_")}
+  if "pooling_mode" in raw:
+    chosen = [raw["pooling_mode"]] if isinstance(raw["pooling_mode"], str) else raw["pooling_mode"]
   else:
-    chosen = [key.removeprefix("pooling_mode_") for key, on in raw.items() if key.startswith("pooling_mode_") and on]
+    chosen = [key.removeprefix("pooling_mode_") for key, on in stated.items() if on] if stated else ["mean"]
   match chosen:
     case ["mean_tokens"] | ["mean"]:
       return "mean"

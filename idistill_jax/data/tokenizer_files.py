@@ -1,0 +1,82 @@
+"""tokenizer.json as the files beside it change it when transformers and sentence-transformers read a folder.
+
+Those keep some of what a tokenizer does twice, in tokenizer.json and as arguments of its class or of the module that
+holds it, and the arguments win.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+FILE, ARGUMENTS = "tokenizer.json", "tokenizer_config.json"
+# Of sentence-transformers' module, whose name was of the model's kind once: sentence_roberta_config.json.
+_OF_MODULE = "sentence_*_config.json"
+# Classes that take tokenizer.json as it is.
+_AS_IT_IS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+# Argument -> what BertNormalizer calls it.
+_OF_BERT = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
+            "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
+_PREFIX = "add_prefix_space"
+# Arguments that make other tokens, and the value that is read.
+_ONLY = {"truncation_side": "right", "split_special_tokens": False, "split_by_punct": False}
+
+
+class TokenizerError(ValueError):
+  """A model folder without a usable tokenizer.json."""
+
+
+def stated(folder: pathlib.Path, without: Collection[str] = ()) -> dict[str, Any]:
+  """What the folder's tokenizer.json says, changed as the files beside it ask for, and without these of the tokens that
+  were added to its vocabulary.  Raises TokenizerError for an argument that is not read."""
+  raw = _read(folder / FILE)
+  raw["added_tokens"] = [one for one in raw.get("added_tokens") or () if one["content"] not in without]
+  return raw | _changes(raw, folder)
+
+
+def changes(folder: pathlib.Path) -> bool:
+  """Whether the files beside tokenizer.json change it."""
+  files = [folder / FILE, folder / ARGUMENTS, *sorted(folder.glob(_OF_MODULE))]
+  return _do_change(folder, tuple((path, path.stat().st_mtime_ns) for path in files if path.exists()))
+
+
+@functools.lru_cache
+def _do_change(folder: pathlib.Path, files: tuple[tuple[pathlib.Path, int], ...]) -> bool:
+  """Keys of stages ask for it again and again, and some of these files are of megabytes."""
+  return any(path == folder / FILE for path, _ in files) and bool(_changes(_read(folder / FILE), folder))
+
+
+def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+  """Parts of tokenizer.json -> what they are then, of those that are not so already."""
+  module = next((_read(path) for path in sorted(folder.glob(_OF_MODULE))), {})
+  arguments = _read(folder / ARGUMENTS) if (folder / ARGUMENTS).exists() else {}
+  arguments |= (module.get("tokenizer_args") or {}) | (module.get("processor_kwargs") or {})
+  for name, read in _ONLY.items():
+    if arguments.get(name, read) not in (read, None):
+      raise TokenizerError(f"{folder / ARGUMENTS}: {name} is {arguments[name]!r}, and only {read!r} is supported: with "
+                           "weights that were trained so, texts would be read as others")
+  normalizer, splitter = raw.get("normalizer"), raw.get("pre_tokenizer")
+  if arguments.get("tokenizer_class") not in _AS_IT_IS:
+    if normalizer is not None and normalizer["type"] == "BertNormalizer":
+      normalizer = normalizer | {its: arguments[name] for name, its in _OF_BERT.items() if name in arguments}
+    if splitter is not None and splitter["type"] == "ByteLevel" and arguments.get(_PREFIX) is not None:
+      splitter = splitter | {_PREFIX: arguments[_PREFIX]}
+  if module.get("do_lower_case") and not _lowers(normalizer):
+    normalizer = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *_parts(normalizer)]}
+  found = {"normalizer": normalizer, "pre_tokenizer": splitter}
+  return {part: value for part, value in found.items() if value != raw.get(part)}
+
+
+def _parts(normalizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+  if normalizer is None:
+    return []
+  return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+
+
+def _lowers(normalizer: Mapping[str, Any] | None) -> bool:
+  return any(one["type"] == "Lowercase" or one.get("lowercase") is True for one in _parts(normalizer))
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text(encoding="utf-8"))

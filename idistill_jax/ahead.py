@@ -28,12 +28,12 @@ def check_index(runner: cli.Runner) -> None:
   """Raises ann.ScannUnavailableError where the index will be ScaNN's and that cannot run; whether it will be may depend
   on how large the corpus is, so this is looked at once more when there is one."""
 
-  def check() -> None:
+  def look() -> None:
     passages = (runner.workdir.manifest("collection") or {}).get("counts", {}).get("passages", 0)
     if index.choose(runner.cfg.index.kind, passages) == index.SCANN and _to_be_run(runner, "index"):
       ann.check_runs()
 
-  processes.once(check, "a look at what the index needs")
+  processes.once(look, "a look at what the index needs")
 
 
 def _check_weights(whole: config.Config) -> None:

@@ -47,10 +47,11 @@ def labels(cfg: config.Config) -> str:
 
 def weights(cfg: config.Config) -> str:
   """What every training starts from, and whether it is read otherwise now than it was before."""
-  folder = folders.resolve(cfg.encoder.weights)
+  folder, content = folders.resolve(cfg.encoder.weights), folders.fingerprint(cfg.encoder.weights)
   # Before, neither arguments of a tokenizer counted, nor that vectors of any length are compared by cosines.
-  since = [tokenizer_files.changes(folder), cfg.encoder.normalize is None and compared.by_cosine_alone(folder)]
-  return " ".join([folders.fingerprint(cfg.encoder.weights), *(str(since) for _ in range(any(since)))])
+  since = (tokenizer_files.changes(folder), not tokenizer_files.tells_halves(folder),
+           cfg.encoder.normalize is None and compared.by_cosine_alone(folder))
+  return f"{content} {since}" if any(since) else content
 
 
 def ranker(cfg: config.Config) -> str:

@@ -7,11 +7,14 @@ memory or in a file that is mapped.
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 
 from idistill_jax import by_row
 
 # Strings from elsewhere may hold halves of characters: they sort and are found, or are not, like others.
 _HALVES = "surrogatepass"
+# Bytes that are worth a word, where they are so many times what the ids themselves have.
+_MUCH, _WASTEFUL = 10**9, 8
 
 
 class Ids(by_row.ByRow[str]):
@@ -52,10 +55,19 @@ def of(ids: Iterable[str]) -> Ids:
 
 
 def packed(ids: Sequence[bytes]) -> np.ndarray:
-  """Bytes as wide as the longest; raises ValueError for an id that ends as what makes it as wide does."""
+  """Bytes as wide as the longest; raises ValueError for an id that ends as what makes it as wide does.
+
+  Why not end to end, with where each begins?  numpy finds ids among those of one width alone.  What a few long ones
+  cost then is said.
+  """
   for one in ids:
     if one.endswith(b"\0"):
       raise ValueError(f"the id {one.decode(errors=_HALVES)!r} ends with a NUL character, which no id may")
+  longest = max(ids, key=len, default=b"")
+  if (taken := len(longest) * len(ids)) > max(_MUCH, _WASTEFUL * sum(map(len, ids))):
+    logging.warning("%d ids take %.1f GB, in memory and on the disk, as each is kept as wide as the longest, %.100r of "
+                    "%d bytes: number the passages, or shorten that", len(ids), taken / 1e9,
+                    longest.decode(errors=_HALVES), len(longest))
   return np.array(ids, bytes)
 
 

@@ -109,6 +109,15 @@ def test_an_id_that_would_lose_its_end_is_refused():
     ids_lib.of(["b", "a\0"])
 
 
+@pytest.mark.parametrize("long, much, said", [
+  ("x" * 900, 10**5, True), ("x" * 9, 10**5, False), ("x" * 900, 10**9, False)])
+def test_what_one_long_id_costs_all_others_is_said(monkeypatch, caplog, long, much, said):
+  monkeypatch.setattr(ids_lib, "_MUCH", much)
+  found = ids_lib.of([*(f"d{i}" for i in range(200)), long])
+  assert found.row(long) == 200 and found[7] == "d7"
+  assert ("201 ids take 0.0 GB" in caplog.text and "of 900 bytes" in caplog.text) is said
+
+
 def test_a_split_keeps_order_and_rows(tmp_path):
   example.write_records(tmp_path, tables.QUERIES, QUERIES)
   table = tables.load_queries(tmp_path)

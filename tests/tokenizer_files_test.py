@@ -213,4 +213,10 @@ def test_what_is_read_otherwise_than_before_is_made_anew(folder, tmp_path):
   angles = shutil.copytree(folder, tmp_path / "angles")
   modules(angles, "Transformer", "Pooling")
   edit(angles / compared.FILE, similarity_fn_name="cosine")
-  assert " " in key(cased) and " " in key(angles) and " " not in key(angles, normalize=True)
+  typeless = shutil.copytree(folder, tmp_path / "typeless")
+  edit(typeless / tokenizer_files.ARGUMENTS, model_input_names=["input_ids", "attention_mask"])
+  assert all(" " in key(one) for one in (cased, angles, typeless)) and " " not in key(angles, normalize=True)
+  edit(typeless / "config.json", type_vocab_size=1)
+  assert " " not in key(typeless)
+  (folder / tokenizer_files.ARGUMENTS).write_text(json.dumps({"do_lower_case": None, "strip_accents": None}))
+  assert not tokenizer_files.changes(folder), "none says nothing, and of accents what tokenizer.json says"

@@ -16,8 +16,8 @@ _OF_MODULE = "sentence_*_config.json"
 # Classes that take tokenizer.json as it is.
 _AS_IT_IS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 # Argument -> what BertNormalizer calls it.
-_OF_BERT = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
-            "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
+_ACCENTS = "strip_accents"  # none: where it makes lower case
+_OF_BERT = {"do_lower_case": "lowercase", _ACCENTS: _ACCENTS, "tokenize_chinese_chars": "handle_chinese_chars"}
 _PREFIX = "add_prefix_space"
 # Arguments that make other tokens, and the value that is read.
 _ONLY = {"truncation_side": "right", "split_special_tokens": False, "split_by_punct": False}
@@ -41,6 +41,13 @@ def changes(folder: pathlib.Path) -> bool:
   return _do_change(folder, tuple((path, path.stat().st_mtime_ns) for path in files if path.exists()))
 
 
+def tells_halves(folder: pathlib.Path) -> bool:
+  """False where it leaves token types out that the model could tell the halves of a pair by."""
+  arguments, model = (_read(path) if path.exists() else {} for path in (folder / ARGUMENTS, folder / "config.json"))
+  read = arguments.get("model_input_names") or ["token_type_ids"]
+  return "token_type_ids" in read or model.get("type_vocab_size", 0) < 2
+
+
 @functools.lru_cache
 def _do_change(folder: pathlib.Path, files: tuple[tuple[pathlib.Path, int], ...]) -> bool:
   """Keys of stages ask for it again and again, and some of these files are of megabytes."""
@@ -59,7 +66,8 @@ def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
   normalizer, splitter = raw.get("normalizer"), raw.get("pre_tokenizer")
   if arguments.get("tokenizer_class") not in _AS_IT_IS:
     if normalizer is not None and normalizer["type"] == "BertNormalizer":
-      normalizer = normalizer | {its: arguments[name] for name, its in _OF_BERT.items() if name in arguments}
+      normalizer = normalizer | {its: arguments[name] for name, its in _OF_BERT.items()
+                                 if arguments.get(name) is not None or (name == _ACCENTS and name in arguments)}
     if splitter is not None and splitter["type"] == "ByteLevel" and arguments.get(_PREFIX) is not None:
       splitter = splitter | {_PREFIX: arguments[_PREFIX]}
   if module.get("do_lower_case") and not _lowers(normalizer):

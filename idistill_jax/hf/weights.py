@@ -109,8 +109,7 @@ def read_model(folder: pathlib.Path) -> tuple[encoder_lib.Sizes, tokenize.Tokeni
     )
   _refuse_padding_in_texts(folder, sizes, tokenizer)
   # Who reads the folder gives the model no types where its tokenizer_config.json leaves them out.
-  read = _arguments(folder).get("model_input_names") or ["token_type_ids"]
-  told = sizes.types_tell_halves and tokenizer.types_tell_halves and "token_type_ids" in read
+  told = sizes.types_tell_halves and tokenizer.types_tell_halves and tokenizer_files.tells_halves(folder)
   return dataclasses.replace(sizes, types_tell_halves=told), tokenizer
 
 

@@ -117,9 +117,9 @@ def test_a_stage_is_held_to_the_settings_of_what_it_reads(workdir: artifacts.Wor
   reads = Counted("evaluate", ("train_ranker",), ("encoder", "ranker", "evaluate"))
   cfg.ranker.similarity_weight = None
   workdir.execute(made.stage, cfg)
-  # Neither another section, nor what is set aside, nor a section that is not its own.
+  # Neither another section, nor what is set aside, nor the seed, with which lists were drawn or weights trained.
   cfg.evaluate.depth, cfg.ranker.passes, cfg.seed = 7, 2, 1
-  workdir.execute(reads.stage, cfg)
+  workdir.execute(dataclasses.replace(reads.stage, config=(*reads.stage.config, "seed")), cfg)
   cfg.ranker.similarity_weight, cfg.ranker.optim.peak_lr, cfg.encoder.query_tokens = 30.0, 0.5, 3
   with pytest.raises(config.ConfigError) as raised:
     workdir.execute(reads.stage, cfg)

@@ -22,7 +22,7 @@ import pytest
 from idistill_jax import cli, config, processes, records
 from idistill_jax.data import example, tfrecord
 from idistill_jax.train import windows
-from idistill_jax.workdir import artifacts, begun, files
+from idistill_jax.workdir import artifacts, begun, coded, files, seconds
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_stage_that_is_asked_to_end_is_ended_in_order(tmp_path):
   done = subprocess.run([sys.executable, "-c", ANSWERS, str(tmp_path)], timeout=100)
   assert done.returncode == processes.TERMINATED
   (working,) = tmp_path.glob(".labels-*")
-  assert sorted(path.name for path in working.iterdir()) == ["answers", "seconds"]
+  assert sorted(path.name for path in working.iterdir()) == ["answers", coded.FILE, seconds.FILE]
 
 
 def test_a_workdir_that_cannot_be_written(open_folder, cfg):
@@ -210,7 +210,6 @@ def test_an_input_that_was_deleted_is_named(tmp_path, cfg, lost):
     workdir.execute(stage, cfg)
   before = content(workdir.folder("scores"))
   (workdir.folder("collection") / lost).unlink()
-  cfg.labels.lists += 1
   with pytest.raises(FileNotFoundError, match=f"{workdir.folder('collection')}"):
     workdir.execute(READS, cfg)
   assert content(workdir.folder("scores")) == before

@@ -38,10 +38,12 @@ def there(stage: str, found: Mapping[str, dict[str, Any] | None], stated: str) -
 def agree(stage: str, sections: Container[str], cfg: config_lib.Config, manifests: Manifests, stated: str) -> None:
   """Raises ConfigError where an input was made with another value of a field on which the stage's result depends, too.
 
-  sections: of the config, that the stage depends on.
+  sections: of the config, that the stage depends on.  Fields of no section, as the seed, tell how an input was drawn,
+  not how it is read.
   """
   for name, manifest in manifests.items():
-    made = {section: value for section, value in manifest.get("config", {}).items() if section in sections}
+    made = {section: value for section, value in manifest.get("config", {}).items() if section in sections
+            and isinstance(value, dict)}  # fmt: skip
     differ = list(config_lib.differences(cfg, config_lib.as_dict(cfg) | made))
     if differ:
       flags = [f"{field}={_stated(its)}" for field, its, _ in differ]

@@ -14,6 +14,8 @@ from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.
 RANKINGS = "3"
+# Counted on when other collections are made of the same written queries.
+WRITTEN = "written 2"
 # Counted on when the stages evaluate and answer give other results for the same config.
 EVALUATION = 7
 # Losses of rankers that have been other functions before: how often.
@@ -31,7 +33,8 @@ def collection(cfg: config.Config) -> str:
   """The files, or the interpreter, that the collection is read from, and what becomes of rankings made elsewhere."""
   read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
   rankings = [path for path in (cfg.collection.rankings, cfg.collection.rankings_shown) if path is not None]
-  return " ".join([read, *map(outside.sha256, rankings), *([RANKINGS] if rankings else [])])
+  counted = [RANKINGS] * bool(rankings) + [WRITTEN] * config.writes_queries(cfg)
+  return " ".join([read, *map(outside.sha256, rankings), *counted])
 
 
 def candidates(cfg: config.Config) -> str:

@@ -99,7 +99,7 @@ def estimate(runner: cli.Runner) -> None:
       print(f"\n{stage.name}:")
       try:
         flow.module(stage.name).print_estimate(runner)
-      except inputs.MissingInputError as e:
+      except (inputs.MissingInputError, inputs.OtherSettingsError) as e:  # a pipeline makes both before
         print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
 
 

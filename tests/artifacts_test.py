@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -176,6 +178,19 @@ def test_what_another_run_reads_is_not_made_anew_under_it(workdir: artifacts.Wor
   workdir.execute(dataclasses.replace(reads.stage, run=run), cfg)
   assert (made.runs, reads.runs) == (1, 1)
   workdir.execute(stage, cfg)
+
+
+def test_where_there_are_no_locks_a_kill_keeps_nobody_from_what_was_read(
+    workdir: artifacts.Workdir, cfg: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+  def refuse(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "no locks")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  made = Counted("collection", (), ("collection",))
+  workdir.root.mkdir(parents=True)
+  (workdir.root / ".candidates.lock").touch()
+  workdir.execute(dataclasses.replace(made.stage, read_by=("candidates",)), cfg)
+  assert made.runs == 1 and locks.is_held(workdir.root / ".candidates.lock") is None
 
 
 def test_of_the_flow_every_stage_knows_who_reads_it() -> None:

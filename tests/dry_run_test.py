@@ -74,6 +74,18 @@ def test_an_estimate_of_the_pipeline_tells_at_most_what_is_asked_and_what_must_r
     assert calls in part and "tokens in and" in part and "python -m idistill_jax.stages.collection" in part
 
 
+def test_an_estimate_of_the_pipeline_is_given_where_a_change_makes_anew_what_is_read(tmp_path, capsys):
+  cfg, workdir = config_test.load("nq:slice"), artifacts.Workdir(tmp_path / "w")
+  for name in ("collection", "evaluate"):
+    made = artifacts.Stage(name=name, reads=(), config=flow.STAGES[name].config, run=lambda job: job.count(
+      passages=9, queries={"train": 500, "test": 500}))  # fmt: skip
+    workdir.execute(made, cfg)
+  cfg.evaluate.rerank_depth = 7
+  pipeline.estimate(cli.Runner(cfg, workdir, ()))
+  answer = capsys.readouterr().out.partition("answer:")[2]
+  assert "1,000 calls" in answer and "made with evaluate.rerank_depth=20; here it would be 7" in answer
+
+
 def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):
   pytest.importorskip("openai")
   monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -76,6 +76,15 @@ def test_ids_that_coincide_by_chance_are_told_apart_by_texts(query, text, is_one
   assert itself.of([records.Query(id="7", text=query, split="train")], passages, {}) == ({"7"} if is_one else set())
 
 
+@pytest.mark.parametrize("query", [
+  "A title that is longer than its text", "Short text", "a title that is longer than its text short text",
+  "A title that is longer than its text. Short text"])
+def test_a_query_may_be_a_title_a_text_or_both(query):
+  passage = records.Passage(id="7", title="A title that is longer than its text", text="Short text")
+  asked = [records.Query(id="7", text=query, split="train")]
+  assert itself.of(asked, tables.Passages([passage]), {}) == {"7"}
+
+
 def test_a_run_without_them_is_as_deep_as_asked_for():
   found, dropped = {"a": {"a": 9.0, "b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0, "z": 1.0}}, []
   kept = {"a": {"b": 2.0, "c": 1.0}, "x": {"x": 3.0, "y": 2.0}}

@@ -136,6 +136,15 @@ def test_several_cut_offs_of_one_measure():
   assert [values["q"] for values in found.values()] == pytest.approx([0, 1 / 3, 0, 1])
 
 
+@pytest.mark.parametrize("grades, said", [
+  ({"a": 1, "b": 2}, r"the highest grade .* is 2, .*: set --config.evaluate.relevant_from=2"),
+  ({"a": 0, "b": -1}, r"the highest grade .* is 0, .*: take judgements that call anything relevant")])
+def test_grades_of_which_none_counts_as_relevant(grades, said):
+  measures.check_grades({"q": {"a": 3}, "r": grades}, 3)
+  with pytest.raises(measures.MeasureError, match=said):
+    measures.check_grades({"q": grades}, 3)
+
+
 JUNK = """
 import random
 from idistill_jax.retrieval import measures

@@ -101,6 +101,21 @@ def test_arguments_that_are_not_read_are_refused_by_name(folder, arguments):
     tokenize.Tokenizer(folder)
 
 
+@pytest.mark.parametrize("folder, arguments", [
+  ("deberta-v2", {"do_lower_case": True}), ("xlm-roberta", {"add_prefix_space": False}),
+  ("camembert", {"add_prefix_space": False})], indirect=["folder"])
+def test_what_other_classes_would_do_by_an_argument_is_refused(folder, arguments):
+  before = ids(folder)
+  edit(folder / tokenizer_files.ARGUMENTS, **arguments)
+  # The control: transformers does otherwise than without it.
+  assert transformers.AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"] != before
+  (name,) = arguments
+  with pytest.raises(tokenizer_files.TokenizerError, match=rf"{name} is .*, and tokenizer.json does not do so"):
+    tokenize.Tokenizer(folder)
+  edit(folder / tokenizer_files.ARGUMENTS, tokenizer_class="PreTrainedTokenizerFast")
+  assert ids(folder) == before
+
+
 @pytest.mark.parametrize("said", ["in full", "in special_tokens_map.json", "nowhere"])
 def test_a_family_with_another_ones_tokenizer_is_exported_with_its_special_tokens(folder, tmp_path, said):
   """As multilingual MiniLMs, which are BERT's and have XLM-R's."""
@@ -202,6 +217,14 @@ def test_poolings_mode_in_all_its_forms(folder, pooling):
   modules(folder, "Transformer", "Pooling")
   (folder / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": small_models.WIDTH} | pooling))
   assert retriever(folder).forward.network.embedding.pooling == "mean"
+
+
+def test_collections_with_written_queries_are_of_the_rule_that_keeps_them_apart(tmp_path):
+  (tmp_path / "corpus.jsonl").write_text('{"_id": "p", "text": "x"}\n')
+  of = config.Collection(source="corpus", path=str(tmp_path / "corpus.jsonl"))
+  configs = (config.Config(name="x", collection=of, queries=config.Queries(passages=some)) for some in (None, 7))
+  plain, written = map(fingerprints.collection, configs)
+  assert written == f"{plain} {fingerprints.WRITTEN}"
 
 
 def test_what_is_read_otherwise_than_before_is_made_anew(folder, tmp_path):

@@ -1,7 +1,8 @@
 """tokenizer.json as the files beside it change it when transformers and sentence-transformers read a folder.
 
 Those keep some of what a tokenizer does twice, in tokenizer.json and as arguments of its class or of the module that
-holds it, and the arguments win.
+holds it, and the arguments win.  An argument that is not there leaves tokenizer.json as it is, although a class may
+have a default of its own for it.
 """
 
 import functools
@@ -19,6 +20,7 @@ _AS_IT_IS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 _ACCENTS = "strip_accents"  # none: where it makes lower case
 _OF_BERT = {"do_lower_case": "lowercase", _ACCENTS: _ACCENTS, "tokenize_chinese_chars": "handle_chinese_chars"}
 _PREFIX = "add_prefix_space"
+_DEBERTAS = {"DebertaV2Tokenizer", "DebertaV2TokenizerFast"}
 # Arguments that make other tokens, and the value that is read.
 _ONLY = {"truncation_side": "right", "split_special_tokens": False, "split_by_punct": False}
 
@@ -64,6 +66,7 @@ def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
       raise TokenizerError(f"{folder / ARGUMENTS}: {name} is {arguments[name]!r}, and only {read!r} is supported: with "
                            "weights that were trained so, texts would be read as others")
   normalizer, splitter = raw.get("normalizer"), raw.get("pre_tokenizer")
+  _refuse_what_others_take(folder, arguments, normalizer, splitter)
   if arguments.get("tokenizer_class") not in _AS_IT_IS:
     if normalizer is not None and normalizer["type"] == "BertNormalizer":
       normalizer = normalizer | {its: arguments[name] for name, its in _OF_BERT.items()
@@ -76,10 +79,26 @@ def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
   return {part: value for part, value in found.items() if value != raw.get(part)}
 
 
-def _parts(normalizer: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-  if normalizer is None:
+def _refuse_what_others_take(folder: pathlib.Path, arguments: Mapping[str, Any], normalizer: Mapping[str, Any] | None,
+                             splitter: Mapping[str, Any] | None) -> None:
+  """Raises TokenizerError where a class that is not of BERT's or RoBERTa's kind does otherwise than its tokenizer.json
+  by an argument."""
+  kind = arguments.get("tokenizer_class")
+  lowers = kind in _DEBERTAS and arguments.get("do_lower_case") and not _lowers(normalizer)
+  starts = kind not in _AS_IT_IS and arguments.get(_PREFIX) is False and any(
+    one["type"] == "Metaspace" and one.get("prepend_scheme") != "never" for one in _parts(splitter))
+  if lowers or starts:
+    name = "do_lower_case" if lowers else _PREFIX
+    raise TokenizerError(f"{folder / ARGUMENTS}: {name} is {arguments[name]!r}, and {FILE} does not do so: save both "
+                         "with AutoTokenizer.save_pretrained, or take that out where the weights were not trained so")
+
+
+def _parts(whole: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+  """Of a normalizer, or of a pre_tokenizer."""
+  if whole is None:
     return []
-  return normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+  sequence: list[Mapping[str, Any]] = whole.get("normalizers") or whole.get("pretokenizers") or []
+  return sequence if whole["type"] == "Sequence" else [whole]
 
 
 def _lowers(normalizer: Mapping[str, Any] | None) -> bool:

@@ -26,13 +26,18 @@ def of(queries: Iterable[records.Query], passages: Passages,
   return frozenset(
     query.id for query in queries
     if query.id in passages and qrels.get(query.id, {}).get(query.id, 0) <= 0
-    and _is_one_text(query.text, passages.by_id(query.id).full_text))
+    and _is_one_text(query.text, passages.by_id(query.id)))
 
 
-def _is_one_text(query: str, passage: str) -> bool:
-  """Whether the shorter stands in the longer and is most of it, as without a title; case and white space aside."""
-  shorter, longer = sorted((" ".join(text.casefold().split()) for text in (query, passage)), key=len)
-  return shorter in longer and 2 * len(shorter) >= len(longer)
+def _is_one_text(query: str, passage: records.Passage) -> bool:
+  """Whether the query is the passage, case and white space aside: its title, its text or both, or the shorter of query
+  and text stands in the longer and is most of it."""
+  asked, title, text, whole = (
+    " ".join(one.casefold().split()) for one in (query, passage.title, passage.text, passage.full_text))
+  if asked in (title, f"{title} {text}"):
+    return True
+  pairs = (sorted((asked, one), key=len) for one in (text, whole))
+  return any(shorter in longer and 2 * len(shorter) >= len(longer) for shorter, longer in pairs)
 
 
 def without(found: runs.Run, own: Set[str], depth: int | None, dropped: Callable[[str], None]) -> runs.Run:

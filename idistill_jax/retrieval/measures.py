@@ -60,8 +60,10 @@ def check_grades(qrels: Mapping[str, Mapping[str, int]], relevant_from: int) -> 
   """Raises MeasureError where no grade counts as relevant: all but nDCG would be 0 for whatever is found."""
   highest = max((grade for judged in qrels.values() for grade in judged.values()), default=relevant_from)
   if highest < relevant_from:
+    mend = (f"set --config.evaluate.relevant_from={highest}" if highest > 0 else
+            "take judgements that call anything relevant, or another --config.evaluate.split")
     raise MeasureError(f"evaluate.relevant_from is {relevant_from}, and the highest grade of the judgements is "
-                       f"{highest}, so nothing would count as relevant: set --config.evaluate.relevant_from={highest}")
+                       f"{highest}, so nothing would count as relevant: {mend}")
 
 
 def mean(values: Mapping[str, float]) -> float:

@@ -92,7 +92,7 @@ def look(store: store_lib.Store, stage: str, over: Collection[str]) -> Begun | N
 def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
   written = store.written(name)
   windows, took = _windows(store, name, written), seconds.read(_text(store, f"{name}/{seconds.FILE}"))
-  return Begun(written=written, took=took.and_helpers(_helped(windows)), is_held=store.is_held(stage),
+  return Begun(written=written, took=took.and_helpers(_helped(windows)), is_held=store.is_held(stage) is not False,
                metrics=_text(store, f"{name}/{METRICS}").splitlines(), windows=windows)
 
 

@@ -17,6 +17,10 @@ class MissingInputError(FileNotFoundError):
   """A stage's input is not there; the message names the command that makes it."""
 
 
+class OtherSettingsError(config_lib.ConfigError):
+  """A stage's input was made with other settings than the stage is run with."""
+
+
 class ChangedInputError(OSError):
   """A stage's input was made anew while the stage was at work."""
 
@@ -36,7 +40,7 @@ def there(stage: str, found: Mapping[str, dict[str, Any] | None], stated: str) -
 
 
 def agree(stage: str, sections: Container[str], cfg: config_lib.Config, manifests: Manifests, stated: str) -> None:
-  """Raises ConfigError where an input was made with another value of a field on which the stage's result depends, too.
+  """Raises OtherSettingsError where an input was made with another value of a field on which the stage depends, too.
 
   sections: of the config, that the stage depends on.  Fields of no section, as the seed, tell how an input was drawn,
   not how it is read.
@@ -47,7 +51,7 @@ def agree(stage: str, sections: Container[str], cfg: config_lib.Config, manifest
     differ = list(config_lib.differences(cfg, config_lib.as_dict(cfg) | made))
     if differ:
       flags = [f"{field}={_stated(its)}" for field, its, _ in differ]
-      raise config_lib.ConfigError(
+      raise OtherSettingsError(
         f"{stage} reads {stated}/{name}, which was made with {', '.join(flags)}; here it would be "
         f"{', '.join(_stated(own) for *_, own in differ)}.  Give "
         f"{shlex.join(f'--config.{one}' for one in flags)}  or make {name}, and what follows it, anew:\n"

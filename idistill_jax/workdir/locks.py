@@ -63,14 +63,16 @@ def _tell(folder: pathlib.Path, why: str) -> None:
                   "second one", folder, why)
 
 
-def is_held(path: pathlib.Path) -> bool:
-  """Whether a run holds the lock; on file systems that know no locks, whether its file is there."""
+def is_held(path: pathlib.Path) -> bool | None:
+  """Whether a run holds the lock; None on file systems that know no locks, where its file is there."""
   try:
     with open(path) as lock:
       # Shared, and for a moment: others who look are not in the way, and who wants it tries again.
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
   except FileNotFoundError:
     return False
-  except OSError:
+  except BlockingIOError:
     return True
+  except OSError:
+    return None
   return False

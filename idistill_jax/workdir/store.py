@@ -25,8 +25,8 @@ class Store(Protocol):
     """Keeps other runs from the name meanwhile; raises locks.BusyError, naming `what`, where one has it."""
     ...
 
-  def is_held(self, name: str) -> bool:
-    """Whether a run is `alone` with the name, as far as it shows."""
+  def is_held(self, name: str) -> bool | None:
+    """Whether a run is `alone` with the name; None where one was and nothing shows whether it still is."""
     ...
 
   def still_alone(self) -> None:
@@ -91,7 +91,7 @@ class Folder:
   def alone(self, name: str, what: str) -> contextlib.AbstractContextManager[None]:
     return locks.alone(self.local / f".{name}.lock", what)
 
-  def is_held(self, name: str) -> bool:
+  def is_held(self, name: str) -> bool | None:
     return locks.is_held(self.local / f".{name}.lock")
 
   def still_alone(self) -> None:

@@ -50,7 +50,9 @@ def labels(cfg: config.Config) -> str:
 
 def weights(cfg: config.Config) -> str:
   """What every training starts from, and whether it is read otherwise now than it was before."""
-  folder, content = folders.resolve(cfg.encoder.weights), folders.fingerprint(cfg.encoder.weights)
+  # Once: of a name on the Hub it asks there.
+  folder = folders.resolve(cfg.encoder.weights)
+  content = folders.fingerprint(str(folder))
   # Before, neither arguments of a tokenizer counted, nor that vectors of any length are compared by cosines.
   since = (tokenizer_files.changes(folder), not tokenizer_files.tells_halves(folder),
            cfg.encoder.normalize is None and compared.by_cosine_alone(folder))

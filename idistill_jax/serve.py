@@ -241,14 +241,10 @@ def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
 
 def bound(port: int) -> socket.socket:
   """A socket that listens at the port of 127.0.0.1, any free one for 0; raises OSError where another does."""
-  made = socket.socket()
-  made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
-    made.bind((HOST, port))
-    made.listen()  # two may be bound that do not listen yet
+    return socket.create_server((HOST, port))
   except OSError as e:
     raise OSError(e.errno, f"{HOST}:{port}: {e.strerror}; take another with --port, or any with --port=0") from e
-  return made
 
 
 def main(argv: Sequence[str]) -> None:

@@ -221,6 +221,15 @@ def test_without_a_similarity_there_is_no_retriever_in_the_folder(tiny_weights, 
   np.testing.assert_allclose(predicted(made.folder, queries, passages), expected, atol=1e-4)
 
 
+def of_a_process(code: str, folder: pathlib.Path, **how) -> tuple[np.ndarray, str]:
+  """Scores of `of_many_lengths` by a program that is given the folder, and the last line of what it says."""
+  done = subprocess.run([sys.executable, "-c", code, str(folder)], input=json.dumps(of_many_lengths()), text=True,
+                        capture_output=True, **how)  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found, imported = done.stdout.strip().splitlines()
+  return np.array(json.loads(found)), imported
+
+
 BY_ITSELF = """
 import json, sys
 sys.modules["idistill_jax"] = None
@@ -238,15 +247,11 @@ except ImportError:
 @pytest.mark.torch
 def test_the_folder_needs_nothing_of_this_package(exported, tmp_path):
   pytest.importorskip("sentence_transformers")
-  queries, passages = of_many_lengths()
   # In another place, under another name, with a cache of code that nobody has filled.
   folder = shutil.copytree(exported.folder, tmp_path / "downloaded")
-  done = subprocess.run(
-    [sys.executable, "-c", BY_ITSELF, str(folder)], input=json.dumps([queries, passages]), cwd=tmp_path, text=True,
-    capture_output=True, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")})
-  assert done.returncode == 0, done.stderr
-  found, imported = done.stdout.strip().splitlines()
-  np.testing.assert_allclose(json.loads(found), exported.of_many_lengths, atol=1e-4)
+  found, imported = of_a_process(BY_ITSELF, folder, cwd=tmp_path,
+                                 env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")})
+  np.testing.assert_allclose(found, exported.of_many_lengths, atol=1e-4)
   assert imported == "[]"
   assert "idistill_jax" not in (folder / "pair_score.py").read_text()
 
@@ -265,14 +270,10 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "flax"})
 @pytest.mark.torch
 def test_where_this_package_is_no_code_of_the_folder_is_needed(exported, tmp_path):
   pytest.importorskip("sentence_transformers")
-  queries, passages = of_many_lengths()
   folder = shutil.copytree(exported.folder, tmp_path / "downloaded")
   (folder / "pair_score.py").unlink()
-  done = subprocess.run([sys.executable, "-c", OURS, str(folder)], input=json.dumps([queries, passages]), text=True,
-                        capture_output=True)  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  found, imported = done.stdout.strip().splitlines()
-  np.testing.assert_allclose(json.loads(found), exported.of_many_lengths, atol=1e-4)
+  found, imported = of_a_process(OURS, folder)
+  np.testing.assert_allclose(found, exported.of_many_lengths, atol=1e-4)
   assert imported == "[]"
 
 

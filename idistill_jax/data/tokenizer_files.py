@@ -32,7 +32,7 @@ class TokenizerError(ValueError):
 def stated(folder: pathlib.Path, without: Collection[str] = ()) -> dict[str, Any]:
   """What the folder's tokenizer.json says, changed as the files beside it ask for, and without these of the tokens that
   were added to its vocabulary.  Raises TokenizerError for an argument that is not read."""
-  raw = _read(folder / FILE)
+  raw = read(folder / FILE)
   raw["added_tokens"] = [one for one in raw.get("added_tokens") or () if one["content"] not in without]
   return raw | _changes(raw, folder)
 
@@ -45,26 +45,29 @@ def changes(folder: pathlib.Path) -> bool:
 
 def tells_halves(folder: pathlib.Path) -> bool:
   """False where it leaves token types out that the model could tell the halves of a pair by."""
-  arguments, model = (_read(path) if path.exists() else {} for path in (folder / ARGUMENTS, folder / "config.json"))
-  read = arguments.get("model_input_names") or ["token_type_ids"]
-  return "token_type_ids" in read or model.get("type_vocab_size", 0) < 2
+  named = read(folder / ARGUMENTS).get("model_input_names") or ["token_type_ids"]
+  return "token_type_ids" in named or read(folder / "config.json").get("type_vocab_size", 0) < 2
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """What one of a checkpoint's files says; nothing where it is not there."""
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 @functools.lru_cache
 def _do_change(folder: pathlib.Path, files: tuple[tuple[pathlib.Path, int], ...]) -> bool:
   """Keys of stages ask for it again and again, and some of these files are of megabytes."""
-  return any(path == folder / FILE for path, _ in files) and bool(_changes(_read(folder / FILE), folder))
+  return (folder / FILE).exists() and bool(_changes(read(folder / FILE), folder))
 
 
 def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
   """Parts of tokenizer.json -> what they are then, of those that are not so already."""
-  module = next((_read(path) for path in sorted(folder.glob(_OF_MODULE))), {})
-  arguments = _read(folder / ARGUMENTS) if (folder / ARGUMENTS).exists() else {}
-  arguments |= (module.get("tokenizer_args") or {}) | (module.get("processor_kwargs") or {})
-  for name, read in _ONLY.items():
-    if arguments.get(name, read) not in (read, None):
-      raise TokenizerError(f"{folder / ARGUMENTS}: {name} is {arguments[name]!r}, and only {read!r} is supported: with "
-                           "weights that were trained so, texts would be read as others")
+  module = next(map(read, sorted(folder.glob(_OF_MODULE))), {})
+  arguments = read(folder / ARGUMENTS) | (module.get("tokenizer_args") or {}) | (module.get("processor_kwargs") or {})
+  for name, value in _ONLY.items():
+    if arguments.get(name, value) not in (value, None):
+      raise TokenizerError(f"{folder / ARGUMENTS}: {name} is {arguments[name]!r}, and only {value!r} is supported: "
+                           "with weights that were trained so, texts would be read as others")
   normalizer, splitter = raw.get("normalizer"), raw.get("pre_tokenizer")
   _refuse_what_others_take(folder, arguments, normalizer, splitter)
   if arguments.get("tokenizer_class") not in _AS_IT_IS:
@@ -103,7 +106,3 @@ def _parts(whole: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _lowers(normalizer: Mapping[str, Any] | None) -> bool:
   return any(one["type"] == "Lowercase" or one.get("lowercase") is True for one in _parts(normalizer))
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -125,11 +124,12 @@ def _refuse_padding_in_texts(folder: pathlib.Path, sizes: encoder_lib.Sizes, tok
 def special_tokens(folder: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: tokenize.Tokenizer) -> dict[str, str]:
   """What a folder's special tokens are called, but for those that its tokenizer lacks: as special_tokens_map.json or
   tokenizer_config.json says, else the family, another family of whose tokenizer this is, or config.json's padding."""
-  said = _json(folder / "special_tokens_map.json") | _arguments(folder)
+  said = tokenizer_files.read(folder / "special_tokens_map.json") | tokenizer_files.read(
+    folder / tokenizer_files.ARGUMENTS)  # fmt: skip
   stated = {name: token["content"] if isinstance(token, dict) else token for name, token in said.items()
             if name.endswith("_token") and isinstance(token, dict | str)}  # fmt: skip
   own = families.FAMILIES[sizes.model_type].special_tokens
-  pad = _json(folder / "config.json").get("pad_token_id")
+  pad = families.read_raw(folder).get("pad_token_id")
   padding = {} if pad is None else {"pad_token": tokenizer.token(pad) or ""}
   found: dict[str, str] = {}
   for called in (stated, own, family.BRACKETED, family.ANGLED, padding):
@@ -137,14 +137,6 @@ def special_tokens(folder: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: to
       if tokenizer.has(called[name]):
         found[name] = called[name]
   return found
-
-
-def _arguments(folder: pathlib.Path) -> dict[str, Any]:
-  return _json(folder / tokenizer_files.ARGUMENTS)
-
-
-def _json(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:

@@ -259,9 +259,10 @@ class Workdir:
 
   def sweep(self, stage: Stage, cfg: config_lib.Config) -> None:
     """Removes what a commit that was cut off left, where the stage is done, or a helper began when it was already."""
-    if self.is_done(stage, cfg):
+    left = self._store.folders(f".{stage.name}-")  # nearly always nothing, and a key takes hashes of all that is read
+    if left and self.is_done(stage, cfg):
       over = {f".{stage.name}-{_ASIDE}", f".{stage.name}-{self.key(stage, cfg)}"}
-      for name in over.intersection(self._store.folders(f".{stage.name}-")):
+      for name in over.intersection(left):
         with contextlib.suppress(OSError), self._alone(stage):  # whoever is at it sweeps, too
           self._store.remove(name)
 

@@ -34,7 +34,7 @@ def there(stage: str, found: Mapping[str, dict[str, Any] | None], stated: str) -
   for name, manifest in found.items():
     if manifest is None:
       raise MissingInputError(
-        f"{stage} reads {stated}/{name}, which is not there yet.  It is made by:\n{_made(name, stated)}")
+        f"{stage} reads {stated}/{name}, which is not there yet.  It is made by:\n{made_by(name, stated)}")
     manifests[name] = manifest
   return manifests
 
@@ -55,7 +55,7 @@ def agree(stage: str, sections: Container[str], cfg: config_lib.Config, manifest
         f"{stage} reads {stated}/{name}, which was made with {', '.join(flags)}; here it would be "
         f"{', '.join(_stated(own) for *_, own in differ)}.  Give "
         f"{shlex.join(f'--config.{one}' for one in flags)}  or make {name}, and what follows it, anew:\n"
-        f"{_made(name, stated)}")
+        f"{made_by(name, stated)}")
 
 
 def unchanged(stage: str, before: Mapping[str, str | None], now: Mapping[str, str | None], stated: str) -> None:
@@ -67,7 +67,8 @@ def unchanged(stage: str, before: Mapping[str, str | None], now: Mapping[str, st
       "is of both and so thrown away.  Run the same command again, and one at a time")
 
 
-def _made(name: str, stated: str) -> str:
+def made_by(name: str, stated: str) -> str:
+  """The command that makes a stage, on a line of its own; stated: as in `there`."""
   return f"  python -m idistill_jax.stages.{name} --config=... --workdir={stated}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, inputs
 
 
 def manifests(workdir: artifacts.Workdir, stages: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -37,7 +37,7 @@ def of(workdir: artifacts.Workdir, stages: Iterable[str]) -> dict[str, list[str]
 def told(found: Mapping[str, list[str]], stated: str = "...") -> str:
   """What `of` found, and the commands that mend it; stated: the workdir as its user writes it."""
   anew = dict.fromkeys(one for since in found.values() for one in since if one not in found)
-  commands = (f"  python -m idistill_jax.stages.{stage} --config=... --workdir={stated}" for stage in found)
+  commands = (inputs.made_by(stage, stated) for stage in found)
   return "\n".join([f"{', '.join(found)}: made before {', '.join(anew)} was made anew, of an earlier one. To be run "
                     "again, in this order:", *commands])
 

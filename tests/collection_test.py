@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idistill_jax import records
-from idistill_jax.data import collection, tables
+from idistill_jax.data import collection, subset, tables
 
 
 def passage(passage_id: str, text: str = "some text") -> records.Passage:
@@ -145,7 +145,7 @@ def example_collection() -> collection.Collection:
 @settings(max_examples=60, deadline=None)
 def test_a_subset_keeps_its_limits_and_all_that_it_needs(max_passages, per_split):
   whole = example_collection()
-  kept = collection.subset(whole, max_passages=max_passages, max_queries_per_split=per_split)
+  kept = subset.limited(whole, max_passages=max_passages, max_queries_per_split=per_split)
   passages = {p.id for p in kept.passages}
   queries = {q.id: q.split for q in kept.queries}
   assert len(passages) == min(60, max_passages or 60)
@@ -168,17 +168,17 @@ def test_a_subset_keeps_its_limits_and_all_that_it_needs(max_passages, per_split
 
 def test_a_wide_limit_changes_nothing_and_a_tight_one_does():
   whole = example_collection()
-  assert collection.subset(whole, max_passages=None, max_queries_per_split=None) == whole
-  assert collection.subset(whole, max_passages=60, max_queries_per_split=12) == whole
-  assert collection.subset(whole, max_passages=59, max_queries_per_split=12) != whole
-  assert collection.subset(whole, max_passages=60, max_queries_per_split=7) != whole
+  assert subset.limited(whole, max_passages=None, max_queries_per_split=None) == whole
+  assert subset.limited(whole, max_passages=60, max_queries_per_split=12) == whole
+  assert subset.limited(whole, max_passages=59, max_queries_per_split=12) != whole
+  assert subset.limited(whole, max_passages=60, max_queries_per_split=7) != whole
 
 
 def test_lists_of_kept_queries_are_kept_while_their_passages_fit():
   whole = example_collection()
-  roomy = collection.subset(whole, max_passages=50, max_queries_per_split=4)
+  roomy = subset.limited(whole, max_passages=50, max_queries_per_split=4)
   assert [one.query_id for one in roomy.lists] == ["q00", "q01", "q02", "q03"]
-  tight = collection.subset(whole, max_passages=14, max_queries_per_split=4)
+  tight = subset.limited(whole, max_passages=14, max_queries_per_split=4)
   assert 0 < len(tight.lists) < 4
   assert len(reasons(tight)["recorded list whose passages exceed collection.max_passages"]) == 4 - len(
     tight.lists
@@ -188,7 +188,7 @@ def test_lists_of_kept_queries_are_kept_while_their_passages_fit():
 def test_the_generated_pairs_have_no_say_in_what_is_kept():
   whole = example_collection()
   other = dataclasses.replace(whole, pairs={"q00": {"p59": 1}, "q11": {"p00": 1}})
-  kept, kept_other = (collection.subset(c, max_passages=20, max_queries_per_split=4) for c in (whole, other))
+  kept, kept_other = (subset.limited(c, max_passages=20, max_queries_per_split=4) for c in (whole, other))
   assert kept.pairs != kept_other.pairs
   assert dataclasses.replace(kept, pairs={}, drops=()) == dataclasses.replace(kept_other, pairs={}, drops=())
 
@@ -197,4 +197,4 @@ def test_a_subset_of_nothing_is_an_error():
   with pytest.raises(
     collection.CollectionError, match="t: the collection has no queries; left out: 24 x query"
   ):
-    collection.subset(example_collection(), max_passages=None, max_queries_per_split=0)
+    subset.limited(example_collection(), max_passages=None, max_queries_per_split=0)

@@ -190,6 +190,16 @@ def test_what_is_judged_in_two_splits_is_held_out_and_measured_by_its_own_file(t
   assert [(drop.reason, drop.what) for drop in found.drops] == [("judgement in train of a query of test", "q1 p1")]
 
 
+def test_a_query_that_says_train_trains_and_its_held_out_judgements_are_named(tmp_path):
+  found = beir.load(folder_with(
+    tmp_path / "x", qrels_test="query-id\tcorpus-id\tscore\nq1\tp1\t1\nq2\tp2\t1\n",
+    queries='{"_id": "q1", "text": "which"}\n{"_id": "q2", "text": "another", "metadata": {"split": "train"}}\n',
+  ))  # fmt: skip
+  assert {query.id: query.split for query in found.queries} == {"q1": "test", "q2": "train"}
+  assert found.qrels == {"test": {"q1": {"p1": 1}}, "train": {}}
+  assert [(drop.reason, drop.what) for drop in found.drops] == [("judgement in test of a query of train", "q2 p2")]
+
+
 @pytest.mark.parametrize("name", ["dev.qrels", "dev.TSV", "dev.tsv.bz2", "dev"])
 def test_what_else_lies_among_judgements_is_refused_unless_hidden(tmp_path, name):
   """A query that it would hold out would train."""

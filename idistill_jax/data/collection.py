@@ -1,24 +1,19 @@
-"""Passages, queries, judgements, recorded lists -> a collection that is consistent, and smaller.
+"""Passages, queries, judgements, recorded lists -> a collection that is consistent.
 
 Passages may be more than memory holds: they are a stream that is read again for every pass, and of their ids only those
-are kept that something names.  `assemble` takes what a source has read and leaves out what names something that is not
-there; `subset` cuts a collection down so that what is kept still has all it needs.  Both name everything that they
-leave out.
+are kept that something names.  `assemble` takes what a source has read and leaves out, and names, what names something
+that is not there.
 """
 
 import collections
 import dataclasses
-import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from idistill_jax import records
-from idistill_jax.data import characters, deal, stream, tables
+from idistill_jax.data import characters, stream, tables
 
 T = TypeVar("T")
-# So many passages beyond a limit are named; of more, the number is told.
-_NAMED = 1000
 _HALF = "with half a character, as a cut emoji leaves: U+FFFD takes its place"
 
 
@@ -83,13 +78,13 @@ def assemble(
   for judged_queries in judgements.values():
     for query_id, judged in judged_queries.items():
       own = splits.get(query_id, "train")
-      if own != "train" and _relevant(judged) and not _relevant(qrels[own].get(query_id, {})):
+      if own != "train" and relevant(judged) and not relevant(qrels[own].get(query_id, {})):
         dropped.append(Drop(f"query of {own} without a relevant passage left", query_id))
         del splits[query_id]
   kept_answers = {query_id: _whole_answers(query_id, found, dropped) for query_id, found in (answers or {}).items()}
   whole = Collection(title=title, passages=stream.usable(passages), queries=kept_queries, qrels=qrels, lists=lists,
                      pairs=pairs, answers=kept_answers, drops=tuple(dropped))
-  return _not_empty(_restrict(whole, splits, known))
+  return not_empty(restrict(whole, splits, known))
 
 
 def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
@@ -97,7 +92,7 @@ def corpus_only(*, title: str, passages: stream.Passages) -> Collection:
   dropped: list[Drop] = []
   collections.deque(_with_text(passages, "passage", lambda p: p.full_text, dropped), maxlen=0)
   found = Collection(title=title, passages=stream.usable(passages), queries=(), qrels={}, drops=tuple(dropped))
-  return _not_empty(found, ["passages"])
+  return not_empty(found, ["passages"])
 
 
 def with_queries(
@@ -127,8 +122,9 @@ def _by_split(title: str, judgements: Mapping[str, tables.Qrels], splits: Mappin
         dropped += [Drop("judgement of an unknown query", f"{query_id} {passage_id}") for passage_id in judged]
         continue
       own = splits[query_id]
-      if source != own and query_id in judgements.get(own, {}):
-        # Whoever evaluates by the file of the query's own split must get what stands in it.
+      if source != own and (own == "train" or query_id in judgements.get(own, {})):
+        # Whoever evaluates by the file of the query's own split must get what stands in it, and who held a query out
+        # must hear that it trains.
         dropped += [Drop(f"judgement in {source} of a query of {own}", f"{query_id} {one}") for one in judged]
         continue
       found = qrels[own].setdefault(query_id, {})
@@ -161,7 +157,8 @@ def _whole_answers(query_id: str, found: tuple[str, ...], dropped: list[Drop]) -
   return tuple(map(characters.repaired, found))
 
 
-def _relevant(judged: Mapping[str, int]) -> list[str]:
+def relevant(judged: Mapping[str, int]) -> list[str]:
+  """Passage ids of a query's judgements above zero."""
   return [passage_id for passage_id, score in judged.items() if score > 0]
 
 
@@ -170,88 +167,17 @@ def with_rankings(
 ) -> Collection:
   """The collection with LLM rankings beside it, without those that name what it lacks; all left out are named."""
   richer = dataclasses.replace(whole, rankings=rankings, drops=whole.drops + tuple(drops))
-  named = _named(richer)
-  return _restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages if p.id in named))
+  known = named(richer)
+  return restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages if p.id in known))
 
 
-def _named(whole: Collection) -> set[str]:
+def named(whole: Collection) -> set[str]:
   """Ids of passages that judgements, lists, rankings and pairs name."""
   return tables.mentioned((*whole.qrels.values(), whole.pairs), (*whole.lists, *whole.rankings))
 
 
-def divide(whole: Collection, train_fraction: float) -> Collection:
-  """That share of the held-out queries, drawn by a hash of their ids, becomes the training split.
-
-  Their judgements are left out, so that nothing is measured on what was trained on.  Raises CollectionError where
-  the collection has training queries of its own, and for a share outside (0, 1).
-  """
-  if not 0 < train_fraction < 1:
-    raise CollectionError(f"collection.train_fraction must lie between 0 and 1, found {train_fraction}")
-  if any(query.split == "train" for query in whole.queries):
-    raise CollectionError(f"{whole.title} has training queries: unset collection.train_fraction")
-
-  moved = {query.id for query in whole.queries if deal.drawn(query.id) < train_fraction}
-  return dataclasses.replace(
-    whole,
-    queries=tuple(
-      dataclasses.replace(query, split="train") if query.id in moved else query for query in whole.queries
-    ),
-    qrels={
-      split: {query_id: judged for query_id, judged in qrels.items() if query_id not in moved}
-      for split, qrels in whole.qrels.items()
-    },
-  )
-
-
-def subset(whole: Collection, *, max_passages: int | None, max_queries_per_split: int | None) -> Collection:
-  """The first queries of each split, their relevant passages, their lists, then passages in corpus order.
-
-  Neither limit is ever exceeded: a query whose relevant passages no longer fit is left out, then so is a list
-  whose passages do not, and both are named.  `None` sets no limit.
-  """
-  if max_passages is None and max_queries_per_split is None:
-    return whole
-  limit = math.inf if max_passages is None else max_passages
-  per_split: collections.Counter[str] = collections.Counter()
-  queries: set[str] = set()
-  passages: set[str] = set()
-  lists, drops = [], []
-
-  def fits(passage_ids: Iterable[str]) -> bool:
-    more = set(passage_ids) - passages
-    if len(passages) + len(more) > limit:
-      return False
-    passages.update(more)
-    return True
-
-  for query in whole.queries:
-    if max_queries_per_split is not None and per_split[query.split] >= max_queries_per_split:
-      drops.append(Drop("query beyond collection.max_queries_per_split", query.id))
-    elif not fits(_relevant(whole.qrels.get(query.split, {}).get(query.id, {}))):
-      drops.append(Drop("query whose passages exceed collection.max_passages", query.id))
-    else:
-      per_split[query.split] += 1
-      queries.add(query.id)
-  for shown in whole.lists:
-    if shown.query_id in queries and not fits(shown.passage_ids):
-      drops.append(Drop("recorded list whose passages exceed collection.max_passages", shown.query_id))
-    else:
-      lists.append(shown)
-  for ranking in whole.rankings:
-    # One that does not fit is named when passages are known.
-    if ranking.query_id in queries:
-      fits(ranking.passage_ids)
-  kept = whole.passages
-  if max_passages is not None:
-    beyond = (passage.id for passage in whole.passages if not fits((passage.id,)))
-    drops += [Drop("passage beyond collection.max_passages", one) for one in itertools.islice(beyond, _NAMED)]
-    drops += [Drop("passage beyond collection.max_passages", "and others")] * sum(1 for _ in beyond)
-    kept = stream.only(kept, lambda passage: passage.id in passages)
-  smaller = dataclasses.replace(whole, passages=kept, lists=tuple(lists), drops=whole.drops + tuple(drops))
-  return _not_empty(_restrict(smaller, queries, _named(whole) if max_passages is None else passages))
-
-
-def _not_empty(found: Collection, kinds: Iterable[str] = ("passages", "queries")) -> Collection:
+def not_empty(found: Collection, kinds: Iterable[str] = ("passages", "queries")) -> Collection:
+  """The same collection; raises CollectionError, with what was left out, where it has nothing of a kind."""
   for kind in kinds:
     if next(iter(getattr(found, kind)), None) is None:
       reasons = collections.Counter(drop.reason for drop in found.drops)
@@ -260,7 +186,7 @@ def _not_empty(found: Collection, kinds: Iterable[str] = ("passages", "queries")
   return found
 
 
-def _restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable[str]) -> Collection:
+def restrict(whole: Collection, query_ids: Iterable[str], passage_ids: Iterable[str]) -> Collection:
   """The collection, its passages as they are, without what names another query or passage; what is lost is named."""
   queries, passages = set(query_ids), set(passage_ids)
   drops = list(whole.drops)

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 
 from idistill_jax import cli, config, flow, records
-from idistill_jax.data import collection, corpora, example, tables
+from idistill_jax.data import collection, corpora, example, subset, tables
 from idistill_jax.data.corpora import rankings
 from idistill_jax.workdir import artifacts
 
@@ -33,10 +33,8 @@ def run(job: artifacts.Job) -> None:
   cfg = job.cfg.collection
   whole = rankings.add(_with_written_queries(corpora.SOURCES[cfg.source].load(cfg), job), cfg)
   if cfg.train_fraction is not None:
-    whole = collection.divide(whole, cfg.train_fraction)
-  kept = collection.subset(
-    whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split
-  )
+    whole = subset.divide(whole, cfg.train_fraction)
+  kept = subset.limited(whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split)
   facts = statistics(kept)
   _write(job, tables.PASSAGES, kept.passages, facts["passages"])
   tables.note_places(job.out)

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import browser
 import labels_stage_test
@@ -37,6 +38,10 @@ HOSTILE = (
 )
 
 
+def rendered(report: gather.Report) -> str:
+  return page.render(report, page.draw(report))
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory) -> artifacts.Workdir:
   return report_workdir.build(tmp_path_factory.mktemp("report") / "w", PASSAGES, QUERIES, QRELS)
@@ -49,7 +54,7 @@ def report(workdir) -> gather.Report:
 
 @pytest.fixture(scope="module")
 def text(report) -> str:
-  return page.render(report)
+  return rendered(report)
 
 
 @pytest.mark.parametrize(("language", "said"), [
@@ -79,7 +84,7 @@ def answered(workdir, tmp_path_factory) -> gather.Report:
 
 @pytest.fixture(scope="module")
 def answered_text(answered) -> str:
-  return page.render(answered)
+  return rendered(answered)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def hostile_page(tmp_path_factory) -> str:
   stages = (
     dataclasses.replace(found.stages[0], drops={HOSTILE: (1, (HOSTILE,))}, counts={HOSTILE: HOSTILE}),
   )
-  return page.render(
+  return rendered(
     dataclasses.replace(
       found,
       name=HOSTILE,
@@ -222,7 +227,7 @@ def test_many_queries_are_cut_to_those_that_changed_most(workdir, monkeypatch):
   assert len(cut.shown.queries) == 10 and cut.shown.left_out == 50
   deltas = sorted((abs(delta) for delta in cut.evaluation.deltas("distilled").values()), reverse=True)
   assert sorted((abs(query.delta) for query in cut.shown.queries), reverse=True) == pytest.approx(deltas[:10])
-  assert "50 others are in evaluate/runs" in page.render(cut)
+  assert "50 others are in evaluate/runs" in rendered(cut)
 
 
 def test_where_only_answers_are_known_a_passage_that_holds_one_is_right(report, text, answered, answered_text):
@@ -262,7 +267,7 @@ def test_measures_of_fewer_queries_say_how_many(workdir, report, text, tmp_path)
   path.write_text("\n".join([header, *cut]) + "\n")
   found = gather.evaluation(artifacts.Workdir(tmp_path / "w"))
   said = "60 test queries (recall@100 over 11 of them)"
-  assert f"Means over {said} with" in page.render(dataclasses.replace(report, evaluation=found))
+  assert f"Means over {said} with" in rendered(dataclasses.replace(report, evaluation=found))
   assert f"{said}; changes" in printed(tmp_path / "w", width=200)
   assert ", 60 test queries)" in claims.claim(found, None, {}).detail
   mainly = dataclasses.replace(found, main_measure="recall@100")
@@ -280,7 +285,7 @@ def test_where_only_answers_are_known_what_the_collection_lacks_holds_none(workd
   run.write_text(f"{first[0]} Q0 stranger 1 99 x\n" + run.read_text())
   found = gather.gather(without)
   assert any(one.passage_id == "stranger" for query in found.shown.queries for one in query.results["distilled"])
-  assert "stranger" in page.render(found)
+  assert "stranger" in rendered(found)
 
 
 @pytest.mark.parametrize(("retriever", "said"), [
@@ -457,7 +462,7 @@ def test_page_and_terminal_tell_of_smaller_vectors(workdir, text, tmp_path):
   (smaller.root / "config.json").write_text(json.dumps(cfg))
   said = "smaller vectors (index.dimensions 192)"
   lead = lambda page_text: page_text.partition("</header>")[0]
-  assert said in lead(page.render(gather.gather(smaller))) and "smaller vectors" not in lead(text)
+  assert said in lead(rendered(gather.gather(smaller))) and "smaller vectors" not in lead(text)
   assert said in printed(smaller.root, width=400) and "smaller vectors" not in printed(workdir.root, width=400)
 
 
@@ -491,7 +496,7 @@ def test_drawings_follow_light_and_dark_and_share_no_ids(text):
 
 
 def test_page_is_the_same_every_time(report, text):
-  assert page.render(report) == text
+  assert rendered(report) == text
 
 
 def test_hostile_texts_stay_texts(hostile_page):
@@ -551,6 +556,20 @@ def test_stage_writes_the_page_twice(workdir, tmp_path):
   assert not other.is_done(flow.STAGES["report"], cfg)
 
 
+def test_drawings_are_files_that_need_no_page(workdir, report, tmp_path):
+  """Slides and papers know neither the page's variables nor its font."""
+  shutil.copytree(workdir.root, tmp_path / "w")
+  other = artifacts.Workdir(tmp_path / "w")
+  other.execute(flow.STAGES["report"], config_lib.Config(name="quickstart"))
+  written = {path.name: path.read_text() for path in (other.folder("report") / "figures").iterdir()}
+  assert len(written) == sum(map(len, page.draw(report).values())) and "means-mrr-10.svg" in written
+  assert "var(--" in figures.means(report.evaluation, "MRR@10")
+  for name, drawing in written.items():
+    root = ElementTree.fromstring(drawing)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and int(root.attrib["width"]) >= 300, name
+    assert "var(" not in drawing and "#0f766e" in written["means-mrr-10.svg"]
+
+
 def test_stage_names_the_command_of_a_missing_input(tmp_path):
   other = report_workdir.build(tmp_path / "w", PASSAGES, QUERIES, QRELS, but=("export",))
   with pytest.raises(inputs.MissingInputError, match=r"idistill_jax\.stages\.export"):
@@ -605,12 +624,14 @@ def test_terminal_and_stage_need_no_report_extra(workdir):
   """With Jinja and Matplotlib gone, the tables print, the stage imports, and the page names the extra."""
   program = f"""
 import sys
+from xml.etree import ElementTree
 sys.modules.update(dict.fromkeys(("jinja2", "matplotlib", "markupsafe")))
 from idistill_jax.stages import report as stage
 from idistill_jax.report import gather, page, terminal
 terminal.print_summary({str(workdir.root)!r})
 try:
-  page.render(gather.gather(gather.artifacts.Workdir({str(workdir.root)!r})))
+  report = gather.gather(gather.artifacts.Workdir({str(workdir.root)!r}))
+  page.render(report, page.draw(report))
 except page.ReportUnavailableError as e:
   print("SAID", e)
 """
@@ -666,7 +687,7 @@ def test_leakage_is_said_before_anything_else(report, text):
     report.evaluation,
     leakage={"near_duplicate_queries": 2, "test_queries": 60, "examples": [["q1", "<b>t1", 1.0], ["q2", "t2", 0.9]]},
   )
-  shown = page.render(dataclasses.replace(report, evaluation=leaky))
+  shown = rendered(dataclasses.replace(report, evaluation=leaky))
   said = "Leakage. Of 60 test queries 2 have a near-duplicate among the training queries (q1 ~ &lt;b&gt;t1, q2 ~ t2)"
   assert said in shown and shown.index(said) < shown.index("<h1>")
   assert "Leakage" not in text
@@ -688,7 +709,7 @@ def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text,
   known = {"right_passages": 2000, "right_passages_in_training_lists": 1234,
            "right_passages_first_in_training_lists": 45, "test_queries": 60}  # fmt: skip
   shown = dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=known))
-  assert said in page.render(shown) and said not in text
+  assert said in rendered(shown) and said not in text
   shutil.copytree(workdir.root, tmp_path / "w")
   path = tmp_path / "w" / "evaluate" / "metrics.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
@@ -713,7 +734,7 @@ def test_a_result_that_rests_on_known_passages_is_said_first_and_one_that_does_n
   said = "Whether the result rests on the 20 test queries whose right passage stood first cannot be told: distilled"
   assert said in claims.seen(unsure) and "does not rest" not in claims.seen(unsure) and claims.leak(unsure) is None
   lost = known | {"rest": rest | {"delta": 0.01, "p": 0.4, "is_lost": True}}
-  shown = page.render(dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=lost)))
+  shown = rendered(dataclasses.replace(report, evaluation=dataclasses.replace(report.evaluation, leakage=lost)))
   loud = "Leakage. 20 of 60 test queries have a right passage that stands first in a list that training learned from"
   assert f"{loud} (q1: &lt;b&gt;p1), and the result rests on them" in shown and shown.index(loud) < shown.index("<h1>")
   assert "rest on" not in claims.seen(lost)
@@ -729,7 +750,7 @@ def test_of_rankings_made_elsewhere_the_page_does_not_say_that_an_llm_was_asked(
     dataclasses.replace(stage, counts={"lists": 993, "made_elsewhere": 993}) if stage.name == "labels" else stage
     for stage in report.stages
   )
-  shown = page.render(dataclasses.replace(report, stages=stages))
+  shown = rendered(dataclasses.replace(report, stages=stages))
   assert "1,000 rankings were made elsewhere: the run asked nobody." in shown and "put to the LLM" not in shown
 
 

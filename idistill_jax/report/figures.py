@@ -1,73 +1,24 @@
-"""Numbers of a report -> inline SVG drawings in the page's own colours and font: they follow light and dark.
+"""Numbers of a report -> its drawings, `<svg>` elements for the page."""
 
-Matplotlib draws with sentinel colours, which CSS variables then replace.  Drawings are as wide as a phone,
-and the page places them side by side: text then has the same size on every screen.
-"""
-
-import io
-import logging
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
-from idistill_jax import config as config_lib
-from idistill_jax.report import gather
+from idistill_jax.report import gather, svg
 
-# Sentinel in the drawing -> what the page puts in its place.
-COLOURS = {
-  "#010101": "var(--ink)",
-  "#020202": "var(--soft)",
-  "#030303": "var(--line)",
-  "#040404": "var(--initial)",
-  "#050505": "var(--distilled)",
-  "#060606": "var(--ranker)",
-  "#070707": "var(--other)",
-  "#080808": "var(--good)",
-  "#090909": "var(--bad)",
-}
-INK, SOFT, LINE, INITIAL, DISTILLED, RANKER, OTHER, GOOD, BAD = COLOURS
-OF_SYSTEM = {"initial": INITIAL, "distilled": DISTILLED, "ranker": RANKER}
-OF_TRAINING = {"train_ranker": RANKER, "train_retriever": DISTILLED}
-# Inches; the page gives a drawing about 100 pixels for each.
-NARROW, WIDE = 3.6, 4.4
+OF_SYSTEM = {"initial": svg.INITIAL, "distilled": svg.DISTILLED, "ranker": svg.RANKER}
+OF_TRAINING = {"train_ranker": svg.RANKER, "train_retriever": svg.DISTILLED}
 # Weight of the past in the smoothed loss.
 SMOOTHING = 0.9
 # More points than this say nothing on a drawing of that width.
 MAX_POINTS = 400
-_STYLE: Any = {
-  "svg.fonttype": "none",
-  "svg.hashsalt": "idistill_jax",
-  "text.parse_math": False,
-  "font.size": 9.0,
-  "axes.edgecolor": LINE,
-  "axes.labelcolor": SOFT,
-  "axes.spines.top": False,
-  "axes.spines.right": False,
-  "axes.titlecolor": INK,
-  "axes.titlesize": 9.5,
-  "axes.titleweight": "bold",
-  "axes.titlelocation": "left",
-  "axes.titlepad": 9.0,
-  "axes.unicode_minus": True,
-  "xtick.color": LINE,
-  "ytick.color": LINE,
-  "xtick.labelcolor": SOFT,
-  "ytick.labelcolor": SOFT,
-  "text.color": INK,
-  "grid.color": LINE,
-  "grid.linewidth": 0.6,
-}
-
-
 def means(evaluation: gather.Evaluation, measure: str) -> str:
   """Each system's mean with its 95 % interval."""
   dots = [
-    _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, OTHER))
+    _Dot(system, values[measure], evaluation.intervals.get(system, {}).get(measure), OF_SYSTEM.get(system, svg.OTHER))
     for system, values in evaluation.systems.items() if measure in values
   ]
-  return _dots(dots, title=measure, longest=len("initial+bm25+ranker"), width=NARROW)
+  return _dots(dots, title=measure, longest=len("initial+bm25+ranker"), width=svg.NARROW)
 
 
 def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
@@ -76,22 +27,22 @@ def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
 
   def draw(axes: Any) -> None:
     places = range(len(ordered))
-    for colour, keep in ((GOOD, 1.0), (BAD, -1.0)):
+    for colour, keep in ((svg.GOOD, 1.0), (svg.BAD, -1.0)):
       heights = [max(keep * delta, 0.0) * keep for delta in ordered]
       axes.fill_between(places, heights, step="mid", color=colour, linewidth=0, alpha=0.8)
-    axes.axhline(0, color=SOFT, linewidth=0.7)
+    axes.axhline(0, color=svg.SOFT, linewidth=0.7)
     axes.set_xlim(-0.5, max(len(ordered) - 0.5, 0.5))
     axes.set_xlabel("queries, by difference")
     axes.set_ylabel(f"Δ {measure}")
     _vertical(axes)
 
-  return _svg(draw, title=title, height=2.3, width=WIDE)
+  return svg.drawn(draw, title=title, height=2.3, width=svg.WIDE)
 
 
 def training_curve(training: gather.Training, column: str, title: str) -> str:
   """One logged column over steps; a noisy one also smoothed."""
   steps, values = _thinned(training.columns["step"], training.columns[column])
-  colour = OF_TRAINING.get(training.name, OTHER)
+  colour = OF_TRAINING.get(training.name, svg.OTHER)
 
   def draw(axes: Any) -> None:
     if column == "lr":
@@ -105,7 +56,7 @@ def training_curve(training: gather.Training, column: str, title: str) -> str:
     axes.yaxis.set_major_formatter(_short_number)
     _vertical(axes)
 
-  return _svg(draw, title=title, height=1.9)
+  return svg.drawn(draw, title=title, height=1.9)
 
 
 def recall_and_latency(ann: Mapping[str, Any]) -> str:
@@ -115,11 +66,11 @@ def recall_and_latency(ann: Mapping[str, Any]) -> str:
   from matplotlib import ticker
 
   def draw(axes: Any) -> None:
-    axes.plot([time for time, _ in points], [recall for _, recall in points], "o-", color=DISTILLED, markersize=4,
+    axes.plot([time for time, _ in points], [recall for _, recall in points], "o-", color=svg.DISTILLED, markersize=4,
               linewidth=1.4)
     if exact:
-      axes.axvline(exact, color=SOFT, linewidth=0.9, linestyle="--")
-      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(-4, 0), color=SOFT,
+      axes.axvline(exact, color=svg.SOFT, linewidth=0.9, linestyle="--")
+      axes.annotate("exact", (exact, min(recall for _, recall in points)), xytext=(-4, 0), color=svg.SOFT,
                     textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -129,13 +80,13 @@ def recall_and_latency(ann: Mapping[str, Any]) -> str:
     axes.set_ylabel("recall of exact search")
     _vertical(axes)
 
-  return _svg(draw, title="ScaNN: recall and latency", height=2.4, width=WIDE)
+  return svg.drawn(draw, title="ScaNN: recall and latency", height=2.4, width=svg.WIDE)
 
 
 def runs_compared(values: Mapping[str, tuple[float, tuple[float, float] | None]], title: str) -> str:
   """One value with its interval for each run."""
-  dots = [_Dot(name, mean, interval, DISTILLED) for name, (mean, interval) in values.items()]
-  return _dots(dots, title=title, longest=16, width=NARROW)
+  dots = [_Dot(name, mean, interval, svg.DISTILLED) for name, (mean, interval) in values.items()]
+  return _dots(dots, title=title, longest=16, width=svg.NARROW)
 
 
 class _Dot(NamedTuple):
@@ -164,70 +115,15 @@ def _dots(dots: Sequence[_Dot], *, title: str, longest: int, width: float) -> st
     axes.margins(x=0.08)
     _horizontal(axes)
 
-  return _svg(draw, title=title, height=0.75 + 0.4 * len(dots), width=width)
+  return svg.drawn(draw, title=title, height=0.75 + 0.4 * len(dots), width=width)
 
 
 def _labels(names: Sequence[str], longest: int) -> list[str]:
   """Names cut to what has room: at their end, where that makes two alike at their beginning, or else numbered."""
   ends = [name if len(name) <= longest else "…" + name[1 - longest:] for name in names]
   numbered = [f"{number}: {name}" for number, name in enumerate(names, start=1)]
-  choices = [[_plain(name, longest) for name in some] for some in (names, ends, numbered)]
+  choices = [[svg.plain(name, longest) for name in some] for some in (names, ends, numbered)]
   return next((some for some in choices if len(set(some)) == len(some)), choices[-1])
-
-
-def _plain(text: str, longest: int) -> str:
-  """A name cut to what has room, without characters that XML cannot hold."""
-  shown = text if len(text) <= longest else text[: longest - 1] + "…"
-  return "".join(c if c.isprintable() else "\ufffd" for c in shown)
-
-
-def _svg(draw: Callable[[Any], None], *, title: str, height: float, width: float = NARROW) -> str:
-  import matplotlib
-  from matplotlib.backends import backend_svg
-  from matplotlib.figure import Figure
-
-  # The page's font is not one that Matplotlib can look up; it only measures with its own.
-  logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-  title = _plain(title, 48)
-  with matplotlib.rc_context(_STYLE):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_visible(False)
-    axes = figure.add_subplot()
-    axes.patch.set_visible(False)
-    draw(axes)
-    axes.set_title(title)
-    out = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    backend_svg.FigureCanvasSVG(figure).print_svg(out, metadata=nothing)
-  return _for_page(out.getvalue(), title)
-
-
-def _for_page(svg: str, title: str) -> str:
-  """The `<svg>` element alone, named for screen readers, ids its own, colours and font the page's."""
-  root = ElementTree.fromstring(svg)
-  prefix = config_lib.digest(title)[:8]
-  for parent in list(root.iter()):
-    for child in [child for child in parent if child.tag.endswith(("}metadata", "}style"))]:
-      parent.remove(child)
-  for element in root.iter():
-    element.tag = element.tag.partition("}")[2]
-    element.attrib = {
-      name.rpartition("}")[2]: _attribute(name, text, prefix) for name, text in element.attrib.items()
-    }
-  root.attrib = {"class": "figure", "role": "img", "aria-label": title, "viewBox": root.attrib["viewBox"]}
-  return ElementTree.tostring(root, encoding="unicode")
-
-
-def _attribute(name: str, text: str, prefix: str) -> str:
-  if name == "id":
-    return f"{prefix}-{text}"
-  if name.endswith("href"):
-    return text.replace("#", f"#{prefix}-", 1)
-  text = re.sub(r"url\(#", f"url(#{prefix}-", text)
-  text = re.sub(r"(font: [^;]*?px|font-family:) [^;]*", r"\1 var(--font)", text)
-  for sentinel, variable in COLOURS.items():
-    text = text.replace(sentinel, variable)
-  return text
 
 
 def _horizontal(axes: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from idistill_jax import extras
-from idistill_jax.report import bills, claims, compare, figures, gather, queries
+from idistill_jax.report import bills, claims, compare, figures, gather, queries, svg
 from idistill_jax.retrieval import significance
 
 CHANGED_QUERIES = 5
@@ -34,28 +34,37 @@ _ANN_NAMES = {
 }
 
 
+# Section of the page -> its drawings.
+Drawings = Mapping[str, list[str]]
+
+
 class ReportUnavailableError(ImportError):
   """A package that draws the page is not installed."""
 
 
-def render(report: gather.Report) -> str:
-  """The page.  Raises ReportUnavailableError naming the extra to install."""
+def draw(report: gather.Report) -> Drawings:
+  """The page's drawings.  Raises ReportUnavailableError naming the extra to install."""
+  packages()
+  return figures.all_of(report)
+
+
+def render(report: gather.Report, drawings: Drawings) -> str:
+  """The page, with what `draw` made.  Raises as it does."""
   environment = _environment()
-  script, style = (
-    environment.loader.get_source(environment, name)[0] for name in ("report.js", "report.css")
-  )
+  script = _source(environment, "report.js")
   return environment.get_template("report.html.j2").render(
     **_context(report),
+    drawn={section: list(map(_safe, drawn)) for section, drawn in drawings.items()},
     # Ours, not the workdir's: the only texts that enter unescaped, with the drawings and the escaped JSON.
     script=_safe(script),
-    style=_safe(style),
+    style=_style(environment),
     data=_safe(embedded_json(_browser_data(report))),
     script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
   )
 
 
 def render_comparison(compared: compare.Comparison) -> str:
-  """The page that shows several runs.  Raises as `render` does."""
+  """The page that shows several runs.  Raises as `draw` does."""
   environment = _environment()
   return environment.get_template("comparison.html.j2").render(
     names=[run.name for run in compared.runs],
@@ -65,8 +74,25 @@ def render_comparison(compared: compare.Comparison) -> str:
     beside=compared.beside,
     headline=compare.headline(compared),
     figure=_safe(compare.figure(compared)),
-    style=_safe(environment.loader.get_source(environment, "report.css")[0]),
+    style=_style(environment),
   )
+
+
+def files(drawings: Drawings) -> dict[str, str]:
+  """File name -> a drawing as an SVG of its own."""
+  css = _source(_environment(), "colours.css")
+  return {
+    f"{section}-{svg.slug(one)}.svg": svg.standalone(one, css) for section, drawn in drawings.items() for one in drawn
+  }
+
+
+def _source(environment: Any, name: str) -> str:
+  """Ours, not the workdir's."""
+  return environment.loader.get_source(environment, name)[0]
+
+
+def _style(environment: Any) -> Any:
+  return _safe(_source(environment, "colours.css") + _source(environment, "report.css"))
 
 
 def _environment() -> Any:
@@ -102,7 +128,6 @@ def _safe(text: str) -> Any:
 
 def _context(report: gather.Report) -> dict[str, Any]:
   labels = _labels(report.labels)
-  drawn = {name: [_safe(svg) for svg in drawings] for name, drawings in figures.all_of(report).items()}
   changed = sorted(
     (query for query in report.shown.queries if query.delta),
     key=lambda query: (-(query.delta or 0), query.id),
@@ -115,7 +140,6 @@ def _context(report: gather.Report) -> dict[str, Any]:
     "claim": claims.claim(evaluation, report.labels, report.config),
     "finished": max((stage.finished for stage in report.stages), default="")[:16].replace("T", " "),
     "tiles": _tiles(evaluation) if evaluation else (),
-    "drawn": drawn,
     "systems": _systems(report),
     "evidence": report.shown.evidence,
     "known_systems": tuple(figures.OF_SYSTEM),

@@ -19,7 +19,8 @@ from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, pack, similarity, tables
 from idistill_jax.data import lists as lists_lib
 from idistill_jax.data.corpora import jsonl
-from idistill_jax.train import fit, inference, inputs, loop, networks, objectives, utilization, windows
+from idistill_jax.hf import networks
+from idistill_jax.train import fit, inference, inputs, loop, objectives, utilization, windows
 from idistill_jax.workdir import artifacts
 
 LISTS = "lists"

@@ -5,12 +5,11 @@ import dataclasses
 from absl import logging
 
 from idistill_jax import cli, config, flow, processes, sharding
-from idistill_jax.hf import folders, prompts, upload, weights
+from idistill_jax.hf import folders, networks, prompts, upload, weights
 from idistill_jax.llm import session
 from idistill_jax.models import compared, dual_encoder, families
 from idistill_jax.report import page
 from idistill_jax.retrieval import ann, bm25, index, measures, runs, summary, systems
-from idistill_jax.train import networks
 
 
 def check(runner: cli.Runner) -> None:

@@ -1,10 +1,11 @@
-"""The only absl flags: what to run (--config), where (--workdir), and what to take over (--reuse).
+"""Flags of all commands: what to run (--config), where (--workdir), and what to take over (--reuse).
 
     python -m idistill_jax.pipeline --config=configs/quickstart.py --workdir=runs/quickstart
     python -m idistill_jax.stages.train_ranker --config=configs/quickstart.py:tiny --workdir=runs/tiny \\
       --config.ranker.optim.peak_lr=3e-5
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,7 +15,7 @@ import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from absl import app, flags, logging
@@ -22,7 +23,7 @@ from ml_collections import config_flags
 
 from idistill_jax import config as config_lib
 from idistill_jax import experiments, extras, processes, validation
-from idistill_jax.workdir import artifacts, inputs, shared
+from idistill_jax.workdir import artifacts, shared
 
 
 class _OrNone(flags.ArgumentParser):
@@ -58,7 +59,7 @@ _register_parsers()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment: a file in configs/, with :variant.", lock_config=False
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
 _ESTIMATE = flags.DEFINE_bool(
   "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."
@@ -106,7 +107,7 @@ def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"]
   """
 
   def run(cfg: config_lib.Config) -> None:
-    runner = Runner(cfg, artifacts.Workdir(typing.cast(str, _WORKDIR.value)), _others())
+    runner = Runner(cfg, artifacts.Workdir(typing.cast(str, WORKDIR.value)), _others())
     if not _ESTIMATE.value:
       work(runner)
     elif estimate is None:
@@ -114,7 +115,7 @@ def run_app(work: Callable[["Runner"], object], *, estimate: Callable[["Runner"]
     else:
       estimate(runner)
 
-  _start(run, ("config", "workdir"))
+  _start(run)
 
 
 def _others() -> list[artifacts.Workdir]:
@@ -128,11 +129,11 @@ def _others() -> list[artifacts.Workdir]:
   return others
 
 
-def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...]) -> None:
+def _start(work: Callable[[config_lib.Config], object]) -> None:
   def start(argv: Sequence[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    for name in needed:
+    for name in ("config", "workdir"):
       if not flags.FLAGS[name].value:
         raise app.UsageError(
           f"--{name} is needed, for example --config=configs/quickstart.py --workdir=runs/quickstart"
@@ -144,15 +145,10 @@ def _start(work: Callable[[config_lib.Config], object], needed: tuple[str, ...])
     with processes.joined(_launch(), PATIENCE.value):
       if not processes.is_first():
         logging.set_verbosity(logging.WARNING)
-      try:
+      with ending_in_words():
         validation.validate(_CONFIG.value)
         _compare(_CONFIG.value)
         work(_CONFIG.value)
-      except USER_ERRORS as e:
-        logging.debug("traceback", exc_info=True)
-        # A command that it names is to be run with what this one was given.
-        given = shlex.join(arg for arg in sys.argv[1:] if re.match(r"--?(no)?config[.=]", arg))
-        sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", given or "--config=..."))
 
   app.run(start, flags_parser=_parse)
 
@@ -198,7 +194,19 @@ def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
 
 
 # Errors whose message says what to do; anything else is a defect and keeps its traceback.
-USER_ERRORS = (inputs.MissingInputError, config_lib.ConfigError, ValueError, OSError, ImportError)
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+@contextlib.contextmanager
+def ending_in_words() -> Iterator[None]:
+  """Ends the command with the message of an error that says what to do, in place of a traceback."""
+  try:
+    yield
+  except USER_ERRORS as e:
+    logging.debug("traceback", exc_info=True)
+    # A command that it names is to be run with what this one was given.
+    given = shlex.join(arg for arg in sys.argv[1:] if re.match(r"--?(no)?config[.=]", arg))
+    sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", given or "--config=..."))
 
 
 class Runner:

@@ -23,11 +23,12 @@ from rich import console as rich_console
 from idistill_jax import chips, costs, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.data import batches, pack, tokenize
+from idistill_jax.hf import networks
 from idistill_jax.models import attention as attention_lib
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks, objectives, optim
+from idistill_jax.train import objectives, optim
 from idistill_jax.train import step as step_lib
 
 SMALLER = "give it more `passes`, --config.encoder.remat=layers or more chips; encoding, fewer tokens_per_step"

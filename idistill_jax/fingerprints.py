@@ -6,10 +6,10 @@ Why not beside the work?  Stages import JAX, and that all is done already is sai
 from idistill_jax import config
 from idistill_jax.data import corpora, tokenizer_files
 from idistill_jax.hf import folders
-from idistill_jax.llm import prompt, session
+from idistill_jax.llm import prompt, reader, session
 from idistill_jax.llm.providers import replay
 from idistill_jax.models import compared
-from idistill_jax.retrieval import reader, systems
+from idistill_jax.retrieval import systems
 from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.

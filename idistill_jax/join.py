@@ -140,18 +140,15 @@ def _wait(while_: Callable[[], bool], at_most: float = float("inf")) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1 or not flags.FLAGS.workdir:
+  if len(argv) > 1 or not cli.WORKDIR.value:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.join --workdir=runs/quickstart")
   logging.set_verbosity(logging.INFO)
-  home = artifacts.Workdir(flags.FLAGS.workdir)
-  try:
-    with processes.joined(None, cli.PATIENCE.value):
-      if _STAGE.value is None:
-        watch(home)
-      else:
-        work(home, JOINED[_STAGE.value])
-  except cli.USER_ERRORS as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+  home = artifacts.Workdir(cli.WORKDIR.value)
+  with cli.ending_in_words(), processes.joined(None, cli.PATIENCE.value):
+    if _STAGE.value is None:
+      watch(home)
+    else:
+      work(home, JOINED[_STAGE.value])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -200,16 +199,14 @@ def _cell(passage: records.Passage) -> Text:
 
 
 def main(argv: Sequence[str]) -> None:
-  workdir = flags.FLAGS.workdir
+  workdir = cli.WORKDIR.value
   if not workdir or len(argv) < 2:
     raise app.UsageError(
       '--workdir and a query are needed: python -m idistill_jax.search --workdir=runs/quickstart "..."'
     )
   query = " ".join(argv[1:])
-  try:
+  with cli.ending_in_words():
     answers = search(workdir, query, _TOP.value)
-  except cli.USER_ERRORS as e:
-    sys.exit(f"{type(e).__name__}: {e}")
   rich_console.Console().print(side_by_side(query, answers))
 
 

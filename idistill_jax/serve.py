@@ -16,7 +16,6 @@ import contextlib
 import math
 import os
 import socket
-import sys
 import time
 import types
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -221,22 +220,22 @@ def _starlette() -> Any:
   )  # fmt: skip
 
 
-def server(searcher: Searching, port: int, per_minute: int) -> Any:
-  """A uvicorn server on 127.0.0.1, not yet running; `run()` serves until interrupted."""
+def server(searcher: Searching, per_minute: int) -> Any:
+  """A uvicorn server, not yet running; `run(sockets=[bound(port)])` serves there until interrupted."""
   made = application(searcher, per_minute)
   import uvicorn
 
   return uvicorn.Server(uvicorn.Config(
-    made, host=HOST, port=port, log_level="warning", limit_concurrency=4 * MOST_WAITING, timeout_keep_alive=5,
+    made, log_level="warning", limit_concurrency=4 * MOST_WAITING, timeout_keep_alive=5,
     http="h11", h11_max_incomplete_event_size=16_384,  # the other parser, where it is installed, knows no such limit
   ))  # fmt: skip
 
 
-def ready(workdir: str | os.PathLike[str], port: int, per_minute: int) -> Any:
+def ready(workdir: str | os.PathLike[str], per_minute: int) -> Any:
   """`server` over the workdir's models, which have answered once: the first who asks waits for no compiler."""
   searcher = search.Searcher(workdir)
   searcher.search("a question", MOST_PASSAGES)
-  return server(searcher, port, per_minute)
+  return server(searcher, per_minute)
 
 
 def bound(port: int) -> socket.socket:
@@ -248,17 +247,15 @@ def bound(port: int) -> socket.socket:
 
 
 def main(argv: Sequence[str]) -> None:
-  workdir = flags.FLAGS.workdir
+  workdir = cli.WORKDIR.value
   if not workdir or len(argv) > 1:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.serve --workdir=runs/quickstart")
   logging.set_verbosity(logging.INFO)
-  try:
+  with cli.ending_in_words():
     _starlette()
     listening = bound(_PORT.value)
     logging.info("loading and compiling the models")
-    serving = ready(workdir, _PORT.value, _RATE.value)
-  except cli.USER_ERRORS as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+    serving = ready(workdir, _RATE.value)
   logging.info("http://%s:%d", HOST, listening.getsockname()[1])
   with contextlib.suppress(KeyboardInterrupt):
     serving.run(sockets=[listening])

@@ -7,12 +7,11 @@ import collections
 import dataclasses
 import datetime
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from absl import app, flags
+from absl import app
 from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
@@ -151,12 +150,10 @@ def _hours(by_kind: Mapping[str, float]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-  if len(argv) > 1 or not flags.FLAGS.workdir:
+  if len(argv) > 1 or not cli.WORKDIR.value:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.status --workdir=runs/quickstart")
-  try:
-    rich_console.Console().print(show(states(artifacts.Workdir(flags.FLAGS.workdir))))
-  except cli.USER_ERRORS as e:
-    sys.exit(f"{type(e).__name__}: {e}")
+  with cli.ending_in_words():
+    rich_console.Console().print(show(states(artifacts.Workdir(cli.WORKDIR.value))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -150,16 +149,14 @@ def _mark(part: artifacts.Workdir, stage: str, what: str, counts: dict[str, int 
 
 
 def main(argv: Sequence[str]) -> None:
-  workdir, passages, into = flags.FLAGS.workdir, _PASSAGES.value, _INTO.value
+  workdir, passages, into = cli.WORKDIR.value, _PASSAGES.value, _INTO.value
   if len(argv) > 1 or not (workdir and passages and into):
     raise app.UsageError(
       "--workdir, --passages and --into are needed: "
       "python -m idistill_jax.upsert --workdir=runs/quickstart --passages=more.jsonl --into=runs/grown"
     )
-  try:
+  with cli.ending_in_words():
     counts = upsert(workdir, passages, into)
-  except cli.USER_ERRORS as e:
-    sys.exit(f"{type(e).__name__}: {e}")
   print(f"{into}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
 
 

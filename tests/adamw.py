@@ -9,8 +9,9 @@ import optax
 import saved_names
 
 from idistill_jax import config
+from idistill_jax.hf import networks
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks, optim
+from idistill_jax.train import optim
 
 STEPS = 3
 

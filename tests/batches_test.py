@@ -11,7 +11,8 @@ import tiny_world
 from idistill_jax import config, records
 from idistill_jax.data import batches, example, pack, tables, tfrecord
 from idistill_jax.data import lists as lists_lib
-from idistill_jax.train import inputs, networks
+from idistill_jax.hf import networks
+from idistill_jax.train import inputs
 from idistill_jax.workdir import artifacts
 
 

@@ -16,9 +16,8 @@ from flax import nnx
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, networks, weights
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -12,9 +12,9 @@ from flax import nnx
 
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
+from idistill_jax.hf import networks
 from idistill_jax.models import bert, deberta, execution, families, modern_bert
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 ROW = 48
 # Tokens of small models that are no special ones.

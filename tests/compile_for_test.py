@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from idistill_jax import chips, compile_for, config, sharding
+from idistill_jax.hf import networks
 from idistill_jax.retrieval import exact
-from idistill_jax.train import networks, objectives, utilization
+from idistill_jax.train import objectives, utilization
 
 COMMAND = (sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/quickstart.py")
 V5E = chips.CHIPS["TPU v5 lite"]
@@ -139,7 +140,7 @@ def test_what_does_not_fit_or_has_no_kernel_ends_the_command(changed, fault, mon
 FAULTS = """
 import sys
 from idistill_jax import chips, compile_for, config
-from idistill_jax.train import networks
+from idistill_jax.hf import networks
 
 mesh = chips.mesh_of("v5e:1x1", config.Mesh())
 network = networks.retriever(config.Encoder(weights=sys.argv[1])).on(mesh, "bfloat16")

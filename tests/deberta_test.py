@@ -17,11 +17,11 @@ from flax import nnx
 
 from idistill_jax import config, sharding
 from idistill_jax.data import tokenize
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.models import deberta, execution, families, kernels
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import fit, networks
+from idistill_jax.train import fit
 
 TEXTS = [np.arange(length, dtype=np.int32) * 7 % 60 for length in (5, 30, 12, 2, 17)]
 ROW = 40

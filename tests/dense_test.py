@@ -19,11 +19,11 @@ import small_models
 import tiny_world
 
 from idistill_jax import config, dry_run, sharding
-from idistill_jax.hf import card, export, folders, weights
+from idistill_jax.hf import card, export, folders, networks, weights
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 from idistill_jax.retrieval import compact
-from idistill_jax.train import checkpoint, fit, inference, loop, networks
+from idistill_jax.train import checkpoint, fit, inference, loop
 from idistill_jax.workdir import artifacts
 
 torch = pytest.importorskip("torch")

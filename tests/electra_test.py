@@ -13,9 +13,9 @@ import small_models
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
+from idistill_jax.hf import networks
 from idistill_jax.models import bert, families
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 pytestmark = pytest.mark.torch
 WIDTHS = {"electra": (24, small_models.WIDTH), "electra as wide as its embeddings": (small_models.WIDTH,) * 2}

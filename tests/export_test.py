@@ -15,13 +15,13 @@ import safetensors.numpy
 
 from idistill_jax import config, flow, records, sharding
 from idistill_jax.data import example, tokenize
-from idistill_jax.hf import card, export, folders, upload, weights
+from idistill_jax.hf import card, export, folders, networks, upload, weights
 from idistill_jax.llm import query_writing
 from idistill_jax.models import dual_encoder
 from idistill_jax.report import claims
 from idistill_jax.retrieval import systems
 from idistill_jax.stages import export as export_stage
-from idistill_jax.train import checkpoint, inference, networks
+from idistill_jax.train import checkpoint, inference
 from idistill_jax.workdir import artifacts
 
 QUERIES = ["how do I merge two sorted files?", "wait for a child process", "naïve Café"]

@@ -18,10 +18,10 @@ from flax import nnx
 
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, networks, weights
 from idistill_jax.models import cross_encoder, families, layers
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

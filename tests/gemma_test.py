@@ -16,11 +16,10 @@ from flax import nnx
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack, tokenizer_files
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, gemma
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 TEXTS = [np.arange(length, dtype=np.int32) * 7 % 60 for length in (5, 30, 12, 1, 17)]
 ROWS = rows_of.packed(TEXTS, None, 40)

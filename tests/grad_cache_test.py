@@ -8,8 +8,9 @@ import pytest
 import tiny_world
 
 from idistill_jax import config, sharding, validation
+from idistill_jax.hf import networks
 from idistill_jax.models import table
-from idistill_jax.train import grad_cache, loop, networks, objectives
+from idistill_jax.train import grad_cache, loop, objectives
 
 MODELS = {
   "retriever": (lambda encoder: networks.retriever(encoder), False),

@@ -9,10 +9,9 @@ import pytest
 import safetensors.numpy
 
 from idistill_jax import config
-from idistill_jax.hf import export, folders, weights
+from idistill_jax.hf import export, folders, networks, weights
 from idistill_jax.models import bert, cross_encoder
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 CUT = export.Cut(query_tokens=16, passage_tokens=32)
 HEAD_FILE = {"classifier": "model.safetensors", "mean": f"{folders.DENSE_HEAD}/model.safetensors"}

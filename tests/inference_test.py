@@ -9,8 +9,9 @@ import scored
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack, tokenize
+from idistill_jax.hf import networks
 from idistill_jax.models import execution, table
-from idistill_jax.train import inference, networks, pieces
+from idistill_jax.train import inference, pieces
 from idistill_jax.train import texts as texts_lib
 from idistill_jax.workdir import artifacts
 

@@ -18,8 +18,9 @@ import pytest
 from idistill_jax import cli, extras, flow, join, machine, processes, records, sharding, status
 from idistill_jax import config as config_lib
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.hf import networks
 from idistill_jax.retrieval import exact
-from idistill_jax.train import checkpoint, inference, networks, pieces
+from idistill_jax.train import checkpoint, inference, pieces
 from idistill_jax.workdir import artifacts, coded
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")

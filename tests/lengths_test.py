@@ -13,11 +13,11 @@ import pytest
 
 from idistill_jax import config, records
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import card, export, folders
+from idistill_jax.hf import card, export, folders, networks
 from idistill_jax.models import dual_encoder
 from idistill_jax.retrieval import exact, index
 from idistill_jax.stages import queries as queries_stage
-from idistill_jax.train import fit, inference, inputs, networks
+from idistill_jax.train import fit, inference, inputs
 from idistill_jax.workdir import artifacts
 
 QUERIES = ["how do I merge two sorted files?", "wait for a child process", "lock"]

@@ -16,10 +16,10 @@ from flax import nnx
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, llama, pooling
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 
 SIZES = llama.LlamaConfig(
   model_type="qwen3", vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

@@ -22,8 +22,9 @@ from jax.sharding import AxisType
 
 from idistill_jax import cli, processes, records, sharding
 from idistill_jax.data import batches, example
+from idistill_jax.hf import networks
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, curves, inference, loop, networks, optim, preemption, utilization, windows
+from idistill_jax.train import checkpoint, curves, inference, loop, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 

@@ -7,9 +7,8 @@ import rows_of
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.models import cross_encoder
-from idistill_jax.train import networks
 
 QUERIES = ["merge two sorted lists", "open a file", "wait"]
 PASSAGES = ["heapq.merge. Merge multiple sorted inputs into a single sorted output.", "io.open. Open file.", "Lock."]

@@ -12,7 +12,8 @@ from etils import epath
 from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, similarity, tables
 from idistill_jax.data import lists as lists_lib
-from idistill_jax.train import checkpoint, inference, loop, networks, objectives
+from idistill_jax.hf import networks
+from idistill_jax.train import checkpoint, inference, loop, objectives
 
 # The teacher likes passages the more, the more often this word is in them.
 LIKED, WORD_COUNT = "lock", 6

@@ -15,9 +15,9 @@ import small_models
 from flax import nnx
 
 from idistill_jax import config
+from idistill_jax.hf import networks
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, modern_bert, rotary
-from idistill_jax.train import networks
 
 SIZES = modern_bert.ModernBertConfig(
   vocab_size=60, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,

@@ -10,8 +10,9 @@ import pytest
 import tiny_world
 
 from idistill_jax import config, losses, multiply
+from idistill_jax.hf import networks
 from idistill_jax.models import cross_encoder
-from idistill_jax.train import networks, objectives
+from idistill_jax.train import objectives
 
 ACCELERATORS = ("tpu", "cuda")
 PRODUCT = re.compile(

@@ -65,7 +65,8 @@ import jax
 import numpy as np
 import tiny_world
 from idistill_jax import config, losses
-from idistill_jax.train import networks, objectives
+from idistill_jax.hf import networks
+from idistill_jax.train import objectives
 
 weights, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 network = networks.ranker(tiny_world.encoder(weights), "classifier")

@@ -9,7 +9,7 @@ import numpy as np
 
 from idistill_jax import config, sharding
 from idistill_jax.data import pack
-from idistill_jax.train import networks
+from idistill_jax.hf import networks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,7 +179,7 @@ def test_every_input_may_lie_there(memory, tmp_path):
   assert read(there) == read(str(folder))
   # The control: what is not there is named, as it is here.
   for root in (f"{there}/none", str(folder / "none")):
-    with pytest.raises(FileNotFoundError, match=f"{root}: corpus.jsonl or corpus.jsonl.gz: neither is there"):
+    with pytest.raises(FileNotFoundError, match=f"{root}: neither corpus.jsonl nor corpus.jsonl.gz is there"):
       read(root)
     assert dry_run.reads("collection", cfg) and f"{root} (NOT THERE)" in [
       dry_run._file(root)], "a dry run says it before anything is done"

@@ -19,9 +19,9 @@ import rows_of
 
 from idistill_jax import config
 from idistill_jax.data import tokenize
-from idistill_jax.hf import export, folders, weights
+from idistill_jax.hf import export, folders, networks, weights
 from idistill_jax.models import bert
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 
 QUERIES = ["merge two sorted lists", "open a file", "wait"]
 PASSAGES = ["heapq.merge. Merge multiple sorted inputs into a single sorted output.", "io.open. Open file.", "Lock."]

@@ -29,10 +29,11 @@ from jax.sharding import AxisType
 from benchmarks import ports
 from idistill_jax import cli, config, flow, peers, processes, sharding
 from idistill_jax.data import example, similarity
+from idistill_jax.hf import networks
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
 from idistill_jax.retrieval import exact
-from idistill_jax.train import inference, loop, networks, pieces, preemption, windows
+from idistill_jax.train import inference, loop, pieces, preemption, windows
 from idistill_jax.workdir import artifacts, leases, remote
 
 CONFIG = (

@@ -11,9 +11,9 @@ import pytest
 
 from idistill_jax import config, records
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import card, export, folders, prompts, weights
+from idistill_jax.hf import card, export, folders, networks, prompts, weights
 from idistill_jax.models import encoder as encoder_lib
-from idistill_jax.train import inference, inputs, networks
+from idistill_jax.train import inference, inputs
 from idistill_jax.workdir import artifacts
 
 QUERIES = ["how do I merge two sorted files?", "wait for a child process", "merge " * 30]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from idistill_jax.retrieval import reader
+from idistill_jax.llm import reader
 
 
 def test_passages_stay_in_their_fence():

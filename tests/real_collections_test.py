@@ -17,10 +17,10 @@ from loopback_llm import LoopbackLLM, Reply
 from idistill_jax import cli, config, flow, pipeline
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir
+from idistill_jax.hf import networks
 from idistill_jax.llm.providers import replay
 from idistill_jax.report import gather
 from idistill_jax.retrieval import bm25, runs
-from idistill_jax.train import networks
 from idistill_jax.workdir import artifacts
 
 SYSTEMS = {"initial", "bm25", "direct", "distilled", "hybrid", "initial+bm25", "ranker", "bm25+ranker",

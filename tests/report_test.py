@@ -334,7 +334,7 @@ def test_the_verdict_depends_on_no_other_comparison(workdir, report, text, tmp_p
   assert {name: claims.verdict(of["MRR@10"]) for name, of in found.tests.items()} == {
     "distilled vs initial": "better", "ranker vs initial": "undecided", "distilled vs bm25": "undecided"}
   assert "distilled vs initial is the primary test" in text and text.count("> primary</span>") == 1
-  said = " ".join(printed(workdir).split())
+  said = " ".join(printed(workdir.root).split())
   assert "p on MRR@10 (corrected, Holm, but for distilled vs initial, the primary test)" in said
 
 
@@ -576,14 +576,14 @@ def test_stage_names_the_command_of_a_missing_input(tmp_path):
     other.execute(flow.STAGES["report"], config_lib.Config(name="quickstart"))
 
 
-def printed(workdir, width: int = 80) -> str:
+def printed(folder: pathlib.Path, width: int = 80) -> str:
   out = io.StringIO()
-  terminal.print_summary(workdir, rich_console.Console(file=out, width=width))
+  terminal.print_summary(artifacts.Workdir(folder), rich_console.Console(file=out, width=width))
   return out.getvalue()
 
 
 def test_terminal_shows_means_changes_and_drops_in_80_columns(workdir, report):
-  text = printed(workdir)
+  text = printed(workdir.root)
   assert "…" not in text
   assert f"{report.evaluation.systems['distilled']['MRR@10']:.3f}" in text
   assert claims.relative(report.evaluation.test("distilled")["MRR@10"].relative).replace("\u00a0", "") in text
@@ -628,9 +628,10 @@ from xml.etree import ElementTree
 sys.modules.update(dict.fromkeys(("jinja2", "matplotlib", "markupsafe")))
 from idistill_jax.stages import report as stage
 from idistill_jax.report import gather, page, terminal
-terminal.print_summary({str(workdir.root)!r})
+workdir = gather.artifacts.Workdir({str(workdir.root)!r})
+terminal.print_summary(workdir)
 try:
-  report = gather.gather(gather.artifacts.Workdir({str(workdir.root)!r}))
+  report = gather.gather(workdir)
   page.render(report, page.draw(report))
 except page.ReportUnavailableError as e:
   print("SAID", e)
@@ -713,7 +714,7 @@ def test_passages_of_the_test_that_training_knew_are_said(workdir, report, text,
   shutil.copytree(workdir.root, tmp_path / "w")
   path = tmp_path / "w" / "evaluate" / "metrics.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {"leakage": known}))
-  assert said in printed(tmp_path / "w", width=300) and said not in printed(workdir, width=300)
+  assert said in printed(tmp_path / "w", width=300) and said not in printed(workdir.root, width=300)
   # Nothing of it is shouted; a test query that was trained on is.
   assert claims.leak(known) is None
   assert "1 have a list that training learned from (q7)" in claims.leak(

@@ -11,10 +11,9 @@ import safetensors.numpy
 import small_models
 
 from idistill_jax import config
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import families, rotary
-from idistill_jax.train import networks
 
 NOMIC = {
   "model_type": "nomic_bert", "vocab_size": 60, "type_vocab_size": 2, "hidden_size": 32, "num_hidden_layers": 2,

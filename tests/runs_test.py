@@ -72,7 +72,7 @@ def test_a_byte_order_mark_blank_lines_and_gzip_are_read(tmp_path):
   assert {name: runs.system_of(tmp_path / name) for name in names} == names
   for damaged in (packed[:-9], b"no gzip"):
     (tmp_path / "r.run.gz").write_bytes(damaged)
-    with pytest.raises(runs.RunError, match=r"r\.run\.gz:\d: cannot be read further: .*; fetch it again"):
+    with pytest.raises(runs.RunError, match=r"r\.run\.gz:\d: cannot be read further: .*; fetch the gzip file again"):
       runs.read_trec(tmp_path / "r.run.gz")
   (tmp_path / "r.txt").write_bytes(GOOD.encode() + b"q Q0 \xff 2 1.0 t\n")
   with pytest.raises(runs.RunError, match=r"r\.txt:2: not UTF-8"):

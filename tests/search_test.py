@@ -17,9 +17,9 @@ import pytest
 from idistill_jax import config as config_lib
 from idistill_jax import flow, records, search, sharding, upsert
 from idistill_jax.data import example, similarity, tables
-from idistill_jax.hf import export
+from idistill_jax.hf import export, networks
 from idistill_jax.retrieval import compact
-from idistill_jax.train import checkpoint, inference, networks, utilization
+from idistill_jax.train import checkpoint, inference, utilization
 from idistill_jax.workdir import artifacts, inputs
 
 PASSAGES = [

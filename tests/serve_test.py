@@ -56,8 +56,8 @@ class Served:
   """`with Served(searcher) as url:`"""
 
   def __init__(self, searcher: Echo, per_minute: int = serve.PER_MINUTE):
-    self.server = serve.server(searcher, 0, per_minute)
-    self.thread = threading.Thread(target=self.server.run, daemon=True)
+    self.server = serve.server(searcher, per_minute)
+    self.thread = threading.Thread(target=self.server.run, args=([serve.bound(0)],), daemon=True)
 
   def __enter__(self) -> str:
     self.thread.start()
@@ -294,7 +294,7 @@ def test_models_are_compiled_before_anybody_asks(monkeypatch):
   asked = []
   monkeypatch.setattr(Echo, "search", lambda self, query, k: asked.append(k))
   monkeypatch.setattr(search, "Searcher", Echo)
-  serve.ready("w", 0, 1)
+  serve.ready("w", 1)
   assert asked == [20]
 
 

@@ -11,10 +11,11 @@ import tiny_world
 
 from idistill_jax import config, flow, records
 from idistill_jax.data import example, similarity, tables
+from idistill_jax.hf import networks
 from idistill_jax.models import table
 from idistill_jax.retrieval import index, runs
 from idistill_jax.stages import evaluate
-from idistill_jax.train import checkpoint, inference, networks
+from idistill_jax.train import checkpoint, inference
 from idistill_jax.workdir import artifacts
 
 RNG = np.random.default_rng(0)

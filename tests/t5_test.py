@@ -18,11 +18,11 @@ from flax import nnx
 
 from idistill_jax import ahead, cli, config, dry_run
 from idistill_jax.data import pack
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, networks, weights
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution, families, layers
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts
 
 MODELS = ["t5", "t5 of gated layers"]

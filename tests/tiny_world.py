@@ -12,7 +12,8 @@ from etils import epath
 from idistill_jax import config, records, sharding
 from idistill_jax.data import batches, example, similarity, tables, tfrecord
 from idistill_jax.data import lists as lists_lib
-from idistill_jax.train import inputs, loop, networks, objectives
+from idistill_jax.hf import networks
+from idistill_jax.train import inputs, loop, objectives
 
 WORDS = (
   "merge sort split open close read write lock wait parse print join copy move hash date time path file list".split()

@@ -10,9 +10,9 @@ import small_models
 
 from idistill_jax import config, fingerprints
 from idistill_jax.data import tokenize, tokenizer_files
-from idistill_jax.hf import export, weights
+from idistill_jax.hf import export, networks, weights
 from idistill_jax.models import compared
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,8 +8,9 @@ import pytest
 import tiny_world
 
 from idistill_jax import config, sharding, validation
+from idistill_jax.hf import networks
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, fit, inference, loop, networks
+from idistill_jax.train import checkpoint, fit, inference, loop
 from idistill_jax.workdir import artifacts
 
 

@@ -12,9 +12,9 @@ import tokenizers
 
 from idistill_jax import config, records
 from idistill_jax.data import example, similarity, tables, tokenize
-from idistill_jax.hf import folders
+from idistill_jax.hf import folders, networks
 from idistill_jax.report import claims
-from idistill_jax.train import inference, inputs, networks, truncation
+from idistill_jax.train import inference, inputs, truncation
 from idistill_jax.workdir import artifacts
 
 WORDS = "merge sort naïve 北京 don't #include [MASK] unbelievably".split()

@@ -10,8 +10,7 @@ import pytest
 from loopback_hub import COMMIT, LoopbackHub
 
 from idistill_jax import config
-from idistill_jax.hf import export, upload
-from idistill_jax.train import networks
+from idistill_jax.hf import export, networks, upload
 
 pytest.importorskip("huggingface_hub")
 CARD = "---\nlibrary_name: sentence-transformers\n---\n# A model\n"

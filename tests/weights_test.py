@@ -15,11 +15,10 @@ from flax import nnx
 
 from idistill_jax import config, validation
 from idistill_jax.data import tokenize, tokenizer_files
-from idistill_jax.hf import folders, weights
+from idistill_jax.hf import folders, networks, weights
 from idistill_jax.models import dual_encoder
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ process holds nothing, as where they are and what they are called is mapped.
 """
 
 import array
-import gzip
 import os
 import pathlib
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -204,7 +202,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
   """
   found: Qrels = {}
   number = 0
-  for number, line in _lines(path):
+  for number, line in outside.text_lines(outside.at(path), ValueError):
     fields = line.rstrip("\r\n").split("\t")
     score = _grade(fields[2]) if len(fields) == 3 and fields[0] and fields[1] else None
     if not line.strip() or (number == 1 and [one.lower().replace("_", "-") for one in fields] == QRELS_HEADER):
@@ -228,7 +226,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
 def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
   """TREC judgements: `query iteration passage grade` a line, or none.  Raises ValueError naming file and line."""
   found: Qrels = {}
-  for number, line in _lines(path):
+  for number, line in outside.text_lines(outside.at(path), ValueError):
     if not line.strip():
       continue
     fields = line.split()
@@ -239,23 +237,6 @@ def read_trec_qrels(path: str | os.PathLike[str]) -> Qrels:
     if earlier != grade:
       raise ValueError(f"{path}:{number}: {fields[0]} {fields[2]} is judged {grade} here and {earlier} above")
   return found
-
-
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-  """(number, line) of a file, gzipped or not, without a byte order mark.
-
-  Raises ValueError naming both for bytes that are not UTF-8, or no gzip where the name says so.
-  """
-  number = 0
-  with outside.reading(outside.at(path)) as file:
-    try:
-      # Not as a text file: that decodes many lines at once, and would not know which one is wrong.
-      for number, line in enumerate(file, start=1):
-        yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as e:
-      raise ValueError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-      raise ValueError(f"{path}:{number + 1}: cannot be read further: {e}; fetch the gzip file again") from e
 
 
 def _grade(text: str) -> int | None:

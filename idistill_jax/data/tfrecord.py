@@ -22,6 +22,8 @@ from typing import BinaryIO
 import google_crc32c
 import numpy as np
 
+from idistill_jax.workdir import files
+
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _OVERHEAD = _HEADER.size + _FOOTER.size
@@ -75,8 +77,8 @@ def write(
 ) -> list[pathlib.Path]:
   """Writes the payloads as `shards` files of nearly equal counts, replacing earlier shards of that name.
 
-  Every shard is written under a hidden name, synced, and renamed when all are complete: a reader never sees
-  half a shard, nor does a bucket, as the name ends in `.half`.  One shard takes the payloads as a stream, and so do
+  Every shard is written under a hidden name, synced, and renamed when it is complete: a reader never sees half a
+  shard, nor does a bucket, as the name ends in `.half`.  One shard takes the payloads as a stream, and so do
   several where their count is told; else they are held in memory to cut them into even runs.  Raises
   ValueError where the count is not theirs.
   """
@@ -85,15 +87,8 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   finals = [folder / shard_name(name, i, shards) for i in range(shards)]
-  working = [_half(final) for final in finals]
-  try:
-    for path, run in zip(working, _runs(payloads, shards, count), strict=True):
-      _write_file(path, run)
-    for path, final in zip(working, finals, strict=True):
-      path.replace(final)
-  finally:
-    for path in working:
-      path.unlink(missing_ok=True)
+  for path, run in zip(finals, _runs(payloads, shards, count), strict=True):
+    _write_file(path, run)
   remove_others(folder, name, shards)
   return finals
 
@@ -126,12 +121,7 @@ def write_shard(
 ) -> pathlib.Path:
   """Writes one of `shards` files of a name, in place of an earlier one; the others are written by somebody else."""
   final = pathlib.Path(folder) / shard_name(name, shard, shards)
-  half = _half(final)
-  try:
-    _write_file(half, payloads)
-    half.replace(final)
-  finally:
-    half.unlink(missing_ok=True)
+  _write_file(final, payloads)
   return final
 
 
@@ -144,17 +134,10 @@ def remove_others(folder: str | os.PathLike[str], name: str, shards: int) -> boo
   return bool(others)
 
 
-def _half(final: pathlib.Path) -> pathlib.Path:
-  """What a file is called until it is whole; another process has another name for it."""
-  return final.with_name(f".{final.name}.{os.getpid()}.half")
-
-
 def _write_file(path: pathlib.Path, payloads: Iterable[bytes]) -> None:
-  with open(path, "wb") as out:
+  with files.replacing(path) as out:
     for payload in payloads:
       out.write(framed(payload))
-    out.flush()
-    os.fsync(out.fileno())
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from idistill_jax import config as config_lib
 from idistill_jax import records
-from idistill_jax.hf import export, measured, weights
+from idistill_jax.hf import export, measured, networks, weights
 from idistill_jax.models import cross_encoder, families
 from idistill_jax.workdir import outside
 
@@ -77,7 +77,7 @@ class Facts:
   """
 
   cfg: config_lib.Config
-  retriever: export.ExportableRetriever
+  retriever: networks.Retriever
   collection: Mapping[str, Any]
   labels: Mapping[str, Any]
   longest_list: int

@@ -9,16 +9,15 @@ import importlib.resources
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from idistill_jax.data import tokenize, tokenizer_files
-from idistill_jax.hf import folders, weights
+from idistill_jax.hf import folders, networks, weights
 from idistill_jax.hf import prompts as prompts_lib
-from idistill_jax.models import cross_encoder, dual_encoder, families, pooling
-from idistill_jax.models import encoder as encoder_lib
+from idistill_jax.models import cross_encoder, families, pooling
 from idistill_jax.models import family as family_lib
 from idistill_jax.models import table as table_lib
 
@@ -35,32 +34,6 @@ _ONE_SCORE = {
 _MODULES = "sentence_transformers"
 # Of the head "pair_cosine": a file of this package that lies in the exported folder, and the class in it.
 _CODE, _CODE_CLASS = "pair_score.py", "pair_score.PairScore"
-
-
-class Exportable(Protocol):
-  """What of a network this module reads (see train.networks.Network)."""
-
-  @property
-  def table(self) -> table_lib.Table: ...
-
-  @property
-  def source(self) -> pathlib.Path: ...
-
-  @property
-  def sizes(self) -> encoder_lib.Sizes: ...
-
-  @property
-  def tokenizer(self) -> tokenize.Tokenizer: ...
-
-  @property
-  def prompts(self) -> prompts_lib.Prompts: ...
-
-
-class ExportableRetriever(Exportable, Protocol):
-  """The same of a retriever's."""
-
-  @property
-  def embedding(self) -> dual_encoder.EmbeddingConfig: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +54,7 @@ class Similarity:
 
   weight: float
   params: Any
-  network: ExportableRetriever
+  network: networks.Retriever
   cut: Cut
   card: str
 
@@ -91,13 +64,13 @@ class _Ranker:
   """What is written of a ranker, and into which folder."""
 
   tensors: Mapping[str, np.ndarray]
-  network: Exportable
+  network: networks.Network
   folder: pathlib.Path
   cut: Cut
   similarity: Similarity | None
 
 
-def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
+def export_retriever(params: Any, network: networks.Retriever, folder: pathlib.Path, *, cut: Cut, card: str) -> None:
   """Writes what AutoModel, AutoTokenizer and SentenceTransformer load; `card` becomes README.md.
 
   AutoModel makes a T5 of both halves, whose decoder is not here: T5EncoderModel is the class to load one with.
@@ -130,7 +103,7 @@ def export_retriever(params: Any, network: ExportableRetriever, folder: pathlib.
   (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def export_ranker(params: Any, network: Exportable, folder: pathlib.Path, *, head: str, cut: Cut,
+def export_ranker(params: Any, network: networks.Network, folder: pathlib.Path, *, head: str, cut: Cut,
                   similarity: Similarity | None, card: str) -> None:
   """Writes what transformers and CrossEncoder load; `card` becomes README.md.
 
@@ -215,7 +188,7 @@ def _write_pair_modules(folder: pathlib.Path, kinds: Mapping[str, str], options:
   })
 
 
-# config.Ranker.head -> (HF tensors, source folder, folder) written as that head's loaders expect.
+# config.Ranker.head -> what writes its folder as that head's loaders expect.
 _RANKERS = {"classifier": _write_classifier, "mean": _write_mean, "pair_cosine": _write_pair_cosine}
 
 
@@ -224,7 +197,7 @@ def _in_task_model(key: str, family: family_lib.Family) -> str:
   return key if key.startswith(family.beside_encoder) else family.prefix + key
 
 
-def _write_encoder(tensors: Mapping[str, np.ndarray], network: Exportable, folder: pathlib.Path,
+def _write_encoder(tensors: Mapping[str, np.ndarray], network: networks.Network, folder: pathlib.Path,
                    score: Mapping[str, Any] | None = None) -> None:
   # The pooler takes no part, but transformers expects one of most: it stays as the starting checkpoint had it.
   family = families.FAMILIES[network.sizes.model_type]
@@ -264,7 +237,7 @@ def _config(source: pathlib.Path) -> dict[str, Any]:
   return {key: value for key, value in families.read_raw(source).items() if key not in _NOT_CARRIED}
 
 
-def _write_tokenizer(network: Exportable, folder: pathlib.Path, max_tokens: int) -> None:
+def _write_tokenizer(network: networks.Network, folder: pathlib.Path, max_tokens: int) -> None:
   """tokenizer.json without the padding and cutting that it may carry, and without tokens that have no embedding; and
   what transformers asks for beside it.
 

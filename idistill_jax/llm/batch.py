@@ -20,10 +20,11 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from idistill_jax import processes
+from idistill_jax import config, processes
 from idistill_jax.llm import asking, batch_server, prompt, protocol, waiting
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
+from idistill_jax.workdir import files
 
 # OpenAI takes 50,000 lines and 200 MB in one file.
 MOST_LINES, MOST_BYTES = 50_000, 100_000_000
@@ -46,9 +47,8 @@ def _next_number(paths: Iterable[pathlib.Path]) -> int:
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-  half = path.with_suffix(".half")
-  half.write_bytes(content)
-  half.replace(path)
+  with files.replacing(path) as out:
+    out.write(content)
 
 
 class Batch:
@@ -56,10 +56,10 @@ class Batch:
 
   remote = False
 
-  def __init__(self, server: batch_server.Server, *, attempts: int, max_output_tokens: int):
+  def __init__(self, server: batch_server.Server, cfg: config.Labels):
     self.family, self.model, self.params = server.family, server.model, server.params
     self.pending = waiting.Waiting()
-    self._server, self._attempts, self._max_output_tokens = server, attempts, max_output_tokens
+    self._server, self._attempts, self._max_output_tokens = server, cfg.attempts, cfg.max_output_tokens
     self._failures: dict[str, list[str]] = {}
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:

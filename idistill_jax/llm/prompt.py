@@ -32,7 +32,7 @@ def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to rank for the query {query!r}")
-  numbered = (f"[{number}] {_shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
+  numbered = (f"[{number}] {shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
   return string.Template(template(LISTWISE)).substitute(
     query=quoting.quote(query), passages="\n".join(numbered), count=len(passages)
   )
@@ -40,12 +40,13 @@ def render(query: str, passages: Sequence[str], passage_tokens: int) -> str:
 
 def render_query_writing(style: str, passage: str, passage_tokens: int) -> str:
   """The prompt that asks for a query which the passage answers; `style` is one of QUERY_STYLES."""
-  return string.Template(template(style)).substitute(passage=_shown(passage, passage_tokens))
+  return string.Template(template(style)).substitute(passage=shown(passage, passage_tokens))
 
 
 # A passage is in many lists, and shown in several orders.
 @functools.lru_cache(maxsize=16_384)
-def _shown(passage: str, most: int) -> str:
+def shown(passage: str, most: int) -> str:
+  """A passage as a prompt holds it: quoted, and cut at about `most` tokens."""
   return cut(quoting.quote(passage), most)
 
 

@@ -1,9 +1,10 @@
 """The ranker: query and passage read together -> one score.
 
-Two heads.  `PairCosine` compares what the joint reading made of the two halves; it adds no parameter, and weights that
-were trained as an embedding start near the retriever's level there, so a thousand lists suffice.  `CrossEncoder` has
-the head of the family's sequence classifiers (for BERT first token, dense, tanh, one linear unit): the one for starting
-weights that read pairs already, and it exports as a plain CrossEncoder.
+Three heads.  `PairCosine` compares what the joint reading made of the two halves; it adds no parameter, and weights
+that were trained as an embedding start near the retriever's level there, so a thousand lists suffice.  `MeanLinear`
+reads the mean of the pair's states, which sentence-transformers has modules for.  `CrossEncoder` has the head of the
+family's sequence classifiers (for BERT first token, dense, tanh, one linear unit): the one for starting weights that
+read pairs already, and it exports as a plain CrossEncoder.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from idistill_jax.report import gather, svg
 
@@ -34,7 +34,7 @@ def wins_and_losses(deltas: Sequence[float], measure: str, title: str) -> str:
     axes.set_xlim(-0.5, max(len(ordered) - 0.5, 0.5))
     axes.set_xlabel("queries, by difference")
     axes.set_ylabel(f"Δ {measure}")
-    _vertical(axes)
+    _grid(axes, "y")
 
   return svg.drawn(draw, title=title, height=2.3, width=svg.WIDE)
 
@@ -54,7 +54,7 @@ def training_curve(training: gather.Training, column: str, title: str) -> str:
       axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.yaxis.set_major_formatter(_short_number)
-    _vertical(axes)
+    _grid(axes, "y")
 
   return svg.drawn(draw, title=title, height=1.9)
 
@@ -78,7 +78,7 @@ def recall_and_latency(ann: Mapping[str, Any]) -> str:
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("milliseconds of one query")
     axes.set_ylabel("recall of exact search")
-    _vertical(axes)
+    _grid(axes, "y")
 
   return svg.drawn(draw, title="ScaNN: recall and latency", height=2.4, width=svg.WIDE)
 
@@ -113,7 +113,7 @@ def _dots(dots: Sequence[_Dot], *, title: str, longest: int, width: float) -> st
     axes.set_yticks(range(len(dots)), names)
     axes.set_ylim(len(dots) - 0.6, -0.8)
     axes.margins(x=0.08)
-    _horizontal(axes)
+    _grid(axes, "x")
 
   return svg.drawn(draw, title=title, height=0.75 + 0.4 * len(dots), width=width)
 
@@ -126,15 +126,9 @@ def _labels(names: Sequence[str], longest: int) -> list[str]:
   return next((some for some in choices if len(set(some)) == len(some)), choices[-1])
 
 
-def _horizontal(axes: Any) -> None:
-  axes.grid(axis="x")
-  axes.set_axisbelow(True)
-  axes.spines["left"].set_visible(False)
-  axes.tick_params(length=0)
-
-
-def _vertical(axes: Any) -> None:
-  axes.grid(axis="y")
+def _grid(axes: Any, across: Literal["x", "y"]) -> None:
+  """Lines at the ticks of one axis, and no others."""
+  axes.grid(axis=across)
   axes.set_axisbelow(True)
   axes.spines["left"].set_visible(False)
   axes.tick_params(length=0)

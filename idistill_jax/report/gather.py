@@ -11,7 +11,7 @@ from typing import Any
 
 from idistill_jax import flow
 from idistill_jax.report import files, queries
-from idistill_jax.retrieval import summary
+from idistill_jax.retrieval import significance, summary
 from idistill_jax.workdir import artifacts, begun, outdated
 
 # All that the page shows: not itself, which may be of an earlier run.
@@ -26,18 +26,10 @@ PRIMARY = summary.label((AFTER, BEFORE))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class Comparison(significance.Comparison):
   """One system against another on one measure; p_holm: p, corrected for the number of tests, but of the primary one."""
 
-  delta: float
-  relative: float | None
-  effect: float | None
-  p: float
   p_holm: float
-  ci95: tuple[float, float]
-  wins: int
-  losses: int
-  ties: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,18 +195,7 @@ def labels(workdir: artifacts.Workdir) -> dict[str, Any] | None:
 
 def _comparison(found: Mapping[str, Any], p_holm: float) -> Comparison:
   low, high = found["ci95"]
-  relative = found.get("relative")
-  return Comparison(
-    delta=float(found["delta"]),
-    relative=None if relative is None else float(relative),
-    effect=None if found.get("effect") is None else float(found["effect"]),
-    p=float(found["p"]),
-    p_holm=float(p_holm),
-    ci95=(float(low), float(high)),
-    wins=int(found["wins"]),
-    losses=int(found["losses"]),
-    ties=int(found["ties"]),
-  )
+  return Comparison(**dict(found) | {"ci95": (low, high), "p_holm": p_holm})
 
 
 def stage_runs(workdir: artifacts.Workdir) -> tuple[StageRun, ...]:

@@ -3,8 +3,6 @@
 Needs neither Jinja nor Matplotlib, and shows what is there of a run that is not finished.
 """
 
-import os
-
 from rich import box, table
 from rich import console as rich_console
 from rich.text import Text
@@ -15,13 +13,9 @@ from idistill_jax.workdir import artifacts, outdated
 _STYLES = {"better": "green", "worse": "red", "undecided": "dim"}
 
 
-def print_summary(
-  workdir: artifacts.Workdir | str | os.PathLike[str], console: rich_console.Console | None = None
-) -> None:
+def print_summary(workdir: artifacts.Workdir, console: rich_console.Console | None = None) -> None:
   """Prints what came out of the run."""
   console = console or rich_console.Console()
-  if not isinstance(workdir, artifacts.Workdir):
-    workdir = artifacts.Workdir(os.fspath(workdir))
   evaluation = gather.evaluation(workdir)
   console.print(stage_table(gather.stage_runs(workdir)))
   if evaluation is None:

@@ -16,6 +16,7 @@ import numpy as np
 from idistill_jax import config as config_lib
 from idistill_jax.retrieval import exact, itself, measures, runs, tuning
 from idistill_jax.retrieval import hits as hits_lib
+from idistill_jax.workdir import files
 
 VECTORS, SCALES = "passages.npy", "scales.npy"
 # Options are measured on so many passages: recall on a part tells them apart as well.
@@ -74,15 +75,14 @@ def write(folder: pathlib.Path, vectors_PxE: np.ndarray, precision: str) -> None
   then stays where it holds them already."""
   if precision == "float32" and _is_of(folder / VECTORS, vectors_PxE):
     return
-  half = folder / f"{VECTORS}.half"
-  with half.open("wb") as out:
+  files.remove_halves(folder / VECTORS)
+  with files.replacing(folder / VECTORS) as out:
     if precision == "int8":
       small = Int8.of(vectors_PxE)
       np.save(out, small.codes)
       np.save(folder / SCALES, small.scales)
     else:
       np.save(out, vectors_PxE)
-  half.replace(folder / VECTORS)
 
 
 def _is_of(file: pathlib.Path, vectors: np.ndarray) -> bool:

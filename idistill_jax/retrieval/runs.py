@@ -8,8 +8,7 @@ a tie.
 import math
 import os
 import pathlib
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -102,12 +101,14 @@ def read_trec(path: str | os.PathLike[str]) -> Run:
   Raises RunError naming file and line.
   """
   run: Run = {}
-  for number, line in _lines(outside.at(path)):
+  for number, line in outside.text_lines(outside.at(path), RunError):
     fields = line.split()
+    if not fields:
+      continue
     where = f"{path}:{number}"
     if len(fields) != 6:
       raise RunError(
-        f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line!r}"
+        f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line.strip()!r}"
       )
     query_id, _, passage_id, _, text, _ = fields
     try:
@@ -121,20 +122,6 @@ def read_trec(path: str | os.PathLike[str]) -> Run:
       raise RunError(f"{where}: query {query_id} lists passage {passage_id} a second time")
     results[passage_id] = score
   return run
-
-
-def _lines(path: outside.Path) -> Iterator[tuple[int, str]]:
-  """(number, line) of those that are not blank; raises RunError for bytes that are no text, or no gzip."""
-  number = 0
-  with outside.reading(path) as file:
-    try:
-      for number, line in enumerate(file, start=1):
-        if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-          yield number, text
-    except UnicodeDecodeError as e:
-      raise RunError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
-    except (EOFError, OSError, zlib.error) as e:
-      raise RunError(f"{path}:{number + 1}: cannot be read further: {e}; fetch it again") from e
 
 
 def check_scores(query_id: str, results: Mapping[str, float]) -> None:

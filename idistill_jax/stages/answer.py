@@ -17,8 +17,8 @@ from absl import logging
 
 from idistill_jax import cli, config, flow, records
 from idistill_jax.data import tables
-from idistill_jax.llm import asking, estimate, protocol, session, workers
-from idistill_jax.retrieval import answers, reader, runs, summary
+from idistill_jax.llm import asking, estimate, prompt, protocol, reader, session, workers
+from idistill_jax.retrieval import answers, runs, summary
 from idistill_jax.retrieval import systems as systems_lib
 from idistill_jax.workdir import artifacts
 
@@ -202,7 +202,7 @@ def score(
   answer@k has it.
   """
   known = {reply.query_id: accepted[reply.query_id] for reply in replies}
-  in_context = answers.InContext(known, lambda one: reader.shown(passages.by_id(one).full_text, passage_tokens))
+  in_context = answers.InContext(known, lambda one: prompt.shown(passages.by_id(one).full_text, passage_tokens))
   measured: dict[str, dict[str, dict[str, float]]] = {
     system: {"EM": {}, "F1": {}, "answer in context": {}} for system in systems
   }

@@ -14,9 +14,9 @@ import jax
 
 from idistill_jax import cli, flow, records, sharding
 from idistill_jax.data import example
-from idistill_jax.hf import card, export, upload
+from idistill_jax.hf import card, export, networks, upload
 from idistill_jax.report import claims
-from idistill_jax.train import inference, networks
+from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts, outdated
 
 RANKER: card.Kind = "ranker"

@@ -7,7 +7,8 @@ collection, candidates or train_direct (similarities, start), labels (rankings) 
 
 from idistill_jax import cli, flow, sharding
 from idistill_jax.data import batches
-from idistill_jax.train import checkpoint, fit, inference, inputs, networks, objectives
+from idistill_jax.hf import networks
+from idistill_jax.train import checkpoint, fit, inference, inputs, objectives
 from idistill_jax.workdir import artifacts
 
 

@@ -14,7 +14,8 @@ from idistill_jax import cli, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax import records as records_lib
 from idistill_jax.data import batches
-from idistill_jax.train import checkpoint, inference, inputs, loop, networks, objectives, shares
+from idistill_jax.hf import networks
+from idistill_jax.train import checkpoint, inference, inputs, loop, objectives, shares
 from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import artifacts
 

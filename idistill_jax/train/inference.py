@@ -20,7 +20,8 @@ from etils import epath
 from idistill_jax import config as config_lib
 from idistill_jax import processes, progress, sharding
 from idistill_jax.data import pack, similarity, tables, tokenize
-from idistill_jax.train import checkpoint, networks, truncation, windows
+from idistill_jax.hf import networks
+from idistill_jax.train import checkpoint, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
 from idistill_jax.train import texts as texts_lib
 from idistill_jax.workdir import artifacts, remade

@@ -9,7 +9,8 @@ import numpy as np
 from idistill_jax import by_row, records
 from idistill_jax.data import example, similarity, tables, tokenize
 from idistill_jax.data import lists as lists_lib
-from idistill_jax.train import networks, shares, tokens
+from idistill_jax.hf import networks
+from idistill_jax.train import shares, tokens
 from idistill_jax.workdir import artifacts
 
 

@@ -21,8 +21,9 @@ from etils import epath
 from idistill_jax import config as config_lib
 from idistill_jax import processes, progress, sharding
 from idistill_jax.data import batches as batches_lib
+from idistill_jax.hf import networks
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import checkpoint, curves, networks, optim, preemption, utilization, windows
+from idistill_jax.train import checkpoint, curves, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import begun as begun_lib
 

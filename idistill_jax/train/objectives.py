@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from idistill_jax import config as config_lib
 from idistill_jax import losses, multiply
 from idistill_jax.data import batches
-from idistill_jax.train import grad_cache, networks
+from idistill_jax.hf import networks
+from idistill_jax.train import grad_cache
 from idistill_jax.train import step as step_lib
 
 

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import operator
-import os
 import pathlib
 import re
 import time
@@ -27,8 +26,8 @@ from etils import epath
 from idistill_jax import processes
 from idistill_jax.data import tokenize
 from idistill_jax.train import copies
+from idistill_jax.workdir import files, remote
 from idistill_jax.workdir import leases as leases_lib
-from idistill_jax.workdir import remote
 
 # Texts of a piece: enough for full rows, few enough to lose; a small corpus is cut into MOST of them, as far as that.
 LEAST, LARGEST, MOST = 2048, 8192, 16
@@ -218,19 +217,13 @@ class Pieces:
 
   def _write(self, into: pathlib.Path) -> list[int] | None:
     """Not by a map of the file: a full disk would end the process without an error.  Returns the file's version."""
-    half = into.with_name(f"{into.name}.half")
     into.unlink(missing_ok=True)  # of a run that was killed: beside the pieces, there is room for one
-    try:
-      with half.open("wb") as out:
-        if self._folder is None or not self._all:
-          np.save(out, self._outputs)
-        else:
-          self._put_together(out, into.parent)
-        out.flush()
-        os.fsync(out.fileno())  # the pieces go when the stage is committed
-      half.replace(into)
-    finally:
-      half.unlink(missing_ok=True)  # else what it has taken of a disk that is full stays taken
+    files.remove_halves(into)
+    with files.replacing(into) as out:
+      if self._folder is None or not self._all:
+        np.save(out, self._outputs)
+      else:
+        self._put_together(out, into.parent)
     return _version(into)
 
   def _put_together(self, out: IO[bytes], folder: pathlib.Path) -> None:

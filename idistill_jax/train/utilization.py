@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from absl import logging
 
 from idistill_jax import multiply
+from idistill_jax.hf import networks
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import networks
 
 # jax.monitoring's names: a program was compiled, or fetched compiled; it was fetched from the persistent cache.
 COMPILED, FETCHED = "/jax/core/compile/backend_compile_duration", "/jax/compilation_cache/cache_hits"

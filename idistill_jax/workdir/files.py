@@ -5,7 +5,8 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO
 
 from idistill_jax import processes
 
@@ -17,20 +18,33 @@ class CutError(ValueError):
   """A file that is not as long as it was when it was written; the message names it."""
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-  """Puts a file in place of what is there, all of it or nothing; raises OSError where there is no room for both."""
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """What is written in the block comes in place of what is there at its end, all of it or nothing; raises OSError where
+  there is no room for both."""
   # Two runs may write one file, each its own half.
   half = path.with_name(f".{path.name}.{os.getpid()}{HALF}")
   try:
-    with open(half, "w", encoding="utf-8") as out:
-      out.write(text)
+    with half.open("wb") as out:
+      yield out
       out.flush()
       # Some file systems rename at once and write later: after a power cut the new name would hold nothing.
       os.fsync(out.fileno())
     half.replace(path)
   finally:
-    with contextlib.suppress(FileNotFoundError):
-      half.unlink()
+    half.unlink(missing_ok=True)  # of a disk that is full it would keep the rest
+
+
+def remove_halves(path: pathlib.Path) -> None:
+  """Removes what killed runs have left of a file that nobody writes now; large ones would fill the disk."""
+  for half in path.parent.glob(f".{path.name}.*{HALF}"):
+    half.unlink(missing_ok=True)
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """`replacing` by a text."""
+  with replacing(path) as out:
+    out.write(text.encode())
 
 
 def strip(folder: pathlib.Path, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
@@ -149,6 +150,33 @@ def reading(path: Path) -> Iterator[io.BufferedIOBase]:
       return
     with gzip.GzipFile(fileobj=file) as unzipped:
       yield unzipped
+
+
+def lines(path: Path, error: type[ValueError]) -> Iterator[tuple[int, bytes]]:
+  """(number, line) of a file, from 1, gunzipped where its name ends in .gz.
+
+  Raises `error`, naming file and line, where it cannot be read further, as a gzip file that ends early.
+  """
+  number = 0
+  with reading(path) as file:
+    try:
+      for number, line in enumerate(file, start=1):
+        yield number, line
+    except (EOFError, OSError, zlib.error) as e:
+      again = "; fetch the gzip file again" if path.suffix == ".gz" else ""
+      raise error(f"{path}:{number + 1}: cannot be read further: {e}{again}") from e
+
+
+def text_lines(path: Path, error: type[ValueError]) -> Iterator[tuple[int, str]]:
+  """As `lines`, as text without a byte order mark; raises `error` for bytes that are not UTF-8, too.
+
+  Not as a text file: that decodes many lines at once, and would not know which one is wrong.
+  """
+  for number, line in lines(path, error):
+    try:
+      yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as e:
+      raise error(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

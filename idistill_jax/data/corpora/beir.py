@@ -16,46 +16,20 @@ from idistill_jax.workdir import outside
 
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
-  folder = _folder(cfg)
-  judgements, corpus = files.judgements(folder), _file(folder, "corpus")
+  folder = files.folder(cfg)
+  judgements, corpus = files.judgements(folder), files.file(folder, "corpus", ".jsonl")
   return collection.assemble(
     title=characters.repaired(folder.resolve().name),
     passages=stream.Stream(lambda: read_passages(corpus)),
-    queries=read_queries(_file(folder, "queries"), judgements),
+    queries=read_queries(files.file(folder, "queries", ".jsonl"), judgements),
     judgements=judgements,
-    answers=read_answers(_file(folder, "queries")),
+    answers=read_answers(files.file(folder, "queries", ".jsonl")),
   )
 
 
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the contents of every file that `load` reads."""
-  folder = _folder(cfg)
-  read = [_file(folder, "corpus"), _file(folder, "queries"), *files.qrels(folder)]
-  return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in read})
-
-
-def _folder(cfg: config.Collection) -> outside.Path:
-  if cfg.path is None:
-    raise config.ConfigError(
-      "collection.path must name a folder with corpus.jsonl, queries.jsonl and qrels/ "
-      "when collection.source is 'beir'"
-    )
-  return outside.at(cfg.path)
-
-
-def _file(folder: outside.Path, stem: str) -> outside.Path:
-  choices = [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
-  found = [path for path in choices if path.exists()]
-  if not found:
-    raise FileNotFoundError(
-      f"{folder}: neither {choices[0].name} nor {choices[1].name} is there; "
-      "collection.path must name a folder in BEIR's layout"
-    )
-  if len(found) > 1:
-    raise collection.CollectionError(
-      f"{folder}: both {choices[0].name} and {choices[1].name} are there; remove one"
-    )
-  return found[0]
+  return files.of_contents(files.folder(cfg), ".jsonl")
 
 
 def read_passages(path: outside.Path) -> Iterator[records.Passage]:

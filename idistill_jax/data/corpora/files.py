@@ -49,11 +49,11 @@ QRELS = {".tsv": tables.read_qrels, ".txt": tables.read_trec_qrels}
 
 def load(cfg: config.Collection) -> collection.Collection:
   """The collection in the folder `cfg.path`; raises CollectionError, FileNotFoundError or ConfigError."""
-  folder = _folder(cfg)
-  split_qrels, corpus = judgements(folder), _file(folder, "corpus", f".{cfg.source}")
-  queries, answers = read_questions(_file(folder, "queries", f".{cfg.source}"), split_qrels)
+  top, ending = folder(cfg), f".{cfg.source}"
+  split_qrels, corpus = judgements(top), file(top, "corpus", ending)
+  queries, answers = read_questions(file(top, "queries", ending), split_qrels)
   return collection.assemble(
-    title=characters.repaired(folder.resolve().name),
+    title=characters.repaired(top.resolve().name),
     passages=stream.Stream(lambda: read_passages(corpus)),
     queries=queries,
     judgements=split_qrels,
@@ -63,8 +63,12 @@ def load(cfg: config.Collection) -> collection.Collection:
 
 def fingerprint(cfg: config.Collection) -> str:
   """Hash of the contents of every file that `load` reads."""
-  folder = _folder(cfg)
-  read = [*(_file(folder, stem, f".{cfg.source}") for stem in ("corpus", "queries")), *qrels(folder)]
+  return of_contents(folder(cfg), f".{cfg.source}")
+
+
+def of_contents(folder: outside.Path, ending: str) -> str:
+  """Hash of corpus, queries and judgements in a folder."""
+  read = [*(file(folder, stem, ending) for stem in ("corpus", "queries")), *qrels(folder)]
   return config.digest({path.relative_to(folder).as_posix(): outside.sha256(path) for path in read})
 
 
@@ -140,18 +144,24 @@ def _id(row: jsonl.Row, names: Sequence[str]) -> str:
   return value
 
 
-def _folder(cfg: config.Collection) -> outside.Path:
+def folder(cfg: config.Collection) -> outside.Path:
+  """Where the collection lies; raises ConfigError where the config does not say."""
   if cfg.path is None:
     raise config.ConfigError(f"collection.path must name a folder when collection.source is {cfg.source!r}")
   return outside.at(cfg.path)
 
 
-def _file(folder: outside.Path, stem: str, ending: str) -> outside.Path:
+def file(folder: outside.Path, stem: str, ending: str) -> outside.Path:
+  """`<stem><ending>` or its `.gz`; raises FileNotFoundError where neither is there, CollectionError where both are."""
   choices = [folder / f"{stem}{ending}", folder / f"{stem}{ending}.gz"]
   found = [path for path in choices if path.exists()]
-  if len(found) != 1:
-    what = "both are there; remove one" if found else "neither is there"
-    raise FileNotFoundError(f"{folder}: {choices[0].name} or {choices[1].name}: {what}")
+  if not found:
+    raise FileNotFoundError(
+      f"{folder}: neither {choices[0].name} nor {choices[1].name} is there; collection.path must name a folder with "
+      f"corpus{ending}, queries{ending} and qrels/"
+    )
+  if len(found) > 1:
+    raise collection.CollectionError(f"{folder}: both {choices[0].name} and {choices[1].name} are there; remove one")
   return found[0]
 
 

@@ -42,15 +42,8 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
 
   Raises CollectionError naming file and line where it cannot be read further, as a gzip file that ends early.
   """
-  path = outside.at(path)
-  number = 0
-  with outside.reading(path) as file:
-    try:
-      for number, line in enumerate(file, start=1):
-        yield f"{path}:{number}", line
-    except (EOFError, OSError, zlib.error) as e:
-      again = "; fetch the gzip file again" if path.suffix == ".gz" else ""
-      raise collection.CollectionError(f"{path}:{number + 1}: cannot be read further: {e}{again}") from e
+  yield from ((f"{path}:{number}", line)
+              for number, line in outside.lines(outside.at(path), collection.CollectionError))
 
 
 def entries(path: str | os.PathLike[str]) -> list[Any]:

@@ -5,7 +5,6 @@ in MS MARCO's `collection.tsv` and `queries.tsv`.
 """
 
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 from idistill_jax.data import collection
@@ -22,32 +21,23 @@ def read(path: str | os.PathLike[str], is_header: Callable[[Sequence[str]], bool
   Raises CollectionError naming file and line for a line with another number of fields, and for bytes that are
   neither UTF-8 nor, where the name says so, gzip.
   """
-  path = outside.at(path)
-  number = 0
   header: tuple[str, ...] | None = None
-  with outside.reading(path) as file:
-    try:
-      for number, line in enumerate(file, start=1):
-        # Not the csv module: a lone quote in MS MARCO's texts must not swallow lines, and its fields are bounded.
-        fields = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n").split("\t")
-        if not any(field.strip() for field in fields):
-          continue
-        if header is None:
-          names = tuple(_unquoted(field).strip().lower() for field in fields)
-          if is_header(names):
-            header = names
-            continue
-          header = WITHOUT_HEADER[: len(fields)]
-        if len(fields) != len(header):
-          raise collection.CollectionError(
-            f"{path}:{number}: expected {len(header)} fields ({', '.join(header)}), found {len(fields)}"
-          )
-        values = {name: _unquoted(field) for name, field in zip(header, fields, strict=True)}
-        yield jsonl.Row(f"{path}:{number}", values)
-    except UnicodeDecodeError as e:
-      raise collection.CollectionError(f"{path}:{number}: not UTF-8: {e}; convert the file") from e
-    except (EOFError, OSError, zlib.error) as e:
-      raise collection.CollectionError(f"{path}:{number + 1}: cannot be read further: {e}; fetch it again") from e
+  # Not the csv module: a lone quote in MS MARCO's texts must not swallow lines, and its fields are bounded.
+  for number, line in outside.text_lines(outside.at(path), collection.CollectionError):
+    fields = line.rstrip("\r\n").split("\t")
+    if not any(field.strip() for field in fields):
+      continue
+    if header is None:
+      names = tuple(_unquoted(field).strip().lower() for field in fields)
+      if is_header(names):
+        header = names
+        continue
+      header = WITHOUT_HEADER[: len(fields)]
+    if len(fields) != len(header):
+      raise collection.CollectionError(
+        f"{path}:{number}: expected {len(header)} fields ({', '.join(header)}), found {len(fields)}"
+      )
+    yield jsonl.Row(f"{path}:{number}", {name: _unquoted(field) for name, field in zip(header, fields, strict=True)})
 
 
 def _unquoted(field: str) -> str:

@@ -1,26 +1,22 @@
-"""Who can be asked: the names that `labels.provider` takes, each with the function that builds it."""
+"""Who can be asked: the names that `labels.provider` takes, each with what builds it."""
 
 from collections.abc import Callable
 
 from idistill_jax import config
-from idistill_jax.llm import protocol
+from idistill_jax.llm import batch, protocol
 from idistill_jax.llm.providers import gemini, gemini_batch, gemini_legacy, openai_batch, openai_compatible, replay
 
+# Each raises protocol.Stop for a missing key, SDK or recording.
 PROVIDERS: dict[str, Callable[[config.Labels], protocol.Provider]] = {
   "replay": replay.build,
-  "gemini": gemini.build,
-  "gemini_legacy": gemini_legacy.build,
-  "openai": openai_compatible.build,
-  "gemini_batch": gemini_batch.build,
-  "openai_batch": openai_batch.build,
+  "gemini": gemini.Gemini,
+  "gemini_legacy": gemini_legacy.GeminiLegacy,
+  "openai": openai_compatible.OpenAICompatible,
+  "gemini_batch": lambda cfg: batch.Batch(gemini_batch.GeminiBatch(cfg), cfg),
+  "openai_batch": lambda cfg: batch.Batch(openai_batch.OpenAIBatch(cfg), cfg),
 }
 
 
 def build(cfg: config.Labels) -> protocol.Provider:
-  """The provider that a config names.
-
-  Raises protocol.Stop for a missing key, SDK or recording, ValueError for an unknown name.
-  """
-  if cfg.provider not in PROVIDERS:
-    raise ValueError(f"labels.provider is {cfg.provider!r}; there are: {', '.join(PROVIDERS)}")
+  """The provider that a config names; raises as PROVIDERS do."""
   return PROVIDERS[cfg.provider](cfg)

@@ -92,7 +92,3 @@ def read(response: Any, key: protocol.Secret) -> protocol.Answer:
     output_tokens=usage and (usage.candidates_token_count or 0) + (usage.thoughts_token_count or 0),
     total_tokens=usage and usage.total_token_count, model=response.model_version,
   )
-
-
-def build(cfg: config.Labels) -> protocol.Provider:
-  return Gemini(cfg)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from idistill_jax import config
-from idistill_jax.llm import batch, batch_server, protocol
+from idistill_jax.llm import batch_server, protocol
 from idistill_jax.llm.providers import gemini
 
 _UNDER_WAY = frozenset({"JOB_STATE_QUEUED", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_UPDATING"})
@@ -66,7 +66,3 @@ class GeminiBatch:
 
   def _faults(self) -> Any:
     return batch_server.stopping(self._key, f"gemini batch {self.model}")
-
-
-def build(cfg: config.Labels) -> protocol.Provider:
-  return batch.Batch(GeminiBatch(cfg), attempts=cfg.attempts, max_output_tokens=cfg.max_output_tokens)

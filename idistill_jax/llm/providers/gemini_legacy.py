@@ -109,7 +109,3 @@ class GeminiLegacy:
       prompt_tokens=usage and usage.prompt_token_count, output_tokens=usage and usage.candidates_token_count,
       total_tokens=usage and usage.total_token_count, model=None,
     )
-
-
-def build(cfg: config.Labels) -> protocol.Provider:
-  return GeminiLegacy(cfg)

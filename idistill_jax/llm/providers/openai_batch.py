@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from idistill_jax import config
-from idistill_jax.llm import batch, batch_server, protocol
+from idistill_jax.llm import batch_server, protocol
 from idistill_jax.llm.providers import openai_compatible
 
 _ENDPOINT = "/v1/chat/completions"
@@ -72,7 +72,3 @@ class OpenAIBatch:
 
   def _faults(self) -> Any:
     return batch_server.stopping(self._key, f"openai batch {self.model}")
-
-
-def build(cfg: config.Labels) -> protocol.Provider:
-  return batch.Batch(OpenAIBatch(cfg), attempts=cfg.attempts, max_output_tokens=cfg.max_output_tokens)

@@ -95,7 +95,3 @@ def key(base_url: str | None) -> protocol.Secret:
     # A local server asks for no key, the SDK insists on one.
     return protocol.Secret("no-key-needed")
   return protocol.secret(KEY)
-
-
-def build(cfg: config.Labels) -> protocol.Provider:
-  return OpenAICompatible(cfg)

@@ -31,13 +31,8 @@ def render(question: str, passages: Sequence[str], passage_tokens: int) -> str:
   """
   if not passages:
     raise ValueError(f"no passages to answer {question!r} from")
-  numbered = "\n".join(f"[{number}] {shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
-  return TEMPLATE.substitute(question=quoting.quote(question), passages=numbered)
-
-
-def shown(passage: str, passage_tokens: int) -> str:
-  """A passage as the prompt holds it."""
-  return prompt.cut(quoting.quote(passage), passage_tokens)
+  numbered = (f"[{number}] {prompt.shown(text, passage_tokens)}" for number, text in enumerate(passages, start=1))
+  return TEMPLATE.substitute(question=quoting.quote(question), passages="\n".join(numbered))
 
 
 def said(response: str) -> str:

@@ -8,9 +8,7 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging as stdlib_logging
-import os
 import re
 import shlex
 import sys
@@ -244,48 +242,23 @@ class Runner:
     self.workdir.refuse_foreign(stage.name)
     if self.workdir.is_done(stage, self.cfg):
       self.workdir.sweep(stage, self.cfg)
-      logging.info("%s: done already, nothing changed", stage.name)
+      logging.info("%s: done already, %s", stage.name, self._unchanged(self.workdir, stage))
       return True
     self.workdir.inputs(stage, self.cfg)
     for other in self.reuse:
       if self.workdir.take_over(stage, self.cfg, other):
-        logging.info("%s: taken over from %s", stage.name, other.stated)
+        logging.info("%s: taken over from %s, %s", stage.name, other.stated, self._unchanged(other, stage))
         return True
       why = "is not there" if other.manifest(stage.name) is None else "has another key: of other config, inputs or data"
       logging.info("%s: not taken over from %s, where it %s", stage.name, other.stated, why)
     return False
 
 
-_AGAIN = "run the pipeline there with a --config, which writes the file anew"
-
-
-def load_config(workdir: str | os.PathLike[str]) -> config_lib.Config:
-  """The config that a workdir was last run with: of its latest work, which need not be what made older folders.
-
-  Raises ConfigError for a file that this version cannot read.
-  """
-  text = artifacts.Workdir(workdir).read(artifacts.CONFIG)
-  if text is None:
-    raise FileNotFoundError(f"{workdir}/{artifacts.CONFIG}: no run has been started there; "
-                            f"python -m idistill_jax.pipeline --config=... --workdir={workdir}")
-  try:
-    found = json.loads(text)
-  except json.JSONDecodeError as e:
-    raise config_lib.ConfigError(f"{workdir}/{artifacts.CONFIG}: not JSON ({e}), as of a full disk; {_AGAIN}") from e
-  return _of_this_version(found, f"{workdir}/{artifacts.CONFIG}")
-
-
-def made_with(workdir: artifacts.Workdir, stage: str) -> config_lib.Config:
-  """The config that a stage's folder was made with: sections on which it depends are of its manifest, and all others,
-  or all where it is not there, as the workdir was last run with.  Raises as `load_config` does."""
-  made = (workdir.manifest(stage) or {}).get("config", {})
-  return _of_this_version(config_lib.as_dict(load_config(workdir.stated)) | made,
-                          f"{workdir.stated}/{stage}/{artifacts.MANIFEST}")
-
-
-def _of_this_version(found: dict[str, Any], file: str) -> config_lib.Config:
-  try:
-    return config_lib.from_dict(found)
-  except config_lib.ConfigError as e:
-    raise config_lib.ConfigError(
-      f"{file}: {e}; another version of idistill_jax wrote it: use that one, or {_AGAIN}") from e
+  @staticmethod
+  def _unchanged(workdir: artifacts.Workdir, stage: artifacts.Stage) -> str:
+    """What is the same as where a stage is done: no key counts code, as most of its changes make no other result."""
+    by = (workdir.manifest(stage.name) or {}).get("code", extras.code())
+    if by == extras.code():
+      return "nothing changed"
+    return ("nothing changed but this package's code; where that makes another result, remove "
+            f"{workdir.stated}/{stage.name} first")

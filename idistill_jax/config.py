@@ -196,7 +196,7 @@ class Ranker:
   # beside an added similarity, and CrossEncoder reads it as it is; "classifier" is that of sequence classifiers.
   head: Literal["pair_cosine", "mean", "classifier"] = "classifier"
   loss: Literal["listmle", "listnet", "ranknet", "lambda"] = "listmle"
-  # Places of the LLM's order whose likelihood counts; None is the whole list.
+  # Places of the LLM's order, among the passages that were drawn, whose likelihood counts; None is all of them.
   top_places: int | None = None
   passages_per_list: int = 8
   always_best: int = 2

@@ -1,6 +1,7 @@
 """Packages: optional ones, imported where they are used (what is missing is named with what installs it); versions."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import pathlib
@@ -43,6 +44,7 @@ def identity() -> dict[str, str]:
   return versions() | {"code": code()}
 
 
+@functools.cache
 def code() -> str:
   """Hash of this package's modules: a clone has one version through many commits."""
   found = hashlib.sha256()

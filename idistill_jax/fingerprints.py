@@ -13,7 +13,7 @@ from idistill_jax.retrieval import systems
 from idistill_jax.workdir import outside
 
 # Counted on when other labels are made of the same rankings.
-RANKINGS = "3"
+RANKINGS = "4"
 # Counted on when other collections are made of the same written queries.
 WRITTEN = "written 2"
 # Counted on when the stages evaluate and answer give other results for the same config.

@@ -23,7 +23,7 @@ from idistill_jax import cli, flow, processes, sharding
 from idistill_jax import config as config_lib
 from idistill_jax.stages import index, scores
 from idistill_jax.train import inference
-from idistill_jax.workdir import artifacts, begun, coded
+from idistill_jax.workdir import artifacts, begun, coded, configs
 
 # Those whose pieces need no more than their inputs, or in train_direct the model, which is whole before there are any.
 # Evaluation searches first.
@@ -49,7 +49,7 @@ def watch(home: artifacts.Workdir) -> None:
   while True:
     # Before all else: what comes later is news.
     names = home.names()
-    cfg = cli.load_config(home.stated)
+    cfg = configs.load(home.stated)
     left = [stage for stage in JOINED.values() if not home.is_done(stage, cfg)]
     if not left:
       return
@@ -82,7 +82,7 @@ def work(home: artifacts.Workdir, stage: artifacts.Stage) -> None:
 
   Raises ValueError where the stage is not being made, and ConfigError where it is by other code.
   """
-  cfg = cli.load_config(home.stated)
+  cfg = configs.load(home.stated)
   pieces = home.pieces(stage, cfg)
   if not pieces.exists():
     raise ValueError(f"{home.stated}: the stage {stage.name} is not under way, so there is nothing to join")

@@ -4,6 +4,7 @@ Ids are `str`.  Every record carries the schema version; a reader refuses one it
 """
 
 import dataclasses
+from collections.abc import Set
 
 from idistill_jax import config
 
@@ -66,6 +67,15 @@ class RankedList:
   model: str = ""
   usage: tuple[int, ...] = ()
   repairs: tuple[str, ...] = config.later(())
+
+  def without(self, passage_ids: Set[str]) -> "RankedList":
+    """The order of the others."""
+    places = [place for place, one in enumerate(self.passage_ids) if one not in passage_ids]
+    return dataclasses.replace(
+      self, passage_ids=tuple(self.passage_ids[place] for place in places),
+      permutation=tuple(self.permutation[place] for place in places) if self.permutation else (),
+      filled_places=tuple(new for new, place in enumerate(places) if place in self.filled_places),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,7 +21,7 @@ from idistill_jax.data import similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, hits, index, rerank
 from idistill_jax.train import inference
-from idistill_jax.workdir import artifacts, outdated
+from idistill_jax.workdir import artifacts, configs, outdated
 
 _TOP = flags.DEFINE_integer("top", 5, "Passages shown for each system.", lower_bound=1)
 
@@ -61,8 +61,8 @@ class Searcher:
   """
 
   def __init__(self, workdir: str | os.PathLike[str]):
-    home, cfg = artifacts.Workdir(workdir), sharding.fitted(cli.load_config(workdir))
-    made_with = lambda stage: sharding.fitted(cli.made_with(home, stage))
+    home, cfg = artifacts.Workdir(workdir), sharding.fitted(configs.load(workdir))
+    made_with = lambda stage: sharding.fitted(configs.made_with(home, stage))
     folders = home.inputs(STAGE, cfg)
     outdated.warn(home, STAGE.reads)
     exported = _exported(home)

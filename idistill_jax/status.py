@@ -20,7 +20,7 @@ from idistill_jax import cli, config, flow
 from idistill_jax.llm import budget, cache, session
 from idistill_jax.report import claims
 from idistill_jax.train import pieces
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, configs
 from idistill_jax.workdir import begun as begun_lib
 
 
@@ -41,7 +41,7 @@ class State:
 
 def states(workdir: artifacts.Workdir) -> list[State]:
   """Of the stages asked for, in pipeline order; raises FileNotFoundError where nothing has been run in the folder."""
-  cfg = cli.load_config(workdir.stated)
+  cfg = configs.load(workdir.stated)
   found = [_state(workdir, stage.name, cfg) for stage in flow.STAGES.values() if stage.asked_for(cfg)]
   asking = [one for one in found if one.dollars is not None and one.stage in session.ASKING]
   if all(one.state == "done" for one in asking):
@@ -52,7 +52,7 @@ def states(workdir: artifacts.Workdir) -> list[State]:
 
 def _apart(workdir: artifacts.Workdir, cfg: config.Config, asking: Sequence[State]) -> dict[str, float]:
   """Stage -> dollars: what a begun one's model has answered, less what others have of it: none is in the sum twice."""
-  made_with = lambda one: cli.made_with(workdir, one.stage) if one.state == "done" else cfg
+  made_with = lambda one: configs.made_with(workdir, one.stage) if one.state == "done" else cfg
   models = {one.stage: session.ASKING[one.stage](made_with(one)).model for one in asking}
   # Those that are done know their own.
   apart = {one.stage: one.dollars or 0.0 for one in asking if one.state == "done"}

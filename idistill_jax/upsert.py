@@ -24,7 +24,7 @@ from idistill_jax.data.corpora import files as corpus_files
 from idistill_jax.retrieval import index
 from idistill_jax.stages import index as index_stage
 from idistill_jax.train import inference
-from idistill_jax.workdir import artifacts, files, outdated, outside, remote
+from idistill_jax.workdir import artifacts, configs, files, outdated, outside, remote
 
 _PASSAGES = flags.DEFINE_string("passages", None, "Passages to add or to replace: a .jsonl or .tsv file (or .gz).")
 _INTO = flags.DEFINE_string("into", None, "A new folder that is searched like the workdir.")
@@ -44,7 +44,7 @@ def upsert(
   """
   if remote.scheme(os.fspath(into)):
     raise ValueError(f"--into={into}: a folder on this machine is needed; copy it there when it is made")
-  cfg, into = cli.load_config(workdir), pathlib.Path(into)
+  cfg, into = configs.load(workdir), pathlib.Path(into)
   old = artifacts.Workdir(workdir)
   old.inputs(search.STAGE, cfg)  # names what is missing
   outdated.warn(old, search.STAGE.reads)
@@ -107,14 +107,15 @@ def _grow(part: artifacts.Workdir, new: Sequence[records.Passage]) -> dict[str, 
   old_places = [place for place, one in enumerate(ids) if one in before]
   new_places = [place for place, one in enumerate(ids) if one not in before]
   for stage, model in (("candidates", None), ("train_direct", part.folder("train_direct"))):
-    vectors_NxE = inference.load_retriever(sharding.fitted(cli.made_with(part, stage)), model).encode_passages(texts)
+    retriever = inference.load_retriever(sharding.fitted(configs.made_with(part, stage)), model)
+    vectors_NxE = retriever.encode_passages(texts)
     path = part.folder(stage) / similarity.PASSAGES
     grown = np.concatenate([np.load(path), vectors_NxE[new_places]])
     grown[rows] = vectors_NxE[old_places]
     # A new file in its place: the old one is the workdir's, too.
     path.unlink()
     np.save(path, grown)
-  cfg = sharding.fitted(cli.made_with(part, "index"))
+  cfg = sharding.fitted(configs.made_with(part, "index"))
   distilled = inference.load_retriever(cfg, part.folder("train_retriever"))
   grown_ids = index.upsert(part.folder("index"), before.ids, ids, distilled.encode_passages(texts))
   counts: dict[str, int | float] = {"added": len(added), "replaced": len(rows), "passages": len(before) + len(added)}

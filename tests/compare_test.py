@@ -132,6 +132,17 @@ def test_runs_on_other_queries_are_not_tested_against_each_other(runs, tmp_path)
   assert compare.gather_runs([runs[0].root, runs[1].root], resamples=100).runs[1].test is not None
 
 
+def test_runs_of_other_code_are_told(runs, tmp_path):
+  """Two losses under one name are one setting."""
+  notes = lambda root: compare.notes(compare.gather_runs([runs[0].root, root], resamples=100))
+  assert notes(runs[1].root) == []
+  shutil.copytree(runs[1].root, tmp_path / "later")
+  path = tmp_path / "later" / "train_ranker" / "manifest.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "another"}))
+  first = pathlib.Path(runs[0].root).name
+  assert notes(tmp_path / "later") == [f"later: other code of this package than {first}'s made train_ranker."]
+
+
 def test_equal_query_ids_of_another_collection_are_no_pairs(runs, tmp_path):
   other = artifacts.Workdir(shutil.copytree(runs[1].root, tmp_path / "other"))
   asked = [records.Query(id=one.id, text=f"what is {one.text}", split=one.split) for one in QUERIES]
@@ -226,7 +237,7 @@ def headline(*means: float, p: tuple[float | None, ...] = (), differs: tuple[str
   )  # fmt: skip
   runs = tuple(
     compare.Compared(name=name, settings={}, seconds=1.0, differs=differs if name != "a" else (), test=None, p_holm=one,
-                     evaluation=of(mean))
+                     evaluation=of(mean), by_other_code=())
     for name, mean, one in zip("abcd", means, (None, *p), strict=False)
   )
   return compare.headline(compare.Comparison(runs=runs, measures=("MRR@10",), main="MRR@10"))

@@ -20,6 +20,7 @@ from idistill_jax import experiments, losses, validation
 from idistill_jax.data import corpora
 from idistill_jax.llm import providers
 from idistill_jax.retrieval import measures
+from idistill_jax.workdir import configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -74,7 +75,6 @@ def test_dict_and_back() -> None:
 
 
 def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.Path) -> None:
-  from idistill_jax import cli
   from idistill_jax.workdir import artifacts
 
   file, whole = tmp_path / artifacts.CONFIG, config_lib.as_json(load("quickstart:tiny"))
@@ -82,7 +82,7 @@ def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.
   # An older version knew less, which is no error.
   del values["answer"]
   file.write_text(json.dumps(values))
-  assert cli.load_config(tmp_path) == load("quickstart:tiny")
+  assert configs.load(tmp_path) == load("quickstart:tiny")
   for text, said in (
     (json.dumps(values | {"gone": 1}), "no field gone; another version"),
     (json.dumps(values | {"mesh": 8}), "mesh is 8"),
@@ -93,7 +93,7 @@ def test_a_workdir_of_another_version_is_named_with_the_field(tmp_path: pathlib.
   ):
     file.write_text(text)
     with pytest.raises(config_lib.ConfigError, match=f"{file}: .*{said}"):
-      cli.load_config(tmp_path)
+      configs.load(tmp_path)
 
 
 # -- Files ---------------------------------------------------------------------------------------------------------
@@ -178,9 +178,7 @@ def test_good_flags_reach_the_config(tmp_path: pathlib.Path) -> None:
     "--config.ranker.top_places=none",
   )
   assert done.returncode == 0, done.stderr
-  from idistill_jax import cli
-
-  cfg = cli.load_config(tmp_path / "w")
+  cfg = configs.load(tmp_path / "w")
   assert (cfg.seed, cfg.ranker.loss, cfg.ranker.optim.peak_lr) == (7, "ranknet", 3e-5)
   assert cfg.collection.max_passages == 300
   assert cfg.ranker.top_places is None

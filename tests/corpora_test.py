@@ -14,7 +14,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 
-from idistill_jax import config
+from idistill_jax import config, records
 from idistill_jax.data import collection, corpora
 from idistill_jax.data.corpora import beir, docstrings, files, irds, jsonl, rankings, stdlib, tfds
 from idistill_jax.stages import labels
@@ -607,6 +607,7 @@ def test_half_a_character_of_an_id_in_a_ranking_is_named_with_its_line(tmp_path,
     ("rank.trec", "1 Q0 p1 1 0.5 gpt\n1 Q0 12 2 0.7 gpt"),
     ("rank.txt", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
     ("rank.trec", "1 Q0 12 1 17.25 rank_llm\n1 Q0 p1 2 17.25 rank_llm"),  # a first stage's scores, equal by chance
+    ("rank.trec", "1 Q0 p1 2 17.25 rank_llm\n1 Q0 12 1 17.25 rank_llm"),  # the same, and lines in no order
     ("rank.trec.gz", "1 Q0 12 1 2 gpt\n1 Q0 p1 2 1 gpt"),
   ],
 )  # fmt: skip
@@ -656,20 +657,34 @@ def test_unusable_rankings_are_named(tmp_path):
     {"query_id": "q1", "ranking": ["p1", "p2"]},
     {"query_id": "q2", "ranking": ["p1", "p1"]},
     {"query_id": "q2", "ranking": ["p1", "gone"]},
+    {"query_id": "q3", "ranking": ["p1", "gone", "p2"]},
+    {"query_id": "stranger", "ranking": ["p1", "p2"]},
     {"query_id": "q2", "candidates": ["p1", "p2"], "response": "I cannot rank these."},
   ]
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  cfg = folder_with(tmp_path / "beir")
+  queries = "".join(f'{{"_id": "q{number}", "text": "some words"}}\n' for number in (1, 2, 3))
+  cfg = folder_with(tmp_path / "beir", queries=queries)
   cfg.rankings = str(path)
   found = rankings.add(beir.load(cfg), cfg)
-  assert [(one.query_id, one.passage_ids) for one in found.rankings] == [("q1", ("p2", "p1"))]
-  named = {drop.reason: drop.what for drop in found.drops if "LLM" in drop.reason}
-  assert named == {
-    "second LLM ranking of a query": "q1",
-    "LLM ranking that names a passage twice or fewer than two": f"{path}:3",
-    "LLM ranking naming a passage left out": "q2: gone",
-    "refused LLM answer": f"{path}:5",
-  }
+  # What an LLM said of the passages that are there stands without the one that is not.
+  assert {one.query_id: one.passage_ids for one in found.rankings} == {"q1": ("p2", "p1"), "q3": ("p1", "p2")}
+  assert [(drop.reason, drop.what) for drop in found.drops if "LLM" in drop.reason] == [
+    ("second LLM ranking of a query", "q1"),
+    ("LLM ranking that names a passage twice or fewer than two", f"{path}:3"),
+    ("refused LLM answer", f"{path}:7"),
+    ("passage of an LLM ranking that the collection lacks", "q2 gone"),
+    ("LLM ranking of fewer than two passages of the collection", "q2"),
+    ("passage of an LLM ranking that the collection lacks", "q3 gone"),
+    ("LLM ranking of a query left out", "stranger"),
+  ]
+
+
+def test_the_places_of_a_ranking_without_a_passage_are_counted_anew():
+  whole = records.RankedList(
+    query_id="q", passage_ids=("a", "b", "c", "d"), status="repaired", permutation=(3, 0, 1, 2), filled_places=(1, 3))
+  rest = whole.without({"b", "x"})
+  assert (rest.passage_ids, rest.permutation, rest.filled_places) == (("a", "c", "d"), (3, 1, 2), (2,))
+  assert whole.without(set()) == whole
 
 
 # ir_datasets and TensorFlow Datasets

@@ -272,6 +272,13 @@ def test_the_card_says_that_an_llm_wrote_what_was_measured_by(run):
     assert (query_writing.CAUTION in text) is said
 
 
+def test_the_card_says_from_which_grade_on_passages_are_relevant(run):
+  metrics = {"queries": 2, "split": "test", "measures": [], "systems": {}, "intervals": {}, "tests": {}}
+  for more, said in ({}, False), ({"relevant_from": 1}, False), ({"relevant_from": 2}, True):
+    text = card.render("retriever", facts(run, metrics=metrics | more), "owner/name")
+    assert ("2 queries of the test split, passages relevant from grade 2 on (but" in text) is said
+
+
 def test_the_card_corrects_what_is_not_the_primary_test(run):
   found = {"delta": 0.1, "p": 0.01, "p_holm": 0.06, "wins": 3, "losses": 1, "ties": 0}
   metrics = {"queries": 4, "split": "test", "measures": [], "systems": {}, "intervals": {},

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 import jobs
 import pytest
 
-from idistill_jax import cli, config, processes, records
+from idistill_jax import config, processes, records
 from idistill_jax.data import example, tfrecord
 from idistill_jax.train import windows
-from idistill_jax.workdir import artifacts, begun, coded, files, seconds
+from idistill_jax.workdir import artifacts, begun, coded, configs, files, seconds
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_the_files_that_are_written_again(tmp_path, cfg):
   # The control: with room they do write.
   workdir.write(artifacts.CONFIG, config.as_json(cfg))
   windows.drop_after(400, log)
-  assert cli.load_config(tmp_path).labels.lists == cfg.labels.lists
+  assert configs.load(tmp_path).labels.lists == cfg.labels.lists
   assert len(log.read_text().splitlines()) == 400 and len(content(tmp_path)) == 2
 
 

@@ -21,7 +21,7 @@ from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import networks
 from idistill_jax.retrieval import exact
 from idistill_jax.train import checkpoint, inference, pieces
-from idistill_jax.workdir import artifacts, coded
+from idistill_jax.workdir import artifacts, coded, configs
 
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
             for i, word in enumerate(["merge", "sort", "open", "close"] * 10)]  # fmt: skip
@@ -46,7 +46,7 @@ def home(tmp_path, tiny_weights) -> artifacts.Workdir:
 
 def under_way(home: artifacts.Workdir) -> pathlib.Path:
   """What a run leaves that was killed when it had begun to encode."""
-  key = home.key(flow.STAGES["candidates"], cli.load_config(home.root))
+  key = home.key(flow.STAGES["candidates"], configs.load(home.root))
   made = home.root / f".candidates-{key}" / artifacts.PIECES
   made.mkdir(parents=True)
   return made
@@ -57,7 +57,7 @@ def finished(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
 
 
 def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monkeypatch):
-  cfg = cli.load_config(home.root)
+  cfg = configs.load(home.root)
   folder = under_way(home)
   # Nor does it hold what all make together, or search it.
   for owner, name in ((pieces.Pieces, "whole"), (exact, "Exact")):
@@ -87,7 +87,7 @@ def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monke
 
 
 def test_a_helper_need_not_have_the_devices_of_the_run(home, monkeypatch):
-  cfg = cli.load_config(home.root)
+  cfg = configs.load(home.root)
   cfg.mesh = config_lib.Mesh(data=3, fsdp=16, tensor=2)
   with pytest.raises(sharding.ShardingError):  # control: what is here does not carry it
     sharding.make_mesh(cfg.mesh)
@@ -119,7 +119,7 @@ def test_that_a_stage_is_made_with_another_key_is_said(home, monkeypatch, caplog
     with pytest.raises(Ended):
       join.watch(artifacts.Workdir(home.root))
 
-  home.execute(dataclasses.replace(stage, run=meanwhile), cli.load_config(home.root))
+  home.execute(dataclasses.replace(stage, run=meanwhile), configs.load(home.root))
   assert caplog.text.count("candidates: is being made with another key than it has here") == 1
 
 
@@ -132,7 +132,7 @@ def end(*_: object) -> None:
 
 
 def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_stays(home, monkeypatch):
-  cfg, stage = cli.load_config(home.root), flow.STAGES["train_direct"]
+  cfg, stage = configs.load(home.root), flow.STAGES["train_direct"]
   cfg.direct = config_lib.Distillation(trainings=2, lists_per_batch=1, passages_per_list=4)
   ranked = records.RankedList(query_id="q0", passage_ids=tuple(one.id for one in PASSAGES[:6]), status="complete")
   write = lambda job: example.write_records(job.out, artifacts.RANKINGS, [ranked])
@@ -178,7 +178,7 @@ def test_a_trainings_embeddings_are_joined_when_its_model_is_whole_which_then_st
 
 
 def test_scores_are_joined(home, monkeypatch):
-  cfg, stage = cli.load_config(home.root), flow.STAGES["scores"]
+  cfg, stage = configs.load(home.root), flow.STAGES["scores"]
   cfg.ranker.start, cfg.scores.candidates = "weights", "initial"
   ranked = records.RankedList(query_id="q0", passage_ids=tuple(one.id for one in PASSAGES[:6]), status="complete")
   network = networks.ranker(cfg.encoder, cfg.ranker.head)
@@ -210,13 +210,13 @@ def test_scores_are_joined(home, monkeypatch):
 def test_nothing_is_joined_that_is_not_under_way(home):
   with pytest.raises(ValueError, match="the stage candidates is not under way"):
     join.work(home, flow.STAGES["candidates"])
-  home.execute(flow.STAGES["candidates"], cli.load_config(home.root))
+  home.execute(flow.STAGES["candidates"], configs.load(home.root))
   with pytest.raises(ValueError, match="the stage candidates is not under way"):
     join.work(home, flow.STAGES["candidates"])
 
 
 def test_what_was_begun_after_the_commit_is_swept(home):
-  cfg = cli.load_config(home.root)
+  cfg = configs.load(home.root)
   under_way(home)
   home.sweep(flow.STAGES["candidates"], cfg)
   assert list(home.root.glob(".candidates-*")), "the stage was not done, so its pieces stay"
@@ -278,7 +278,7 @@ def test_it_watches_for_stages_to_join_until_it_is_told_to_end(home):
       assert watching.poll() is None and time.monotonic() < until
       time.sleep(0.2)
     # Scores and index are still to come.
-    home.execute(flow.STAGES["candidates"], cli.load_config(home.root))
+    home.execute(flow.STAGES["candidates"], configs.load(home.root))
     watching.send_signal(signal.SIGTERM)
     assert watching.wait(60) == processes.TERMINATED
   finally:

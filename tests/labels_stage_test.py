@@ -173,6 +173,21 @@ def test_of_rankings_made_elsewhere_the_seed_draws_as_many_as_are_wanted(tmp_pat
   assert taken() == ten
 
 
+@pytest.mark.parametrize(("lists", "size", "said"), [
+  (4, 2, None), (5, 2, "4 rankings, 0 of them longer than labels.list_size=2, are labels as they are"),
+  (4, 1, "4 rankings, 4 of them longer than labels.list_size=1, are labels as they are"),
+])
+def test_rankings_made_elsewhere_that_are_not_what_the_config_says_are_told(tmp_path, caplog, lists, size, said):
+  """Sizes are compared by changing them, and these stay as they are."""
+  workdir = small(tmp_path / "w", queries=4)
+  elsewhere = [records.RankedList(query_id=f"q{i}", passage_ids=("p1", "p0"), status="complete") for i in range(4)]
+  example.write_records(workdir.folder("collection"), tables.RANKINGS, elsewhere)
+  cfg = config.Config(name="t", labels=config.Labels(lists=lists, list_size=size))
+  workdir.execute(flow.STAGES["labels"], cfg)
+  assert any("are labels as they are" in one for one in caplog.messages) == (said is not None)
+  assert said is None or any(said in one for one in caplog.messages)
+
+
 def test_rankings_made_elsewhere_say_how_they_depend_on_the_place_where_an_order_was_shown(tmp_path):
   workdir = small(tmp_path / "w", queries=3)
   said = lambda **of: records.RankedList(passage_ids=("p2", "p1", "p0"), **of)

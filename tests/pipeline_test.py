@@ -12,7 +12,7 @@ import jobs
 import pytest
 
 from idistill_jax import flow, search
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # No query is written for the quickstart: it brings its own.
@@ -126,10 +126,9 @@ def test_the_exported_folders_give_the_same_numbers(workdir):
   sentence_transformers = pytest.importorskip("sentence_transformers")
   import numpy as np
 
-  from idistill_jax import cli
   from idistill_jax.train import inference
 
-  cfg = cli.load_config(workdir.root)
+  cfg = configs.load(workdir.root)
   # The workdir's own numbers are of bfloat16 products; the weights are the same.
   cfg.encoder.inference_dtype = "float32"
   texts = ["heapq.merge. Merge multiple sorted inputs into a single sorted output.", "open a file"]

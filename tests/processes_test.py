@@ -27,14 +27,14 @@ import trained
 from jax.sharding import AxisType
 
 from benchmarks import ports
-from idistill_jax import cli, config, flow, peers, processes, sharding
+from idistill_jax import config, flow, peers, processes, sharding
 from idistill_jax.data import example, similarity
 from idistill_jax.hf import networks
 from idistill_jax.models import table
 from idistill_jax.records import CandidateList, ScoredList
 from idistill_jax.retrieval import exact
 from idistill_jax.train import inference, loop, pieces, preemption, windows
-from idistill_jax.workdir import artifacts, leases, remote
+from idistill_jax.workdir import artifacts, configs, leases, remote
 
 CONFIG = (
   "-m", "accelerated", "--config=configs/quickstart.py:tiny", "--config.encoder.training_dtype=float32",
@@ -160,7 +160,7 @@ def test_evaluation_puts_no_block_of_a_corpus_on_one_device(alone, tmp_path, mon
     return made
 
   monkeypatch.setattr(exact, "_spread", placed)
-  artifacts.Workdir(tmp_path).execute(flow.STAGES["evaluate"], cli.load_config(alone))
+  artifacts.Workdir(tmp_path).execute(flow.STAGES["evaluate"], configs.load(alone))
   assert set(shares) == {1 / 8}
 
 
@@ -195,7 +195,7 @@ def assert_same(expected: pathlib.Path, found: pathlib.Path) -> None:
 
 def learned(stage: pathlib.Path, folder: pathlib.Path | None) -> np.ndarray:
   """All weights that a training stage left in a folder, or those that it would be given for None, in one row."""
-  cfg = cli.load_config(stage.parent)
+  cfg = configs.load(stage.parent)
   ranker = stage.name == "train_ranker"
   network = networks.ranker(cfg.encoder, cfg.ranker.head) if ranker else networks.retriever(cfg.encoder)
   params = inference.load_params(network, folder, sharding.make_mesh(config.Mesh(), jax.devices()[:1]), cfg.seed)

@@ -270,6 +270,8 @@ def test_measures_of_fewer_queries_say_how_many(workdir, report, text, tmp_path)
   assert f"Means over {said} with" in rendered(dataclasses.replace(report, evaluation=found))
   assert f"{said}; changes" in printed(tmp_path / "w", width=200)
   assert ", 60 test queries)" in claims.claim(found, None, {}).detail
+  graded = dataclasses.replace(found, relevant_from=2)
+  assert claims.about(graded) == said.replace("(", "(passages relevant from grade 2 on; ")
   mainly = dataclasses.replace(found, main_measure="recall@100")
   assert ", 11 of 60 test queries)" in claims.claim(mainly, None, {}).detail
 

@@ -6,9 +6,9 @@ import logging
 import pytest
 import tiny_world
 
-from idistill_jax import cli, config, pipeline, sharding
+from idistill_jax import cli, config, extras, pipeline, sharding
 from idistill_jax.report import gather
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, configs
 
 
 def stage(name: str, *sections: str, reads: tuple[str, ...] = ()) -> artifacts.Stage:
@@ -40,7 +40,7 @@ def test_what_does_nothing_changes_nothing(workdir, cfg):
   assert workdir.read(artifacts.CONFIG) == before
   # The control: what is made anew is made with another config from here on.
   assert cli.Runner(other, workdir, []).run(RANKER)
-  assert cli.load_config(workdir.root).ranker.epochs == 9
+  assert configs.load(workdir.root).ranker.epochs == 9
 
 
 def test_each_folder_tells_what_it_was_made_with(workdir, cfg):
@@ -48,11 +48,11 @@ def test_each_folder_tells_what_it_was_made_with(workdir, cfg):
   changed = {"encoder": encoder, "labels": config.Labels(lists=5), "index": config.Index(kind="exact")}
   other = dataclasses.replace(cfg, seed=7, **changed)
   cli.Runner(other, workdir, []).run(LABELS)
-  assert cli.load_config(workdir.root) == other
-  found = cli.made_with(workdir, "train_ranker")
+  assert configs.load(workdir.root) == other
+  found = configs.made_with(workdir, "train_ranker")
   assert (found.seed, found.encoder, found.ranker) == (0, cfg.encoder, cfg.ranker)
   # What it does not depend on, and what is not there yet, is as in the latest work.
-  assert (found.labels, found.index) == (other.labels, other.index) and cli.made_with(workdir, "index") == other
+  assert (found.labels, found.index) == (other.labels, other.index) and configs.made_with(workdir, "index") == other
 
 
 def test_a_report_tells_of_the_config_that_made_what_it_shows(workdir, cfg):
@@ -68,6 +68,22 @@ def test_a_report_tells_of_the_config_that_made_what_it_shows(workdir, cfg):
   found = gather.settings(workdir)
   assert found["seed"] == "0, 7", "the lists were drawn with one, the training with the other"
   assert found["ranker.epochs"] == "9", "its own stage tells, and not an older export"
+
+
+def test_what_other_code_made_is_told_wherever_it_is_taken(workdir, cfg, tmp_path, caplog, monkeypatch):
+  """A loss whose formula was changed has the same name in the config, so the same key."""
+  caplog.set_level(logging.INFO)
+  assert not cli.Runner(cfg, workdir, []).run(RANKER)
+  assert "train_ranker: done already, nothing changed" in caplog.messages
+  monkeypatch.setattr(extras, "code", lambda: "another")
+  said = ("nothing changed but this package's code; where that makes another result, remove "
+          f"{workdir.root}/train_ranker first")
+  cli.Runner(cfg, workdir, []).run(RANKER)
+  assert f"train_ranker: done already, {said}" in caplog.messages
+  other = artifacts.Workdir(tmp_path / "other")
+  for one in (LABELS, RANKER):
+    cli.Runner(cfg, other, [workdir]).run(one)
+  assert f"train_ranker: taken over from {workdir.root}, {said}" in caplog.messages
 
 
 def test_why_a_stage_is_not_taken_over_is_said(workdir, cfg, tmp_path, caplog):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from rich import console as rich_console
 
-from idistill_jax import cli, config, processes, status
+from idistill_jax import config, processes, status
 from idistill_jax.llm import cache, session
 from idistill_jax.train import pieces, windows
-from idistill_jax.workdir import artifacts, seconds
+from idistill_jax.workdir import artifacts, configs, seconds
 
 KEPT = """
 import sys, time, types
@@ -159,7 +159,7 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   scores.finish(claimed, np.zeros(len(claimed)))
   assert "score pairs 1 of 3 pieces; last written" in of(workdir)["scores"].note
   # Who makes them: a process of the run, a helper, and one that is at work of which all is done.
-  job = artifacts.Job(cfg=cli.load_config(workdir.root), out=tmp_path / ".scores-0123", inputs={}, cache=tmp_path)
+  job = artifacts.Job(cfg=configs.load(workdir.root), out=tmp_path / ".scores-0123", inputs={}, cache=tmp_path)
   facts = {"texts": 100, "tokens": 5000, "room": 6250, "seconds": 2.0}
   windows.add_piece(job, "score pairs", (1, 3), **facts)
   line = windows.path(job.out, 0).read_text()
@@ -170,7 +170,7 @@ def test_pieces_and_answers_so_far(workdir, tmp_path):
   assert ("score pairs 1 of 3 pieces; 00000-box-78: 75.5 texts/s, 2,500 tokens/s; "
           "00000: 50.0 texts/s, 2,500 tokens/s; last written") in of(workdir)["scores"].note
 
-  cfg = cli.load_config(workdir.root)
+  cfg = configs.load(workdir.root)
   cfg.labels.model, cfg.labels.dollars_per_million_input_tokens = "mine", 2.0
   cfg.labels.dollars_per_million_output_tokens = 10.0
   workdir.write(artifacts.CONFIG, config.as_json(cfg))

@@ -165,10 +165,24 @@ def relevant(judged: Mapping[str, int]) -> list[str]:
 def with_rankings(
   whole: Collection, rankings: tuple[records.RankedList, ...], drops: Iterable[Drop]
 ) -> Collection:
-  """The collection with LLM rankings beside it, without those that name what it lacks; all left out are named."""
-  richer = dataclasses.replace(whole, rankings=rankings, drops=whole.drops + tuple(drops))
-  known = named(richer)
-  return restrict(richer, (q.id for q in whole.queries), (p.id for p in whole.passages if p.id in known))
+  """The collection with LLM rankings beside it, without the passages and queries that it lacks; all left out are named.
+
+  What an LLM said of the others stands, but for rankings of which fewer than two are left.
+  """
+  asked = named(dataclasses.replace(whole, rankings=rankings))
+  known = {passage.id for passage in whole.passages if passage.id in asked}
+  dropped, kept = list(drops), []
+  for one in rankings:
+    lacking = set(one.passage_ids) - known
+    dropped += [Drop("passage of an LLM ranking that the collection lacks", f"{one.query_id} {passage_id}")
+                for passage_id in one.passage_ids if passage_id in lacking]
+    rest = one.without(lacking) if lacking else one
+    if len(rest.passage_ids) < 2:
+      dropped.append(Drop("LLM ranking of fewer than two passages of the collection", one.query_id))
+    else:
+      kept.append(rest)
+  richer = dataclasses.replace(whole, rankings=tuple(kept), drops=whole.drops + tuple(dropped))
+  return restrict(richer, (query.id for query in whole.queries), known)
 
 
 def named(whole: Collection) -> set[str]:

@@ -15,7 +15,8 @@ def results(own: str, metrics: Mapping[str, Any] | None, caveats: Sequence[str],
     return "Not measured."
   measures = metrics["measures"]
   lines = [
-    f"{metrics['queries']} queries of the {metrics['split']} split; 95 % intervals in brackets where computed. "
+    f"{metrics['queries']} queries of the {metrics['split']} split{_relevant(metrics)}; 95 % intervals in brackets "
+    "where computed. "
     f"`ranker` puts the first {cfg.evaluate.rerank_depth} passages of `{_BASE_SYSTEM}` in another order."
     + (f" {query_writing.CAUTION}" if metrics.get("written_queries") else ""),
     *(f"\n**{one}**" for one in caveats),
@@ -31,6 +32,12 @@ def results(own: str, metrics: Mapping[str, Any] | None, caveats: Sequence[str],
   lines += ["", *(_difference(measure, found, metrics.get("primary") == {"test": pair, "measure": measure})
                   for measure, found in metrics["tests"].get(pair, {}).items())]
   return "\n".join(lines).rstrip()
+
+
+def _relevant(metrics: Mapping[str, Any]) -> str:
+  """From which grade on a passage is relevant, where that is not 1; nDCG counts all grades."""
+  least = metrics.get("relevant_from", 1)
+  return "" if least == 1 else f", passages relevant from grade {least} on (but for nDCG, which counts all grades)"
 
 
 def _difference(measure: str, found: Mapping[str, Any], is_primary: bool) -> str:

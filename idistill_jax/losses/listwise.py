@@ -40,7 +40,8 @@ def listmle(
   first k places: Xia, Liu, Li (2009), "Statistical Consistency of Top-k Ranking".
 
   Prefer it when the teacher gives an order and no scores: it takes the order for what it is, every place of
-  it.  Prefer `top_places` when the tail of the order is noise, as in an LLM's listing of twenty passages.
+  it.  Prefer `top_places` when the tail of the order is noise, as in an LLM's listing of twenty passages; where a list
+  is a part of a longer one, the places are those of the part.
 
   Args:
     scores: [..., N], any float dtype.

@@ -193,7 +193,10 @@ def about(evaluation: gather.Evaluation) -> str:
   for measure in evaluation.measures:
     if (known := evaluation.known(measure)) < evaluation.queries:
       fewer.setdefault(known, []).append(measure)
-  which = "; ".join(f"{', '.join(measures)} over {count(known)} of them" for known, measures in fewer.items())
+  said = [f"{', '.join(measures)} over {count(known)} of them" for known, measures in fewer.items()]
+  if evaluation.relevant_from != 1:
+    said.insert(0, f"passages relevant from grade {evaluation.relevant_from} on")
+  which = "; ".join(said)
   return f"{count(evaluation.queries)} {evaluation.split} queries{f' ({which})' if which else ''}"
 
 

@@ -24,7 +24,7 @@ SEED = "seed"
 class Compared:
   """One run.  settings: the config fields in which the runs differ.  test: its distilled retriever against the
   first run's, None for the first and where `differs` says what keeps their queries from being pairs.
-  p_holm: its p, corrected for the number of tests."""
+  p_holm: its p, corrected for the number of tests.  by_other_code: stages that other code than the first run's made."""
 
   name: str
   settings: Mapping[str, str]
@@ -33,6 +33,7 @@ class Compared:
   differs: tuple[str, ...]
   test: significance.Comparison | None
   p_holm: float | None
+  by_other_code: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +80,7 @@ def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = sign
       differs=differs[place],
       test=tests.get(place),
       p_holm=corrected.get(place),
+      by_other_code=_by_other_code(workdir, workdirs[0]),
     )
     for place, (name, workdir, evaluation, config) in enumerate(
       zip(names, workdirs, evaluations, configs, strict=True)
@@ -86,6 +88,13 @@ def gather_runs(folders: Sequence[str | os.PathLike[str]], resamples: int = sign
   )
   measures = tuple(name for name in evaluations[0].measures if all(name in one.measures for one in evaluations))
   return Comparison(runs=runs, measures=measures, main=main)
+
+
+def _by_other_code(workdir: artifacts.Workdir, first: artifacts.Workdir) -> tuple[str, ...]:
+  """Stages, of those that both say it of."""
+  code = lambda of, stage: (of.manifest(stage) or {}).get("code")
+  found = {stage: (code(workdir, stage), code(first, stage)) for stage in gather.SHOWN}
+  return tuple(stage for stage, (mine, its) in found.items() if mine and its and mine != its)
 
 
 def _names(workdirs: Sequence[artifacts.Workdir]) -> list[str]:
@@ -195,6 +204,9 @@ def notes(compared: Comparison) -> list[str]:
   ] + [
     f"{run.name} is not tested against {compared.runs[0].name}: one query allows no test."
     for run in compared.runs[1:] if run.test is None and not run.differs
+  ] + [
+    f"{run.name}: other code of this package than {compared.runs[0].name}'s made {', '.join(run.by_other_code)}."
+    for run in compared.runs if run.by_other_code
   ]
 
 

@@ -8,7 +8,8 @@ a tie.
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -95,12 +96,29 @@ def system_of(path: str | os.PathLike[str]) -> str | None:
   return name.stem if name.suffix in ENDINGS else None
 
 
+class Line(NamedTuple):
+  """A result of a TREC run; rank: infinite where its column holds no number."""
+
+  query_id: str
+  passage_id: str
+  rank: float
+  score: float
+
+
 def read_trec(path: str | os.PathLike[str]) -> Run:
   """Reads a TREC run, gzipped or not, without blank lines; the rank column is not used, as in trec_eval.
 
   Raises RunError naming file and line.
   """
   run: Run = {}
+  for line in read_lines(path):
+    run.setdefault(line.query_id, {})[line.passage_id] = line.score
+  return run
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[Line]:
+  """The lines of a TREC run; raises as `read_trec` does."""
+  seen: set[tuple[str, str]] = set()
   for number, line in outside.text_lines(outside.at(path), RunError):
     fields = line.split()
     if not fields:
@@ -110,18 +128,17 @@ def read_trec(path: str | os.PathLike[str]) -> Run:
       raise RunError(
         f"{where}: expected `query Q0 passage rank score tag`, found {len(fields)} fields: {line.strip()!r}"
       )
-    query_id, _, passage_id, _, text, _ = fields
+    query_id, _, passage_id, rank, text, _ = fields
     try:
       score = float(text)
     except ValueError:
       raise RunError(f"{where}: the score {text!r} is no number") from None
     if not math.isfinite(score):
       raise RunError(f"{where}: the score {text!r} is not finite")
-    results = run.setdefault(query_id, {})
-    if passage_id in results:
+    if (query_id, passage_id) in seen:
       raise RunError(f"{where}: query {query_id} lists passage {passage_id} a second time")
-    results[passage_id] = score
-  return run
+    seen.add((query_id, passage_id))
+    yield Line(query_id, passage_id, float(rank) if rank.isdecimal() else math.inf, score)
 
 
 def check_scores(query_id: str, results: Mapping[str, float]) -> None:

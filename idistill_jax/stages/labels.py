@@ -102,6 +102,10 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   kept = [found[place] for place in sorted(places[: job.cfg.labels.lists])]
   if not kept:
     raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
+  longer = sum(len(one.passage_ids) > job.cfg.labels.list_size for one in kept)
+  if len(kept) < job.cfg.labels.lists or longer:
+    logging.warning("%d rankings, %d of them longer than labels.list_size=%d, are labels as they are, in place of "
+                    "labels.lists=%d", len(kept), longer, job.cfg.labels.list_size, job.cfg.labels.lists)
   list_dropped(job, ())
   example.write_records(job.out, artifacts.RANKINGS, kept)
   statuses = {"complete": 0, "repaired": 0, **count(one.status for one in kept)}

@@ -17,13 +17,14 @@ EXAMPLES_PER_DROP = 10
 
 
 def write(path: pathlib.Path, took: seconds.Took, said: Mapping[str, Any], drops: Mapping[str, Sequence[str]]) -> None:
-  """What a stage says of itself, and with it what it took, when it ended, and versions of what computed it.
+  """What a stage says of itself, and with it what it took, when it ended, and versions and code of what made it.
 
   drops: reason -> all that was left out, of which it names the first.
   """
   manifest = {
     **said, "drops": {why: {"count": len(what), "examples": what[:EXAMPLES_PER_DROP]} for why, what in drops.items()},
     **dataclasses.asdict(took), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "versions": extras.versions(),
+    "code": extras.code(),
   }
   # Whole or not there: so is a working folder that has it.
   files.write_atomically(path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ one of RankLLM's results: `query` with its `qid`, and `candidates`, best first, 
 in a file of their own, as RankGPT's, are read by `permutations`.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
@@ -58,14 +57,8 @@ def _own(found: collection.Collection, rankings: Mapping[str, records.RankedList
 
 def _without_itself(ranking: records.RankedList, drops: list[collection.Drop]) -> records.RankedList:
   """The ranking without the passage that is its query, which is named."""
-  own = ranking.query_id
-  drops.append(collection.Drop("passage of an LLM ranking that is its query", own))
-  places = [place for place, one in enumerate(ranking.passage_ids) if one != own]
-  return dataclasses.replace(
-    ranking, passage_ids=tuple(ranking.passage_ids[place] for place in places),
-    permutation=tuple(ranking.permutation[place] for place in places) if ranking.permutation else (),
-    filled_places=tuple(new for new, place in enumerate(places) if place in ranking.filled_places),
-  )  # fmt: skip
+  drops.append(collection.Drop("passage of an LLM ranking that is its query", ranking.query_id))
+  return ranking.without({ranking.query_id})
 
 
 def read(
@@ -99,10 +92,13 @@ def _refuse_model(path: outside.Path, model: str | None) -> None:
 
 def _of_run(path: outside.Path, model: str | None) -> Iterator[tuple[str, records.RankedList]]:
   _refuse_model(path, model)
-  for query_id, results in runs.read_trec(path).items():
+  found: dict[str, list[runs.Line]] = {}
+  for line in runs.read_lines(path):
+    found.setdefault(line.query_id, []).append(line)
+  for query_id, lines in found.items():
     # Not as a run is measured, where equal scores are put in order by their ids: who wrote an LLM's order beside the
-    # scores of a first stage, place by place, may have some twice, and the lines say which is better.
-    order = tuple(sorted(results, key=lambda one: -results[one]))
+    # scores of a first stage, place by place, may have some twice; ranks, or else the lines, say which is better.
+    order = tuple(line.passage_id for line in sorted(lines, key=lambda line: (-line.score, line.rank)))
     yield f"{path}: {query_id}", records.RankedList(query_id=query_id, passage_ids=order, status="complete")
 
 

@@ -18,11 +18,15 @@ from idistill_jax import extras, sharding
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Chip:
-  """What one chip can do, by its maker's data sheet: FLOP/s in bfloat16, bytes/s and bytes of its memory."""
+  """What one chip can do, by its maker's data sheet: FLOP/s in bfloat16, bytes/s and bytes of its memory.
+
+  taken: the share of that memory that JAX takes: of a GPU's as launch/gpu.sh says.
+  """
 
   flops: float
   bandwidth: float
   memory: float
+  taken: float = 1.0
 
 
 # By `device_kind`.
@@ -32,7 +36,7 @@ CHIPS = {
   "TPU v5": Chip(flops=459e12, bandwidth=2765e9, memory=95 * 2**30),
   "TPU v6 lite": Chip(flops=918e12, bandwidth=1640e9, memory=32 * 2**30),
   # Of the SXM module; without sparsity.
-  "NVIDIA H100 80GB HBM3": Chip(flops=989e12, bandwidth=3352e9, memory=84_942_979_072),
+  "NVIDIA H100 80GB HBM3": Chip(flops=989e12, bandwidth=3352e9, memory=84_942_979_072, taken=0.92),
 }
 
 

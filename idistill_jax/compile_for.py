@@ -72,8 +72,9 @@ class Program:
   def faults(self, chip: chips.Chip) -> list[str]:
     """Why a chip should not be asked for it, and what to do."""
     found = []
-    if self.memory > chip.memory:
-      found.append(f"{self.name}: needs {_gib(self.memory)} of {_gib(chip.memory)}; {SMALLER}")
+    if self.memory > chip.taken * chip.memory:
+      found.append(f"{self.name}: needs {_gib(self.memory)} of the {_gib(chip.taken * chip.memory)} that JAX takes; "
+                   f"{SMALLER}")
     if self.attends and not self.kernels:
       found.append(f"{self.name}: attends by XLA's own products, not by the kernel that there is for bfloat16, for "
                    "rows of a multiple of 128 tokens: set --config.encoder.row_tokens and list_row_tokens to such")
@@ -139,17 +140,17 @@ def _training(name: str, cfg: Any, network: networks.Network,
     list_rows=of(jnp.int32), similarities=of(jnp.float32), weights=of(jnp.float32, shape[:1]),
   )
 
-  # Layers in a loop, as accelerators run them.
-  network = dataclasses.replace(network, execution=dataclasses.replace(network.execution, unroll_layers=False))
   step: Any = step_lib.make_step(objective(cfg, network), tx, state)
   part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
   layer = _layer_bytes(name, network, params, part, mesh, gradient=True)
   again = cfg.passes > 1
   if again:
     layer += _layer_bytes(name, network, params, part, mesh, gradient=False)
-  return _program(name, step, (state, batch), network, rows, mesh, layer_bytes=layer,
-                  turns=cfg.passes * network.table.layers, forward=1 + again + (network.execution.remat != "none"),
-                  backward=1)
+  turns = cfg.passes * network.table.layers
+  if network.execution.unroll_layers and not again:
+    turns, layer = 0, 0.0  # nothing is in a loop
+  return _program(name, step, (state, batch), network, rows, mesh, layer_bytes=layer, turns=turns,
+                  forward=1 + again + (network.execution.remat != "none"), backward=1)
 
 
 def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int, row_tokens: int) -> Program:
@@ -159,7 +160,8 @@ def _encoding(network: networks.Network, mesh: jax.sharding.Mesh, *, tokens: int
   network = dataclasses.replace(network, execution=network.execution.without_gradient())
   rows = _rows(tokens, row_tokens, tokens // 64, sharding.batch_shards(mesh), mesh)
   layer = _layer_bytes("encode", network, params, rows, mesh, gradient=False)
-  return _program("encode", jax.jit(network.apply), (params, rows), network, rows, mesh, layer_bytes=layer,
+  apply = jax.jit(network.apply, compiler_options=execution_lib.compiler_options(mesh))
+  return _program("encode", apply, (params, rows), network, rows, mesh, layer_bytes=layer,
                   turns=network.table.layers, forward=1, backward=0)
 
 
@@ -197,7 +199,8 @@ def _layer_bytes(name: str, network: networks.Network, params: Any, rows: pack.R
     return y, backward(x)
 
   layouts = (by_rows, (jax.tree.map(lambda leaf: leaf.sharding, own), by_rows)) if gradient else by_rows
-  made = jax.jit(gradients if gradient else values, out_shardings=layouts)
+  made = jax.jit(gradients if gradient else values, out_shardings=layouts,
+                 compiler_options=execution_lib.compiler_options(mesh))
   with chips.as_if_here(mesh):
     lowered = made.lower(own, x, rows, beside)
   return costs.bytes_moved(_compiled(name, lowered, mesh))[0]
@@ -271,7 +274,7 @@ def show(found: list[Program], mesh: jax.sharding.Mesh) -> table.Table:
   for one in found:
     share = one.memory / chip.memory
     made.add_row(one.name, f"{one.tokens:,}", _gib(one.argument_bytes), _gib(one.temporary_bytes),
-                 f"{share:.0%}" + (" DOES NOT FIT" if share > 1 else ""), f"{one.flops / 1e9:.1f}",
+                 f"{share:.0%}" + (" DOES NOT FIT" if share > chip.taken else ""), f"{one.flops / 1e9:.1f}",
                  f"{one.bytes_moved / 1e9:.2f}", f"{1000 * one.seconds(chip):.2f} ms",
                  "" if one.fusions is None else str(one.fusions),
                  "" if one.collectives is None else "{}, {} behind work".format(*one.collectives), str(one.kernels))

@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?launch/slurm.sh hands this to sbatch}"
 code=0
+# srun does not go by what sbatch was told of cores.
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then
+  export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+fi
 # The processes end each other, each with the code that says why.  Killed by srun for an error of one of them, the
 # others would hide that error behind a code that asks for another try.
 srun --kill-on-bad-exit=0 --wait=900 launch/gpu.sh "$@" --coordinator=auto || code=$?

@@ -118,7 +118,7 @@ def test_what_is_no_chip_is_refused():
 
 
 @pytest.mark.parametrize("changed, fault", [
-  ({}, None), ({"temporary_bytes": 2**34}, "ranker step: needs 17.00 GiB of 16.00 GiB"),
+  ({}, None), ({"temporary_bytes": 2**34}, "ranker step: needs 17.00 GiB of the 16.00 GiB that JAX takes"),
   ({"kernels": 0}, "ranker step: attends by XLA's own products"), ({"kernels": 0, "attends": False}, None),
 ])
 def test_what_does_not_fit_or_has_no_kernel_ends_the_command(changed, fault, monkeypatch, capsys):

@@ -105,10 +105,21 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
     case platform:
       kernels.say_plain(f"there is no kernel here for {products.name} on this {platform}")
       attend = attention.attend
-  # Accelerators are bound by memory, so states are as short as products; unrolled layers take minutes to compile.
+  # Accelerators are bound by memory, so states are as short as products.  A GPU's loop over layers copies what the
+  # gradient needs as a CPU's does, a third of all bytes; for a TPU, unrolled layers take minutes to compile.
   # By the count of FLOPs, a row of six times the width doubles the cost.
-  return Execution(products=products, states=products, attend=attend, unroll_layers=False, remat=remat,
+  unroll = remat == "none" and mesh.devices.flat[0].platform != "tpu"
+  return Execution(products=products, states=products, attend=attend, unroll_layers=unroll, remat=remat,
                    row_block=kernels.SPLASH_BLOCK, attention_doubles=6.0)
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+  """What is asked of XLA for the devices of a mesh.
+
+  On GPUs, products by cuBLAS, which adds a bias as it writes: Triton's of unrolled layers take most of a minute to
+  compile.
+  """
+  return {"xla_gpu_enable_triton_gemm": False} if mesh.devices.flat[0].platform in ("gpu", "cuda") else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

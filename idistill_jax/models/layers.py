@@ -23,6 +23,25 @@ def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
   return 0.02 * jax.random.truncated_normal(rngs.params(), -2, 2, shape, jnp.float32)
 
 
+@jax.custom_vjp
+def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
+  """y + bias in the type of y; the gradient of the bias is summed over all tokens in float32.
+
+  Why a gradient of its own: the derived one sums in the type of y.
+  """
+  return y + lift(bias, y)
+
+
+def _biased_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+  if dy.dtype != jnp.float32:
+    # Without it XLA keeps dy in float32 as well, for the sum alone.
+    dy = jax.lax.optimization_barrier(dy)
+  return dy, dy.sum(tuple(range(dy.ndim - bias.ndim)), dtype=jnp.float32).astype(bias.dtype)
+
+
+biased.defvjp(lambda y, bias: (biased(y, bias), bias), _biased_backward)
+
+
 class Dense(nnx.Module):
   """x @ kernel + bias; kernel axes may be split (heads, head_dim), so the contraction is an equation.
 
@@ -36,9 +55,17 @@ class Dense(nnx.Module):
 
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
-    y = execution.product(self.equation, products, x, self.kernel[...])
-    y = ad_checkpoint.checkpoint_name(y, execution.PRODUCT)
-    return y if self.bias is None else y + lift(self.bias[...], y)
+    kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+    if bias is not None and bias.ndim > 1:
+      # Heads as one axis: along one a GPU's product adds the bias itself, of two it reads a bias for every token.
+      y = self._product("rld,df->rlf", products, x, kernel.reshape(kernel.shape[0], -1))
+      return biased(y, bias.reshape(-1)).reshape(*y.shape[:2], *bias.shape)
+    y = self._product(self.equation, products, x, kernel)
+    return y if bias is None else biased(y, bias)
+
+  @staticmethod
+  def _product(equation: str, products: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return ad_checkpoint.checkpoint_name(execution.product(equation, products, x, kernel), execution.PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -189,7 +216,14 @@ class TypeEmbedding(Embedding):
     self.tell_halves = tell_halves
 
   def added(self, x: jax.Array, halves: jax.Array | np.ndarray) -> jax.Array:
-    return x + (self(halves) if self.tell_halves else lift(self.embedding[0], x))
+    first, *others = self.embedding[...]
+    if not self.tell_halves:
+      return x + lift(first, x)
+    # Not looked up: the gradient of that adds every token to one of these few rows, one after the other on a GPU.
+    type_D = lift(first, x)
+    for number, other in enumerate(others, start=1):
+      type_D = jnp.where((halves == number)[..., None], lift(other, x), type_D)
+    return x + type_D
 
 
 class RelativeBias(nnx.Module):

@@ -21,16 +21,13 @@ from idistill_jax import config as config_lib
 from idistill_jax import processes, progress, sharding
 from idistill_jax.data import pack, similarity, tables, tokenize
 from idistill_jax.hf import networks
+from idistill_jax.models import execution as execution_lib
 from idistill_jax.train import checkpoint, truncation, windows
 from idistill_jax.train import pieces as pieces_lib
+from idistill_jax.train import shapes as shapes_lib
 from idistill_jax.train import texts as texts_lib
 from idistill_jax.workdir import artifacts, remade
 
-# At most this many texts share a row on average; fixes the number of pooled vectors a step.
-SHORTEST_TEXT = 6
-# Of a collection, so many times as many as texts of their mean length would fill a row: half of the texts are shorter,
-# and rows that may hold no more of them stay open.  What is pooled is fetched, places that no text takes too.
-ROOM_FOR_SHORTER = 4
 MODEL = "model"
 
 T = TypeVar("T")
@@ -176,7 +173,7 @@ class Forward:
   ):
     self.network, self.params = network.reading(params)
     self._mesh, self._row_tokens, self._step_tokens = mesh, row_tokens, tokens_per_step
-    self._apply = jax.jit(self.network.apply)
+    self._apply = jax.jit(self.network.apply, compiler_options=execution_lib.compiler_options(mesh))
     self._job, self._calls = job, itertools.count()
 
   def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
@@ -224,7 +221,8 @@ class Forward:
   ) -> Iterator[tuple[tuple[range, texts_lib.Piece], np.ndarray, np.ndarray, int]]:
     """(piece, indices of its texts, their outputs, places for tokens) of each step, fetched when the next is on its way
     to the device."""
-    shapes = self._shapes(texts)
+    shapes = shapes_lib.of(texts, self.network.execution, self.network.sizes.hidden_size, row_tokens=self._row_tokens,
+                           step_tokens=self._step_tokens, shards=sharding.batch_shards(self._mesh))
     dispatched = (
       (piece, indices, slots, self._apply(self.params, self._place(rows)), rows.token_ids.size)
       for piece in read for indices, slots, rows in self._steps(piece[1], shapes)
@@ -236,50 +234,14 @@ class Forward:
     return sharding.put(rows, sharding.packed(rows, self._mesh))
 
   def _steps(self, piece: texts_lib.Piece,
-             shapes: Sequence["StepShape"]) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
+             shapes: Sequence[shapes_lib.StepShape]) -> Iterator[tuple[np.ndarray, np.ndarray, pack.Rows]]:
     """(indices of the texts, their output slots, packed rows) of each step over a piece."""
     lengths, row_lengths = piece.lengths, tuple(shape.row_tokens for shape in shapes)
     for shape, (_, apart) in zip(shapes, pack.by_row_length(lengths, row_lengths), strict=True):
       placement = pack.place(lengths[apart], shape.row_tokens, shape.texts_per_row)
       for first in range(0, placement.rows, shape.rows):
         here = np.flatnonzero((placement.row >= first) & (placement.row < first + shape.rows))
-        yield _step(apart[here], placement.row[here] - first, placement.column[here], piece, shape)
-
-  def _shapes(self, texts: texts_lib.Texts) -> list["StepShape"]:
-    """One for each length of rows; the same for all workers, as they see the same sample.
-
-    Of few texts all have the same, so that no other question compiles another.
-    """
-    execution, sample, few = self.network.execution, texts.sample, len(texts) < pack.SAMPLE
-    row_lengths = (self._row_tokens,) if few else pack.row_lengths(
-      sample, self._row_tokens, execution.row_block, execution.attention_doubles * self.network.sizes.hidden_size)
-    return [self._shape(row, sample[apart], len(texts) * len(apart) // max(len(sample), 1))
-            for row, apart in pack.by_row_length(sample, row_lengths)]
-
-  def _shape(self, row_tokens: int, sample: np.ndarray, count: int) -> "StepShape":
-    """For `count` texts of such lengths; of few, one may be as short as any."""
-    shards = sharding.batch_shards(self._mesh)
-    rows = -(-max(1, self._step_tokens // row_tokens) // shards) * shards
-    shortest = SHORTEST_TEXT if count < pack.SAMPLE else max(SHORTEST_TEXT, sample.mean() / ROOM_FOR_SHORTER)
-    return StepShape(rows=rows, row_tokens=row_tokens, texts_per_row=max(1, int(row_tokens / shortest)))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepShape:
-  """Rows of a step, tokens of a row, and texts of a row at most."""
-
-  rows: int
-  row_tokens: int
-  texts_per_row: int
-
-
-def _step(indices: np.ndarray, row: np.ndarray, column: np.ndarray, piece: texts_lib.Piece,
-          shape: StepShape) -> tuple[np.ndarray, np.ndarray, pack.Rows]:
-  slots = pack.counted(row, np.lexsort((column, row))) + row * shape.texts_per_row
-  rows = pack.fill(piece.lengths[indices], lambda i: piece.text(int(indices[i])),
-                   pack.Placement(row, column, shape.rows), rows=shape.rows, row_tokens=shape.row_tokens,
-                   text_ids=slots, text_count=shape.rows * shape.texts_per_row)
-  return indices, slots, rows
+        yield shapes_lib.step(apart[here], placement.row[here] - first, placement.column[here], piece, shape)
 
 
 def _one_late(items: Iterator[T]) -> Iterator[T]:

@@ -10,6 +10,7 @@ import optax
 
 from idistill_jax import sharding
 from idistill_jax.data import batches as batches_lib
+from idistill_jax.models import execution
 
 # (params, batch) -> scalar loss in float32.
 LossFn = Callable[[Any, batches_lib.ListBatch], jax.Array]
@@ -57,4 +58,6 @@ def make_step(
     seen = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return State(step=state.step + 1, params=params, opt_state=opt_state), seen
 
-  return jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+  mesh = jax.tree.leaves(layout)[0].mesh
+  return jax.jit(step, donate_argnums=0, out_shardings=(layout, None),
+                 compiler_options=execution.compiler_options(mesh))

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from idistill_jax import config as config_lib
 from idistill_jax import experiments, extras, processes, validation
-from idistill_jax.workdir import artifacts, shared
+from idistill_jax.workdir import artifacts, databases, shared
 
 
 class _OrNone(flags.ArgumentParser):
@@ -212,6 +212,7 @@ class Runner:
 
   def __init__(self, cfg: config_lib.Config, workdir: artifacts.Workdir, reuse: Sequence[artifacts.Workdir]):
     self.cfg, self.workdir, self.reuse = cfg, workdir, reuse
+    self._not_read = list(reuse)
 
   def run(self, stage: artifacts.Stage) -> bool:
     """Runs the stage unless it is done or another workdir has it; True where it did the work.
@@ -223,12 +224,18 @@ class Runner:
     # Not as soon as all have started: what only looks ahead, or finds all done, writes nothing.
     shared.check(self.workdir.stated)
     logging.info("%s: starts", stage.name)
+    processes.once(self._take_answers)
     manifest = self.workdir.execute(stage, self.cfg, again=False)
     if manifest is None:
       logging.info("%s: done meanwhile, by another run", stage.name)
       return False
     logging.info("%s: done in %.1f s  %s", stage.name, manifest["seconds"], manifest["counts"])
     return True
+
+  def _take_answers(self) -> None:
+    """What other workdirs have paid for, once, also where their stages are not taken over."""
+    while self._not_read:
+      databases.take_over(*(each.cache / databases.ANSWERS for each in (self._not_read.pop(), self.workdir)))
 
   def job(self, stage: artifacts.Stage) -> artifacts.Job:
     """What a look at the stage's inputs needs, beside which nothing is written; raises MissingInputError."""

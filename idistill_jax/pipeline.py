@@ -11,13 +11,13 @@ killed run continues.
 
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from idistill_jax import cli, config, dry_run, flow, processes
 from idistill_jax.data import tables
 from idistill_jax.llm import session
-from idistill_jax.report import terminal
-from idistill_jax.retrieval import answers, measures, summary, systems
+from idistill_jax.report import claims, terminal
+from idistill_jax.retrieval import answers, leakage, measures, summary, systems
 from idistill_jax.stages import collection
 from idistill_jax.workdir import artifacts, inputs
 
@@ -42,6 +42,7 @@ def run(runner: cli.Runner) -> None:
     if stage.name == "collection":
       processes.once(lambda: check(runner), "a look at the collection")
       if not done:
+        processes.once(lambda: warn_of_leakage(runner), "a look at its queries")
         ahead.check_index(runner)
   processes.once(lambda: terminal.print_summary(runner.workdir))
 
@@ -90,6 +91,18 @@ def check(runner: cli.Runner) -> None:
       f"{where}: no query of the split {split!r} that is measured has answers, so nothing could be said of a reader's; "
       "ask none with --config.answer.systems=none"
     )
+
+
+def warn_of_leakage(runner: cli.Runner) -> None:
+  """Says before anything is paid for that test queries train, too; `evaluate` says it of what was trained."""
+  folder, cfg = runner.workdir.folder("collection"), runner.cfg.evaluate
+  queries, judged = tables.load_queries(folder), tables.load_some_qrels(folder, cfg.split)
+  trained = tables.load_some_qrels(folder, "train")
+  known = leakage.rights((judged, trained), tables.load_answers(folder), cfg.relevant_from)
+  test = [query for query in queries.of_split(cfg.split) if not judged or query.id in judged]
+  found = leakage.check(test, queries.of_split("train"), judged, (), cfg.relevant_from, known)
+  if (said := claims.leak(found.as_json())) is not None:
+    logging.warning("%s", said)
 
 
 def estimate(runner: cli.Runner) -> None:

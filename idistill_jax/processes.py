@@ -128,11 +128,12 @@ def joined(launch: Launch | None, patience: float = PATIENCE_SECONDS) -> Iterato
   """Within, this process is one of a job; None leaves it alone, with that patience.
 
   An exception, or SIGTERM, ends all processes.  SIGTERM is raised as SystemExit, so that what is half done can be
-  kept; ProcessError ends with its code.
+  kept; ProcessError ends with its code.  Ctrl-C does as SIGTERM does, and then ends by its own signal, so that a
+  shell's loop ends too; pressed again, it ends this process as it is.
   """
   global _job, _patience
   job = None if launch is None else _connect(launch)
-  before = signal.signal(signal.SIGTERM, _terminated)
+  before, pressed = signal.signal(signal.SIGTERM, _terminated), _Interrupt()
   _job, _patience = job, patience if launch is None else launch.patience
   try:
     yield
@@ -144,12 +145,34 @@ def joined(launch: Launch | None, patience: float = PATIENCE_SECONDS) -> Iterato
     if isinstance(e, ProcessError):
       print(e, file=sys.stderr)
       raise SystemExit(e.exit_code) from e
+    if pressed.once and isinstance(e, SystemExit) and e.code == TERMINATED:
+      print("ended by Ctrl-C; the same command goes on from what is kept", file=sys.stderr)
+      sys.excepthook = lambda *_: None  # of nothing but what is raised here
+      raise KeyboardInterrupt from None
     raise
   finally:
     _job, _patience = None, PATIENCE_SECONDS
     signal.signal(signal.SIGTERM, before)
+    pressed.forget()
   if job is not None:
     job.close()
+
+
+class _Interrupt:
+  """Hears Ctrl-C in place of whoever did, once; a job in the background, which a shell starts deaf to it, stays so."""
+
+  def __init__(self) -> None:
+    self.once, self._before = False, signal.getsignal(signal.SIGINT)
+    if self._before is signal.default_int_handler:
+      signal.signal(signal.SIGINT, self._hear)
+
+  def _hear(self, *_: object) -> None:
+    self.once = True
+    self.forget()
+    signal.raise_signal(signal.SIGTERM)
+
+  def forget(self) -> None:
+    signal.signal(signal.SIGINT, self._before)
 
 
 def _terminated(*_: object) -> NoReturn:

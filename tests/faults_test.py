@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -167,7 +168,7 @@ from idistill_jax.workdir import artifacts
 
 def run(job):
   (job.out / "answers").write_text("paid for")
-  os.kill(os.getpid(), signal.SIGTERM)
+  os.kill(os.getpid(), int(sys.argv[2]))
 
 with processes.joined(None):
   artifacts.Workdir(sys.argv[1]).execute(
@@ -175,9 +176,15 @@ with processes.joined(None):
 """
 
 
-def test_a_stage_that_is_asked_to_end_is_ended_in_order(tmp_path):
-  done = subprocess.run([sys.executable, "-c", ANSWERS, str(tmp_path)], timeout=100)
-  assert done.returncode == processes.TERMINATED
+@pytest.mark.parametrize(("told", "code"), [
+  (signal.SIGTERM, processes.TERMINATED),
+  (signal.SIGINT, -signal.SIGINT),  # of which a shell's loop ends, too
+])
+def test_a_stage_that_is_asked_to_end_is_ended_in_order(tmp_path, told, code):
+  done = subprocess.run([sys.executable, "-c", ANSWERS, str(tmp_path), str(int(told))], timeout=100,
+                        stderr=subprocess.PIPE, text=True)
+  assert done.returncode == code
+  assert ("ended by Ctrl-C" in done.stderr) == (told == signal.SIGINT) and "Traceback" not in done.stderr
   (working,) = tmp_path.glob(".labels-*")
   assert sorted(path.name for path in working.iterdir()) == ["answers", coded.FILE, seconds.FILE]
 

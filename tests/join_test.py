@@ -15,8 +15,8 @@ import jobs
 import numpy as np
 import pytest
 
-from idistill_jax import cli, extras, flow, join, machine, processes, records, sharding, status
 from idistill_jax import config as config_lib
+from idistill_jax import extras, flow, join, machine, processes, records, sharding, status
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import networks
 from idistill_jax.retrieval import exact
@@ -91,7 +91,7 @@ def test_a_helper_need_not_have_the_devices_of_the_run(home, monkeypatch):
   cfg.mesh = config_lib.Mesh(data=3, fsdp=16, tensor=2)
   with pytest.raises(sharding.ShardingError):  # control: what is here does not carry it
     sharding.make_mesh(cfg.mesh)
-  monkeypatch.setattr(cli, "load_config", lambda _: cfg)
+  monkeypatch.setattr(configs, "load", lambda _: cfg)
   folder = under_way(home)
   join.work(home, flow.STAGES["candidates"])
   assert finished(folder) == {"encode passages": (1, 1), "encode queries": (1, 1)}

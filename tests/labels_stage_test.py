@@ -10,7 +10,7 @@ from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import cli, config, flow, records, validation
 from idistill_jax.data import example, tables
-from idistill_jax.llm import prompt
+from idistill_jax.llm import cache, prompt
 from idistill_jax.llm.providers import replay
 from idistill_jax.stages import labels as stage
 from idistill_jax.workdir import artifacts
@@ -346,6 +346,21 @@ def test_several_orders_agree_or_not_and_weigh(tmp_path, key):
   assert all(one.weight == 1.0 for one in rankings(workdir))
 
 
+def test_a_query_that_a_log_repeats_is_paid_for_once(tmp_path, key):
+  passages = [records.Passage(id=f"p{i}", title="", text=f"text of {i}") for i in range(6)]
+  texts = ["how to merge", "How to  merge", "sort", "how to merge", "split"]
+  queries = [records.Query(id=f"q{i}", text=text, split="train") for i, text in enumerate(texts)]
+  ids = [passage.id for passage in passages]
+  workdir = make_workdir(tmp_path / "w", passages, queries, None,
+                         [candidate_list(query.id, ids, [1.0 - i / 6 for i in range(6)]) for query in queries])
+  with LoopbackLLM() as server:
+    manifest = workdir.execute(flow.STAGES["labels"], live(server))
+    assert len(server.bodies) == 3
+  assert manifest["drops"]["list of a query that repeats another's text"]["count"] == 2
+  by_text = {texts[int(one.query_id[1:])].lower() for one in rankings(workdir)}
+  assert len(rankings(workdir)) == 3 and {"sort", "split"} < by_text
+
+
 def test_long_lists_are_asked_about_in_windows(tmp_path, key):
   def reply(number, text):
     shown = re.findall(r"^\[\d+\] text of p(\d+)$", text, re.MULTILINE)
@@ -400,14 +415,21 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch
   assert re.search(r"6 calls.*\nthe cache was not looked into: no API key", capsys.readouterr().out, re.DOTALL)
 
 
-def test_no_usable_answer_is_an_error(tmp_path, key):
+def test_no_usable_answer_is_an_error_that_says_how_to_ask_again(tmp_path, key):
   workdir = small(tmp_path)
-  with (
-    LoopbackLLM(lambda n, text: Reply("", finish="content_filter")) as server,
-    pytest.raises(ValueError, match=r"none of 6 lists.*6: refused: empty \(ended by: blocked\).*dropped.jsonl") as e,
-  ):
-    workdir.execute(flow.STAGES["labels"], live(server))
-  assert len(pathlib.Path(str(e.value).rpartition(" ")[2]).read_text().splitlines()) == 6
+  labels, mended = flow.STAGES["labels"], []
+  with LoopbackLLM(lambda n, text: reversed_order(n, text) if mended else Reply("", finish="content_filter")) as server:
+    cfg = live(server)
+    said = r"none of 6 lists.*6: refused: empty \(ended by: blocked\).*dropped.jsonl"
+    with pytest.raises(ValueError, match=said) as e:
+      workdir.execute(labels, cfg)
+    *_, command, path, dropped = str(e.value).split()
+    assert len(pathlib.Path(dropped).read_text().splitlines()) == 6
+    mended.append(True)
+    with pytest.raises(ValueError, match=said):  # answers are kept, whatever they say
+      workdir.execute(labels, cfg)
+    cache.main([command, path, dropped])
+    assert workdir.execute(labels, cfg)["counts"]["lists"] == 6
 
 
 def test_no_lists_is_an_error(tmp_path, key):

@@ -12,7 +12,8 @@ import types
 
 import pytest
 
-from idistill_jax.llm import cache, protocol
+from idistill_jax.llm import cache, group_commit, protocol, session
+from idistill_jax.workdir import databases
 
 
 def provider(family="openai", model="m", **params):
@@ -67,7 +68,7 @@ class SlowDisk(cache.AnswerCache):
 
 def test_answers_that_come_in_while_the_disk_is_busy_share_a_commit(tmp_path):
   async def all_at_once(disk):
-    group = cache.GroupCommit(disk)
+    group = group_commit.GroupCommit(disk)
 
     async def one(i):
       answer = protocol.Answer(f"answer {i}", "stop")
@@ -84,7 +85,7 @@ def test_answers_that_come_in_while_the_disk_is_busy_share_a_commit(tmp_path):
 
 def test_an_answer_whose_commit_failed_is_not_counted_and_not_lost_to_the_next(tmp_path):
   async def three(disk):
-    group = cache.GroupCommit(disk)
+    group = group_commit.GroupCommit(disk)
     put = lambda i: group.put(f"k{i}", provider(), REQUEST, protocol.Answer(f"answer {i}", "stop"))
     return await asyncio.gather(*(put(i) for i in range(3)), return_exceptions=True)
 
@@ -100,7 +101,7 @@ def test_an_answer_that_cannot_be_stored_takes_no_other_along(tmp_path):
   """Half of an emoji is kept as far as UTF-8 goes; a count beyond SQLite's integers is refused, by itself."""
 
   async def three(disk):
-    group = cache.GroupCommit(disk)
+    group = group_commit.GroupCommit(disk)
     answers = [("[2] \ud83d", None), ("b", 10**30), ("c", 5)]
     puts = (
       group.put(f"k{i}", provider(), REQUEST, protocol.Answer(text, "stop", tokens))
@@ -193,6 +194,7 @@ def test_another_version_is_refused(tmp_path):
 
 
 def filled(path, count=5):
+  path.parent.mkdir(exist_ok=True)
   with cache.AnswerCache(path) as opened:
     for i in range(count):
       opened.put(f"k{i}", provider(), REQUEST, protocol.Answer(f"answer {i} ü", "stop", i, None))
@@ -229,6 +231,38 @@ def test_a_bad_line_is_named_and_nothing_is_taken(tmp_path, bad):
     assert len(opened) == 0
     opened.put("k", provider(), REQUEST, ANSWER)
     assert len(opened) == 1
+
+
+def test_answers_that_were_no_use_are_asked_for_anew(tmp_path):
+  """A query's are all that were said of its lists; a passage's, those in one style."""
+  of = lambda query_id, *passage_ids: protocol.Request(query_id, passage_ids, "p")
+  with cache.AnswerCache(tmp_path / "c") as opened:
+    for key, about in {"a": of("q1", "p1", "p2"), "b": of("q1", "p3"), "c": of("q2"), "d": of("style", "p1"),
+                       "e": of("style", "p2")}.items():  # fmt: skip
+      opened.put(key, provider(), about, ANSWER)
+  rows = [{"query_id": "q1", "reason": "refusal"}, {"query_id": "style", "passage_ids": ["p2"]}, {"query_id": "gone"}]
+  (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  cache.main(["forget", str(tmp_path / "c"), str(tmp_path / "dropped.jsonl")])
+  with cache.AnswerCache(tmp_path / "c") as opened:
+    assert [key for key in "abcde" if opened.get(key)] == ["c", "d"]
+    (tmp_path / "dropped.jsonl").write_text('{"query_id": "q2"}\n{"query": 1}\n')
+    with pytest.raises(cache.CacheError, match=r"dropped.jsonl:2: nothing that was dropped; expected .* query_id"):
+      opened.forget(tmp_path / "dropped.jsonl")
+    assert opened.get("c")
+
+
+def test_what_another_workdir_paid_for_is_taken_over(tmp_path):
+  filled(tmp_path / "a" / session.CACHE)
+  filled(tmp_path / "b" / session.CACHE, 2)
+  with cache.AnswerCache(tmp_path / "b" / session.CACHE) as opened:
+    opened.put("own", provider(), REQUEST, ANSWER)
+  for into in ("b", "new"):
+    databases.take_over(tmp_path / "a" / session.CACHE, tmp_path / into / session.CACHE)
+    databases.take_over(tmp_path / "nothing there" / session.CACHE, tmp_path / into / session.CACHE)
+    with cache.AnswerCache(tmp_path / into / session.CACHE) as opened:
+      assert len(opened) == {"b": 6, "new": 5}[into] and opened.get("k3").text == "answer 3 ü"
+  with cache.AnswerCache(tmp_path / "a" / session.CACHE) as opened:
+    assert len(opened) == 5 and not (tmp_path / "nothing there").exists()
 
 
 def test_a_wrong_command_says_how(tmp_path):

@@ -10,8 +10,8 @@ from absl import logging
 from idistill_jax import processes
 from idistill_jax.llm import budget as budget_lib
 from idistill_jax.llm import cache as cache_lib
+from idistill_jax.llm import group_commit, prompt, protocol
 from idistill_jax.llm import pace as pace_lib
-from idistill_jax.llm import prompt, protocol
 
 # So many requests in a row without an answer mean that the endpoint is down, not that a request is odd.
 GIVE_UP_AFTER = 10
@@ -78,7 +78,7 @@ class Asker:
     self.provider = provider
     self.stopped: protocol.Stop | None = None
     self._cache, self._terms, self._budget, self._pace = cache, terms, budget, pace
-    self._group_commit = cache_lib.GroupCommit(cache)
+    self._group_commit = group_commit.GroupCommit(cache)
     self._under_way: dict[str, asyncio.Task[protocol.Answer]] = {}
     self._first, self._reached, self._answered = asyncio.Lock(), False, False
     # Of the server alone: prompts are made, and answers stored, beside calls and not in their place.

@@ -2,12 +2,12 @@
 
     python -m idistill_jax.llm.cache export runs/mine/cache/llm.sqlite answers.jsonl
     python -m idistill_jax.llm.cache import runs/other/cache/llm.sqlite answers.jsonl
+    python -m idistill_jax.llm.cache forget runs/mine/cache/llm.sqlite runs/mine/labels/dropped.jsonl
 
 An answer is written, and the write committed, before anybody counts it: a labelling that is killed and
 started again pays for no answered request twice.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -161,6 +161,28 @@ class AnswerCache:
       self._db.execute("COMMIT")
     return new
 
+  def forget(self, path: pathlib.Path) -> int:
+    """Takes out the answers about what a stage's `dropped.jsonl` names, so that they are asked for anew; returns how
+    many there were.  All or nothing: raises CacheError naming file and line for a line of another form."""
+    with self._lock, open(path, "rb") as lines:
+      self._db.execute("BEGIN IMMEDIATE")
+      try:
+        gone = sum(self._forget(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
+      except BaseException:
+        self._db.execute("ROLLBACK")
+        raise
+      self._db.execute("COMMIT")
+    return gone
+
+  def _forget(self, where: str, line: bytes) -> int:
+    try:
+      row = json.loads(line)
+      about = [row["query_id"], *([json.dumps(row["passage_ids"])] if "passage_ids" in row else [])]
+    except (ValueError, KeyError, TypeError):
+      raise CacheError(f"{where}: nothing that was dropped; expected an object with query_id") from None
+    which = " AND ".join(f"{name} = ?" for name, _ in zip(("query_id", "passage_ids"), about, strict=False))
+    return self._db.execute(f"DELETE FROM answers WHERE {which}", about).rowcount
+
   def _take_in(self, where: str, line: bytes) -> int:
     try:
       values = {"served": None} | json.loads(line)
@@ -221,50 +243,6 @@ def given_by(model: str, path: pathlib.Path) -> tuple[int, int, int]:
     ).fetchone()
 
 
-class GroupCommit:
-  """`AnswerCache.put` for one event loop: answers that come in while the disk is busy share the next commit.
-
-  A commit waits for the disk, which takes milliseconds; one for each answer would set the rate of a labelling.
-  """
-
-  def __init__(self, cache: AnswerCache):
-    self._cache = cache
-    self._committing = asyncio.Lock()
-    self._waiting: list[Row] = []
-    self._unstorable: dict[str, str] = {}
-
-  async def put(
-    self, key: str, provider: protocol.Provider, request: protocol.Request, answer: protocol.Answer
-  ) -> protocol.Answer:
-    """As `AnswerCache.put`: the answer is on the disk when this returns; raises Unanswered for one that cannot be."""
-    self._waiting.append(row_of(key, provider, request, answer))
-    async with self._committing:
-      rows, self._waiting = self._waiting, []
-      # None are left where whoever held the lock before took this answer along.
-      if rows:
-        try:
-          await asyncio.to_thread(self._commit, rows)
-        except BaseException:
-          self._waiting = rows + self._waiting
-          raise
-    if (why := self._unstorable.pop(key, None)) is not None:
-      raise protocol.Unanswered(f"the answer cannot be stored: {why}")
-    return self._cache.get(key) or answer
-
-  def _commit(self, rows: Sequence[Row]) -> None:
-    """Rows that SQLite does not take as they are must not take the others along; a disk that is full is no row's."""
-    try:
-      self._cache.put_rows(rows)
-    except sqlite3.OperationalError:
-      raise
-    except Exception as e:
-      if len(rows) == 1:
-        self._unstorable[rows[0][0]] = f"{type(e).__name__}: {e}"
-      else:
-        for row in rows:
-          self._commit([row])
-
-
 def patiently(db: sqlite3.Connection, statement: str) -> None:
   """Executes what two processes that open a new file may both do; changing the journal mode ignores timeouts."""
   deadline = time.monotonic() + _BUSY_SECONDS
@@ -279,19 +257,22 @@ def patiently(db: sqlite3.Connection, statement: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-  """`export CACHE FILE` or `import CACHE FILE`; ends the process with a message for anything else."""
+  """`export`, `import` or `forget`, then CACHE FILE; ends the process with a message for anything else."""
+  works = {"export": (AnswerCache.export, "written"), "import": (AnswerCache.take_in, "new"),
+           "forget": (AnswerCache.forget, "taken out")}
   match arguments:
-    case ["export" | "import" as what, path, file]:
-      if what == "export" and not pathlib.Path(path).exists():
+    case [what, path, file] if what in works:
+      if what != "import" and not pathlib.Path(path).exists():
         sys.exit(f"{path}: no such cache")
+      work, done = works[what]
       with AnswerCache(pathlib.Path(path)) as cache:
         try:
-          count = cache.export(pathlib.Path(file)) if what == "export" else cache.take_in(pathlib.Path(file))
+          count = work(cache, pathlib.Path(file))
         except (CacheError, OSError) as e:
           sys.exit(f"{type(e).__name__}: {e}")
-        print(f"{count:,} answers {'written' if what == 'export' else 'new'}")
+        print(f"{count:,} answers {done}")
     case _:
-      sys.exit("usage: python -m idistill_jax.llm.cache export|import CACHE FILE")
+      sys.exit(f"usage: python -m idistill_jax.llm.cache {'|'.join(works)} CACHE FILE")
 
 
 if __name__ == "__main__":

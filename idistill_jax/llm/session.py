@@ -11,8 +11,9 @@ from typing import Self, TypeVar
 from idistill_jax import config
 from idistill_jax.llm import asking, batch, budget, pace, protocol, providers, ranking, workers
 from idistill_jax.llm import cache as cache_lib
+from idistill_jax.workdir import databases
 
-CACHE, SPENT = "llm.sqlite", "spent.sqlite"
+CACHE, SPENT = databases.ANSWERS, "spent.sqlite"
 BATCHES = "batches"
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -62,6 +63,12 @@ def asks(stage: str, cfg: config.Config) -> bool:
     "queries": config.writes_queries(cfg), "labels": cfg.collection.rankings is None,
     "answer": cfg.answer.systems != "none",
   }[stage]
+
+
+def told_again(dropped: pathlib.Path, folder: pathlib.Path) -> str:
+  """Where what was said to what `dropped` names can be read, and how it is asked for again: answers are kept."""
+  return (f"what was said is in {dropped}; answers are kept, so once that is mended ask for these again by "
+          f"python -m idistill_jax.llm.cache forget {folder / CACHE} {dropped}")
 
 
 def check(cfg: config.Labels) -> None:

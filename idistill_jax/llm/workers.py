@@ -4,12 +4,14 @@ import asyncio
 import collections
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from idistill_jax import progress
 from idistill_jax.llm import budget, protocol
 
+# Characters of an answer that was no use, where it is written down.
+LONGEST_EXCERPT = 500
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -106,3 +108,8 @@ async def run(
   if stops:
     raise stops[0]
   return results
+
+
+def told(drops: Mapping[str, Sequence[str]]) -> str:
+  """What was left out, by reason, in a few words."""
+  return "; ".join(f"{len(what)}: {reason}" for reason, what in drops.items()) or "none was found"

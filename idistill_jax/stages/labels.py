@@ -26,7 +26,6 @@ from idistill_jax.workdir import artifacts
 STATUSES = "statuses.json"
 # One JSON object for each list that was left out; the manifest names a few of them.
 DROPPED = "dropped.jsonl"
-_LONGEST_EXCERPT = 500
 _LISTS_PER_SHARD = 50_000
 Shown = TypeVar("Shown", records.CandidateList, records.RankedList)
 
@@ -46,9 +45,8 @@ def run(job: artifacts.Job) -> None:
   rankings = list(ranked(job, outcomes, model))
   summary = summarise(outcomes, cfg)
   if not rankings:
-    raise ValueError(
-      f"none of {len(lists)} lists got a usable answer: {tally_of(job.drops)}; what was said is in {job.out / DROPPED}"
-    )
+    raise ValueError(f"none of {len(lists)} lists got a usable answer: {workers.told(job.drops)}; "
+                     + session.told_again(job.out / DROPPED, job.cache))
   example.write_records(job.out, artifacts.RANKINGS, rankings, shards=-(-len(rankings) // _LISTS_PER_SHARD))
   (job.out / STATUSES).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
   job.count(
@@ -71,6 +69,7 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   if lists is None:
     candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
+    lists = tuple(_of_each_text_one(job, lists, queries))
     if (longest := max((len(one.passage_ids) for one in lists), default=cfg.list_size)) < cfg.list_size:
       logging.warning("lists have %d passages at most, not labels.list_size=%d: the candidates are no more", longest,
                       cfg.list_size)  # fmt: skip
@@ -81,7 +80,7 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   kept = list(usable(job, lists, queries, passages))[: cfg.lists]
   if not kept:
     without = "" if queries.of_split("train") else "; no query is for training: set collection.train_fraction"
-    raise ValueError(f"no list to ask about: of {len(lists)} lists {tally_of(job.drops)}{without}")
+    raise ValueError(f"no list to ask about: of {len(lists)} lists {workers.told(job.drops)}{without}")
   # One text for all lists that a passage is in.
   text = functools.cache(lambda passage_id: passages.by_id(passage_id).full_text)
   return [
@@ -101,7 +100,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   places = sorted(range(len(found)), key=lambda place: deal.drawn(f"{job.cfg.seed}/{found[place].query_id}"))
   kept = [found[place] for place in sorted(places[: job.cfg.labels.lists])]
   if not kept:
-    raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {tally_of(job.drops)}")
+    raise ValueError(f"none of {len(made_elsewhere)} rankings can be learned from: {workers.told(job.drops)}")
   longer = sum(len(one.passage_ids) > job.cfg.labels.list_size for one in kept)
   if len(kept) < job.cfg.labels.lists or longer:
     logging.warning("%d rankings, %d of them longer than labels.list_size=%d, are labels as they are, in place of "
@@ -176,6 +175,20 @@ def usable(
       yield shown
 
 
+def _of_each_text_one(
+  job: artifacts.Job, lists: Iterable[records.CandidateList], queries: tables.Queries
+) -> Iterator[records.CandidateList]:
+  """Logs of what people typed repeat themselves, and each list is paid for; the first that is drawn stands for all."""
+  seen: set[str] = set()
+  for shown in lists:
+    text = " ".join(queries.by_id(shown.query_id).text.casefold().split()) if shown.query_id in queries else None
+    if text in seen:
+      job.drop("list of a query that repeats another's text", shown.query_id)
+    else:
+      seen.update(() if text is None else (text,))
+      yield shown
+
+
 def list_dropped(job: artifacts.Job, outcomes: Iterable[ranking.Outcome]) -> None:
   """Drops what got no order, and writes down every list that was left out, before it was asked about or after."""
   rows = [{"query_id": what, "reason": reason} for reason, dropped in job.drops.items() for what in dropped]
@@ -184,7 +197,7 @@ def list_dropped(job: artifacts.Job, outcomes: Iterable[ranking.Outcome]) -> Non
       query_id = outcome.unordered.query_id
       job.drop(outcome.reason, query_id)
       logging.log_first_n(logging.WARNING, "%s: %s", 5, query_id, outcome.message)
-      said = outcome.answers[-1].answer.text[:_LONGEST_EXCERPT] if outcome.answers else ""
+      said = outcome.answers[-1].answer.text[:workers.LONGEST_EXCERPT] if outcome.answers else ""
       rows.append({"query_id": query_id, "reason": outcome.reason, "message": outcome.message, "answer": said})
   # Written without any as well: an attempt before this one may have left its own.
   (job.out / DROPPED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -268,10 +281,6 @@ def position_bias(answers: Iterable[tuple[Sequence[int], Sequence[int]]]) -> flo
     squares = sum((rank - place[shown]) ** 2 for rank, shown in enumerate(named))
     correlations.append(1 - 6 * squares / (n * (n * n - 1)))
   return round(sum(correlations) / len(correlations), 4) if correlations else None
-
-
-def tally_of(drops: dict[str, list[str]]) -> str:
-  return "; ".join(f"{len(what)}: {reason}" for reason, what in drops.items()) or "none was found"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts
 
-STATUSES = "statuses.json"
+STATUSES, DROPPED = "statuses.json", "dropped.jsonl"
 LENGTH_CLASSES = 3
 _ROUNDS = 10
 _ROWS = 1024
@@ -58,13 +58,15 @@ def _written(
 
 def _usable(job: artifacts.Job, written: Sequence[query_writing.Written]) -> list[query_writing.Written]:
   """Those that are queries at all; the others are dropped.  Raises ValueError where none is left."""
-  for one in written:
-    if one.dropped is not None:
-      job.drop(one.dropped, query_id(one))
-  usable = [one for one in written if one.dropped is None]
+  dropped, usable = [one for one in written if one.dropped is not None], [one for one in written if one.dropped is None]
+  for one in dropped:
+    job.drop(str(one.dropped), query_id(one))
+  rows = ({"query_id": one.style, "passage_ids": [one.passage_id], "reason": one.dropped,
+           "answer": one.answer and one.answer.answer.text[:workers.LONGEST_EXCERPT]} for one in dropped)
+  (job.out / DROPPED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
   if not usable:
-    raise ValueError(f"none of {len(written)} answers is a usable query: "
-                     + "; ".join(f"{len(what)}: {reason}" for reason, what in job.drops.items()))
+    raise ValueError(f"none of {len(written)} answers is a usable query: {workers.told(job.drops)}; "
+                     + session.told_again(job.out / DROPPED, job.cache))
   return usable
 
 

@@ -10,6 +10,8 @@ import pathlib
 import sqlite3
 
 _SUFFIX = ".sqlite"
+# Of a workdir's cache: what an LLM answered, which another workdir may take over.
+ANSWERS = "llm.sqlite"
 _BUSY_SECONDS = 60.0
 
 
@@ -39,6 +41,15 @@ def copy(path: pathlib.Path, into: pathlib.Path) -> None:
       db.backup(copied)
   except sqlite3.Error as e:
     raise OSError(f"{path}: cannot be copied ({e}); where it is broken, move it away") from e
+
+
+def take_over(other: pathlib.Path, into: pathlib.Path) -> None:
+  """`merge`, where there is anything; raises OSError as it does."""
+  if other.exists() and into.exists():
+    merge(other, into)
+  elif other.exists():
+    into.parent.mkdir(parents=True, exist_ok=True)
+    copy(other, into)
 
 
 def merge(other: pathlib.Path, into: pathlib.Path) -> None:

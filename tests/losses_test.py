@@ -16,34 +16,46 @@ import pytest
 from idistill_jax import config, losses
 from idistill_jax.losses import masked
 
-# Every loss as f(scores [..., N], places [..., N], where): what a teacher says is derived from the places.
+
+def in_slots(loss):
+  """A retriever's loss of lists that all point at the same slots, the teacher's temperature 2 and the student's 0.5."""
+
+  def of_lists(scores, places, where):
+    flat = lambda array: array.reshape(-1, array.shape[-1])
+    places, where = flat(places), flat(where)
+    slots = jnp.broadcast_to(jnp.arange(places.shape[-1]), places.shape)
+    targets = losses.RetrieverTargets(
+      teacher_scores=-places / 2.0, own_slots=slots, passage_rows=slots, where=where)
+    return loss(flat(scores), targets, student_temperature=0.5)
+
+  return of_lists
+
+
+def by_places(loss, **kwargs):
+  return lambda s, p, w: loss(s, p, where=w, **kwargs)
+
+
+def with_known(loss, **kwargs):
+  return lambda s, p, w: loss(s, p, where=w, known=p % 2 == 0, **kwargs)
+
+
+# Every loss of both tables as f(scores [..., N], places [..., N], where): what a teacher says follows from the places.
 LOSSES = {
-  "listmle": lambda s, p, w: losses.listmle(s, p, where=w),
-  "listmle_top2": lambda s, p, w: losses.listmle(s, p, where=w, top_places=2),
-  "listmle_known": lambda s, p, w: losses.listmle(s, p, where=w, known=p % 2 == 0),
-  "listnet": lambda s, p, w: losses.listnet(s, p, where=w),
-  "listnet_top2": lambda s, p, w: losses.listnet(s, p, where=w, top_places=2, temperature=3.0),
-  "ranknet": lambda s, p, w: losses.ranknet(s, p, where=w),
-  "ranknet_top2": lambda s, p, w: losses.ranknet(s, p, where=w, top_places=2, known=p % 2 == 0),
-  "lambda": lambda s, p, w: losses.lambda_loss(s, p, where=w),
-  "lambda_top2_mu": lambda s, p, w: losses.lambda_loss(s, p, where=w, top_places=2, mu=10.0),
-  "kl_list": lambda s, p, w: losses.kl_list(s, -p, where=w, teacher_temperature=2.0, student_temperature=0.5),
-  "kl_batch": lambda s, p, w: losses.kl_batch(
-    s, losses.order_distribution(p, temperature=2.0, where=w), where=w, student_temperature=0.5
-  ),
-  "margin_mse": lambda s, p, w: losses.margin_mse(
-    s, -p, where=w, teacher_temperature=2.0, student_temperature=0.5
-  ),
-  "contrastive": lambda s, p, w: losses.contrastive(
-    s, jnp.argmin(jnp.where(w, p, 1000), axis=-1), where=w, student_temperature=0.5
-  ),
+  **{name: by_places(loss) for name, loss in losses.LISTWISE.items()},
+  **{f"{name}_top2": by_places(loss, top_places=2) for name, loss in losses.LISTWISE.items()},
+  **{f"{name}_known": with_known(loss) for name, loss in losses.LISTWISE.items()},
+  **{name: in_slots(loss) for name, loss in losses.DISTILLATION.items()},
+  "ranknet_top2_known": with_known(losses.ranknet, top_places=2),
+  "listnet_top2_temperature": by_places(losses.listnet, top_places=2, temperature=3.0),
+  "lambda_top2_mu": by_places(losses.lambda_loss, top_places=2, mu=10.0),
 }
+every_listwise = pytest.mark.parametrize("loss", losses.LISTWISE.values(), ids=losses.LISTWISE)
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 @jax.jit
 def all_losses(scores, places, where):
-  """Name -> (value, gradient).  One program, because compiling thirteen takes most of the time here."""
+  """Name -> (value, gradient).  One program, because compiling each takes most of the time here."""
   return {name: jax.value_and_grad(loss)(scores, places, where) for name, loss in LOSSES.items()}
 
 
@@ -201,13 +213,46 @@ def test_the_likelihoods_of_all_beginnings_sum_to_one(k):
   assert sum(probability_of.values()) == pytest.approx(1, rel=1e-5)
 
 
-def test_known_matters_only_for_terms(lists):
-  scores, places = lists
-  all_known = losses.listmle(scores, places, known=jnp.ones(places.shape, bool))
-  assert float(all_known) == float(losses.listmle(scores, places))
-  for name, loss in losses.LISTWISE.items():
-    none_known = jax.jit(loss)(scores, places, known=jnp.zeros(places.shape, bool))
-    assert float(none_known) == 0, name
+# What `top_places` and `known` are to every loss of rankers.
+
+
+@pytest.fixture
+def choosing(lists):
+  """Places with gaps, and (loss, top_places or known) -> its gradient [3, 5]."""
+  scores, places = lists[0], lists[1] * 2
+  return places, lambda loss, **kwargs: np.asarray(
+    jax.jit(jax.grad(functools.partial(loss, **kwargs)))(scores, places))
+
+
+@every_listwise
+def test_top_places_choose_the_terms_that_known_would(loss, choosing):
+  """But for a factor a list, as NDCG@k has one; a list that is no longer than `top_places` is whole."""
+  places, slopes = choosing
+  first = places < 4
+  direction = lambda of: of / np.linalg.norm(of, axis=-1, keepdims=True)
+  top, whole = slopes(loss, top_places=2), slopes(loss)
+  np.testing.assert_allclose(direction(top), direction(slopes(loss, known=first)), rtol=1e-4, atol=1e-6)
+  assert (top[~first] > 0).all()  # something to be better than, and no more
+  np.testing.assert_array_equal(slopes(loss, top_places=5), whole)
+  # Control: the terms of the others count where nothing is said.
+  assert np.abs(direction(top) - direction(whole)).max() > 1e-3
+
+
+@every_listwise
+def test_what_is_not_known_is_something_to_be_better_than(loss, choosing):
+  places, slopes = choosing
+  known, whole = places != 2, slopes(loss)
+  without = slopes(loss, known=known)
+  assert (without[~known] > 0).all()
+  assert np.abs(without - whole).max() > 1e-2
+  np.testing.assert_array_equal(slopes(loss, known=np.ones(places.shape, bool)), whole)
+
+
+@every_listwise
+def test_with_nothing_known_there_is_nothing_to_learn(loss, lists):
+  value, grad = jax.jit(jax.value_and_grad(functools.partial(loss, known=np.zeros((3, 5), bool))))(*lists)
+  assert float(value) == 0
+  np.testing.assert_array_equal(grad, 0)
 
 
 @pytest.mark.parametrize("name", ["kl_list", "kl_batch"])
@@ -219,12 +264,11 @@ def test_divergence_is_zero_exactly_where_student_and_teacher_agree(name, lists)
   assert value_and_grad(name, scores, places)[0] > 0.01
 
 
-@pytest.mark.parametrize("loss", [losses.kl_list, losses.margin_mse])
+@pytest.mark.parametrize("loss", losses.DISTILLATION.values(), ids=losses.DISTILLATION)
 def test_no_gradient_reaches_the_teacher(loss, lists):
   scores, places = lists
-  teacher = -places.astype(np.float32)
-  f = functools.partial(loss, teacher_temperature=2.0, student_temperature=0.5)
-  to_student, to_teacher = jax.grad(f, argnums=(0, 1))(scores, teacher)
+  f = lambda scores, places: in_slots(loss)(scores, places, np.ones(places.shape, bool))
+  to_student, to_teacher = jax.jit(jax.grad(f, argnums=(0, 1)))(scores, places.astype(np.float32))
   assert not np.any(to_teacher)
   assert np.any(to_student)
 
@@ -352,9 +396,10 @@ def test_bfloat16_scores_are_computed_in_float32(name, lists):
   assert float(value) != pytest.approx(value_and_grad(name, scores, places)[0], rel=1e-6)
 
 
-def test_a_mask_of_another_shape_is_refused():
+@every_listwise
+def test_a_mask_of_another_shape_is_refused(loss):
   with pytest.raises(ValueError, match=r"where has shape \(3,\), scores \(2, 3\)"):
-    losses.listmle(jnp.zeros((2, 3)), jnp.zeros((2, 3), int), where=jnp.ones(3, bool))
+    loss(jnp.zeros((2, 3)), jnp.zeros((2, 3), int), where=jnp.ones(3, bool))
 
 
 @pytest.mark.parametrize(

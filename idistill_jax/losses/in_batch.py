@@ -141,7 +141,7 @@ def _contrastive(scores: jax.Array, targets: RetrieverTargets, *, student_temper
   return infonce.contrastive(scores, positives, where=where, student_temperature=student_temperature)
 
 
-# config.Retriever.loss -> f(scores [B, M], targets, *, student_temperature).
+# config.Distillation.loss -> f(scores [B, M], targets, *, student_temperature).
 DISTILLATION: dict[str, Callable[..., jax.Array]] = {
   "kl_list": _kl_list,
   "kl_batch": _kl_batch,

@@ -153,7 +153,7 @@ def run(*flags: str, module: str = "collection", cwd: pathlib.Path = ROOT) -> su
     "unknown flag": ("--wrokdir=x", "wrokdir"),
     "text for a number": ("--config.collection.max_passages=many", "max_passages"),
     "fraction for a whole number": ("--config.seed=0.5", "seed"),
-    "unknown loss": ("--config.ranker.loss=hinge", "listmle"),
+    "unknown loss": ("--config.ranker.loss=no_such_loss", "listmle"),
     "unknown provider": ("--config.labels.provider=oracle", "replay"),
     "contradiction": ("--config.ranker.always_best=99", "always_best"),
   }.values(),
@@ -247,8 +247,8 @@ def test_every_field_can_be_overridden() -> None:
 @pytest.mark.parametrize(
   "section, field, value",
   [
-    ("ranker", "loss", "hinge"),
-    ("retriever", "loss", "kl"),
+    ("ranker", "loss", "no_such_loss"),
+    ("retriever", "loss", "no_such_loss"),
     ("retriever", "teacher", None),
     ("labels", "provider", "oracle"),
     ("collection", "source", "bier"),

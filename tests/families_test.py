@@ -19,7 +19,7 @@ from flax import nnx
 from idistill_jax import config
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import export, networks, weights
-from idistill_jax.models import cross_encoder, families, layers
+from idistill_jax.models import cross_encoder, families, family, layers
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import inference
 
@@ -67,21 +67,27 @@ def made(name: str, folder: pathlib.Path) -> World:
   return World(name, small_models.write(name, folder / "source"), folder / "out")
 
 
-T5S = ["t5", "t5 of gated layers"]
-# Those that transformers has no classifier of that an encoder alone is enough for, T5's texts of any length.
-UNCLASSIFIED = [*T5S, "eurobert", "qwen3", "gemma3_text"]
-BOUNDED = ["bert with one type", *(name for name in families.FAMILIES if name not in ("bert", "t5"))]
+def family_of(name: str) -> family.Family:
+  return families.FAMILIES[small_models.SMALL[name].model_type]
 
 
-@pytest.fixture(scope="module", params=[*BOUNDED, *T5S])
+POSITIONS = "max_position_embeddings"
+BOUNDED = ["bert with one type", *(name for name, one in families.FAMILIES.items()
+                                   if name != "bert" and POSITIONS in one.sizes)]
+UNBOUNDED = [name for name in small_models.SMALL if POSITIONS not in family_of(name).sizes]
+
+
+@pytest.fixture(scope="module", params=[*BOUNDED, *UNBOUNDED])
 def world(request, tmp_path_factory) -> World:
   return made(request.param, tmp_path_factory.mktemp("family"))
 
 
-# XLM-RoBERTa and CamemBERT are RoBERTa to a ranker.
-CLASSIFIERS = [
-  "bert with one type", "roberta", "distilbert", "mpnet", "electra", "electra as wide as its embeddings", "deberta-v2",
-  "modernbert", "modernbert of the first token", "nomic_bert", "gte", "gte without types"]
+# XLM-RoBERTa and CamemBERT are RoBERTa to a ranker, and two types are tried of others than BERT.
+DISTINCT = [name for name in small_models.SMALL if name not in ("xlm-roberta", "camembert", "bert")]
+CLASSIFIERS = [name for name in DISTINCT if family_of(name).classifier]
+UNCLASSIFIED = [name for name in DISTINCT if not family_of(name).classifier]
+# Their classifiers are built otherwise: T5's has a decoder, EuroBERT's scores each token, the others read the last one.
+UNREAD = ("t5", "eurobert", "qwen3", "gemma3_text")
 
 
 @pytest.fixture(scope="module", params=[*CLASSIFIERS, *UNCLASSIFIED])
@@ -90,14 +96,22 @@ def distinct(request, tmp_path_factory) -> World:
 
 
 @pytest.mark.parametrize("model_type", families.FAMILIES)
+def test_every_family_is_tried(model_type):
+  assert model_type in small_models.SMALL, f"{model_type!r} has no small model: add one to small_models.SMALL"
+  one = families.FAMILIES[model_type]
+  theirs = f"{one.name}ForSequenceClassification"
+  assert one.classifier or not hasattr(transformers, theirs) or model_type in UNREAD, (
+    f"transformers has {theirs}: name its modules in `classifier`, or the family in UNREAD where it is built otherwise")
+
+
+@pytest.mark.parametrize("model_type", families.FAMILIES)
 def test_classes_and_prefix_are_called_so_in_transformers(model_type):
-  family = families.FAMILIES[model_type]
+  one = families.FAMILIES[model_type]
   assert transformers.AutoConfig.for_model(model_type).model_type == model_type
-  for kind in ("Model", *(["ForSequenceClassification"] if family.classifier else [])):
-    known = getattr(transformers, family.name + kind)
+  for kind in ("Model", *(["ForSequenceClassification"] if one.classifier else [])):
+    known = getattr(transformers, one.name + kind)
     assert known.config_class.model_type == model_type
-    assert f"{known.base_model_prefix}." == family.prefix or (not family.classifier and not family.prefix)
-  assert bool(family.classifier) == (model_type not in UNCLASSIFIED)
+    assert f"{known.base_model_prefix}." == one.prefix or (not one.classifier and not one.prefix)
 
 
 def moved(params, seed: int):

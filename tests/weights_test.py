@@ -16,7 +16,7 @@ from flax import nnx
 from idistill_jax import config, validation
 from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.hf import folders, networks, weights
-from idistill_jax.models import dual_encoder
+from idistill_jax.models import dual_encoder, families
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
 
@@ -135,7 +135,8 @@ def test_no_config_json(folder):
 
 
 @pytest.mark.parametrize("key, value, said", [
-  ("model_type", "albert", "model_type is 'albert'; the families that are read are bert, camembert, deberta-v2,"),
+  ("model_type", "no_such_family",
+   f"model_type is 'no_such_family'; the families that are read are {', '.join(sorted(families.FAMILIES))}$"),
   ("hidden_act", "gelu_new", "hidden_act is 'gelu_new'; this encoder family needs 'gelu'"),
   ("is_decoder", True, "is_decoder is True; this encoder family needs False"),
   ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'; this encoder family needs"),

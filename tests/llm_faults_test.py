@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from llm_providers_test import CASES, KEYS
 from llm_session_test import ask_all, lists
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
@@ -16,16 +17,16 @@ KEY = "not-a-real-key-5f1c0a77"
 @pytest.fixture(autouse=True)
 def keys(monkeypatch):
   pytest.importorskip("openai")
-  for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+  for name in KEYS:
     monkeypatch.setenv(name, KEY)
 
 
-@pytest.mark.parametrize("provider", ["openai", "gemini", "gemini_legacy"])
+@pytest.mark.parametrize("provider", CASES)
 def test_an_answer_that_drips_past_the_deadline_is_cut_off(tmp_path, provider):
   """Every byte comes well within the SDKs' own timeouts; all of them together do not."""
   reply = lambda n, text: Reply(reversed_order(n, text).text, drip=0.1) if n == 1 else reversed_order(n, text)
   with LoopbackLLM(reply) as server:
-    url = server.url + ("/v1" if provider == "openai" else "")
+    url = server.url + CASES[provider].path
     fields = dict(provider=provider, base_url=url, timeout_seconds=2.0)
     providers.build(config.Labels(model="m", **fields))  # importing some SDKs takes longer than asking
     started = time.monotonic()

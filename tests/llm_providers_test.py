@@ -1,6 +1,7 @@
 """Providers: the real SDKs against a server on 127.0.0.1, and recorded answers."""
 
 import asyncio
+import dataclasses
 import datetime
 import email.utils
 import json
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from typing import Any
 
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
@@ -19,26 +21,64 @@ from idistill_jax.llm import asking, cache, prompt, protocol, providers
 from idistill_jax.llm.providers import replay
 
 KEY = "not-a-real-key-5f1c0a77"
-SDKS = ("openai", "gemini", "gemini_legacy")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+  """What a provider that asks a server is tried with.
+
+  sdk: the module.  keys: variables of the key.  path: behind the server's address.  thinks: where in a request
+  `labels.reasoning=low` stands, and as what; None: it says that it cannot pass that on.  thought: the answer "[1]" to
+  11 tokens, of 7 tokens and 900 of thoughts.
+  """
+
+  sdk: str
+  keys: tuple[str, ...]
+  path: str = ""
+  thinks: tuple[tuple[str, ...], Any] | None
+  thought: dict[str, Any]
+
+
+# Some tell by itself what was thought, some in the total alone.
+OPENAI_THOUGHT = {
+  "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+  "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "[1]"}}],
+  "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 918},
+}  # fmt: skip
+GEMINI_THOUGHT = {
+  "candidates": [{"content": {"role": "model", "parts": [{"text": "[1]"}]}, "finishReason": "STOP", "index": 0}],
+  "usageMetadata": {
+    "promptTokenCount": 11, "candidatesTokenCount": 7, "thoughtsTokenCount": 900, "totalTokenCount": 918},
+}  # fmt: skip
+GEMINI_KEYS = ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+CASES = {
+  "openai": Case(sdk="openai", keys=("OPENAI_API_KEY",), path="/v1", thinks=(("reasoning_effort",), "low"),
+                 thought=OPENAI_THOUGHT),
+  "gemini": Case(sdk="google.genai", keys=GEMINI_KEYS, thought=GEMINI_THOUGHT,
+                 thinks=(("generationConfig", "thinkingConfig"), {"thinking_level": "LOW"})),
+  "gemini_legacy": Case(sdk="google.generativeai", keys=GEMINI_KEYS, thinks=None, thought=GEMINI_THOUGHT),
+}
+KEYS = sorted({key for case in CASES.values() for key in case.keys})
+# Provider -> where it is tried.
+ELSEWHERE = {"replay": "TestReplay", "openai_batch": "llm_batch_test.py", "gemini_batch": "llm_batch_test.py"}
+every_case = pytest.mark.parametrize("name", CASES)
 REQUEST = protocol.Request("q1", ("a", "b", "c"), prompt.render("query", ["x", "y", "z"], 45))
 
 
 @pytest.fixture(autouse=True)
 def keys(monkeypatch):
-  for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+  for name in KEYS:
     monkeypatch.setenv(name, KEY)
   for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
     monkeypatch.delenv(name, raising=False)
 
 
 def build(name, server, **fields):
-  pytest.importorskip(
-    {"openai": "openai", "gemini": "google.genai", "gemini_legacy": "google.generativeai"}[name]
-  )
-  url = server.url + ("/v1" if name == "openai" else "")
+  pytest.importorskip(CASES[name].sdk)
   cfg = config.Labels(
-    provider=name, model="m", base_url=url, **{"attempts": 3, "timeout_seconds": 10.0, **fields}
-  )
+    provider=name, model="m", base_url=server.url + CASES[name].path,
+    **{"attempts": 3, "timeout_seconds": 10.0, **fields},
+  )  # fmt: skip
   return Asking(providers.build(cfg), cfg.attempts, cfg.timeout_seconds)
 
 
@@ -62,21 +102,28 @@ class Asking:
     return asyncio.run(once())
 
 
-@pytest.mark.parametrize("name", SDKS)
-def test_asks_and_reads_text_usage_and_end(name):
+@pytest.mark.parametrize("name", providers.PROVIDERS)
+def test_every_provider_is_tried(name):
+  assert name in CASES or name in ELSEWHERE, f"{name!r} has no case: add one to CASES of {pathlib.Path(__file__).name}"
+
+
+@every_case
+def test_asks_and_reads_text_usage_and_end(name, caplog):
+  caplog.set_level(logging.INFO)
   with LoopbackLLM() as server:
     answer = build(name, server).ask(REQUEST)
   assert answer == protocol.Answer("[3] > [2] > [1]", "stop", 11, 7)
   assert server.asked == [REQUEST.prompt]
   assert KEY not in json.dumps(server.bodies)
+  chatty = {record.name for record in caplog.records if record.levelno < logging.WARNING}
+  assert not chatty, f"{chatty} write a line a request: name them in protocol._CHATTY"
 
 
 @pytest.mark.parametrize(("name", "reasoning", "where", "sent"), [
   ("gemini", "minimal", ("generationConfig", "thinkingConfig"), {"thinking_level": "MINIMAL"}),
   ("gemini", "none", ("generationConfig", "thinkingConfig"), {"thinking_budget": 0}),
-  ("gemini", "unset", ("generationConfig", "thinkingConfig"), None),
-  ("openai", "low", ("reasoning_effort",), "low"),
-  ("openai", "unset", ("reasoning_effort",), None),
+  *((name, "low", *case.thinks) for name, case in CASES.items() if case.thinks),
+  *((name, "unset", case.thinks[0], None) for name, case in CASES.items() if case.thinks),
 ])
 def test_how_much_to_think_reaches_the_model(name, reasoning, where, sent):
   with LoopbackLLM() as server:
@@ -87,12 +134,13 @@ def test_how_much_to_think_reaches_the_model(name, reasoning, where, sent):
   assert found == sent
 
 
-def test_the_old_sdk_says_that_it_cannot_pass_it_on():
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.thinks is None])
+def test_one_that_cannot_pass_it_on_says_so(name):
   with LoopbackLLM() as server, pytest.raises(protocol.Stop, match=r"labels\.reasoning=low"):
-    build("gemini_legacy", server, reasoning="low")
+    build(name, server, reasoning="low")
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 @pytest.mark.parametrize(("finish", "expected"), [("length", "length"), ("content_filter", "blocked")])
 def test_names_how_an_answer_ended(name, finish, expected):
   with LoopbackLLM(lambda number, text: Reply("[3] >", finish=finish)) as server:
@@ -119,21 +167,14 @@ def test_a_blocked_prompt_is_an_empty_answer(name):
     assert build(name, server).ask(REQUEST) == protocol.Answer("", "blocked", 5, 0)
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_what_a_model_thought_counts_as_output(name):
-  """Some tell it by itself, some in the total alone."""
-  message = {"role": "assistant", "content": "[1]"}
-  openai = {"id": "x", "object": "chat.completion", "created": 0, "model": "m",
-            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
-            "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 918}}  # fmt: skip
-  usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "thoughtsTokenCount": 900, "totalTokenCount": 918}
-  first = {"content": {"role": "model", "parts": [{"text": "[1]"}]}, "finishReason": "STOP", "index": 0}
-  body = json.dumps(openai if name == "openai" else {"candidates": [first], "usageMetadata": usage}).encode()
+  body = json.dumps(CASES[name].thought).encode()
   with LoopbackLLM(lambda number, text: Reply(body=body)) as server:
     assert build(name, server).ask(REQUEST) == protocol.Answer("[1]", "stop", 11, 907)
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_a_connection_that_never_came_about_is_known_to_have_cost_nothing(name):
   with LoopbackLLM() as server:
     opened = build(name, server)
@@ -141,13 +182,13 @@ def test_a_connection_that_never_came_about_is_known_to_have_cost_nothing(name):
     asyncio.run(opened.provider.ask(REQUEST))
   assert error.value.refused
   # An SDK of OpenAI's calls this a timeout, which sends people to the wrong knob.
-  assert name != "openai" or "Connect" in str(error.value)
+  assert CASES[name].sdk != "openai" or "Connect" in str(error.value)
   with LoopbackLLM(lambda number, text: Reply(close=True)) as server, pytest.raises(protocol.Transient) as error:
     asyncio.run(build(name, server).provider.ask(REQUEST))
   assert not error.value.refused
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 @pytest.mark.parametrize("status", [429, 500, 503, 507, 524])
 def test_a_transient_fault_is_asked_again(name, status):
   with LoopbackLLM(lambda n, text: Reply(status=status) if n == 1 else reversed_order(n, text)) as server:
@@ -155,7 +196,7 @@ def test_a_transient_fault_is_asked_again(name, status):
   assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_retry_after_is_honoured(name):
   def reply(number, text):
     return Reply(status=429, headers={"Retry-After": "1"}) if number == 1 else reversed_order(number, text)
@@ -189,7 +230,7 @@ def test_retry_after_takes_seconds_and_dates():
   assert protocol.retry_after(None) is None
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_tries_are_bounded(name):
   with (
     LoopbackLLM(lambda number, text: Reply("busy", status=503)) as server,
@@ -199,7 +240,7 @@ def test_tries_are_bounded(name):
   assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_hard_error_stops_at_once_and_hides_the_key(name, status, caplog):
   caplog.set_level(logging.INFO)
@@ -213,7 +254,7 @@ def test_a_hard_error_stops_at_once_and_hides_the_key(name, status, caplog):
   assert "***" in shown and KEY not in shown and KEY not in repr(error.value) and KEY not in caplog.text
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_a_timeout_is_transient(name):
   with LoopbackLLM(lambda n, text: Reply(delay=2.0) if n == 1 else reversed_order(n, text)) as server:
     assert build(name, server, timeout_seconds=1.0).ask(REQUEST).text == "[3] > [2] > [1]"
@@ -234,7 +275,7 @@ def test_what_a_gateway_says_within_an_answer_is_told():
   assert len(server.asked) == 3
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 @pytest.mark.parametrize(
   "broken",
   [
@@ -251,13 +292,11 @@ def test_an_unreadable_answer_is_transient(name, broken):
   assert len(server.asked) == 2
 
 
-@pytest.mark.parametrize("name", SDKS)
+@every_case
 def test_a_missing_key_names_its_variables(name, monkeypatch):
-  for variable in ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"):
+  for variable in KEYS:
     monkeypatch.delenv(variable)
-  with pytest.raises(
-    protocol.Stop, match="OPENAI_API_KEY" if name == "openai" else "GEMINI_API_KEY or GOOGLE_API_KEY"
-  ):
+  with pytest.raises(protocol.Stop, match=f"set the environment variable {' or '.join(CASES[name].keys)};"):
     providers.build(config.Labels(provider=name, model="m"))
 
 
@@ -278,13 +317,13 @@ def test_a_key_is_covered_however_it_is_quoted():
     assert "***" in key.cover(shown) and "b\\" not in key.cover(shown)
 
 
-@pytest.mark.parametrize("name", [*SDKS, "openai_batch", "gemini_batch"])
+@pytest.mark.parametrize("name", [*CASES, "openai_batch", "gemini_batch"])
 @pytest.mark.parametrize("key", ["sk-abc-111\nsk-def-222", "sk-abc-111 sk-def-222", "ключ-111"])
 def test_what_can_be_no_key_is_refused_and_not_shown(name, key, monkeypatch):
   pytest.importorskip("google.generativeai")
-  monkeypatch.setenv("OPENAI_API_KEY", key)
-  monkeypatch.setenv("GEMINI_API_KEY", key)
-  with pytest.raises(protocol.Stop, match=r"(OPENAI|GEMINI)_API_KEY holds") as error:
+  for variable in KEYS:
+    monkeypatch.setenv(variable, key)
+  with pytest.raises(protocol.Stop, match=f"({'|'.join(KEYS)}) holds") as error:
     providers.build(config.Labels(provider=name, model="m", base_url="http://127.0.0.1:9"))
   assert "111" not in "".join(traceback.format_exception(error.value))
 
@@ -297,7 +336,7 @@ def test_a_missing_sdk_names_its_extra():
 def test_labelling_imports_neither_jax_nor_an_sdk():
   code = (
     "import sys, idistill_jax.llm.session, idistill_jax.llm.estimate\n"
-    "heavy = ('jax', 'flax', 'numpy', 'openai', 'google.genai', 'tenacity', 'aiolimiter')\n"
+    f"heavy = ('jax', 'flax', 'numpy', 'tenacity', 'aiolimiter', {', '.join(repr(c.sdk) for c in CASES.values())})\n"
     "print([m for m in heavy if m in sys.modules])"
   )
   assert (

@@ -6,8 +6,10 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from typing import get_args, get_type_hints
 
@@ -381,6 +383,111 @@ def test_every_source_in_the_config_has_its_functions():
   assert set(get_args(get_type_hints(config.Collection)["source"])) == corpora.SOURCES.keys()
 
 
+# What every source keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """A small collection of a source.
+
+  read: the folder that holds the files that are read of it, and nothing else; None where it is no matter of files.
+  others: configs that have other fingerprints.  refused: one that has a path, where there must be none.
+  """
+
+  cfg: config.Collection
+  read: pathlib.Path | None
+  others: tuple[config.Collection, ...] = ()
+  refused: config.Collection | None = None
+
+
+def case_of_stdlib(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+  """What it reads of the interpreter is another test's."""
+  packaged = pathlib.Path(shutil.copytree(stdlib.QUICKSTART, root / "quickstart"))
+  monkeypatch.setattr(stdlib, "QUICKSTART", packaged)
+  return Case(STDLIB, packaged, refused=dataclasses.replace(STDLIB, path=str(packaged)))
+
+
+def case_of_ir_datasets(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+  """What lies behind its ids are the package's files."""
+  register(root, monkeypatch, train="t1", dev="q1")
+  ids = lambda path: config.Collection(source="ir_datasets", path=path)
+  return Case(ids("mine/train"), None, (ids("mine/dev"), ids("mine/train,mine/dev")))
+
+
+def case_of_tfds(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+  """Without the package: who asks what is another test's."""
+  cfg = files_config(root, "tfds", psgs_tsv="id\ttext\ttitle\n1\tParis is in France.\tParis\n")
+  cfg = dataclasses.replace(cfg, path=str(root / "psgs.tsv"), questions="one")
+  rows = {"train": [{"question": "Where is Paris?", "answer": ["France"]}]}
+  builder = lambda name: types.SimpleNamespace(
+    version="1.0.0", info=types.SimpleNamespace(features=("question", "answer"), splits=rows),
+    download_and_prepare=lambda: None, as_dataset=lambda split, decoders: rows[split])
+  monkeypatch.setattr(tfds, "_package", lambda: types.SimpleNamespace(
+    builder=builder, as_numpy=lambda rows: rows, decode=types.SimpleNamespace(PartialDecoding=lambda names: None)))
+  return Case(cfg, root, (dataclasses.replace(cfg, questions="two"),))
+
+
+def case_of_files(source: str, **files: str) -> Callable[..., Case]:
+  return lambda root, monkeypatch: Case(files_config(root, source, **files), root)
+
+
+def case_of_corpus(root: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+  cfg = files_config(root, "corpus", passages_jsonl='{"_id": "p1", "title": "One", "text": "first"}\n')
+  return Case(dataclasses.replace(cfg, path=str(root / "passages.jsonl")), root)
+
+
+# Source -> (an empty folder, monkeypatch) -> its case.
+CASES: dict[str, Callable[..., Case]] = {
+  "stdlib": case_of_stdlib,
+  "beir": lambda root, monkeypatch: Case(folder_with(root, qrels_dev="query-id\tcorpus-id\tscore\nq2\tp1\t1\n"), root),
+  "corpus": case_of_corpus,
+  "jsonl": case_of_files("jsonl", corpus_jsonl='{"docid": "p1", "contents": "first"}\n',
+                         queries_jsonl='{"qid": "q1", "question": "which"}\n', qrels__test_txt="q1 0 p1 2\n"),
+  "tsv": case_of_files("tsv", corpus_tsv="p1\tfirst\n", queries_tsv="q1\twhich\n", qrels__test_txt="q1 0 p1 2\n"),
+  "ir_datasets": case_of_ir_datasets,
+  "tfds": case_of_tfds,
+}
+
+
+@pytest.fixture(params=corpora.SOURCES)
+def case(request, tmp_path, monkeypatch) -> Case:
+  if request.param not in CASES:
+    pytest.fail(f"{request.param!r} has no case: add one to CASES of {pathlib.Path(__file__).name}")
+  (tmp_path / "read").mkdir()
+  return CASES[request.param](tmp_path / "read", monkeypatch)
+
+
+def test_a_fingerprint_follows_the_content_of_every_file(case):
+  fingerprint = corpora.SOURCES[case.cfg.source].fingerprint
+  before = fingerprint(case.cfg)
+  assert fingerprint(case.cfg) == before
+  files = [] if case.read is None else sorted(path for path in case.read.rglob("*") if path.is_file())
+  assert files or case.others
+  for path in files:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert fingerprint(case.cfg) != before, f"{path.name} was changed"
+    path.write_bytes(content)
+  assert fingerprint(case.cfg) == before
+  for other in case.others:
+    assert fingerprint(other) != before, other
+
+
+def test_what_is_loaded_twice_is_equal(case):
+  one, other = (corpora.SOURCES[case.cfg.source].load(case.cfg) for _ in range(2))
+  passages = list(one.passages)
+  assert passages and passages == list(one.passages) == list(other.passages)
+  assert dataclasses.replace(one, passages=()) == dataclasses.replace(other, passages=())
+
+
+def test_a_path_that_is_not_as_it_must_be_is_a_matter_of_the_config(case):
+  source, lacking = corpora.SOURCES[case.cfg.source], dataclasses.replace(case.cfg, path=None)
+  asked = [(source.load, case.refused)] if case.refused else [(source.load, lacking), (source.fingerprint, lacking)]
+  for function, cfg in asked:
+    with pytest.raises(config.ConfigError, match=r"collection\.path"):
+      function(cfg)
+
+
 # Folders of JSONL and TSV files
 
 
@@ -690,18 +797,22 @@ def test_the_places_of_a_ranking_without_a_passage_are_counted_anew():
 # ir_datasets and TensorFlow Datasets
 
 
-def test_ids_of_ir_datasets(tmp_path, monkeypatch):
+def register(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **queries: str) -> None:
+  """split -> its one query, as `mine/<split>` of ir_datasets."""
   ir_datasets = pytest.importorskip("ir_datasets", reason="the extra `datasets` is not installed")
-  (tmp_path / "docs.tsv").write_text("d1\tfirst text\nd2\tsecond text\n")
-  for split, query in (("train", "t1"), ("dev", "q1")):
-    (tmp_path / f"{split}.tsv").write_text(f"{query}\twords of {query}\n")
-    (tmp_path / f"{split}.qrels").write_text(f"{query} 0 d1 1\n{query} 0 d9 1\n")
-  for split in ("train", "dev"):
+  (folder / "docs.tsv").write_text("d1\tfirst text\nd2\tsecond text\n")
+  for split, query in queries.items():
+    (folder / f"{split}.tsv").write_text(f"{query}\twords of {query}\n")
+    (folder / f"{split}.qrels").write_text(f"{query} 0 d1 1\n{query} 0 d9 1\n")
     dataset = ir_datasets.create_dataset(
-      docs_tsv=str(tmp_path / "docs.tsv"), queries_tsv=str(tmp_path / f"{split}.tsv"),
-      qrels_trec=str(tmp_path / f"{split}.qrels"),
+      docs_tsv=str(folder / "docs.tsv"), queries_tsv=str(folder / f"{split}.tsv"),
+      qrels_trec=str(folder / f"{split}.qrels"),
     )  # fmt: skip
     monkeypatch.setitem(ir_datasets.registry._registered, f"mine/{split}", dataset)
+
+
+def test_ids_of_ir_datasets(tmp_path, monkeypatch):
+  register(tmp_path, monkeypatch, train="t1", dev="q1")
   found = irds.load(config.Collection(source="ir_datasets", path="mine/train, mine/dev"))
   assert [p.id for p in found.passages] == ["d1", "d2"]
   assert {q.id: q.split for q in found.queries} == {"t1": "train", "q1": "dev"}

@@ -10,7 +10,7 @@
 Ranker losses (`LISTWISE`) take `places`: int, 0 is what the teacher put first, in the order in which the
 scores stand, so callers sort nothing.  Gaps are allowed, as when a list is a part of a longer one.
 `listmle`, `ranknet` and `lambda_loss` read only their order; `listnet` reads them as numbers (relevance is
-minus the place).  All four take `top_places` and `known`, which choose the items whose own term counts; the
+minus the place).  All take `top_places` and `known`, which choose the items whose own term counts; the
 others remain something to be better than.
 
 Retriever losses (`DISTILLATION`) take `RetrieverTargets`; the functions behind them can be called directly.

@@ -187,7 +187,7 @@ def test_commands_are_found() -> None:
 STALE = (
   ("wrokdir", ("idistill_jax.pipeline", ("--wrokdir=x",))),
   ("lost", ("idistill_jax.pipeline", ("--config=configs/quickstart.py", "--config.ranker.lost=x"))),
-  ("hinge", ("idistill_jax.pipeline", ("--config=configs/quickstart.py", "--config.ranker.loss=hinge"))),
+  ("no_such_loss", ("idistill_jax.pipeline", ("--config=configs/quickstart.py", "--config.ranker.loss=no_such_loss"))),
   ("tinny", ("idistill_jax.pipeline", ("--config=configs/quickstart.py:tinny",))),
   ("top", ("idistill_jax.pipeline", ("--top=3",))),
   ("stray", ("idistill_jax.pipeline", ("stray",))),

@@ -168,12 +168,18 @@ class Labels:
   # As listed for calls that are answered at once: by batch, half of it counts.
   dollars_per_million_input_tokens: float | None = aside(None)
   dollars_per_million_output_tokens: float | None = aside(None)
+  # Whose prices these are; another model has none until they are set with it.  None: those of whoever is asked.
+  priced_model: str | None = aside(None)
   # Never exceeded by all that is asked through one workdir's cache; dollars need both prices.
   max_dollars: float | None = aside(None)
   max_tokens: int | None = aside(None)
   # Where batch files are exchanged by hand; None: submitted and collected through the SDK.
   batch_folder: str | None = aside(None)
   batch_poll_seconds: float = aside(60.0)
+
+  @property
+  def has_prices_of_another(self) -> bool:
+    return self.priced_model not in (None, self.model)
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

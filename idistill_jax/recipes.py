@@ -31,10 +31,12 @@ def asked_of_gemini(*, lists: int, passage_tokens: int, max_dollars: float) -> c
   """Lists of 20 for gemini-3.5-flash-lite, for so many dollars at most, a reader's among them.
 
   Prices are those listed for this model in November 2026; they only serve the estimate and the budget.
+  Another model has none of these: `labels.priced_model`.
   """
   return c.Labels(
     provider="gemini", model="gemini-3.5-flash-lite", lists=lists, list_size=20, passage_tokens=passage_tokens,
-    dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50, max_dollars=max_dollars,
+    dollars_per_million_input_tokens=0.30, dollars_per_million_output_tokens=2.50,
+    priced_model="gemini-3.5-flash-lite", max_dollars=max_dollars,
   )
 
 

@@ -83,6 +83,10 @@ def validate(cfg: Config) -> None:
   _check_ranges("", cfg)
   rules = (
     (cfg.labels.stride <= cfg.labels.window, "labels.stride must be labels.window at most: else passages go unseen"),
+    (cfg.labels.max_dollars is None or not cfg.labels.has_prices_of_another,
+     f"labels.max_dollars={cfg.labels.max_dollars} is counted with the prices of {cfg.labels.priced_model}, and asked "
+     f"is {cfg.labels.model}: set labels.dollars_per_million_input_tokens and dollars_per_million_output_tokens to its "
+     f"prices (0 for a model of your own) and labels.priced_model={cfg.labels.model}, or labels.max_dollars=none"),
     (cfg.labels.max_dollars is None or None not in (
       cfg.labels.dollars_per_million_input_tokens, cfg.labels.dollars_per_million_output_tokens),
      "labels.max_dollars needs labels.dollars_per_million_input_tokens and dollars_per_million_output_tokens"),

@@ -225,6 +225,20 @@ def test_the_budget_holds_for_the_reader_too(tmp_path):
   assert 0 < asked < 5
 
 
+def test_the_readers_prices_are_those_of_the_model_that_reads():
+  listed = dict(dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=2.0, priced_model="labeller")
+  cfg = configured(model="labeller", **listed)
+  cfg.answer.model = None
+  prices = lambda: session.prices(session.of_reader(cfg))
+  assert prices() == budget.Prices(1.0, 2.0)
+  cfg.labels.model = "other"
+  assert prices() == budget.Prices(), "they are the labeller's"
+  cfg.answer.dollars_per_million_input_tokens, cfg.answer.dollars_per_million_output_tokens = 3.0, 4.0
+  assert prices() == budget.Prices(3.0, 4.0), "the reader's own are of whoever reads"
+  cfg.answer.model = "reader"
+  assert prices() == budget.Prices(3.0, 4.0)
+
+
 def test_a_budget_in_dollars_needs_the_readers_prices():
   cfg = configured(max_dollars=1.0, dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=1.0)
   validation.validate(cfg)

@@ -18,7 +18,7 @@ import pytest
 from idistill_jax import config as config_lib
 from idistill_jax import experiments, losses, validation
 from idistill_jax.data import corpora
-from idistill_jax.llm import providers
+from idistill_jax.llm import budget, providers, session
 from idistill_jax.retrieval import measures
 from idistill_jax.workdir import configs
 
@@ -396,3 +396,40 @@ def test_a_loss_that_compares_the_passages_of_a_list_needs_two(loss: str) -> Non
     validation.validate(cfg)
   cfg.direct.passages_per_list = 2
   validation.validate(cfg)
+
+
+# -- Prices --------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_not_counted_with_the_prices_of_another_model() -> None:
+  cfg = load("my_corpus")
+  validation.validate(cfg)
+  cfg.labels.provider, cfg.labels.model = "openai", "gpt-6-sol"
+  with pytest.raises(config_lib.ConfigError, match=r"prices of gemini-3\.5-flash-lite, and asked is gpt-6-sol: .*"
+                                                   r"labels\.priced_model=gpt-6-sol, or labels\.max_dollars=none"):
+    validation.validate(cfg)
+  cfg.labels.max_dollars = None
+  validation.validate(cfg)
+  assert session.prices(cfg.labels) == budget.Prices()
+  cfg.labels.max_dollars, cfg.labels.priced_model = 5.0, "gpt-6-sol"
+  cfg.labels.dollars_per_million_input_tokens = 1.0
+  validation.validate(cfg)
+  assert session.prices(cfg.labels) == budget.Prices(1.0, 2.5)
+
+
+def test_prices_of_nobody_in_particular_are_those_of_whoever_is_asked() -> None:
+  labels = config_lib.Labels(model="mine", dollars_per_million_input_tokens=1.0, dollars_per_million_output_tokens=2.0)
+  validation.validate(config_lib.Config(name="x", labels=dataclasses.replace(labels, max_dollars=1.0)))
+  assert session.prices(labels) == budget.Prices(1.0, 2.0)
+
+
+@pytest.mark.parametrize("name", ["my_corpus", "quickstart"])
+def test_whose_prices_are_counted_makes_nothing_anew(name: str) -> None:
+  cfg = load(name)
+  keys = config_lib.keyed(cfg)
+  values = config_lib.as_dict(cfg)
+  del values["labels"]["priced_model"]  # as a workdir's record from before has it
+  before = config_lib.from_dict(values)
+  assert config_lib.keyed(before) == keys and not list(config_lib.differences(cfg, values))
+  before.labels.orders = 3
+  assert config_lib.keyed(before) != keys

@@ -123,6 +123,11 @@ def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
   stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
   said = capsys.readouterr().out
   assert said.startswith("60 passages, 180 calls, 0 of them") and "about $180.00" in said
+  cfg.labels.priced_model = "another"
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  said = capsys.readouterr().out
+  assert "$" not in said and f"are of another), and labels.priced_model={cfg.labels.model}" in said
+  cfg.labels.priced_model = None
   with session.Session(cfg.labels, tmp_path / "cache") as opened:
     passages = corpora.SOURCES[cfg.collection.source].load(cfg.collection).passages
     chosen = [query_writing.Passage(one.id, one.full_text) for one in itertools.islice(passages, 20)]

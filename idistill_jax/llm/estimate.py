@@ -94,7 +94,9 @@ def _said(calls: int, known: int, usage: budget.Usage, cfg: config.Labels) -> st
 def _money(usage: budget.Usage, cfg: config.Labels) -> str:
   dollars = session.prices(cfg).dollars(usage)
   if dollars is None:
-    return "how many dollars is not known: set labels.dollars_per_million_input_tokens and ..._output_tokens"
+    whose = f" (those that are set are of {cfg.priced_model}), and labels.priced_model={cfg.model}"
+    return ("how many dollars is not known: set labels.dollars_per_million_input_tokens and ..._output_tokens"
+            + whose * cfg.has_prices_of_another)
   return f"${dollars:.2f}"
 
 

@@ -31,7 +31,9 @@ def by_batch(cfg: config.Labels) -> bool:
 
 
 def prices(cfg: config.Labels) -> budget.Prices:
-  """As configured; by batch half of it, as Google and OpenAI bill."""
+  """As configured, none where they are another model's; by batch half of it, as Google and OpenAI bill."""
+  if cfg.has_prices_of_another:
+    return budget.Prices()
   prices = cfg.dollars_per_million_input_tokens, cfg.dollars_per_million_output_tokens
   share = 0.5 if by_batch(cfg) else 1.0
   return budget.Prices(*(price if price is None else share * price for price in prices))
@@ -48,6 +50,7 @@ def of_reader(cfg: config.Config) -> config.Labels:
     recording=labels.recording if answer.recording is None else answer.recording,
     dollars_per_million_input_tokens=labels.dollars_per_million_input_tokens if shared else of_input,
     dollars_per_million_output_tokens=labels.dollars_per_million_output_tokens if shared else of_output,
+    priced_model=labels.priced_model if shared else None,
   )
 
 

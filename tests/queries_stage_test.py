@@ -107,6 +107,46 @@ def test_off_no_queries_are_an_error_that_names_the_knob(recorded, tiny_weights,
     artifacts.Workdir(tmp_path).execute(flow.STAGES["queries"], cfg)
 
 
+def few(folder: pathlib.Path, weights: str, count: int, **fields) -> config.Config:
+  """For a corpus of so many passages."""
+  with open(folder / "corpus.jsonl", "w") as out:
+    for i in range(count):
+      out.write(json.dumps({"_id": f"p{i}", "text": f"a text about {i}"}) + "\n")
+  return configured(folder, weights, **fields)
+
+
+@pytest.mark.parametrize("count, held_out, words", [
+  (20, 0.0, r"passages=60 draws 20 of .*held_out=0, none is held out.*raise queries\.passages, queries\.held_out"),
+  (1, 0.2, r"draws 1 of .*held_out=0\.2, none is held out for test"),
+  (3, 0.999, r"held_out=0\.999, none trains.*lower queries\.held_out"),
+  (20, 0.2, None),
+])  # fmt: skip
+def test_nobody_is_asked_for_queries_that_all_train_or_are_all_held_out(count, held_out, words, tiny_weights, tmp_path):
+  cfg = few(tmp_path, tiny_weights, count, held_out=held_out)
+  cfg.labels.recording = None
+  # The control comes as far as asking.
+  with pytest.raises(config.ConfigError, match=words) if words else pytest.raises(protocol.Stop):
+    artifacts.Workdir(tmp_path / "w").execute(flow.STAGES["queries"], cfg)
+
+
+def test_what_a_collection_has_of_its_own_need_not_be_written():
+  texts = [records.Passage(id=f"p{i}", title="", text="x") for i in range(4)]
+  def whole(split, **judged):
+    return collection.assemble(
+      title="t", passages=texts, queries=[records.Query(id="q", text="y", split=split)], judgements=judged)
+  cfg = config.Config(name="t", queries=config.Queries(passages=4, held_out=0.0))
+  with pytest.raises(config.ConfigError, match="is held out for test"):
+    stage.check_splits(["p0"], whole("train"), cfg)
+  stage.check_splits(["p0"], whole("dl20", dl20={"q": {"p1": 1}}), cfg)
+  cfg.queries.held_out = 0.999
+  held = next(one.id for one in texts if stage.split_of(one.id, 0.999, 0) == "test")
+  stage.check_splits([held], whole("train"), cfg)
+  with pytest.raises(config.ConfigError, match="none trains"):
+    stage.check_splits([held], whole("dl20", dl20={"q": {"p1": 1}}), cfg)
+  # Beside those that people judged, written ones of the split train.
+  stage.check_splits([held], whole("test", test={"q": {"p1": 1}}), cfg)
+
+
 @pytest.mark.parametrize("lines", [[], ['{"_id": "a", "text": ""}\n', '{"_id": "b", "text": " "}\n']])
 def test_a_corpus_without_a_text_says_so(lines, tiny_weights, tmp_path):
   (tmp_path / "corpus.jsonl").write_text("".join(lines))

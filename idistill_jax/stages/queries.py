@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from idistill_jax import cli, config, flow, processes, records
-from idistill_jax.data import corpora, deal, example, tables
+from idistill_jax.data import collection, corpora, deal, example, tables
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts
@@ -30,30 +30,55 @@ _ROWS = 1024
 def run(job: artifacts.Job) -> None:
   if not config.writes_queries(job.cfg):
     raise config.ConfigError("queries.passages is none, so nothing is to be written: --config.queries.passages=700")
-  passages = _passages(job.cfg.collection)
+  whole = corpora.SOURCES[job.cfg.collection.source].load(job.cfg.collection)
+  passages = _passages(whole, job.cfg.collection)
   retriever = inference.load_retriever(job.cfg, None, job)
   passages_PxE = retriever.encode_passages([passage.full_text for passage in passages])
   # Filled in the first process, which asks; what the others are told of it, as text, is what they help to encode.
   written: list[query_writing.Written] = []
 
   def ask() -> list[str]:
-    written.extend(_written(job, passages, passages_PxE))
+    drawn = _drawn(job, passages, passages_PxE)
+    check_splits([one.id for one in drawn], whole, job.cfg)
+    with session.Session(job.cfg.labels, job.cache) as asking:
+      written.extend(query_writing.write(asking, drawn, job.cfg.queries.passage_tokens))
     return [one.text for one in _usable(job, written)]
 
   queries_QxE = retriever.encode_queries(processes.once(ask))
   processes.once(lambda: _keep(job, written, queries_QxE, passages, passages_PxE))
 
 
-def _written(
+def _drawn(
   job: artifacts.Job, passages: Sequence[records.Passage], passages_PxE: np.ndarray
-) -> list[query_writing.Written]:
-  """What the LLM writes for sampled passages."""
+) -> list[query_writing.Passage]:
+  """The passages that the LLM is to write queries for."""
   cfg, texts = job.cfg.queries, [passage.full_text for passage in passages]
   strata = stratify(unit(passages_PxE), [len(text.split()) for text in texts], cfg.clusters, job.cfg.seed)
   rows = sample(strata, min(cfg.passages or 0, len(passages)), job.cfg.seed)
-  with session.Session(job.cfg.labels, job.cache) as asking:
-    chosen = [query_writing.Passage(passages[row].id, texts[row]) for row in rows]
-    return query_writing.write(asking, chosen, cfg.passage_tokens)
+  return [query_writing.Passage(passages[row].id, texts[row]) for row in rows]
+
+
+def check_splits(passage_ids: Sequence[str], whole: collection.Collection, cfg: config.Config) -> None:
+  """Raises ConfigError where queries written for these passages would leave nothing to measure by, or to train on.
+
+  whole: what they are for, whose own queries may do.  The stage `collection` trains on those of a split that it judges.
+  """
+  splits = {split_of(one, cfg.queries.held_out, cfg.seed) for one in passage_ids}
+  judged = {split for split, qrels in whole.qrels.items() if qrels}
+  own = {query.split for query in whole.queries}
+  measured = "test" in splits or judged - {"train"} or any(
+    query.id in whole.answers for query in whole.queries if query.split != "train")
+  trained = splits & {"train", *judged} or "train" in own or cfg.collection.train_fraction is not None
+  if not measured:
+    lacking, raised = "is held out for test, so nothing could be measured", "queries.passages, queries.held_out"
+  elif not trained:
+    lacking, raised = "trains, so the LLM would have no list to order", "queries.passages, lower queries.held_out"
+  else:
+    return
+  raise config.ConfigError(
+    f"queries.passages={cfg.queries.passages} draws {len(passage_ids)} of the corpus, of which, with "
+    f"queries.held_out={cfg.queries.held_out:g}, none {lacking}: raise {raised}, or take another seed; nothing was "
+    "asked yet")
 
 
 def _usable(job: artifacts.Job, written: Sequence[query_writing.Written]) -> list[query_writing.Written]:
@@ -94,7 +119,7 @@ def _keep(job: artifacts.Job, written: Sequence[query_writing.Written], queries_
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
   cfg = runner.cfg
-  passages = _passages(cfg.collection)
+  passages = _passages(corpora.SOURCES[cfg.collection.source].load(cfg.collection), cfg.collection)
   count = min(cfg.queries.passages or 0, len(passages))
   texts = [passage.full_text for passage in passages]
   tokens = cfg.queries.passage_tokens
@@ -103,8 +128,8 @@ def print_estimate(runner: cli.Runner) -> None:
   ))
 
 
-def _passages(cfg: config.Collection) -> tuple[records.Passage, ...]:
-  return tuple(itertools.islice(corpora.SOURCES[cfg.source].load(cfg).passages, cfg.max_passages))
+def _passages(whole: collection.Collection, cfg: config.Collection) -> tuple[records.Passage, ...]:
+  return tuple(itertools.islice(whole.passages, cfg.max_passages))
 
 
 def query_id(one: query_writing.Written) -> str:

@@ -158,6 +158,80 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
     pipeline.check(runner)
 
 
+@pytest.mark.parametrize("qrels, words, not_said", [
+  ({}, r"; add qrels/test\.tsv in .*/data, or have the LLM write queries to measure by.*queries\.passages=700, or "
+       r"--config=configs/my_corpus\.py --config\.collection\.source=beir$", "left out"),
+  ({"test": "q2\tgone\t1\nq9\tp\t1\nq9\tp2\t1\n"},
+   r"1 x judgement in test of an unknown passage, as 'q2 gone'; 2 x judgement in test of an unknown query, as 'q9",
+   "swapped|add qrels"),
+  ({"test": "p\tq2\t1\np2\tq3\t1\n"},
+   r"2 x judgement in test of an unknown query, as 'p q2' \(the columns look swapped", "add qrels"),
+  ({"test": "p\tq2\t1\n", "dev": "q2\tp\t1\n"}, r"look swapped.*it has judgements for: dev; name one", "add more"),
+])  # fmt: skip
+def test_what_is_lacking_to_measure_by_is_told_with_what_was_read(tmp_path, tiny_weights, qrels, words, not_said):
+  runner = judged(tmp_path, tiny_weights, **qrels)
+  queries = tmp_path / "data" / "queries.jsonl"
+  queries.write_text(queries.read_text() + '{"_id": "q4", "text": "another that trains"}\n')
+  runner.run(flow.STAGES["collection"])
+  with pytest.raises(config.ConfigError, match=words) as found:
+    pipeline.check(runner)
+  assert not re.search(not_said, str(found.value))
+
+
+def test_judgements_beside_the_folder_of_judgements_are_named(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights)
+  (tmp_path / "data" / "qrels.tsv").write_text(QRELS + "q2\tp\t1\n")
+  runner.run(flow.STAGES["collection"])
+  with pytest.raises(config.ConfigError, match=r"beside the corpus lies qrels\.tsv, which is not read: move it to "
+                                               r"qrels/test\.tsv"):
+    pipeline.check(runner)
+  (tmp_path / "data" / "qrels.tsv").rename(tmp_path / "data" / "qrels" / "test.tsv")
+  runner.run(flow.STAGES["collection"])
+  pipeline.check(runner)
+
+
+def test_one_query_is_not_to_be_divided(tmp_path, tiny_weights, caplog):
+  runner = judged(tmp_path, tiny_weights, test="q2\tp\t1\n")
+  queries = tmp_path / "data" / "queries.jsonl"
+  both = queries.read_text()
+  queries.write_text(both.splitlines(keepends=True)[1])
+  with pytest.raises(config.ConfigError, match=r"no training queries.*one cannot be both trained on and measured"):
+    pipeline.run(runner)
+  assert "train_fraction" not in caplog.text
+  # Nor is one that trains, whatever draws it.
+  (tmp_path / "data" / "qrels" / "test.tsv").unlink()
+  runner.run(flow.STAGES["collection"])
+  with pytest.raises(config.ConfigError, match=r"nothing could be measured; there is one query"):
+    pipeline.check(runner)
+
+
+@pytest.mark.parametrize("share, words", [(0.001, r"train_fraction=0\.001 draws none of 2; raise it"),
+                                          (0.999, r"train_fraction=0\.999 took all 2 to train on: lower it")])
+def test_a_share_that_leaves_nothing_is_named(tmp_path, tiny_weights, share, words):
+  runner = judged(tmp_path, tiny_weights, test="q3\tp\t1\nq2\tp2\t1\n")
+  queries = tmp_path / "data" / "queries.jsonl"
+  queries.write_text(queries.read_text().replace("train", "test"))
+  runner.cfg.collection.train_fraction = share
+  runner.run(flow.STAGES["collection"])
+  with pytest.raises(config.ConfigError, match=words):
+    pipeline.check(runner)
+
+
+def test_written_queries_of_which_none_is_left_to_measure_by(tmp_path, tiny_weights):
+  runner = judged(tmp_path, tiny_weights)
+  runner.cfg.queries.passages = 2
+
+  def write(job: artifacts.Job) -> None:
+    example.write_records(job.out, tables.QUERIES, [records.Query(id="w", text="written", split="train")])
+    tables.write_qrels(job.out / "qrels" / "train.tsv", {"w": {"p": 1}})
+
+  runner.workdir.execute(artifacts.Stage(name="queries", reads=(), config=("queries",), run=write), runner.cfg)
+  runner.workdir.execute(flow.STAGES["collection"], runner.cfg)
+  with pytest.raises(config.ConfigError, match=r"it has queries for: train, and of those that were written for 'test' "
+                                               r"none was kept: raise --config\.queries\.passages"):
+    pipeline.check(runner)
+
+
 def test_grades_that_cannot_be_relevant_are_found_before_anything_is_encoded(tmp_path, tiny_weights):
   runner = judged(tmp_path, tiny_weights, test="q2\tp\t2\n")
   runner.cfg.evaluate.relevant_from = 3

@@ -51,8 +51,9 @@ def test_what_points_nowhere_is_left_out_and_named():
   assert reasons(found) == {
     "passage without text": ["empty"],
     "query without text": ["mute"],
-    "judgement of an unknown query": ["nobody p1", "nobody p2"],
-    "judgement of an unknown passage": ["q1 gone", "q2 gone", "q3 empty"],
+    "judgement in test of an unknown query": ["nobody p1", "nobody p2"],
+    "judgement in test of an unknown passage": ["q1 gone", "q2 gone"],
+    "judgement in train of an unknown passage": ["q3 empty"],
     "query of test without a relevant passage left": ["q2"],
     "judgement naming a passage or query left out": ["q2 p2"],
     "recorded list naming a passage left out": ["q3: gone"],

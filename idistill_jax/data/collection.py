@@ -119,7 +119,7 @@ def _by_split(title: str, judgements: Mapping[str, tables.Qrels], splits: Mappin
   for source, judged_queries in judgements.items():
     for query_id, judged in judged_queries.items():
       if query_id not in splits:
-        dropped += [Drop("judgement of an unknown query", f"{query_id} {passage_id}") for passage_id in judged]
+        dropped += [Drop(f"judgement in {source} of an unknown query", f"{query_id} {one}") for one in judged]
         continue
       own = splits[query_id]
       if source != own and (own == "train" or query_id in judgements.get(own, {})):
@@ -130,7 +130,7 @@ def _by_split(title: str, judgements: Mapping[str, tables.Qrels], splits: Mappin
       found = qrels[own].setdefault(query_id, {})
       for passage_id, score in judged.items():
         if passage_id not in known:
-          dropped.append(Drop("judgement of an unknown passage", f"{query_id} {passage_id}"))
+          dropped.append(Drop(f"judgement in {source} of an unknown passage", f"{query_id} {passage_id}"))
         elif found.setdefault(passage_id, score) != score:
           raise CollectionError(
             f"{title}: the pair {query_id} {passage_id} is judged {score} in {source} and "

@@ -11,7 +11,7 @@ elsewhere), `rankings-*.tfrecord` (LLM rankings made elsewhere), `answers-*.tfre
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import logging
@@ -22,10 +22,6 @@ from idistill_jax.data.corpora import rankings
 from idistill_jax.workdir import artifacts
 
 STATISTICS = "collection.json"
-NO_TRAINING_QUERIES = (
-  "no training queries, so no list that an LLM could order; --config.collection.train_fraction=0.5 trains on half of "
-  "the others, which are then not measured"
-)
 _RECORDS_PER_SHARD = 50_000
 
 
@@ -55,7 +51,7 @@ def run(job: artifacts.Job) -> None:
   job.count(**facts)
   if not facts["queries"].get("train"):
     # No error here: for benchmarks of first stages there is nothing to train.
-    logging.warning("%s: %s", facts["title"], NO_TRAINING_QUERIES)
+    logging.warning("%s: %s", facts["title"], no_training_queries(facts["queries"], cfg))
   for drop in kept.drops:
     job.drop(drop.reason, drop.what)
 
@@ -84,6 +80,18 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
 
 def _write(job: artifacts.Job, name: str, items: Iterable[Any], count: int) -> None:
   example.write_records(job.out, name, items, shards=-(-count // _RECORDS_PER_SHARD), count=count)
+
+
+def no_training_queries(queries: Mapping[str, int], cfg: config.Collection) -> str:
+  """What to say where none trains.  queries: how many each split has."""
+  count = sum(queries.values())
+  if count == 1:
+    what = "there is one query, and one cannot be both trained on and measured: add more"
+  elif cfg.train_fraction is not None:
+    what = f"--config.collection.train_fraction={cfg.train_fraction:g} draws none of {count}; raise it, or add queries"
+  else:
+    what = "--config.collection.train_fraction=0.5 trains on half of the others, which are then not measured"
+  return f"no training queries, so no list that an LLM could order; {what}"
 
 
 def statistics(found: collection.Collection) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def queries(cfg: config.Config) -> str:
 def collection(cfg: config.Config) -> str:
   """The files, or the interpreter, that the collection is read from, and what becomes of rankings made elsewhere."""
   read = corpora.SOURCES[cfg.collection.source].fingerprint(cfg.collection)
-  rankings = [path for path in (cfg.collection.rankings, cfg.collection.rankings_shown) if path is not None]
+  named = {"collection.rankings": cfg.collection.rankings, "collection.rankings_shown": cfg.collection.rankings_shown}
+  rankings = [outside.file(path, field) for field, path in named.items() if path is not None]
   counted = [RANKINGS] * bool(rankings) + [WRITTEN] * config.writes_queries(cfg)
   return " ".join([read, *map(outside.sha256, rankings), *counted])
 
@@ -40,7 +41,9 @@ def collection(cfg: config.Config) -> str:
 def candidates(cfg: config.Config) -> str:
   """The initial retriever's weights, and the run where another system's candidates are taken."""
   read = weights(cfg)
-  return read if cfg.candidates.run is None else f"{read} {outside.sha256(cfg.candidates.run)}"
+  if cfg.candidates.run is None:
+    return read
+  return f"{read} {outside.sha256(outside.file(cfg.candidates.run, 'candidates.run'))}"
 
 
 def labels(cfg: config.Config) -> str:

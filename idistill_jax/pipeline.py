@@ -51,10 +51,17 @@ def run(runner: cli.Runner) -> None:
 
 def _check_paths(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
   """What a stage would only come to after hours: raises FileExistsError for a folder of another's, FileNotFoundError
-  and RunError for the files of `evaluate.runs`."""
+  for a file that is not there, and RunError for the files of `evaluate.runs`."""
   for stage in stages:
     runner.workdir.refuse_foreign(stage.name)
   systems.run_files(runner.cfg)
+  read = runner.cfg.collection
+  if read.path is not None and read.source not in ("stdlib", "ir_datasets") and not outside.at(read.path).exists():
+    raise FileNotFoundError(f"{read.path}: collection.path names nothing that is there")
+  for field, path in (("collection.rankings", read.rankings), ("collection.rankings_shown", read.rankings_shown),
+                      ("candidates.run", runner.cfg.candidates.run)):
+    if path is not None:
+      outside.file(path, field)
 
 
 def check(runner: cli.Runner) -> None:

@@ -51,7 +51,7 @@ def upsert(
   if into.exists():
     raise FileExistsError(f"{into}: is there already; name a new folder")
   index.check_grows(old.folder("index"))  # before any model encodes
-  read = list(corpus_files.read_passages(outside.at(path)))
+  read = list(corpus_files.read_passages(outside.file(path, "--passages")))
   new = tuple(stream.usable(read))
   if not new:
     raise ValueError(f"{path}: no passage with a text")

@@ -6,7 +6,7 @@ import logging
 import pytest
 import tiny_world
 
-from idistill_jax import cli, config, extras, pipeline, sharding
+from idistill_jax import cli, config, extras, fingerprints, pipeline, sharding
 from idistill_jax.report import gather
 from idistill_jax.workdir import artifacts, configs
 
@@ -125,3 +125,31 @@ def test_a_pipeline_refuses_at_once_a_mesh_that_its_networks_cannot_lie_on(tmp_p
   with pytest.raises(sharding.ShardingError, match=said):
     pipeline.run(runner)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("section, field", [
+  ("collection", "rankings"), ("collection", "rankings_shown"), ("candidates", "run")])
+def test_a_file_that_is_not_there_is_named_with_its_field_before_any_stage(cfg, tmp_path, section, field, monkeypatch):
+  cfg.collection.source = "stdlib"
+  path = tmp_path / "theirs.txt"
+  setattr(getattr(cfg, section), field, str(path))
+  said = f"^{path}: {section}.{field} names no file$"
+  with pytest.raises(FileNotFoundError, match=said):
+    pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), []))
+  assert not (tmp_path / "w").exists()
+  # So does the stage by itself.
+  monkeypatch.setattr(fingerprints, "weights", lambda cfg: "")
+  read = getattr(fingerprints, section)
+  with pytest.raises(FileNotFoundError, match=said):
+    read(cfg)
+  path.touch()
+  assert read(cfg)
+
+
+def test_a_corpus_that_is_not_there_is_named_with_its_field(cfg, tmp_path):
+  for source, words in (("corpus", "names no file"), ("beir", "must name a folder"), ("jsonl", "must name a folder")):
+    cfg.collection = config.Collection(source=source, path=str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path}/gone: collection\.path names nothing that is there"):
+      pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), []))
+    with pytest.raises(FileNotFoundError, match=rf"^{tmp_path}/gone: .*collection\.path {words}"):
+      fingerprints.collection(cfg)

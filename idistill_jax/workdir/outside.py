@@ -136,6 +136,14 @@ def at(path: str | os.PathLike[str]) -> Path:
   return Object(path.rstrip("/")) if remote.scheme(path) else pathlib.Path(path)
 
 
+def file(path: str | os.PathLike[str], named_by: str) -> Path:
+  """As `at`; raises FileNotFoundError, with the field or flag that names it, where no file is there."""
+  found = at(path)
+  if not found.is_file():
+    raise FileNotFoundError(f"{path}: {named_by} names no file")
+  return found
+
+
 def plain_name(path: str | os.PathLike[str]) -> pathlib.PurePath:
   """The file's name as it would be without gzip: its ending says what is in it."""
   return pathlib.PurePath(pathlib.PurePath(path).name.removesuffix(".gz"))

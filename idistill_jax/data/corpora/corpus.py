@@ -21,4 +21,4 @@ def fingerprint(cfg: config.Collection) -> str:
 def _path(cfg: config.Collection) -> outside.Path:
   if cfg.path is None:
     raise config.ConfigError("collection.path must name a JSONL file of passages when collection.source is 'corpus'")
-  return outside.at(cfg.path)
+  return outside.file(cfg.path, "collection.path")

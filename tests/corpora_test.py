@@ -341,6 +341,28 @@ def test_missing_and_ambiguous_files_are_named(tmp_path):
     beir.load(cfg)
 
 
+ONE = '{"_id": "p1", "text": "x"}'
+
+
+@pytest.mark.parametrize("corpus, words, not_said", [
+  ('{"_id": 1.0, "text": "x"}', r":1: _id .*must be text, found 1\.0; written by pandas\? .*dtype=str$", "array"),
+  ('{"_id": 1.5, "text": "x"}', r":1: _id .*must be text, found 1\.5$", "pandas"),
+  ('{"_id": "p1", "text": 1.0}', r":1: text .*must be text, found 1\.0$", "pandas"),
+  (f"[{ONE}, {ONE}]", r":1: .*one object a line is needed, found an array$", "pandas"),
+  (f"\ufeff[\n{ONE},\n{ONE}]\n", r":1: not JSON .*one object a line is needed, found an array$", "pandas"),
+  ('{"_id": "p1",\n', ":1: not JSON", "array"),
+  (f"\ufeff{ONE}\n".encode("utf-16-le"), r"corpus\.jsonl: is UTF-16; convert it to UTF-8$", ":1:"),
+  (f"\ufeff{ONE}\n".encode("utf-16-be"), r"corpus\.jsonl: is UTF-16; convert it to UTF-8$", ":1:"),
+])  # fmt: skip
+def test_what_other_tools_write_is_told_with_what_to_do(tmp_path, corpus, words, not_said):
+  cfg = folder_with(tmp_path / "x")
+  (tmp_path / "x" / "corpus.jsonl").write_bytes(corpus if isinstance(corpus, bytes) else corpus.encode())
+  for cfg.source in ("beir", "jsonl"):
+    with pytest.raises(collection.CollectionError, match=words) as e:
+      corpora.SOURCES[cfg.source].load(cfg)
+    assert not_said not in str(e.value)
+
+
 @pytest.mark.parametrize(
   ("name", "passages", "splits"),
   [

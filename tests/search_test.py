@@ -354,7 +354,7 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
 
   with pytest.raises(FileExistsError, match="name a new folder"):
     upsert.upsert(workdir.root, more, tmp_path / "grown")
-  with pytest.raises(FileNotFoundError, match="gone.jsonl: --passages names no file"):
+  with pytest.raises(FileNotFoundError, match=r"gone\.jsonl: --passages names no file"):
     upsert.upsert(workdir.root, tmp_path / "gone.jsonl", tmp_path / "other")
   more.write_text('{"_id": "empty", "text": " "}\n')
   with pytest.raises(ValueError, match="no passage with a text"):

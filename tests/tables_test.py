@@ -201,6 +201,7 @@ HEADER = "query-id\tcorpus-id\tscore\n"
     ("q1\tp1\t1\nq2 \tp1\t1\n", r"qrels.tsv:2: the ids 'q2 ' and 'p1' may have no white space"),
     ("q1\tp1\t1\nq2\tp\u00a01\t1\n", r"qrels.tsv:2: the ids 'q2' and 'p\\xa01' may have no white space"),
     ("q1\tp1\t1\nq2\tp1\t2147483648\n", r"qrels.tsv:2: expected query id, passage id and integer score"),
+    ("q1,p1,1\n", r"qrels.tsv:1: expected .*; its fields are separated by commas, and tabs are needed$"),
     ("q1\tp1\tyes\n", r"qrels.tsv:1: expected a header .*, found 'q1"),
     ("q1\tp1\t1\nquery-id\tcorpus-id\tscore\n", r"qrels.tsv:2: expected"),
     (HEADER + "q1\tp1\t1\nq1 p2 1\n", r"qrels.tsv:3: expected .*, found 'q1 p2 1"),

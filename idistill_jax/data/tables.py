@@ -210,7 +210,8 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     if score is None:
       form = "query id, passage id and integer score with tabs between"
       form = f"a header {chr(9).join(QRELS_HEADER)!r} or {form}" if number == 1 else form
-      raise ValueError(f"{path}:{number}: expected {form}, found {line!r}")
+      commas = "; its fields are separated by commas, and tabs are needed" * (len(fields) == 1 and line.count(",") == 2)
+      raise ValueError(f"{path}:{number}: expected {form}, found {line!r}{commas}")
     query_id, passage_id = fields[:2]
     if not all(re.fullmatch(r"\S+", one) for one in (query_id, passage_id)):
       raise ValueError(f"{path}:{number}: the ids {query_id!r} and {passage_id!r} may have no white space in them, as "

@@ -4,6 +4,7 @@ Readers take both alike, as streams: of a corpus in a bucket nothing is kept her
 files is fetched, once a machine and again when something changes there.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import fcntl
@@ -163,12 +164,15 @@ def reading(path: Path) -> Iterator[io.BufferedIOBase]:
 def lines(path: Path, error: type[ValueError]) -> Iterator[tuple[int, bytes]]:
   """(number, line) of a file, from 1, gunzipped where its name ends in .gz.
 
-  Raises `error`, naming file and line, where it cannot be read further, as a gzip file that ends early.
+  Raises `error`, naming file and line, where it cannot be read further, as a gzip file that ends early, and for UTF-16,
+  which PowerShell's > writes.
   """
   number = 0
   with reading(path) as file:
     try:
       for number, line in enumerate(file, start=1):
+        if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+          raise error(f"{path}: is UTF-16; convert it to UTF-8")
         yield number, line
     except (EOFError, OSError, zlib.error) as e:
       again = "; fetch the gzip file again" if path.suffix == ".gz" else ""

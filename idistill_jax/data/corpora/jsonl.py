@@ -1,6 +1,7 @@
 """JSON-lines files and JSON arrays, gzipped or not -> checked rows that know where they stand."""
 
 import array
+import codecs
 import dataclasses
 import gzip
 import json
@@ -129,9 +130,14 @@ def value(where: str, line: bytes) -> Any:
 
 
 def _object(where: str, line: bytes) -> dict[str, Any]:
-  values = value(where, line)
+  is_array = line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+  hint = "; one object a line is needed, found an array" * is_array
+  try:
+    values = value(where, line)
+  except collection.CollectionError as e:  # an array over several lines
+    raise collection.CollectionError(f"{e}{hint}") from e
   if not isinstance(values, dict):
-    raise collection.CollectionError(f"{where}: expected a JSON object, found {_shorten(line)!r}")
+    raise collection.CollectionError(f"{where}: expected a JSON object, found {_shorten(line)!r}{hint}")
   return values
 
 
@@ -149,7 +155,9 @@ def words(row: Row, names: Sequence[str]) -> str | None:
   """The same as text, numbers written out; raises CollectionError for a value of another kind."""
   value = first(row, names)
   if value is not None and (not isinstance(value, (str, int)) or isinstance(value, bool)):
-    raise collection.CollectionError(f"{row.where}: {' or '.join(names)} must be text, found {value!r}")
+    pandas = "; written by pandas? read ids as text: dtype=str"
+    hint = pandas * ("_id" in names and isinstance(value, float) and value.is_integer())
+    raise collection.CollectionError(f"{row.where}: {' or '.join(names)} must be text, found {value!r}{hint}")
   return None if value is None else str(value)
 
 

@@ -139,7 +139,7 @@ def _start(work: Callable[[config_lib.Config], object]) -> None:
     if flags.FLAGS["reuse"].present and not (_REUSE.value and all(_REUSE.value)):
       raise app.UsageError("--reuse names nothing; name workdirs, with commas between, or leave it out")
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    quiet_libraries()
     with processes.joined(_launch(), PATIENCE.value):
       if not processes.is_first():
         logging.set_verbosity(logging.WARNING)
@@ -184,6 +184,11 @@ def _launch() -> processes.Launch | None:
     return None
   return processes.Launch(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value,
                           patience=PATIENCE.value)
+
+
+def quiet_libraries() -> None:
+  """For every command that loads a model."""
+  logging.get_absl_handler().addFilter(_is_ours_or_serious)
 
 
 def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:

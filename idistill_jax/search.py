@@ -192,10 +192,11 @@ def side_by_side(query: str, answers: Mapping[str, Answer]) -> table.Table:
 
 
 def _cell(passage: records.Passage) -> Text:
-  title = passage.title or passage.id
+  # Passages of one document may have its title in common.
+  beside = f"  {passage.id}" if passage.title not in ("", passage.id) else ""
   text = " ".join(passage.text.split())
   shown = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
-  return Text.assemble((title, "bold"), "\n", (shown, "dim"))
+  return Text.assemble((passage.title or passage.id, "bold"), (beside, "dim"), "\n", (shown, "dim"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -205,6 +206,7 @@ def main(argv: Sequence[str]) -> None:
       '--workdir and a query are needed: python -m idistill_jax.search --workdir=runs/quickstart "..."'
     )
   query = " ".join(argv[1:])
+  cli.quiet_libraries()
   with cli.ending_in_words():
     answers = search(workdir, query, _TOP.value)
   rich_console.Console().print(side_by_side(query, answers))

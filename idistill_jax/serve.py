@@ -251,6 +251,7 @@ def main(argv: Sequence[str]) -> None:
   if not workdir or len(argv) > 1:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.serve --workdir=runs/quickstart")
   logging.set_verbosity(logging.INFO)
+  cli.quiet_libraries()
   with cli.ending_in_words():
     _starlette()
     listening = bound(_PORT.value)

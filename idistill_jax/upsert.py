@@ -156,6 +156,7 @@ def main(argv: Sequence[str]) -> None:
       "--workdir, --passages and --into are needed: "
       "python -m idistill_jax.upsert --workdir=runs/quickstart --passages=more.jsonl --into=runs/grown"
     )
+  cli.quiet_libraries()
   with cli.ending_in_words():
     counts = upsert(workdir, passages, into)
   print(f"{into}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))

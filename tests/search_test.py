@@ -3,8 +3,10 @@
 import concurrent.futures
 import dataclasses
 import errno
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import jax
 import jobs
 import numpy as np
 import pytest
+from rich import console as rich_console
 
 from idistill_jax import config as config_lib
 from idistill_jax import flow, records, search, sharding, upsert
@@ -313,6 +316,19 @@ def test_command_prints_three_columns(workdir):
   assert all(f"{system} " in done.stdout for system in ("initial", "distilled", "ranker"))
   assert done.stdout.count(" ms, exact search") == 3 and QUESTION in done.stdout
   assert [line.split()[0] for line in done.stdout.splitlines() if line[1:3].strip().isdigit()] == ["1", "2"]
+  # Models of trainings, not exported ones: what reads checkpoints tells every step of it.
+  assert "orbax" not in done.stderr and not re.search(r"^I\d{4} ", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_passages_that_share_a_title_are_told_apart_by_their_ids():
+  passages = [records.Passage(id=one, title=title, text="text") for one, title in (
+    ("doc-1", "One title"), ("doc-2", "One title"), ("doc-3", ""), ("doc-4", "doc-4"))]
+  answer = search.Answer(passages=tuple(passages), milliseconds=1.0, by="exact search")
+  console = rich_console.Console(width=60, file=io.StringIO())
+  console.print(search.side_by_side("q", {"initial": answer}))
+  said = console.file.getvalue()
+  assert "One title  doc-1" in said and "One title  doc-2" in said
+  assert said.count("doc-3") == said.count("doc-4") == 1
 
 
 def test_command_ends_without_a_traceback(tmp_path):

@@ -10,9 +10,10 @@ import tempfile
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The older emitters of jaxlib 0.10 compile the same programs in less than half the time; later versions have the newer
 # ones alone, and end at a flag that they do not know, as the TPU's compiler does, which reads the same flags.
-knows_older = importlib.metadata.version("jaxlib").startswith("0.10.") and not importlib.util.find_spec("libtpu")
 os.environ["XLA_FLAGS"] = " ".join([
-  "--xla_force_host_platform_device_count=8", *["--xla_cpu_use_fusion_emitters=false"] * knows_older,
+  "--xla_force_host_platform_device_count=8",
+  *["--xla_cpu_use_fusion_emitters=false"] * (
+    importlib.metadata.version("jaxlib").startswith("0.10.") and not importlib.util.find_spec("libtpu")),
   os.environ.get("XLA_FLAGS", "")])
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # LLVM's slower passes take longer over a program than a test takes to run it; XLA's own work is done as ever.

@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from idistill_jax import config as config_lib
 from idistill_jax import experiments, extras, processes, validation
-from idistill_jax.workdir import artifacts, databases, shared
+from idistill_jax.workdir import anew, artifacts, databases, shared
 
 
 class _OrNone(flags.ArgumentParser):
@@ -228,6 +228,9 @@ class Runner:
       return False
     # Not as soon as all have started: what only looks ahead, or finds all done, writes nothing.
     shared.check(self.workdir.stated)
+    if why := processes.once(lambda: anew.why(self.workdir, stage, self.cfg), f"a look at what {stage.name} replaces"):
+      logging.info("%s: its folder in %s is replaced: %s; run with another --workdir to keep it", stage.name,
+                   self.workdir.stated, why)
     logging.info("%s: starts", stage.name)
     processes.once(self._take_answers)
     manifest = self.workdir.execute(stage, self.cfg, again=False)

@@ -2,20 +2,21 @@
 
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
 
-Sizes come from the collection stage where it has run, else from what is published of the collection, within the
-config's limits; what follows from a size that is not known is not said.  Nothing is opened but manifests, and weights
-and recordings that are on this machine, to see whether they can be read.
+Sizes come from the collection stage where it has run with this config, else from what is published of the collection,
+within the config's limits; what follows from a size that is not known is not said.  What is there already is said to
+stay or to be made anew, and why: beside manifests, what such a stage reads from outside is read for that, to be hashed.
+Else weights and recordings that are on this machine are looked at alone, to see whether they can be read.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
-from idistill_jax import cli, config
+from idistill_jax import cli, config, flow
 from idistill_jax.data.corpora import tfds
 from idistill_jax.llm import asking, budget, estimate, prompt, session, windows
 from idistill_jax.retrieval import systems
-from idistill_jax.workdir import artifacts, outside
+from idistill_jax.workdir import anew, artifacts, outside
 
 # (passages, training queries, test queries) as published: DPR's Wikipedia with TensorFlow Datasets' questions
 # (validation is what is tested on), MS MARCO's judged training queries with TREC 2020's.
@@ -51,30 +52,31 @@ def show(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> None:
 
 
 def described(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> list[str]:
-  cfg, found = runner.cfg, []
-  for stage in stages:
+  cfg, found, of = runner.cfg, [], {stage.name: stage for stage in stages}
+  looks = anew.Looks(runner.workdir, cfg, (flow.STAGES | of).values())
+  for stage in of.values():
     if not stage.asked_for(cfg):
       found.append(f"{stage.name}: not asked for")
       continue
-    state = "to do" if runner.workdir.manifest(stage.name) is None else "a folder is there, made anew where keys differ"
     lines = [
-      f"{stage.name}: {state}",
+      f"{stage.name}: {looks.at(stage.name)}",
       f"reads   {', '.join((*(f'{name}/' for name in stage.inputs(cfg)), *reads(stage.name, cfg))) or 'nothing'}",
       f"writes  {runner.workdir.stated}/{stage.name}/",
-      *(f"about   {line}" for line in amounts(stage, runner)),
+      *(f"about   {line}" for line in amounts(stage, runner, looks)),
     ]
     found.append("\n  ".join(lines))
   return found
 
 
-def amounts(stage: artifacts.Stage, runner: cli.Runner) -> list[str]:
+def amounts(stage: artifacts.Stage, runner: cli.Runner, looks: anew.Looks) -> list[str]:
   """How much the stage makes and asks, as far as it is known."""
   said = AMOUNTS.get(stage.name)
-  return [] if said is None else said(runner.cfg, sizes_of(runner.cfg, runner.workdir))
+  return [] if said is None else said(runner.cfg, sizes_of(runner.cfg, runner.workdir, looks.at("collection")))
 
 
-def sizes_of(cfg: config.Config, workdir: artifacts.Workdir) -> Sizes:
-  manifest = workdir.manifest("collection")
+def sizes_of(cfg: config.Config, workdir: artifacts.Workdir, collection: anew.Look) -> Sizes:
+  """collection: how that stage is; what is made anew may come out larger than it was."""
+  manifest = None if collection.state == "anew" else workdir.manifest("collection")
   if manifest is not None:
     counts = manifest["counts"]
     splits = counts["queries"]

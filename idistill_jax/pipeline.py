@@ -21,7 +21,7 @@ from idistill_jax.llm import session
 from idistill_jax.report import claims, terminal
 from idistill_jax.retrieval import answers, leakage, measures, summary, systems
 from idistill_jax.stages import collection
-from idistill_jax.workdir import artifacts, inputs, outside
+from idistill_jax.workdir import anew, artifacts, inputs, outside
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(
@@ -152,13 +152,14 @@ def _how_to_measure(cfg: config.Config, counts: Mapping[str, Any], lost: str) ->
 
 def estimate(runner: cli.Runner) -> None:
   """Prints what asking would cost, counted where what a stage reads is there, else at most and what must run first."""
+  looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values())
   for stage in flow.STAGES.values():
     if stage.name in session.ASKING and stage.asked_for(runner.cfg):
       print(f"\n{stage.name}:")
       try:
         flow.module(stage.name).print_estimate(runner)
       except (inputs.MissingInputError, inputs.OtherSettingsError) as e:  # a pipeline makes both before
-        print("\n".join([*dry_run.amounts(stage, runner), f"to count it: {e}"]))
+        print("\n".join([*dry_run.amounts(stage, runner, looks), f"to count it: {e}"]))
 
 
 def asked_for(runner: cli.Runner) -> None:

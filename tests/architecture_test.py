@@ -40,7 +40,7 @@ LAYERS = (
 # Of rooms with many modules, in the same way.
 WITHIN = {
   "workdir": (
-    ("configs", "outdated"),
+    ("anew", "configs", "outdated"),
     ("artifacts",),
     ("attempt", "begun", "foreign", "manifests"),
     ("store",),

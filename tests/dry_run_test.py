@@ -1,5 +1,6 @@
 """A dry run tells of every config what it would do, and does none of it."""
 
+import dataclasses
 import math
 import pathlib
 
@@ -24,6 +25,18 @@ AMOUNTS = {
 
 def told(cfg: config.Config, root: pathlib.Path) -> list[str]:
   return dry_run.described(cli.Runner(cfg, artifacts.Workdir(root), ()), flow.STAGES.values())
+
+
+@pytest.fixture
+def collected(monkeypatch):
+  """Makes a collection folder that is done with the config, wherever its files are."""
+
+  def make(root: pathlib.Path, cfg: config.Config, **counts) -> None:
+    stage = dataclasses.replace(flow.STAGES["collection"], fingerprint=None, run=lambda job: job.count(**counts))
+    monkeypatch.setitem(flow.STAGES, "collection", stage)
+    artifacts.Workdir(root).execute(stage, cfg)
+
+  return make
 
 
 @pytest.mark.parametrize("name", config_test.VARIANTS)
@@ -98,25 +111,49 @@ def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):
   assert "no API key" not in "".join(told(cfg, tmp_path))
 
 
-def test_what_has_run_gives_the_sizes(tmp_path):
+def test_what_has_run_gives_the_sizes(tmp_path, collected):
   cfg = config_test.load("scifact")
   amounts = lambda: "\n".join(told(cfg, tmp_path))
   assert "queries, 100 places deep" not in amounts()
-
-  def collection(job: artifacts.Job) -> None:
-    job.count(passages=5183, queries={"train": 809, "test": 300})
-
-  stage = artifacts.Stage(name="collection", reads=(), config=("collection",), run=collection)
-  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  collected(tmp_path, cfg, passages=5183, queries={"train": 809, "test": 300})
   assert "5,183 passages" in amounts() and "300 queries, 100 places deep" in amounts() and "8.0 MB" not in amounts()
-  assert "800 calls" in amounts() and "collection: a folder is there" in amounts()
+  assert "800 calls" in amounts() and "collection: done" in amounts()
+  # What is made anew may come out larger than it was.
+  cfg.collection.train_fraction = 0.5
+  assert "5,183 passages" not in amounts() and "809" not in amounts()
+  assert "collection: made anew: collection.train_fraction was none, is 0.5" in amounts()
 
 
-def test_a_folder_on_this_machine_says_how_wide_embeddings_are(tmp_path):
+def test_what_a_changed_flag_makes_anew_is_told_stage_by_stage_and_the_run_says_the_same(tmp_path, caplog):
+  caplog.set_level("INFO")
+  runner = lambda: cli.Runner(cfg, artifacts.Workdir(tmp_path), ())
+  cfg = config.Config(name="t")
+  stages = [dataclasses.replace(stage, fingerprint=None, run=lambda job: job.count(passages=9, queries={"train": 9}))
+            for stage in flow.STAGES.values() if stage.name != "queries"]  # fmt: skip
+  states = lambda: [one.splitlines()[0] for one in dry_run.described(runner(), stages)]
+  for stage in stages:
+    runner().run(stage)
+  assert states() == [f"{stage.name}: done" for stage in stages] and "is replaced" not in caplog.text
+  cfg.ranker.epochs += 1
+  found = states()
+  assert found[:4] == [f"{stage.name}: done" for stage in stages[:4]]
+  assert found[4:6] == ["train_ranker: made anew: ranker.epochs was 1, is 2",
+                        "scores: made anew: ranker.epochs was 1, is 2; as train_ranker is made anew"]
+  assert found[7] == "index: made anew: as train_retriever is made anew"
+  for stage in stages:
+    runner().run(stage)
+  said = [one for one in caplog.messages if "is replaced" in one]
+  for ahead, one in zip(found[4:], said, strict=True):
+    name, _, why = ahead.partition(": made anew: ")
+    # By then what it reads has been made.
+    why = why.replace(" made anew", " made anew since")
+    assert one == f"{name}: its folder in {tmp_path} is replaced: {why}; run with another --workdir to keep it"
+  assert states() == [f"{stage.name}: done" for stage in stages]
+
+
+def test_a_folder_on_this_machine_says_how_wide_embeddings_are(tmp_path, collected):
   cfg = config_test.load("scifact")
-  stage = artifacts.Stage(name="collection", reads=(), config=("collection",),
-                          run=lambda job: job.count(passages=1000, queries={"train": 8, "test": 3}))
-  artifacts.Workdir(tmp_path / "run").execute(stage, cfg)
+  collected(tmp_path / "run", cfg, passages=1000, queries={"train": 8, "test": 3})
   transformers.BertConfig(hidden_size=96, num_attention_heads=4).save_pretrained(tmp_path / "model")
   for weights, width in ((str(tmp_path / "model"), 96), (str(tmp_path / "none"), dry_run.WIDTH)):
     cfg.encoder.weights = weights
@@ -129,12 +166,10 @@ def test_a_folder_on_this_machine_says_how_wide_embeddings_are(tmp_path):
   ({"queries": {"train": 5000}, "lists": 0}, 1000),  # no more than the config asks for
   ({"queries": {"train": 40}, "lists": 0, "rankings": 31}, 31),
 ])
-def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, learned):
+def test_training_learns_from_no_more_lists_than_there_are(tmp_path, collected, counts, learned):
   cfg = config_test.load("quickstart")
   assert cfg.labels.lists == 1000
-  stage = artifacts.Stage(name="collection", reads=(), config=("collection",),
-                          run=lambda job: job.count(passages=400, **counts))
-  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  collected(tmp_path, cfg, passages=400, **counts)
   said = {one.partition(":")[0]: one for one in told(cfg, tmp_path)}
   assert f"{learned:,} lists of" in said["labels"] and f"{learned:,} recorded answers" in said["labels"]
   for name, trained in (("train_direct", cfg.direct), ("train_ranker", cfg.ranker)):
@@ -144,13 +179,11 @@ def test_training_learns_from_no_more_lists_than_there_are(tmp_path, counts, lea
 
 @pytest.mark.parametrize("teacher, lists, pairs, learned", [
   ("ranker", "all", 40, 40), ("ranker", "unlabelled", 22, 22), ("both", "unlabelled", 22, 40), ("llm", "all", 40, 18)])
-def test_what_is_scored_and_learned_from_follows_the_teacher(tmp_path, teacher, lists, pairs, learned):
+def test_what_is_scored_and_learned_from_follows_the_teacher(tmp_path, collected, teacher, lists, pairs, learned):
   cfg = config_test.load("quickstart")
   cfg.retriever.teacher, cfg.scores.lists = teacher, lists
   cfg.retriever.trainings, cfg.retriever.lists_per_batch = 3, 20
-  stage = artifacts.Stage(name="collection", reads=(), config=("collection",), run=lambda job: job.count(
-    passages=400, queries={"train": 40}, lists=18))
-  artifacts.Workdir(tmp_path).execute(stage, cfg)
+  collected(tmp_path, cfg, passages=400, queries={"train": 40}, lists=18)
   said = {one.partition(":")[0]: one for one in told(cfg, tmp_path)}
   assert f" {pairs * cfg.scores.depth:,} pairs" in said["scores"]
   assert f" {learned} lists of" in said["train_retriever"]

@@ -166,24 +166,24 @@ class Workdir:
 
   def key(self, stage: Stage, cfg: config_lib.Config) -> str:
     """What the stage's result is a function of, hashed."""
-    return self._key(stage, cfg, self._input_keys(stage, cfg))
+    return self.key_of(stage, cfg, self.input_keys(stage, cfg))
 
   @staticmethod
-  def _key(stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, str | None]) -> str:
+  def key_of(stage: Stage, cfg: config_lib.Config, inputs: Mapping[str, str | None]) -> str:
     sections = config_lib.keyed(cfg)
     return config_lib.digest({
       "layout": LAYOUT_VERSION, "stage": stage.name, "config": {name: sections[name] for name in stage.config},
       "inputs": inputs, "outside": stage.fingerprint(cfg) if stage.fingerprint else None,
     })
 
-  def _input_keys(self, stage: Stage, cfg: config_lib.Config) -> dict[str, str | None]:
+  def input_keys(self, stage: Stage, cfg: config_lib.Config) -> dict[str, str | None]:
     manifests = {name: self.manifest(name) for name in stage.inputs(cfg)}
     return {name: None if manifest is None else manifest["key"] for name, manifest in manifests.items()}
 
   def is_done(self, stage: Stage, cfg: config_lib.Config) -> bool:
     manifest = self.manifest(stage.name)
-    inputs = {} if manifest is None else self._input_keys(stage, cfg)
-    return manifest is not None and None not in inputs.values() and manifest["key"] == self._key(stage, cfg, inputs)
+    inputs = {} if manifest is None else self.input_keys(stage, cfg)
+    return manifest is not None and None not in inputs.values() and manifest["key"] == self.key_of(stage, cfg, inputs)
 
   def take_over(self, stage: Stage, cfg: config_lib.Config, other: "Workdir") -> bool:
     """Links the stage's folder from another workdir where it is done with the same key; True where it was."""
@@ -223,9 +223,9 @@ class Workdir:
 
   def _execute(self, stage: Stage, cfg: config_lib.Config) -> dict[str, Any]:
     # Before they are opened: whoever makes one anew from here on is found out when all is done.
-    read = processes.once(lambda: self._input_keys(stage, cfg), f"the inputs of {stage.name}")
+    read = processes.once(lambda: self.input_keys(stage, cfg), f"the inputs of {stage.name}")
     inputs = self.inputs(stage, cfg)
-    key = processes.once(lambda: self._key(stage, cfg, read), f"the key of {stage.name}")
+    key = processes.once(lambda: self.key_of(stage, cfg, read), f"the key of {stage.name}")
     out = self.root / processes.once(lambda: self._begin(stage.name, key, cfg).name)
     out.mkdir(parents=True, exist_ok=True)
     self._store.receive(out.name, leave=(CHECKPOINTS, PIECES))
@@ -269,7 +269,7 @@ class Workdir:
   def _finish(self, stage: Stage, job: Job, key: str, read: Mapping[str, str | None], spent: seconds.Spent,
               records: Mapping[str, int]) -> dict[str, Any]:
     try:
-      inputs_lib.unchanged(stage.name, read, self._input_keys(stage, job.cfg), self.stated)
+      inputs_lib.unchanged(stage.name, read, self.input_keys(stage, job.cfg), self.stated)
     except inputs_lib.ChangedInputError:
       self._store.remove(job.out.name)
       raise

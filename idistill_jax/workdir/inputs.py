@@ -50,10 +50,10 @@ def agree(stage: str, sections: Container[str], cfg: config_lib.Config, manifest
             and isinstance(value, dict)}  # fmt: skip
     differ = list(config_lib.differences(cfg, config_lib.as_dict(cfg) | made))
     if differ:
-      flags = [f"{field}={_stated(its)}" for field, its, _ in differ]
+      flags = [f"{field}={as_flag(its)}" for field, its, _ in differ]
       raise OtherSettingsError(
         f"{stage} reads {stated}/{name}, which was made with {', '.join(flags)}; here it would be "
-        f"{', '.join(_stated(own) for *_, own in differ)}.  Give "
+        f"{', '.join(as_flag(own) for *_, own in differ)}.  Give "
         f"{shlex.join(f'--config.{one}' for one in flags)}  or make {name}, and what follows it, anew:\n"
         f"{made_by(name, stated)}")
 
@@ -72,6 +72,6 @@ def made_by(name: str, stated: str) -> str:
   return f"  python -m idistill_jax.stages.{name} --config=... --workdir={stated}"
 
 
-def _stated(value: Any) -> str:
-  """As a flag says it."""
+def as_flag(value: Any) -> str:
+  """A config's value as a flag says it."""
   return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from idistill_jax import cli, config, dry_run, flow, processes
+from idistill_jax import amounts, cli, config, dry_run, flow, processes
 from idistill_jax.data import tables
 from idistill_jax.llm import session
 from idistill_jax.report import claims, terminal
@@ -151,15 +151,19 @@ def _how_to_measure(cfg: config.Config, counts: Mapping[str, Any], lost: str) ->
 
 
 def estimate(runner: cli.Runner) -> None:
-  """Prints what asking would cost, counted where what a stage reads is there, else at most and what must run first."""
+  """Prints what asking would cost, counted where what a stage reads is done, else at most and what must run first."""
   looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values())
   for stage in flow.STAGES.values():
-    if stage.name in session.ASKING and stage.asked_for(runner.cfg):
-      print(f"\n{stage.name}:")
-      try:
-        flow.module(stage.name).print_estimate(runner)
-      except (inputs.MissingInputError, inputs.OtherSettingsError) as e:  # a pipeline makes both before
-        print("\n".join([*dry_run.amounts(stage, runner, looks), f"to count it: {e}"]))
+    if stage.name not in session.ASKING or not stage.asked_for(runner.cfg):
+      continue
+    print(f"\n{stage.name}:")
+    first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew")}
+    if not first or looks.at(stage.name).state == "done":
+      flow.module(stage.name).print_estimate(runner)
+      continue
+    commands = (f"{name}: {look}\n{inputs.made_by(name, runner.workdir.stated)}" for name, look in first.items())
+    most = amounts.of(stage, runner, looks) or ["how much is asked is not known yet"]
+    print("\n".join([*most, "to count it, there come first:", *commands]))
 
 
 def asked_for(runner: cli.Runner) -> None:

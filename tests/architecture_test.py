@@ -27,7 +27,7 @@ LAYERS = (
   ("search",),
   ("stages",),
   ("compile_for", "ahead"),
-  ("report", "train", "hf", "dry_run", "flow", "fingerprints"),
+  ("report", "train", "hf", "dry_run", "amounts", "flow", "fingerprints"),
   ("models", "data", "retrieval", "llm"),
   ("chips",),
   ("sharding", "losses", "records", "progress", "recipes", "costs"),
@@ -51,7 +51,7 @@ WITHIN = {
 }
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "workdir", "records", "cli", "llm", "ids", "by_row"),
-  *("machine", "flow", "fingerprints", "experiments", "report", "dry_run", "status", "pipeline"),
+  *("machine", "flow", "fingerprints", "experiments", "report", "dry_run", "amounts", "status", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -8,7 +8,7 @@ import config_test
 import pytest
 import transformers
 
-from idistill_jax import cli, config, dry_run, flow, pipeline
+from idistill_jax import amounts, cli, config, dry_run, flow, pipeline
 from idistill_jax.workdir import artifacts
 
 # What is published of the collections that configs launched elsewhere name (a tenth of TFDS's train is dev), and what
@@ -87,16 +87,63 @@ def test_an_estimate_of_the_pipeline_tells_at_most_what_is_asked_and_what_must_r
     assert calls in part and "tokens in and" in part and "python -m idistill_jax.stages.collection" in part
 
 
-def test_an_estimate_of_the_pipeline_is_given_where_a_change_makes_anew_what_is_read(tmp_path, capsys):
+@pytest.fixture
+def finished(tmp_path, monkeypatch) -> tuple[config.Config, artifacts.Workdir]:
+  """Of a pipeline whose stages write nothing, and what they read from outside, which the config names, is not there."""
   cfg, workdir = config_test.load("nq:slice"), artifacts.Workdir(tmp_path / "w")
-  for name in ("collection", "evaluate"):
-    made = artifacts.Stage(name=name, reads=(), config=flow.STAGES[name].config, run=lambda job: job.count(
-      passages=9, queries={"train": 500, "test": 500}))  # fmt: skip
-    workdir.execute(made, cfg)
-  cfg.evaluate.rerank_depth = 7
+  for name, stage in flow.STAGES.items():
+    made = dataclasses.replace(stage, fingerprint=None, run=lambda job: job.count(
+      passages=9, queries={"train": 300, "test": 200}))  # fmt: skip
+    monkeypatch.setitem(flow.STAGES, name, made)
+    if made.asked_for(cfg):
+      workdir.execute(made, cfg)
+  for name in ("labels", "answer"):
+    monkeypatch.setattr(flow.module(name), "_counted", lambda *of, name=name: f"{name} is counted")
+  return cfg, workdir
+
+
+def estimated(cfg: config.Config, workdir: artifacts.Workdir, capsys) -> dict[str, str]:
   pipeline.estimate(cli.Runner(cfg, workdir, ()))
-  answer = capsys.readouterr().out.partition("answer:")[2]
-  assert "1,000 calls" in answer and "made with evaluate.rerank_depth=20; here it would be 7" in answer
+  labels, answer = capsys.readouterr().out.partition("labels:")[2].split("\nanswer:")
+  return {"labels": labels, "answer": answer}
+
+
+def test_an_estimate_of_the_pipeline_is_given_where_a_change_makes_anew_what_is_read(finished, capsys):
+  cfg, workdir = finished
+  cfg.evaluate.rerank_depth = 7
+  found = estimated(cfg, workdir, capsys)
+  assert "done with this config: nothing is asked" in found["labels"]
+  assert "400 calls" in found["answer"] and "is counted" not in found["answer"]
+  assert "evaluate: made anew: evaluate.rerank_depth was 20, is 7\n  python -m" in found["answer"]
+  assert "collection" not in found["answer"], "which stays as it is"
+
+
+def test_an_estimate_of_the_pipeline_does_not_count_folders_that_are_made_anew(finished, capsys):
+  cfg, workdir = finished
+  cfg.labels.list_size = 9
+  found = estimated(cfg, workdir, capsys)
+  # The control: what labels are made of is as the config has it.
+  assert "labels is counted" in found["labels"] and "at most" not in found["labels"]
+  cfg.encoder.passage_tokens -= 1
+  found = estimated(cfg, workdir, capsys)["labels"]
+  assert "is counted" not in found and "300 lists of 9" in found and "candidates: made anew" in found
+  # Of another collection, not even how many lists there are is known.
+  cfg.collection.max_passages = 77
+  found = estimated(cfg, workdir, capsys)["labels"]
+  assert "500 lists of 9" in found and "at most" in found
+  assert found.index("collection: made anew: collection.max_passages was") < found.index("candidates: made anew: ")
+
+
+def test_a_stages_own_estimate_counts_what_its_run_would_read_and_names_what_a_pipeline_would_not(finished, capsys):
+  cfg, workdir = finished
+  said = lambda: (flow.module("labels").print_estimate(cli.Runner(cfg, workdir, ())), capsys.readouterr().out)[1]
+  assert said() == "done with this config: nothing is asked\n"
+  cfg.labels.list_size = 9
+  assert said() == "labels is counted\n"
+  cfg.encoder.passage_tokens -= 1
+  first, note = said().splitlines()
+  assert first == "labels is counted" and note.startswith(
+    "counted of the folders that are there, of which a pipeline makes anew first: candidates (encoder.passage_tokens")
 
 
 def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):
@@ -113,15 +160,15 @@ def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):
 
 def test_what_has_run_gives_the_sizes(tmp_path, collected):
   cfg = config_test.load("scifact")
-  amounts = lambda: "\n".join(told(cfg, tmp_path))
-  assert "queries, 100 places deep" not in amounts()
+  found = lambda: "\n".join(told(cfg, tmp_path))
+  assert "queries, 100 places deep" not in found()
   collected(tmp_path, cfg, passages=5183, queries={"train": 809, "test": 300})
-  assert "5,183 passages" in amounts() and "300 queries, 100 places deep" in amounts() and "8.0 MB" not in amounts()
-  assert "800 calls" in amounts() and "collection: done" in amounts()
+  assert "5,183 passages" in found() and "300 queries, 100 places deep" in found() and "8.0 MB" not in found()
+  assert "800 calls" in found() and "collection: done" in found()
   # What is made anew may come out larger than it was.
   cfg.collection.train_fraction = 0.5
-  assert "5,183 passages" not in amounts() and "809" not in amounts()
-  assert "collection: made anew: collection.train_fraction was none, is 0.5" in amounts()
+  assert "5,183 passages" not in found() and "809" not in found()
+  assert "collection: made anew: collection.train_fraction was none, is 0.5" in found()
 
 
 def test_what_a_changed_flag_makes_anew_is_told_stage_by_stage_and_the_run_says_the_same(tmp_path, caplog):
@@ -155,7 +202,7 @@ def test_a_folder_on_this_machine_says_how_wide_embeddings_are(tmp_path, collect
   cfg = config_test.load("scifact")
   collected(tmp_path / "run", cfg, passages=1000, queries={"train": 8, "test": 3})
   transformers.BertConfig(hidden_size=96, num_attention_heads=4).save_pretrained(tmp_path / "model")
-  for weights, width in ((str(tmp_path / "model"), 96), (str(tmp_path / "none"), dry_run.WIDTH)):
+  for weights, width in ((str(tmp_path / "model"), 96), (str(tmp_path / "none"), amounts.WIDTH)):
     cfg.encoder.weights = weights
     assert f"1,000 embeddings of {width} float32" in "".join(told(cfg, tmp_path / "run"))
 

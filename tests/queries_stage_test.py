@@ -11,7 +11,7 @@ import pytest
 from idistill_jax import cli, config, flow, records
 from idistill_jax.data import collection, corpora, example, tables
 from idistill_jax.data.corpora import stdlib
-from idistill_jax.llm import prompt, protocol, query_writing, session
+from idistill_jax.llm import estimate, prompt, protocol, query_writing, session
 from idistill_jax.stages import queries as stage
 from idistill_jax.workdir import artifacts
 
@@ -175,7 +175,55 @@ def test_an_estimate_counts_every_style(recorded, tmp_path, capsys):
     cached = len(opened.cache)
   assert cached
   stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
-  assert capsys.readouterr().out.startswith(f"60 passages, 180 calls, {cached} of them answered by the cache")
+  # Which are drawn is not known, unless all are.
+  said = capsys.readouterr().out
+  assert said.startswith(f"60 passages, 180 calls, between 0 and {cached} of them answered by the cache, as which")
+  assert f"about ${180 - cached}.00 to $180.00\n" in said and f"about {(180 - cached) / 4:.0f} s to 45 s at" in said
+  cfg.queries.passages = PASSAGES + 1
+  stage.print_estimate(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  assert capsys.readouterr().out.startswith(f"{PASSAGES} passages, {3 * PASSAGES} calls, {cached} of them answered by")
+
+
+@pytest.mark.parametrize("drawn, known, looked_up, said", [
+  (2, {"a": 3, "b": 1}, 9, "between 0 and 4 of them"),
+  (3, {"a": 3, "b": 1}, 9, "between 1 and 4 of them"),
+  (4, {"a": 3, "b": 1}, 9, "4 of them"),
+  (2, dict.fromkeys("abcd", 3), 9, "6 of them"),
+  (2, {}, 9, "0 of them"),
+  # Of what is not looked up nothing is known.
+  (2, dict.fromkeys("abcd", 3), 3, "between 3 and 6 of them"),
+  (4, {"a": 3, "b": 1}, 2, "between 4 and 10 of them"),
+])
+def test_cached_answers_are_told_from_the_fewest_to_the_most_that_any_draw_has(
+    drawn, known, looked_up, said, monkeypatch):
+  monkeypatch.setattr(estimate, "_LOOKED_UP", looked_up)
+
+  def knows(request: protocol.Request) -> bool:
+    text = next(one for one in "abcd" if request.prompt == prompt.render_query_writing(request.query_id, one, 9))
+    return prompt.QUERY_STYLES.index(request.query_id) < known.get(text, 0)
+
+  told = estimate.of_queries("abcd", drawn, 9, config.Labels(), knows)
+  assert told.startswith(f"{drawn} passages, {3 * drawn} calls, {said}")
+
+
+def test_what_is_done_with_the_config_asks_nothing_and_a_longer_corpus_is_not_told_for_cached(
+    recorded, tiny_weights, tmp_path, capsys):
+  """What is drawn of another corpus, or by other weights, may be passages that nobody was asked about."""
+  folder, _ = recorded
+  cfg, workdir = configured(folder, tiny_weights, round_trip_depth=None), artifacts.Workdir(tmp_path / "w")
+  corpus = tmp_path / "corpus.jsonl"
+  corpus.write_text((folder / "corpus.jsonl").read_text())
+  cfg.collection.path = str(corpus)
+  said = lambda: (stage.print_estimate(cli.Runner(cfg, workdir, [])), capsys.readouterr().out)[1]
+  workdir.execute(flow.STAGES["queries"], cfg)
+  assert said() == "done with this config: nothing is asked\n"
+  with corpus.open("a") as out:
+    out.write(json.dumps({"_id": "new", "text": "a text"}) + "\n")
+  assert said().startswith("60 passages, 180 calls, between 0 and 1")
+  corpus.write_text((folder / "corpus.jsonl").read_text())
+  assert said() == "done with this config: nothing is asked\n"
+  cfg.encoder.weights = "owner/another"
+  assert said().startswith("60 passages, 180 calls, between 0 and 1")
 
 
 def test_a_query_that_does_not_find_its_passage_is_dropped(recorded, minilm_weights, tmp_path):

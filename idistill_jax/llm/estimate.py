@@ -2,7 +2,7 @@
 
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from idistill_jax import config
 from idistill_jax.llm import budget, prompt, protocol, ranking, session, windows
@@ -56,19 +56,24 @@ def of_lists(
 def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels, knows: Knows) -> str:
   """For queries in every style for so many of the passages; up to 300 of them stand for all.
 
-  Which are chosen takes their embeddings, so the cache is asked about all, up to 20,000.
+  Which are chosen takes their embeddings, so how many answers of theirs the cache has is told from the fewest to the
+  most that any choice would give; it is asked about 20,000 passages at most, and nothing is known of others.
   """
   sample = texts[:: max(1, len(texts) // _MANY)]
   prompts = [
     prompt.render_query_writing(style, text, passage_tokens) for text in sample for style in prompt.QUERY_STYLES
   ]
-  known = sum(
-    knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens)))
-    for text in itertools.islice(texts, _LOOKED_UP) for style in prompt.QUERY_STYLES
+  styles = len(prompt.QUERY_STYLES)
+  known = sorted(
+    sum(knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens)))
+        for style in prompt.QUERY_STYLES)
+    for text in itertools.islice(texts, _LOOKED_UP)
   )
-  calls = passages * len(prompt.QUERY_STYLES)
+  others = min(len(texts) - len(known), passages)
+  fewest, most = sum(known[: passages - others]), sum(known[len(known) - (passages - others) :]) + styles * others
+  calls = passages * styles
   usage = budget.Usage(round(sum(map(prompt.tokens, prompts)) * passages / len(sample)), TOKENS_PER_QUERY * calls)
-  return f"{passages:,} passages, " + _said(calls, min(known, calls), usage, cfg)
+  return f"{passages:,} passages, " + _said(calls, fewest, usage, cfg, most)
 
 
 def of_questions(requests: Sequence[protocol.Request], cfg: config.Labels, knows: Knows) -> str:
@@ -77,27 +82,37 @@ def of_questions(requests: Sequence[protocol.Request], cfg: config.Labels, knows
   return _said(len(requests), sum(map(knows, requests)), usage, cfg)
 
 
-def _said(calls: int, known: int, usage: budget.Usage, cfg: config.Labels) -> str:
-  left = (calls - known) / max(calls, 1)
-  total = budget.Usage(round(usage.input_tokens * left), round(usage.output_tokens * left))
-  time = f"about {_duration(_seconds(calls - known, total, cfg))} at {cfg.concurrency} calls at once of " \
-         f"{SECONDS_PER_CALL:g} s each"
+def _said(calls: int, known: int, usage: budget.Usage, cfg: config.Labels, most: int | None = None) -> str:
+  """usage: of all calls.  known: answered by the cache; where it cannot be told, the fewest, beside the most."""
+  ends = [known] if most in (None, known) else [most, known]
+  left = [(calls - one) / max(calls, 1) for one in ends]
+  totals = [budget.Usage(round(usage.input_tokens * share), round(usage.output_tokens * share)) for share in left]
+  took = _to(_duration(_seconds(calls - one, total, cfg)) for one, total in zip(ends, totals, strict=True))
+  answered = f"{known:,} of them answered by the cache" if len(ends) == 1 else (
+    f"between {known:,} and {most:,} of them answered by the cache, as which passages are drawn takes their embeddings")
   return "\n".join((
-    f"{calls:,} calls, {known:,} of them answered by the cache",
-    f"about {total.input_tokens:,} input and {total.output_tokens:,} output tokens (counted without the model's own "
+    f"{calls:,} calls, {answered}",
+    f"about {_to(f'{total.input_tokens:,}' for total in totals)} input and "
+    f"{_to(f'{total.output_tokens:,}' for total in totals)} output tokens (counted without the model's own "
     "vocabulary, thinking not included)",
-    f"about {_money(total, cfg)}",
-    "within a day, as a batch" if session.by_batch(cfg) else time,
+    f"about {_money(totals, cfg)}",
+    "within a day, as a batch" if session.by_batch(cfg) else
+    f"about {took} at {cfg.concurrency} calls at once of {SECONDS_PER_CALL:g} s each",
   ))
 
 
-def _money(usage: budget.Usage, cfg: config.Labels) -> str:
-  dollars = session.prices(cfg).dollars(usage)
-  if dollars is None:
+def _to(ends: Iterable[str]) -> str:
+  """From one to the other, or the only one."""
+  return " to ".join(dict.fromkeys(ends))
+
+
+def _money(totals: Sequence[budget.Usage], cfg: config.Labels) -> str:
+  dollars = [session.prices(cfg).dollars(usage) for usage in totals]
+  if None in dollars:
     whose = f" (those that are set are of {cfg.priced_model}), and labels.priced_model={cfg.model}"
     return ("how many dollars is not known: set labels.dollars_per_million_input_tokens and ..._output_tokens"
             + whose * cfg.has_prices_of_another)
-  return f"${dollars:.2f}"
+  return _to(f"${one:.2f}" for one in dollars)
 
 
 def _seconds(calls: int, usage: budget.Usage, cfg: config.Labels) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from idistill_jax import cli, config, flow, records
+from idistill_jax import cli, config, dry_run, flow, records
 from idistill_jax.data import tables
 from idistill_jax.llm import asking, estimate, prompt, protocol, reader, session, workers
 from idistill_jax.retrieval import answers, runs, summary
@@ -92,13 +92,16 @@ def print_estimate(runner: cli.Runner) -> None:
   if not systems:
     print("nobody is asked: answer.systems is none")
     return
-  job = runner.job(flow.STAGES["answer"])
+  dry_run.print_counted(runner, "answer", lambda: _counted(runner.job(flow.STAGES["answer"]), systems))
+
+
+def _counted(job: artifacts.Job, systems: Sequence[str]) -> str:
   questions = questions_with(tables.load_answers(job.inputs["collection"]), job)
   passages = tables.load_passages(job.inputs["collection"])
   requests, _ = asked(found_by(job, systems), questions, passages, job.cfg.answer)
   once, cfg = list(dict.fromkeys(request for _, request in requests)), session.of_reader(job.cfg)
   said = estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_questions(once, cfg, knows))
-  print(f"{len(systems)} systems, {said}")
+  return f"{len(systems)} systems, {said}"
 
 
 def asked(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from absl import logging
 
-from idistill_jax import cli, config, flow, records
+from idistill_jax import cli, config, dry_run, flow, records
 from idistill_jax.data import deal, example, tables
 from idistill_jax.llm import asking, estimate, prompt, ranking, session, workers
 from idistill_jax.workdir import artifacts
@@ -118,13 +118,15 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  job = runner.job(flow.STAGES["labels"])
+  dry_run.print_counted(runner, "labels", lambda: _counted(runner.job(flow.STAGES["labels"])))
+
+
+def _counted(job: artifacts.Job) -> str:
   cfg = job.cfg.labels
   if made_elsewhere := tables.load_rankings(job.inputs["collection"]):
-    print(f"{len(made_elsewhere):,} rankings were made elsewhere: nobody is asked")
-    return
+    return f"{len(made_elsewhere):,} rankings were made elsewhere: nobody is asked"
   lists, plan = to_be_ordered(job), session.plan(cfg, job.cfg.seed)
-  print(estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_lists(lists, plan, cfg, knows)))
+  return estimate.with_cache(cfg, job.cache, lambda knows: estimate.of_lists(lists, plan, cfg, knows))
 
 
 def sampled(

@@ -11,11 +11,12 @@ some passages are held out, half for dev and half for test.
 import collections
 import itertools
 import json
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from idistill_jax import cli, config, flow, processes, records
+from idistill_jax import cli, config, dry_run, flow, processes, records
 from idistill_jax.data import collection, corpora, deal, example, tables
 from idistill_jax.llm import estimate, prompt, query_writing, session, workers
 from idistill_jax.train import inference
@@ -118,14 +119,15 @@ def _keep(job: artifacts.Job, written: Sequence[query_writing.Written], queries_
 
 def print_estimate(runner: cli.Runner) -> None:
   """What the stage would ask, cost and take, before anything is asked."""
-  cfg = runner.cfg
+  dry_run.print_counted(runner, "queries", lambda: _counted(runner.cfg, runner.workdir.cache))
+
+
+def _counted(cfg: config.Config, cache: pathlib.Path) -> str:
   passages = _passages(corpora.SOURCES[cfg.collection.source].load(cfg.collection), cfg.collection)
-  count = min(cfg.queries.passages or 0, len(passages))
   texts = [passage.full_text for passage in passages]
-  tokens = cfg.queries.passage_tokens
-  print(estimate.with_cache(
-    cfg.labels, runner.workdir.cache, lambda knows: estimate.of_queries(texts, count, tokens, cfg.labels, knows)
-  ))
+  count, tokens = min(cfg.queries.passages or 0, len(texts)), cfg.queries.passage_tokens
+  return estimate.with_cache(
+    cfg.labels, cache, lambda knows: estimate.of_queries(texts, count, tokens, cfg.labels, knows))
 
 
 def _passages(whole: collection.Collection, cfg: config.Collection) -> tuple[records.Passage, ...]:

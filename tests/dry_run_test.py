@@ -65,6 +65,8 @@ def test_files_that_are_missing_are_named(tmp_path, monkeypatch):
 
 def test_weights_that_cannot_be_used_are_named_before_anything_is_done(tmp_path):
   cfg = config_test.load("my_corpus")
+  cfg.collection.path = str(tmp_path / "corpus.jsonl")
+  (tmp_path / "corpus.jsonl").touch()
   cfg.encoder.weights = str(tmp_path / "model")
   said = f"weights {cfg.encoder.weights} (NOT USABLE: encoder.weights: no folder"
   assert all(said in told(cfg, tmp_path / "w")[place] for place in (0, 2))

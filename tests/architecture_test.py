@@ -23,7 +23,7 @@ PACKAGE = "idistill_jax"
 LAYERS = (
   ("status",),
   ("pipeline", "serve", "join"),
-  ("upsert",),
+  ("upsert", "suited"),
   ("search",),
   ("stages",),
   ("compile_for", "ahead"),
@@ -51,7 +51,7 @@ WITHIN = {
 }
 WITHOUT_JAX = (
   *("progress", "config", "validation", "peers", "processes", "workdir", "records", "cli", "llm", "ids", "by_row"),
-  *("machine", "flow", "fingerprints", "experiments", "report", "dry_run", "amounts", "status", "pipeline"),
+  *("machine", "flow", "fingerprints", "experiments", "report", "dry_run", "amounts", "status", "suited", "pipeline"),
 )
 JAX_STACK = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from idistill_jax import cli, config, flow, pipeline, records
+from idistill_jax import cli, config, flow, pipeline, records, suited
 from idistill_jax.data import example, tables
 from idistill_jax.data.corpora import beir, stdlib
 from idistill_jax.stages import collection as stage
@@ -152,10 +152,10 @@ def test_a_split_without_judgements_is_found_before_anything_is_encoded(tmp_path
     pipeline.run(runner)
   assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
   runner.cfg.evaluate.split = "dev"
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
   runner.cfg.evaluate.main_measure = "answer@20"
   with pytest.raises(config.ConfigError, match="main_measure is 'answer@20'; what is measured here is MRR@10"):
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
 
 
 @pytest.mark.parametrize("qrels, words, not_said", [
@@ -174,7 +174,7 @@ def test_what_is_lacking_to_measure_by_is_told_with_what_was_read(tmp_path, tiny
   queries.write_text(queries.read_text() + '{"_id": "q4", "text": "another that trains"}\n')
   runner.run(flow.STAGES["collection"])
   with pytest.raises(config.ConfigError, match=words) as found:
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
   assert not re.search(not_said, str(found.value))
 
 
@@ -184,10 +184,10 @@ def test_judgements_beside_the_folder_of_judgements_are_named(tmp_path, tiny_wei
   runner.run(flow.STAGES["collection"])
   with pytest.raises(config.ConfigError, match=r"beside the corpus lies qrels\.tsv, which is not read: move it to "
                                                r"qrels/test\.tsv"):
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
   (tmp_path / "data" / "qrels.tsv").rename(tmp_path / "data" / "qrels" / "test.tsv")
   runner.run(flow.STAGES["collection"])
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
 
 
 def test_one_query_is_not_to_be_divided(tmp_path, tiny_weights, caplog):
@@ -202,7 +202,7 @@ def test_one_query_is_not_to_be_divided(tmp_path, tiny_weights, caplog):
   (tmp_path / "data" / "qrels" / "test.tsv").unlink()
   runner.run(flow.STAGES["collection"])
   with pytest.raises(config.ConfigError, match=r"nothing could be measured; there is one query"):
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
 
 
 @pytest.mark.parametrize("share, words", [(0.001, r"train_fraction=0\.001 draws none of 2; raise it"),
@@ -214,7 +214,7 @@ def test_a_share_that_leaves_nothing_is_named(tmp_path, tiny_weights, share, wor
   runner.cfg.collection.train_fraction = share
   runner.run(flow.STAGES["collection"])
   with pytest.raises(config.ConfigError, match=words):
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
 
 
 def test_written_queries_of_which_none_is_left_to_measure_by(tmp_path, tiny_weights):
@@ -229,7 +229,7 @@ def test_written_queries_of_which_none_is_left_to_measure_by(tmp_path, tiny_weig
   runner.workdir.execute(flow.STAGES["collection"], runner.cfg)
   with pytest.raises(config.ConfigError, match=r"it has queries for: train, and of those that were written for 'test' "
                                                r"none was kept: raise --config\.queries\.passages"):
-    pipeline.check(runner)
+    suited.check(runner.workdir, runner.cfg)
 
 
 def test_grades_that_cannot_be_relevant_are_found_before_anything_is_encoded(tmp_path, tiny_weights):
@@ -239,7 +239,7 @@ def test_grades_that_cannot_be_relevant_are_found_before_anything_is_encoded(tmp
     pipeline.run(runner)
   assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
   runner.cfg.evaluate.relevant_from = 2
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
 
 
 def test_pairs_to_learn_from_are_looked_for_before_anything_is_encoded(tmp_path, tiny_weights):
@@ -249,7 +249,7 @@ def test_pairs_to_learn_from_are_looked_for_before_anything_is_encoded(tmp_path,
     pipeline.run(runner)
   assert runner.workdir.manifest("collection") is not None and runner.workdir.begun("candidates") is None
   (runner.workdir.folder("collection") / tables.SOURCES).write_text(QRELS + "q3\tp\t1\n")
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
 
 
 def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
@@ -259,9 +259,9 @@ def test_answers_of_the_split_are_as_good_as_judgements(tmp_path, tiny_weights):
     runner.cfg.evaluate.split = split
     if split == "test":
       with pytest.raises(config.ConfigError, match="no query of the split 'test'"):
-        pipeline.check(runner)
+        suited.check(runner.workdir, runner.cfg)
     else:
-      pipeline.check(runner)
+      suited.check(runner.workdir, runner.cfg)
 
 
 def test_a_reader_needs_answers_and_is_told_before_anything_is_encoded(tmp_path, tiny_weights):
@@ -273,7 +273,7 @@ def test_a_reader_needs_answers_and_is_told_before_anything_is_encoded(tmp_path,
   queries = tmp_path / "data" / "queries.jsonl"
   queries.write_text(queries.read_text().replace('"text": "z"', '"text": "z", "metadata": {"answers": ["y"]}'))
   runner.run(flow.STAGES["collection"])
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
 
 
 def test_a_collection_that_only_tests_says_how_to_train(tmp_path, tiny_weights, caplog):
@@ -285,7 +285,7 @@ def test_a_collection_that_only_tests_says_how_to_train(tmp_path, tiny_weights, 
   assert "collection.train_fraction" in caplog.text, "the stage by itself says it too"
   runner.cfg.collection.train_fraction = 0.5
   runner.run(flow.STAGES["collection"])
-  pipeline.check(runner)
+  suited.check(runner.workdir, runner.cfg)
 
 
 def test_a_changed_input_makes_the_stage_stale(tmp_path):
@@ -311,7 +311,7 @@ PAIR_FILES = {
   # pipeline asks whether it is there.
   r"(?<!train_)sources\.tsv": {"idistill_jax/stages/collection.py", "idistill_jax/data/tables.py"},
   r"tables\.SOURCES": {
-    "idistill_jax/stages/collection.py", "idistill_jax/stages/train_retriever.py", "idistill_jax/pipeline.py"},
+    "idistill_jax/stages/collection.py", "idistill_jax/stages/train_retriever.py", "idistill_jax/suited.py"},
 }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
-from idistill_jax import cli, config, flow, pipeline
+from idistill_jax import cli, config, flow, suited
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import beir
 from idistill_jax.hf import networks
@@ -87,7 +87,7 @@ def test_scifact_is_read_and_labelled(tmp_path, monkeypatch):
     cfg.labels.base_url = f"{server.url}/v1"
     one = cli.Runner(cfg, workdir, ())
     one.run(flow.STAGES["collection"])
-    pipeline.check(one)
+    suited.check(one.workdir, one.cfg)
     one.run(flow.STAGES["candidates"])
     one.run(flow.STAGES["labels"])
   counts = workdir.manifest("collection")["counts"]

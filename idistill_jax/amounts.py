@@ -137,7 +137,8 @@ def _bill(calls: int, usage: budget.Usage, cfg: config.Labels) -> list[str]:
   if cfg.provider == "replay":
     return [f"{calls:,} recorded answers"]
   dollars = session.prices(cfg).dollars(usage)
-  cost = "dollars not known: no prices in the config" if dollars is None else f"${dollars:.2f}"
+  whose = f"the config's prices are of {cfg.priced_model}" if cfg.has_prices_of_another else "no prices in the config"
+  cost = f"dollars not known: {whose}" if dollars is None else f"${dollars:.2f}"
   return [f"{calls:,} calls, {usage.input_tokens:,} tokens in and {usage.output_tokens:,} out at most, {cost}"]
 
 

@@ -9,6 +9,8 @@ import contextlib
 import dataclasses
 import itertools
 import logging as stdlib_logging
+import os
+import pathlib
 import re
 import shlex
 import sys
@@ -193,9 +195,11 @@ def quiet_libraries() -> None:
 
 def _is_ours_or_serious(entry: stdlib_logging.LogRecord) -> bool:
   """Libraries tell every rename and every thread at level INFO; only their warnings are worth a line."""
-  return entry.levelno >= stdlib_logging.WARNING or "idistill_jax" in entry.pathname
+  return entry.levelno >= stdlib_logging.WARNING or entry.pathname.startswith(_OURS)
 
 
+# A name alone is that of a clone, too, and of all that is installed in its .venv.
+_OURS = f"{pathlib.Path(__file__).parent}{os.sep}"
 # Errors whose message says what to do; anything else is a defect and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, ImportError)
 

@@ -65,7 +65,7 @@ class Searcher:
     made_with = lambda stage: sharding.fitted(configs.made_with(home, stage))
     folders = home.inputs(STAGE, cfg)
     outdated.warn(home, STAGE.reads)
-    exported = _exported(home)
+    folder_of = exported(home)
     self._depth = made_with("evaluate").evaluate.rerank_depth
     ranker = made_with("train_ranker")
     start_stage = ranker.ranker.start_stage
@@ -75,7 +75,7 @@ class Searcher:
     # Each embeds a question as the passages were that it is compared with.
     one_question = lambda stage: _of_one_question(made_with(stage))
     self._initial = inference.load_retriever(one_question("candidates"), None)
-    model = lambda load, its, name, stage: load(*_model(its, exported.get(name), folders[stage]))
+    model = lambda load, its, name, stage: load(*_model(its, folder_of.get(name), folders[stage]))
     self._distilled = model(inference.load_retriever, one_question("index"), "retriever", "train_retriever")
     self._ranker = model(inference.load_ranker, _of_its_pairs(ranker, self._depth), "ranker", "train_ranker")
     # The one whose similarity is a term of the ranker's score; of the starting weights, one copy does.
@@ -141,7 +141,7 @@ def _of_its_pairs(cfg: config_lib.Config, depth: int) -> config_lib.Config:
   return dataclasses.replace(cfg, encoder=dataclasses.replace(cfg.encoder, tokens_per_step=step))
 
 
-def _exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
+def exported(home: artifacts.Workdir) -> dict[str, pathlib.Path]:
   """Name of a model -> its exported folder; none where a training has been run again since."""
   there = outdated.manifests(home, ("train_direct", "train_ranker", "train_retriever", "export"))
   if "export" not in there or outdated.made_anew(there, "export"):

@@ -50,6 +50,18 @@ def states(workdir: artifacts.Workdir) -> list[State]:
   return [dataclasses.replace(one, dollars=apart.get(one.stage, one.dollars)) for one in found]
 
 
+def origin(workdir: artifacts.Workdir) -> str | None:
+  """What the folder is where `upsert` made it, and no pipeline has been run there since; else None."""
+  manifest = workdir.manifest("index") or {}
+  if "upserted_from" not in manifest:
+    return None
+  counts = manifest["counts"]
+  removed = f", {counts['removed']:,} removed" if "removed" in counts else ""
+  return (f"{workdir.stated}: made by upsert from {manifest['upserted_from']}, to be searched: {counts['passages']:,} "
+          f"passages, {counts['upserted']:,} added or replaced{removed}; what it does not need is not there, and a "
+          "pipeline run here makes all anew")
+
+
 def _apart(workdir: artifacts.Workdir, cfg: config.Config, asking: Sequence[State]) -> dict[str, float]:
   """Stage -> dollars: what a begun one's model has answered, less what others have of it: none is in the sum twice."""
   made_with = lambda one: configs.made_with(workdir, one.stage) if one.state == "done" else cfg
@@ -153,7 +165,11 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1 or not cli.WORKDIR.value:
     raise app.UsageError("--workdir is needed: python -m idistill_jax.status --workdir=runs/quickstart")
   with cli.ending_in_words():
-    rich_console.Console().print(show(states(artifacts.Workdir(cli.WORKDIR.value))))
+    workdir = artifacts.Workdir(cli.WORKDIR.value)
+    found, console = states(workdir), rich_console.Console()
+    if (said := origin(workdir)) is not None:
+      console.print(Text(said))
+    console.print(show(found))
 
 
 if __name__ == "__main__":

@@ -174,4 +174,4 @@ def test_folders_of_an_early_version_and_of_an_upsert(workdir, stages, cfg):
   path.write_text(json.dumps({name: value for name, value in manifest.items() if name != "inputs"}))
   assert looked(workdir, stages, cfg)["labels"] == "done"
   path.write_text(json.dumps(manifest | {"key": "another", "counts": {"upserted": 2}}))
-  assert looked(workdir, stages, cfg)["labels"] == "made anew: idistill_jax.upsert made it, from another folder's"
+  assert looked(workdir, stages, cfg)["labels"] == "made anew: idistill_jax.upsert made it from another folder"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from idistill_jax import config
-from idistill_jax.retrieval import ann, ann_shards, exact, index, tuning
+from idistill_jax.retrieval import ann, ann_shards, compact, exact, index, tuning
 
 # Not importorskip: importing scann in this process brings TensorFlow in, where that is installed.
 if importlib.util.find_spec("scann") is None:
@@ -89,6 +89,60 @@ def test_an_index_folder_in_shards_takes_later_passages(tmp_path):
   # All leaves: as tuned, the search may miss any single passage, a new one too.
   found = grown.searching(leaves=grown.settings.leaves, reorder=1920).search(late[:21], 1)
   assert found.rows[:, 0].tolist() == [*range(1900, 1920), 5]
+
+
+@pytest.mark.parametrize("gone", [
+  IDS[3:1900:7], [IDS[0]], [IDS[1899]], IDS[:475], [*IDS[:475], *IDS[1895:1900]], IDS[1425:1900], IDS[:1899]])
+def test_what_is_removed_is_found_no_more_and_all_else_as_before(tmp_path, gone):
+  """Also a whole shard of four, and all but one passage; later ones come to what is left, and some of them go."""
+  cfg = config.Index(kind="scann", scann_shard_passages=MOST, tuned_depth=20)
+  index.write(tmp_path, VECTORS[:1900], IDS[:1900], cfg, QUERIES)
+  left = index.remove(tmp_path, IDS[:1900], set(gone))
+  assert left == [one for one in IDS[:1900] if one not in set(gone)]
+  rows = {one: row for row, one in enumerate(IDS)}
+  assert_finds(tmp_path, left, VECTORS[[rows[one] for one in left]])
+  late = drawn(100, 3)[:60]
+  grown = index.upsert(tmp_path, left, [*IDS[1900:1959], left[0]], late)
+  vectors = np.concatenate([late[59:], VECTORS[[rows[one] for one in left[1:]]], late[:59]])
+  assert_finds(tmp_path, grown, vectors)
+  again = index.remove(tmp_path, grown, {grown[0], *IDS[1900:1910]})
+  kept = [row for row, one in enumerate(grown) if one in set(again)]
+  assert len(again) == len(grown) - 11
+  assert_finds(tmp_path, again, vectors[kept])
+
+
+def assert_finds(folder, ids, vectors):
+  """With all leaves ScaNN finds each passage by its own vector, or one that equals it, and all of them in the end."""
+  np.testing.assert_array_equal(np.load(folder / compact.VECTORS), vectors)
+  scann = index.open_scann(folder, ids)
+  everything = scann.searching(leaves=scann.settings.leaves, reorder=len(ids))
+  found = everything.search(vectors, 1)
+  np.testing.assert_allclose((vectors[found.rows[:, 0]] * vectors).sum(1), 1.0, atol=1e-5)
+  assert (found.rows[:, 0] == np.arange(len(ids))).mean() > 0.95
+  assert sorted(everything.search(QUERIES[:1], len(ids) + 5).rows[0]) == list(range(len(ids)))
+  scann.search(QUERIES, 20)  # as it is set
+
+
+@pytest.mark.parametrize("gone", [IDS, [IDS[0], "another"], ["another"]])
+def test_none_left_or_one_that_is_not_there_is_an_error_and_changes_nothing(folder, gone):
+  shards = ann_shards.load(folder)
+  with pytest.raises(ValueError, match="some must be left, and no other be named"):
+    shards.remove(gone)
+  one = shards._shards[0]
+  with pytest.raises(ValueError, match="some must be left, and no other be named"):
+    one.remove(gone)
+  assert shards.ids == IDS and len(one) == one._searcher.size()
+
+
+def test_passages_go_from_an_index_that_takes_no_new_ones(tmp_path):
+  cfg = config.Index(kind="exact", precision="int8")
+  index.write(tmp_path, VECTORS, IDS, cfg, QUERIES[:0])
+  before = compact.read(tmp_path)
+  left = index.remove(tmp_path, IDS, set(IDS[::3]))
+  kept = [row for row in range(PASSAGES) if row % 3]
+  assert left == [IDS[row] for row in kept]
+  np.testing.assert_array_equal(compact.read(tmp_path), before[kept])
+  assert index.open_default(tmp_path, left).search(VECTORS[50:51], 1).rows[0, 0] == kept.index(50)
 
 
 def test_a_folder_without_shards_is_an_error(tmp_path):

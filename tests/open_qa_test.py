@@ -165,6 +165,13 @@ def test_nq_runs_on_a_slice(tmp_path, monkeypatch, tiny_weights):
   # And once more, into what has grown.
   (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "newer", "text": "Of nothing in particular."}) + "\n")
   assert "recall@10" in upsert.upsert(tmp_path / "grown", tmp_path / "more.jsonl", tmp_path / "grown twice")
+  # Out again, and ScaNN's other passages are found as before.
+  (tmp_path / "gone.txt").write_text("new\n")
+  removed = upsert.upsert(tmp_path / "grown twice", None, tmp_path / "less", tmp_path / "gone.txt")
+  assert removed["removed"] == 1 and 0.9 < removed["recall@10"] <= 1
+  found = search.Searcher(tmp_path / "less").search(asked.text, len(passages_of) + 1)
+  assert all(sorted(one.id for one in answer.passages) == sorted([*passages_of.ids, "newer"])
+             for answer in found.values())
   grown = np.load(tmp_path / "grown" / "index" / "passages.npy")
   assert len(grown) == len(passages_of) + 1 and np.linalg.norm(grown[-1]) > 1.1
   report = gather.gather(workdir)

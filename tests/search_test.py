@@ -18,7 +18,7 @@ import pytest
 from rich import console as rich_console
 
 from idistill_jax import config as config_lib
-from idistill_jax import flow, records, search, sharding, upsert
+from idistill_jax import flow, records, search, sharding, status, upsert
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.hf import export, networks
 from idistill_jax.retrieval import compact
@@ -258,11 +258,11 @@ def test_thirty_two_clients_at_once_get_what_the_exported_models_find(searcher):
 
 
 def test_what_was_trained_since_is_not_what_was_exported(workdir, exported, tmp_path):
-  assert search._exported(exported)
+  assert search.exported(exported)
   later = artifacts.Workdir(shutil.copytree(exported.root, tmp_path / "w"))
   path = later.folder("train_ranker") / artifacts.MANIFEST
   path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "later"}))
-  assert search._exported(workdir) == {} == search._exported(later)
+  assert search.exported(workdir) == {} == search.exported(later)
 
 
 @pytest.mark.parametrize("cfg", ["weights"], indirect=True)
@@ -378,6 +378,97 @@ def test_passages_that_come_later_are_found_and_the_workdir_stays(workdir, cfg, 
   assert not (tmp_path / "other").exists()
 
 
+def test_passages_that_are_removed_are_found_by_nothing_and_the_workdir_stays(workdir, cfg, answers, tmp_path):
+  gone = tmp_path / "gone.txt"
+  gone.write_text("p0\n\n  p6 \np0\n")
+  before = {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()}
+  assert upsert.upsert(workdir.root, None, tmp_path / "less", gone) == {
+    "added": 0, "replaced": 0, "removed": 2, "passages": 6}
+  assert {path: path.read_bytes() for path in sorted(workdir.root.rglob("*")) if path.is_file()} == before
+  found, left = search.search(tmp_path / "less", QUESTION, 8), [one for one in PASSAGES if one.id not in ("p0", "p6")]
+  for system in ("initial", "distilled"):
+    assert order(found[system]) == [one for one in order(answers[system]) if one not in ("p0", "p6")], system
+  assert sorted(order(found["ranker"])) == [one.id for one in left]
+  less = artifacts.Workdir(tmp_path / "less")
+  assert list(tables.load_passages(less.folder("collection"))) == left
+  assert b"heapq" not in b"".join(path.read_bytes() for path in less.root.rglob("*") if path.is_file())
+  rows = [PASSAGES.index(one) for one in left]
+  for stage in ("candidates", "train_direct", "index"):
+    np.testing.assert_array_equal(*(np.load(folder / similarity.PASSAGES)[which] for folder, which in (
+      (workdir.folder(stage), rows), (less.folder(stage), slice(None)))))
+  # What is gone may come back, beside others that go.
+  (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "p0", "title": "heapq", "text": PASSAGES[0].text}) + "\n"
+                                       + json.dumps({"_id": "p7", "text": QUESTION}) + "\n")
+  gone.with_suffix(".jsonl").write_text('{"_id": "p1"}\n{"_id": "p4"}\n')
+  counts = upsert.upsert(less.root, tmp_path / "more.jsonl", tmp_path / "both", gone.with_suffix(".jsonl"))
+  assert counts == {"added": 1, "replaced": 1, "removed": 2, "passages": 5}
+  both = artifacts.Workdir(tmp_path / "both")
+  passages = tables.load_passages(both.folder("collection"))
+  assert list(passages.ids) == ["p2", "p3", "p5", "p7", "p0"] and passages.by_id("p7").text == QUESTION
+  for stage, model in (("candidates", None), ("train_direct", both.folder("train_direct")),
+                       ("index", both.folder("train_retriever"))):
+    whole = inference.load_retriever(cfg, model).encode_passages(passages.texts)
+    np.testing.assert_allclose(np.load(both.folder(stage) / similarity.PASSAGES), whole, atol=1e-5)
+  assert {*order(search.search(both.root, QUESTION, 8)["ranker"])} == set(passages.ids)
+  assert status.origin(both) == (
+    f"{both.root}: made by upsert from {less.root}, to be searched: 5 passages, 2 added or replaced, 2 removed; "
+    "what it does not need is not there, and a pipeline run here makes all anew")
+  assert status.origin(workdir) is None and not less.is_done(flow.STAGES["candidates"], cfg)
+
+
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+@pytest.mark.parametrize("name, lines, said", [
+  ("ids.txt", ["p1", "", "p11", "p12"], r"ids\.txt:3: .*/collection has no passage 'p11'; take the line out"),
+  ("ids.jsonl", ['{"_id": "p1"}', '{"_id": "p11"}'], r"ids\.jsonl:2: .*/collection has no passage 'p11'"),
+  ("ids.jsonl", ['{"text": "p1"}'], r"ids\.jsonl:1: .*id"),
+  ("ids.txt", [f"p{number}" for number in range(8)], r"ids\.txt: names all 8 passages of .*; some must be left"),
+  ("ids.txt", ["p1", "p4"], r"ids\.txt:2: the passage 'p4' is in --passages, too"),
+  ("ids.txt", [" "], r"ids\.txt: no id; write one a line"),
+])
+def test_ids_that_cannot_go_are_named_before_any_work(workdir, tmp_path, monkeypatch, name, lines, said):
+  monkeypatch.setattr(upsert, "_copy", lambda *of: pytest.fail("work has begun"))
+  (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+  (tmp_path / "more.jsonl").write_text(json.dumps({"_id": "p4" if "p4" in said else "new", "text": "newer"}) + "\n")
+  with pytest.raises(ValueError, match=said):
+    upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "less", tmp_path / name)
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "more.jsonl"])
+  # Control: an id that is there comes as far.
+  (tmp_path / "p1.txt").write_text("p1")
+  with pytest.raises(pytest.fail.Exception, match="work has begun"):
+    upsert.upsert(workdir.root, tmp_path / "more.jsonl", tmp_path / "less", tmp_path / "p1.txt")
+
+
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+def test_exported_models_come_along_unless_a_training_has_run_since(exported, tmp_path):
+  """Without passages to encode no other model is needed, and these answer as before."""
+  (tmp_path / "gone.txt").write_text("p6\n")
+  upsert.upsert(exported.root, None, tmp_path / "less", tmp_path / "gone.txt")
+  less = artifacts.Workdir(tmp_path / "less")
+  taken = search.exported(less)
+  assert {name: folder.relative_to(less.root) for name, folder in taken.items()} == {
+    name: folder.relative_to(exported.root) for name, folder in search.exported(exported).items()}
+  assert "p6" not in order(search.search(less.root, QUESTION, 8)["distilled"])
+  later = artifacts.Workdir(shutil.copytree(exported.root, tmp_path / "later"))
+  path = later.folder("train_direct") / artifacts.MANIFEST
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"key": "later"}))
+  upsert.upsert(later.root, None, tmp_path / "without", tmp_path / "gone.txt")
+  assert not (tmp_path / "without" / "export").exists() and (tmp_path / "without" / "index").exists()
+
+
+@pytest.mark.parametrize("cfg", ["weights"], indirect=True)
+def test_the_command_removes_and_status_says_what_the_folder_is(workdir, tmp_path):
+  (tmp_path / "gone.txt").write_text("p6\n")
+  run = lambda module, *args: subprocess.run(
+    [sys.executable, "-m", f"idistill_jax.{module}", *args], capture_output=True, text=True,
+    env=os.environ | jobs.ONE_DEVICE | {"COLUMNS": "300"})  # fmt: skip
+  done = run("upsert", f"--workdir={workdir.root}", f"--into={tmp_path / 'less'}")
+  assert done.returncode == 1 and "--passages or --remove or both, are needed" in done.stderr
+  done = run("upsert", f"--workdir={workdir.root}", f"--remove={tmp_path / 'gone.txt'}", f"--into={tmp_path / 'less'}")
+  assert done.returncode == 0 and "0 added, 0 replaced, 7 passages, 1 removed" in done.stdout, done.stderr
+  for folder, says in ((tmp_path / "less", True), (workdir.root, False)):
+    assert (f"made by upsert from {workdir.root}" in run("status", f"--workdir={folder}").stdout) is says
+
+
 def test_an_index_of_8_bit_integers_is_refused_before_anything_is_encoded(workdir, tmp_path, monkeypatch):
   whole = artifacts.Workdir(shutil.copytree(workdir.root, tmp_path / "w"))
   (whole.folder("index") / compact.SCALES).touch()
@@ -394,7 +485,7 @@ def test_where_links_are_refused_files_are_copied_and_what_fails_leaves_nothing(
   def link(*args, **kwargs):
     raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-  def grow(part, new):
+  def grow(part, new, gone):
     for stage in search.STAGE.reads:
       copied = {path.relative_to(part.root): path for path in part.folder(stage).rglob("*") if path.is_file()}
       assert copied and all((workdir.root / one).read_bytes() == path.read_bytes() for one, path in copied.items())

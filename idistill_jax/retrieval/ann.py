@@ -6,13 +6,14 @@ stumble over is settled before it is called.
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -60,18 +61,20 @@ def settings_for(passages: int) -> Settings:
 class Scann:
   """A built ScaNN index over passages in the order of the tie rule."""
 
-  def __init__(self, searcher: Any, ids: Sequence[str], width: int, settings: Settings):
+  def __init__(self, searcher: Any, ids: Sequence[str], width: int, settings: Settings,
+               row_of_place: Sequence[int] | None = None):
+    """row_of_place: the passages at ScaNN's places; None where none has gone: those of the build in the order of the
+    tie rule, then those that came later."""
     self._searcher = searcher
-    self._ids = list(ids)
     self._width = width
     self.settings = settings
-    self._number()
+    self._has_gaps_filled = row_of_place is not None
+    later = np.arange(settings.built, len(ids), dtype=np.int32)
+    self._number(ids, np.concatenate([hits_lib.tie_order(ids[: settings.built]), later])
+                 if row_of_place is None else np.array(row_of_place, np.int32))
 
-  def _number(self) -> None:
-    """ScaNN's places: passages of the build in the order of the tie rule, then those that came later."""
-    built = self.settings.built
-    later = np.arange(built, len(self._ids), dtype=np.int32)
-    self._row_of_place = np.concatenate([hits_lib.tie_order(self._ids[:built]), later])
+  def _number(self, ids: Sequence[str], row_of_place: np.ndarray) -> None:
+    self._ids, self._row_of_place = list(ids), row_of_place
     tie_of_row = np.empty(len(self._ids), np.int32)
     tie_of_row[hits_lib.tie_order(self._ids)] = np.arange(len(self._ids), dtype=np.int32)
     self._tie_of_place = tie_of_row[self._row_of_place]
@@ -146,8 +149,29 @@ class Scann:
     place_of_row = np.argsort(self._row_of_place)
     places = [int(place_of_row[row_of[one]]) if one in row_of else None for one in ids]
     self._searcher.searcher.upsert(places, vectors_PxE, len(ids))
-    self._ids = self._ids + [one for one in ids if one not in row_of]
-    self._number()
+    after = self._ids + [one for one in ids if one not in row_of]
+    later = np.arange(len(self._ids), len(after), dtype=np.int32)
+    self._number(after, np.concatenate([self._row_of_place, later]))
+
+  def remove(self, ids: Collection[str]) -> None:
+    """Takes passages out; what was learnt for the build stays.
+
+    Raises ValueError, and nothing has changed, for an id that is not there, and where none would be left.
+    """
+    gone = set(ids)
+    kept = np.array([one not in gone for one in self._ids])
+    if (kept == 0).sum() != len(gone) or not kept.any():
+      raise ValueError(f"{len(gone)} passages cannot be removed from an index of {len(self)}, "
+                       f"which holds {(kept == 0).sum()} of them: some must be left, and no other be named")
+    # The last first, as what is last comes to the place of what goes: no other place that is named moves.
+    places, order = np.flatnonzero(~kept[self._row_of_place])[::-1], self._row_of_place.copy()
+    for last, place in zip(range(len(order) - 1, -1, -1), places, strict=False):
+      order[place] = order[last]
+    self._searcher.searcher.delete(places.tolist())
+    row_after = (np.cumsum(kept) - 1).astype(np.int32)
+    self._has_gaps_filled = True
+    self._number(list(itertools.compress(self._ids, kept)), row_after[order[: len(order) - len(places)]])
+    self.settings = dataclasses.replace(self.settings, reorder=min(self.settings.reorder, len(self)))
 
   def save(self, folder: str | os.PathLike[str]) -> None:
     """Writes the index; the folder may be moved afterwards."""
@@ -159,6 +183,8 @@ class Scann:
   def save_settings(self, folder: str | os.PathLike[str]) -> None:
     """Writes how to search, beside an index that is saved already."""
     about = {"width": self._width, "settings": dataclasses.asdict(self.settings), "ids": self._ids}
+    if self._has_gaps_filled:
+      about["row_of_place"] = self._row_of_place.tolist()
     (pathlib.Path(folder) / SETTINGS).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
 
 
@@ -192,9 +218,10 @@ def load(folder: str | os.PathLike[str]) -> Scann:
   try:
     about = json.loads(path.read_text(encoding="utf-8"))
     ids, width, settings = about["ids"], about["width"], Settings(**about["settings"])
+    row_of_place = about.get("row_of_place")
   except (ValueError, KeyError, TypeError) as e:
     raise ValueError(f"{path}: not the description of a ScaNN index ({e}); build the index again") from e
-  return Scann(_scann().scann_ops_pybind.load_searcher(str(folder)), ids, width, settings)
+  return Scann(_scann().scann_ops_pybind.load_searcher(str(folder)), ids, width, settings, row_of_place)
 
 
 def missing_cpu_features(cpuinfo: str, machine: str) -> list[str]:

@@ -8,7 +8,7 @@ beside them.
 import copy
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -77,6 +77,21 @@ class Sharded:
     for number in np.unique(shard_P):
       rows = np.flatnonzero(shard_P == number)
       self._shards[number].upsert([ids[int(row)] for row in rows], vectors_PxE[rows])
+    self._number()
+
+  def remove(self, ids: Collection[str]) -> None:
+    """Takes passages out; a shard that held no others goes.  Raises ValueError, and nothing has changed, for an id that
+    is not there, and where none would be left."""
+    gone = set(ids)
+    named = [gone.intersection(shard.ids) for shard in self._shards]
+    if sum(map(len, named)) != len(gone) or len(gone) == len(self):
+      raise ValueError(f"{len(gone)} passages cannot be removed from an index of {len(self)}, "
+                       f"which holds {sum(map(len, named))} of them: some must be left, and no other be named")
+    left = [(shard, its) for shard, its in zip(self._shards, named, strict=True) if len(its) < len(shard)]
+    for shard, its in left:
+      if its:
+        shard.remove(its)
+    self._shards = [shard for shard, _ in left]
     self._number()
 
   def save(self, folder: str | os.PathLike[str]) -> None:

@@ -9,8 +9,9 @@ import dataclasses
 import operator
 import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from idistill_jax import config as config_lib
 from idistill_jax import processes
 from idistill_jax.retrieval import ann, ann_shards, compact, exact, systems, tuning
 from idistill_jax.retrieval import hits as hits_lib
+from idistill_jax.workdir import files
 
 # Below this many passages exact search is fast enough that approximating buys nothing.
 EXACT_BELOW = 20_000
@@ -124,6 +126,25 @@ def upsert(folder: pathlib.Path, ids: Sequence[str], new_ids: Sequence[str], vec
     scann.save(folder / SCANN)
   np.save(folder / compact.VECTORS, vectors)
   return [*ids, *(new_ids[place] for place in added)]
+
+
+def remove(folder: pathlib.Path, ids: Sequence[str], gone: Collection[str]) -> list[str]:
+  """Takes passages out of an index folder, also of 8-bit integers, whose scales stay; returns the ids that are left.
+
+  ids: what the folder holds, `gone` among them.  Raises as `Sharded.remove` does.
+  """
+  scann, path = open_scann(folder, ids), folder / compact.VECTORS
+  kept = [row for row, one in enumerate(ids) if one not in gone]
+  vectors = np.load(path, mmap_mode="r")[kept]
+  if scann is not None:
+    scann.remove(gone)
+    # Not over what is there: there may be fewer shards, and of a smaller one fewer files.
+    half = folder / f"{SCANN}{files.HALF}"
+    scann.save(half)
+    shutil.rmtree(folder / SCANN)
+    half.rename(folder / SCANN)
+  np.save(path, vectors)
+  return [ids[row] for row in kept]
 
 
 def recall(folder: pathlib.Path, ids: Sequence[str], queries_QxE: np.ndarray, k: int, mesh: jax.sharding.Mesh) -> float:

@@ -120,7 +120,7 @@ def _differ(stage: artifacts.Stage, cfg: config_lib.Config, manifest: Mapping[st
   others: inputs with other keys than it was made of; coming: those of them that are still to be made.
   """
   if "upserted" in manifest["counts"]:
-    return "idistill_jax.upsert made it, from another folder's"
+    return f"idistill_jax.upsert made it from {manifest.get('upserted_from', 'another folder')}"
   made = config_lib.as_dict(cfg) | manifest.get("config", {})
   said = [f"{field} was {inputs.as_flag(its)}, is {inputs.as_flag(own)}"
           for field, its, own in config_lib.differences(cfg, made)]  # fmt: skip

@@ -15,8 +15,8 @@ def manifests(workdir: artifacts.Workdir, stages: Iterable[str]) -> dict[str, di
 
 
 def made_anew(there: Mapping[str, Mapping[str, Any]], stage: str) -> list[str]:
-  """Inputs of the stage whose keys are others now than when it was made of them; those that have grown by an upsert,
-  which changes the key, are what they were and more.  there: as of `manifests`."""
+  """Inputs of the stage whose keys are others now than when it was made of them; those that an upsert has changed, and
+  with them the key, are what they were but for passages that came or went.  there: as of `manifests`."""
   return [one for one, key in there[stage].get("inputs", {}).items()
           if one in there and there[one]["key"] != key and "upserted" not in there[one]["counts"]]
 

@@ -78,6 +78,17 @@ def read_passages(path: outside.Path) -> Iterator[records.Passage]:
     yield records.Passage(id=item_id, title=jsonl.words(row, PASSAGE["title"]) or "", text=text)
 
 
+def read_ids(path: outside.Path) -> Iterator[tuple[str, str]]:
+  """`file:line` and id of a file that names passages: one a line, or where its ending is a corpus file's, as in that.
+  Blank lines are skipped; an id may stand there twice."""
+  if outside.plain_name(path).suffix in READERS:
+    yield from ((row.where, _id(row, PASSAGE["id"])) for row in reader(path)(path))
+    return
+  for number, line in outside.text_lines(path, collection.CollectionError):
+    if line.strip():
+      yield f"{path}:{number}", line.strip()
+
+
 def read_questions(
   path: outside.Path, split_qrels: dict[str, tables.Qrels]
 ) -> tuple[list[records.Query], dict[str, tuple[str, ...]]]:

@@ -28,9 +28,14 @@ class Device:
   compute_capability: str | None
 
 
-def chosen(dtype: str, platform: str, remat: str = "none", capability: str | None = "9.0") -> execution.Execution:
-  mesh = types.SimpleNamespace(devices=np.array([[[Device(platform, capability)]]], object))
-  return execution.choose(dtype, mesh, remat)
+def mesh_of(platform: str, capability: str | None = "9.0", **axes: int) -> types.SimpleNamespace:
+  return types.SimpleNamespace(devices=np.array([[[Device(platform, capability)]]], object),
+                               shape={"data": 1, "fsdp": 1, "tensor": 1} | axes)
+
+
+def chosen(dtype: str, platform: str, remat: str = "none", capability: str | None = "9.0",
+           **axes: int) -> execution.Execution:
+  return execution.choose(dtype, mesh_of(platform, capability, **axes), remat)
 
 
 def test_a_cpu_keeps_long_states_and_an_accelerator_short_ones(monkeypatch):
@@ -63,6 +68,16 @@ def test_the_system_tells_what_its_cpu_multiplies(flags, has, monkeypatch):
 def test_less_memory_needs_a_loop_over_layers():
   assert chosen("float32", "cpu").unroll_layers and not chosen("float32", "cpu", "layers").unroll_layers
   assert chosen("bfloat16", "tpu", "products").remat == "products"
+  assert chosen("bfloat16", "gpu").unroll_layers and chosen("bfloat16", "gpu", data=8).unroll_layers
+  # A TPU's compiler takes minutes, and who shares weights fetches a layer's in the turn before it.
+  for other in (chosen("bfloat16", "gpu", "layers"), chosen("bfloat16", "tpu"), chosen("bfloat16", "gpu", fsdp=2),
+                chosen("bfloat16", "gpu", tensor=2)):
+    assert not other.unroll_layers
+
+
+def test_gpus_alone_are_asked_for_products_of_cublas():
+  assert execution.compiler_options(mesh_of("gpu")) == {"xla_gpu_enable_triton_gemm": False}
+  assert execution.compiler_options(mesh_of("cpu")) is execution.compiler_options(mesh_of("tpu")) is None
 
 
 def test_each_platform_has_its_attention():

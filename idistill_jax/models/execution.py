@@ -106,9 +106,11 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
       kernels.say_plain(f"there is no kernel here for {products.name} on this {platform}")
       attend = attention.attend
   # Accelerators are bound by memory, so states are as short as products.  A GPU's loop over layers copies what the
-  # gradient needs as a CPU's does, a third of all bytes; for a TPU, unrolled layers take minutes to compile.
+  # gradient needs as a CPU's does, a third of all bytes; for a TPU, unrolled layers take minutes to compile, and where
+  # GPUs share weights, XLA fetches fewer of an unrolled layer's while it computes.
   # By the count of FLOPs, a row of six times the width doubles the cost.
-  unroll = remat == "none" and mesh.devices.flat[0].platform != "tpu"
+  alone = mesh.shape["fsdp"] * mesh.shape["tensor"] == 1
+  unroll = remat == "none" and alone and mesh.devices.flat[0].platform != "tpu"
   return Execution(products=products, states=products, attend=attend, unroll_layers=unroll, remat=remat,
                    row_block=kernels.SPLASH_BLOCK, attention_doubles=6.0)
 

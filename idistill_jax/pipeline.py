@@ -67,6 +67,9 @@ def estimate(runner: cli.Runner) -> None:
     if stage.name not in session.ASKING or not stage.asked_for(runner.cfg):
       continue
     print(f"\n{stage.name}:")
+    if not session.asks(stage.name, runner.cfg):
+      print("\n".join(amounts.of(stage, runner, looks)) or "nobody is asked")
+      continue
     first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew")}
     if not first or looks.at(stage.name).state == "done":
       flow.module(stage.name).print_estimate(runner)

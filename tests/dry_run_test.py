@@ -136,6 +136,16 @@ def test_an_estimate_of_the_pipeline_does_not_count_folders_that_are_made_anew(f
   assert found.index("collection: made anew: collection.max_passages was") < found.index("candidates: made anew: ")
 
 
+def test_an_estimate_of_the_pipeline_has_nothing_to_count_where_nobody_is_asked(finished, capsys):
+  cfg, workdir = finished
+  cfg.encoder.passage_tokens -= 1
+  assert "to count it" in estimated(cfg, workdir, capsys)["answer"]
+  cfg.answer.systems, cfg.collection.rankings = "none", "rankings.jsonl"
+  found = estimated(cfg, workdir, capsys)
+  assert found["answer"].strip() == "nobody is asked"
+  assert found["labels"].strip() == "500 rankings made elsewhere at most: nobody is asked"
+
+
 def test_a_stages_own_estimate_counts_what_its_run_would_read_and_names_what_a_pipeline_would_not(finished, capsys):
   cfg, workdir = finished
   said = lambda: (flow.module("labels").print_estimate(cli.Runner(cfg, workdir, ())), capsys.readouterr().out)[1]

@@ -69,7 +69,8 @@ def to_be_ordered(job: artifacts.Job) -> list[ranking.Unordered]:
   if lists is None:
     candidates = example.read_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
     lists = sampled(candidates, size=cfg.list_size, window=cfg.window, seed=job.cfg.seed)
-    lists = tuple(_of_each_text_one(job, lists, queries))
+    if cfg.provider != "replay":
+      lists = tuple(_of_each_text_one(job, lists, queries))
     if (longest := max((len(one.passage_ids) for one in lists), default=cfg.list_size)) < cfg.list_size:
       logging.warning("lists have %d passages at most, not labels.list_size=%d: the candidates are no more", longest,
                       cfg.list_size)  # fmt: skip

@@ -19,7 +19,7 @@ def run(job: artifacts.Job) -> None:
   drawings = page.draw(report)
   path, text = job.out / PAGE, page.render(report, drawings)
   path.write_text(text, encoding="utf-8")
-  (job.out / FIGURES).mkdir()
+  (job.out / FIGURES).mkdir(exist_ok=True)  # of an attempt that was killed
   for name, drawing in page.files(drawings).items():
     (job.out / FIGURES / name).write_text(drawing, encoding="utf-8")
   job.publish(PAGE, text)

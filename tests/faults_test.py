@@ -166,6 +166,9 @@ import os, signal, sys
 from idistill_jax import config, processes
 from idistill_jax.workdir import artifacts
 
+# A shell starts what runs in the background deaf to Ctrl-C, and this with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def run(job):
   (job.out / "answers").write_text("paid for")
   os.kill(os.getpid(), int(sys.argv[2]))

@@ -317,7 +317,9 @@ def test_command_prints_three_columns(workdir):
   assert done.stdout.count(" ms, exact search") == 3 and QUESTION in done.stdout
   assert [line.split()[0] for line in done.stdout.splitlines() if line[1:3].strip().isdigit()] == ["1", "2"]
   # Models of trainings, not exported ones: what reads checkpoints tells every step of it.
-  assert "orbax" not in done.stderr and not re.search(r"^I\d{4} ", done.stderr, re.MULTILINE), done.stderr
+  # A machine that is busy takes longer than a second, and then shows how far it is.
+  lines = re.findall(r"^I\d{4} (?!.* progress\.py:).*", done.stderr, re.MULTILINE)
+  assert "orbax" not in done.stderr and not lines, done.stderr
 
 
 def test_passages_that_share_a_title_are_told_apart_by_their_ids():

@@ -68,10 +68,10 @@ def test_a_job_of_two_slices_has_a_mesh_and_compiles_for_it():
   assert done.stdout == "{'data': 4, 'fsdp': 2, 'tensor': 1} [{0}, {0}, {1}, {1}]\nTrue\n", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("topology, chips", [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x1", 4)])
-def test_a_device_of_a_slice_is_a_chip(topology, chips):
+@pytest.mark.parametrize("topology, count", [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x1", 4)])
+def test_a_device_of_a_slice_is_a_chip(topology, count):
   pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
-  assert chips.mesh_of(topology, config.Mesh()).size == chips
+  assert chips.mesh_of(topology, config.Mesh()).size == count
 
 
 def test_every_layer_is_counted(tiny_weights):

@@ -33,9 +33,8 @@ def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _biased_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-  if dy.dtype != jnp.float32:
-    # Without it XLA keeps dy in float32 as well, for the sum alone.
-    dy = jax.lax.optimization_barrier(dy)
+  # Without the barrier XLA keeps dy in float32 as well, for the sum alone.
+  dy = jax.lax.optimization_barrier(dy)
   return dy, dy.sum(tuple(range(dy.ndim - bias.ndim)), dtype=jnp.float32).astype(bias.dtype)
 
 
@@ -56,6 +55,10 @@ class Dense(nnx.Module):
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
     kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+    if bias is not None and x.dtype == jnp.float32:
+      y = self._product(self.equation, products, x, kernel)
+      return y + lift(bias, y)
+    # States are short, so this is an accelerator.
     if bias is not None and bias.ndim > 1:
       # Heads as one axis: along one a GPU's product adds the bias itself, of two it reads a bias for every token.
       y = self._product("rld,df->rlf", products, x, kernel.reshape(kernel.shape[0], -1))
@@ -216,14 +219,7 @@ class TypeEmbedding(Embedding):
     self.tell_halves = tell_halves
 
   def added(self, x: jax.Array, halves: jax.Array | np.ndarray) -> jax.Array:
-    first, *others = self.embedding[...]
-    if not self.tell_halves:
-      return x + lift(first, x)
-    # Not looked up: the gradient of that adds every token to one of these few rows, one after the other on a GPU.
-    type_D = lift(first, x)
-    for number, other in enumerate(others, start=1):
-      type_D = jnp.where((halves == number)[..., None], lift(other, x), type_D)
-    return x + type_D
+    return x + (self(halves) if self.tell_halves else lift(self.embedding[0], x))
 
 
 class RelativeBias(nnx.Module):

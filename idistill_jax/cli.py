@@ -272,7 +272,6 @@ class Runner:
       logging.info("%s: not taken over from %s, where it %s", stage.name, other.stated, why)
     return False
 
-
   @staticmethod
   def _unchanged(workdir: artifacts.Workdir, stage: artifacts.Stage) -> str:
     """What is the same as where a stage is done: no key counts code, as most of its changes make no other result."""

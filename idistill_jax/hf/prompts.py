@@ -7,11 +7,10 @@ score is the retriever's, prompts included.
 """
 
 import dataclasses
-import json
 import pathlib
 
 from idistill_jax import config as config_lib
-from idistill_jax.data import tokenize
+from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.models import compared, dual_encoder
 from idistill_jax.models import encoder as encoder_lib
 
@@ -60,7 +59,7 @@ def _of_checkpoint(folder: pathlib.Path) -> Prompts:
   """Its default prompt is for both where it has none under any of the names: encode_query and encode_document take
   "" rather than the default, but such a checkpoint is meant for `encode` alone."""
   path = folder / FILE
-  raw = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  raw = tokenizer_files.read(path)
   prompts, default = raw.get("prompts") or {}, raw.get("default_prompt_name")
   if default is not None and default not in prompts:
     raise encoder_lib.UnsupportedModelError(

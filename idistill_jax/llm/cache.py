@@ -18,7 +18,7 @@ import threading
 import time
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 from idistill_jax.llm import protocol
@@ -127,14 +127,25 @@ class AnswerCache:
 
   def put_rows(self, rows: Sequence[Row]) -> None:
     """Stores rows of `row_of` in one commit; what is there under their keys stays."""
+    with self._one_commit():
+      self._db.executemany(_INSERT, rows)
+
+  @contextlib.contextmanager
+  def _one_commit(self) -> Iterator[None]:
+    """What is written in its block, all of it or nothing."""
     with self._lock:
       self._db.execute("BEGIN IMMEDIATE")
       try:
-        self._db.executemany(_INSERT, rows)
+        yield
       except BaseException:
         self._db.execute("ROLLBACK")
         raise
       self._db.execute("COMMIT")
+
+  def _of_lines(self, path: pathlib.Path, work: Callable[[str, bytes], int]) -> int:
+    """The sum of what `work` counts of each line of a file and where it stands, in one commit."""
+    with open(path, "rb") as lines, self._one_commit():
+      return sum(work(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
 
   def export(self, path: pathlib.Path) -> int:
     """Writes one JSON object an answer, in the order of their keys; returns how many."""
@@ -151,28 +162,12 @@ class AnswerCache:
 
     All or nothing: raises CacheError naming file and line for a line of another form.
     """
-    with self._lock, open(path, "rb") as lines:
-      self._db.execute("BEGIN IMMEDIATE")
-      try:
-        new = sum(self._take_in(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-      except BaseException:
-        self._db.execute("ROLLBACK")
-        raise
-      self._db.execute("COMMIT")
-    return new
+    return self._of_lines(path, self._take_in)
 
   def forget(self, path: pathlib.Path) -> int:
     """Takes out the answers about what a stage's `dropped.jsonl` names, so that they are asked for anew; returns how
     many there were.  All or nothing: raises CacheError naming file and line for a line of another form."""
-    with self._lock, open(path, "rb") as lines:
-      self._db.execute("BEGIN IMMEDIATE")
-      try:
-        gone = sum(self._forget(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip())
-      except BaseException:
-        self._db.execute("ROLLBACK")
-        raise
-      self._db.execute("COMMIT")
-    return gone
+    return self._of_lines(path, self._forget)
 
   def _forget(self, where: str, line: bytes) -> int:
     try:

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+from idistill_jax.data import tokenizer_files
+
 # Beside the modules: prompts, and how embeddings are compared.
 FILE = "config_sentence_transformers.json"
 MODULES = "modules.json"
@@ -10,8 +12,7 @@ MODULES = "modules.json"
 
 def stated(folder: pathlib.Path) -> str | None:
   """Its `similarity_fn_name`: "cosine", "dot" or a distance's; None where it says nothing."""
-  path = folder / FILE
-  return json.loads(path.read_text(encoding="utf-8")).get("similarity_fn_name") if path.exists() else None
+  return tokenizer_files.read(folder / FILE).get("similarity_fn_name")
 
 
 def by_cosine_alone(folder: pathlib.Path) -> bool:

@@ -54,7 +54,9 @@ def test_a_cpu_that_would_only_emulate_short_products_makes_long_ones(monkeypatc
 
 
 @pytest.mark.parametrize("flags, has", [
-  ("flags\t: fpu avx512f avx512_bf16 avx512_vbmi", True), ("flags\t: fpu amx_bf16", True),
+  ("vendor_id\t: AuthenticAMD\nflags\t: fpu avx512f avx512_bf16 avx512_vbmi", True),
+  ("vendor_id\t: GenuineIntel\nflags\t: fpu avx512f avx512_bf16 avx512_vbmi", False),
+  ("vendor_id\t: GenuineIntel\nflags\t: fpu avx512_bf16 amx_bf16", True),
   ("Features\t: fp asimd i8mm bf16 dgh", True), ("flags\t: fpu avx2 avx512f svebf16x", False),
 ])
 def test_the_system_tells_what_its_cpu_multiplies(flags, has, monkeypatch):

@@ -10,11 +10,9 @@ with an error where a system that others have published is not as they measured 
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from idistill_jax import cli, config, flow
-from idistill_jax.data import similarity, tables
-from idistill_jax.retrieval import bm25, exact, itself, runs, summary
+from idistill_jax.data import similarity
+from idistill_jax.retrieval import bm25, exact, runs, summary
 from idistill_jax.stages import evaluate
 from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts
@@ -39,33 +37,27 @@ def measure(runner: cli.Runner) -> None:
     folders[name] = runner.workdir.folder(name)
   job = artifacts.Job(cfg=runner.cfg, out=runner.workdir.root, inputs=folders, cache=runner.workdir.cache)
   cfg = runner.cfg.evaluate
-  passages, table = tables.load_passages(folders["collection"]), tables.load_queries(folders["collection"])
-  qrels, accepted = evaluate.judgements(job), tables.load_answers(folders["collection"])
-  queries = evaluate.measurable(job, table, qrels if qrels is not None else accepted)
-  ids = [query.id for query in queries]
-
-  embedded = similarity.load(folders["candidates"])
-  queries_QxE = embedded.queries_QxE[np.array([table.row(one) for one in ids])]
-  own = itself.of(queries, passages, qrels or {})
-  depth = cfg.depth + bool(own)
+  task = evaluate.read(job)
+  passages, embedded = task.passages, similarity.load(folders["candidates"])
+  depth = cfg.depth + bool(task.own)
   found = {
-    "BM25": bm25.Bm25(passages.texts, passages.ids, cfg.bm25_language).search([one.text for one in queries], depth),
-    "dense": exact.Exact(embedded.passages_PxE, passages.ids).search(queries_QxE, depth),
+    "BM25": bm25.Bm25(passages.texts, passages.ids, cfg.bm25_language).search(task.texts, depth),
+    "dense": exact.Exact(embedded.passages_PxE, passages.ids).search(embedded.queries_QxE[task.rows], depth),
   }
   if any(passage.title for passage in passages.items):
     joined_PxE = inference.load_retriever(runner.cfg, None).encode_passages(
       [f"{passage.title} {passage.text}".strip() for passage in passages.items])
-    found[JOINED] = exact.Exact(joined_PxE, passages.ids).search(queries_QxE, depth)
+    found[JOINED] = exact.Exact(joined_PxE, passages.ids).search(embedded.queries_QxE[task.rows], depth)
   systems = {
-    name: evaluate.without(job, name, runs.from_hits(ids, passages.ids, hits), own, cfg.depth)
+    name: evaluate.without(job, name, runs.from_hits(task.ids, passages.ids, hits), task.own, cfg.depth)
     for name, hits in found.items()
   }
   systems["hybrid"] = runs.fused([systems["dense"], systems["BM25"]], cfg.depth)
-  measured = evaluate.measure(systems, ids, qrels, evaluate.contexts(ids, accepted, passages), cfg.relevant_from)
+  measured = task.measure(systems, cfg.relevant_from)
   said = summary.summarise(measured, [], cfg.resamples)
 
   shown = [name for name in MEASURES if name in said["measures"]]
-  print(f"| {runner.cfg.name} ({len(ids)}) | " + " | ".join(shown) + " |")
+  print(f"| {runner.cfg.name} ({len(task.ids)}) | " + " | ".join(shown) + " |")
   for system, means in said["systems"].items():
     values = (
       "{:.3f} [{:.3f}, {:.3f}]".format(means[name], *said["intervals"][system][name]) for name in shown

@@ -33,19 +33,25 @@ def prepared(root: pathlib.Path) -> artifacts.Job:
   return artifacts.Job(cfg=cfg, out=root / "out", inputs=inputs, cache=root / "cache")
 
 
+def task(job: artifacts.Job, qrels: tables.Qrels | None, accepted: dict[str, list[str]],
+         table: tables.Queries = QUERIES) -> stage.Task:
+  """Of the queries that are judged, or have answers where none is."""
+  queries = stage.measurable(job, table, accepted if qrels is None else qrels)
+  return stage.Task(passages=PASSAGES, table=table, queries=queries, qrels=qrels, accepted=accepted)
+
+
 def written(job: artifacts.Job, theirs: dict[str, runs.Run], qrels: tables.Qrels, **accepted: list[str]) -> dict:
   """metrics.json of runs that hold nothing, and of `theirs`."""
-  queries = stage.measurable(job, QUERIES, qrels)
-  ours = {name: {query.id: {"p9": 1.0} for query in queries} for name in ("initial", "distilled")}
-  stage.write(job, ours, theirs, passages=PASSAGES, table=QUERIES, queries=queries, qrels=qrels, accepted=accepted,
-              ann={})
+  asked = task(job, qrels, accepted)
+  ours = {name: {query_id: {"p9": 1.0} for query_id in asked.ids} for name in ("initial", "distilled")}
+  stage.write(job, asked, ours, theirs, ann={})
   return json.loads((job.out / stage.METRICS).read_text())
 
 
 def test_leakage_knows_what_is_right_for_training_queries(tmp_path):
   job, values = prepared(tmp_path), {"MRR@10": {"q0": 1.0}}
   table = tables.Queries([*QUERIES.items, records.Query(id="t", text="0, a question", split="train")])
-  check = lambda **accepted: stage.leaked(job, QUERIES.items, table, QRELS, accepted,
+  check = lambda **accepted: stage.leaked(job, task(job, QRELS, accepted, table),
                                           {"initial": values, "distilled": values}, "MRR@10")["near_duplicate_queries"]
   assert check() == check(q0=["Paris"]) == 0 and check(q0=["Paris"], t=["paris"]) == 1
   tables.write_qrels(tmp_path / "collection" / "qrels" / "train.tsv", {"t": {"p1": 1}})
@@ -59,10 +65,9 @@ def test_without_judgements_an_answer_tells_which_passages_training_put_first(tm
     records.ScoredList(query_id="another", passage_ids=(taught, "p2"), scores=(2.0, 1.0))])
   # Of q2 nobody finds an answer, so that nothing is known of its passages.
   accepted = {"q0": ["Paris"], "q1": ["text 2"], "q2": ["Rome"]}
-  queries = stage.measurable(job, QUERIES, accepted)
   ours = {"initial": runs.from_order({"q0": ["p9"], "q1": ["p2"], "q2": ["p3"]}),
           "distilled": runs.from_order({"q0": ["p9", "p1"], "q1": ["p2"], "q2": ["p4"]})}
-  stage.write(job, ours, {}, passages=PASSAGES, table=QUERIES, queries=queries, qrels=None, accepted=accepted, ann={})
+  stage.write(job, task(job, None, accepted), ours, {}, ann={})
   metrics = json.loads((job.out / stage.METRICS).read_text())
   found = metrics["leakage"]
   assert found["right_by_answers"] and found["right_passages"] == 2, "p1 and p2, which were found"
@@ -108,7 +113,7 @@ def test_a_run_of_other_queries_is_refused(tmp_path):
   job = artifacts.Job(cfg=cfg, out=tmp_path / "out", inputs={"collection": tmp_path}, cache=tmp_path / "cache")
   with pytest.raises(runs.RunError, match=r"bing has no results for any of the 2 measured queries, such as 'q0'.*'Q0'"):
     stage.run(job)
-  stage.refuse_runs_of_other_queries(theirs, ["q0", "Q1"])
+  systems.refuse_runs_of_other_queries(theirs, ["q0", "Q1"])
 
 
 def test_both_retrievers_are_fused_with_bm25():
@@ -117,9 +122,9 @@ def test_both_retrievers_are_fused_with_bm25():
   single = {"initial": one("a", "b"), "bm25": one("b", "c"), "distilled": one("c", "a")}
   found = stage.fused(single, depth=2)
   assert {name: runs.ranked(run["q"])[0] for name, run in found.items()} == {"hybrid": "c", "initial+bm25": "b"}
-  assert ("hybrid", "initial+bm25") in stage.TESTS
+  assert ("hybrid", "initial+bm25") in systems.TESTS
   # What ScaNN loses is not counted among what distilling gives.
-  assert [pair for pair in stage.TESTS if "distilled+scann" in pair] == [("distilled+scann", "distilled")]
+  assert [pair for pair in systems.TESTS if "distilled+scann" in pair] == [("distilled+scann", "distilled")]
   assert {*single, *found, "direct", "ranker"} <= set(systems.OURS)
 
 
@@ -157,7 +162,7 @@ def test_a_main_measure_that_is_none_is_refused_with_those_that_are():
 def test_the_ranker_reorders_first_stages_and_hybrids_where_asked_for_all():
   assert set(systems.RERANKED["all"]) == {"initial", "bm25", "initial+bm25", "distilled", "hybrid"}
   assert set(systems.RERANKED["all"]) <= {"initial", "bm25", "direct", "distilled", *systems.FUSED}
-  assert {one for pair in stage.TESTS for one in pair} <= set(systems.OURS)
+  assert {one for pair in systems.TESTS for one in pair} <= set(systems.OURS)
 
 
 def test_one_query_has_means_and_no_tests(tmp_path):
@@ -168,8 +173,9 @@ def test_one_query_has_means_and_no_tests(tmp_path):
 
 def test_answers_are_looked_for_in_texts_alone_where_there_are_some():
   run = {"found": runs.from_order({"q0": ["p3", "p1"], "q1": ["p3"]})}
-  ids = ["q0", "q1"]
-  measure = lambda accepted: stage.measure(run, ids, QRELS, stage.contexts(ids, accepted, PASSAGES), 1)["found"]
+  asked = lambda accepted: stage.Task(passages=PASSAGES, table=QUERIES, queries=QUERIES.items[:2], qrels=QRELS,
+                                      accepted=accepted)
+  measure = lambda accepted: asked(accepted).measure(run, 1)["found"]
   assert measure({"q0": ["Paris"]})["answer@5"] == {"q0": 1.0}
   assert measure({"q0": ["Title3"]})["answer@5"] == {"q0": 0.0}
   assert "answer@5" not in measure({})

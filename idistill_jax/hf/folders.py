@@ -6,12 +6,12 @@ Apart from `weights`, which reads it: keys of stages want no more than this, and
 import functools
 import hashlib
 import importlib.util
-import json
 import pathlib
 import re
 from collections.abc import Collection
 
 from idistill_jax import extras
+from idistill_jax.models import compared
 from idistill_jax.workdir import outside
 
 PYPI = "pypi:"
@@ -78,9 +78,7 @@ def _from_hub(weights: str) -> pathlib.Path:
 
 def _without_safetensors(folder: pathlib.Path) -> list[pathlib.Path]:
   """Of the folder and those of its Dense modules."""
-  path = folder / "modules.json"
-  modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-  dense = [folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
+  dense = [folder / module["path"] for module in compared.modules(folder) if module["type"].endswith(".Dense")]
   return [place for place in (folder, *dense) if not any(place.glob("*.safetensors"))]
 
 

@@ -1,13 +1,21 @@
-"""How a checkpoint's embeddings are compared, as its sentence-transformers files say.  No JAX: keys of stages ask."""
+"""How a checkpoint makes and compares embeddings, by its sentence-transformers files.  No JAX: keys of stages ask."""
 
 import json
 import pathlib
+from typing import Any
 
 from idistill_jax.data import tokenizer_files
 
 # Beside the modules: prompts, and how embeddings are compared.
 FILE = "config_sentence_transformers.json"
 MODULES = "modules.json"
+
+
+def modules(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Its modules in their order; none of a plain encoder."""
+  path = folder / MODULES
+  found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+  return found
 
 
 def stated(folder: pathlib.Path) -> str | None:
@@ -17,6 +25,5 @@ def stated(folder: pathlib.Path) -> str | None:
 
 def by_cosine_alone(folder: pathlib.Path) -> bool:
   """Whether it says that embeddings of any length are compared by their angles: no module makes them of unit length."""
-  path = folder / MODULES
-  modules = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-  return bool(modules) and stated(folder) == "cosine" and not any(one["type"].endswith(".Normalize") for one in modules)
+  kinds = [one["type"] for one in modules(folder)]
+  return bool(kinds) and stated(folder) == "cosine" and not any(kind.endswith(".Normalize") for kind in kinds)

@@ -1,5 +1,7 @@
 """The systems that are compared: what ours are called, and those of others, which come as run files."""
 
+from collections.abc import Mapping, Sequence
+
 from idistill_jax import config
 from idistill_jax.retrieval import runs
 from idistill_jax.workdir import outside
@@ -21,6 +23,24 @@ ANSWERED: dict[str, tuple[str, ...]] = {
 }
 # What all retrievers are searched over, unless `index` makes smaller vectors of the distilled one's.
 WHOLE = "the whole vectors"
+# The first system is tested against the second, where both are measured; the first pair is the primary test.
+TESTS: tuple[tuple[str, str], ...] = (
+  ("distilled", "initial"),
+  ("ranker", "initial"),
+  ("direct", "initial"),
+  ("distilled", "direct"),
+  ("ranker", "direct"),
+  ("distilled", "bm25"),
+  ("distilled+scann", "distilled"),
+  ("ranker", "distilled"),
+  ("hybrid", "distilled"),
+  ("hybrid", "initial+bm25"),
+  ("bm25+ranker", "bm25"),
+  ("initial+bm25+ranker", "initial+bm25"),
+  ("distilled+ranker", "distilled"),
+  ("hybrid+ranker", "hybrid"),
+  ("hybrid+ranker", "initial+bm25+ranker"),
+)
 OURS = ("initial", "bm25", "direct", "distilled", "distilled+scann", *FUSED, *RERANKED["all"].values())
 
 
@@ -47,3 +67,13 @@ def run_files(cfg: config.Config) -> list[outside.Path]:
       raise runs.RunError(f"{path}: another system is called {name!r} already; rename the file")
     taken.add(name)
   return found
+
+
+def refuse_runs_of_other_queries(theirs: Mapping[str, runs.Run], ids: Sequence[str]) -> None:
+  """Raises RunError for a run without a result for any of the measured queries."""
+  for name, every in theirs.items():
+    if not any(every.get(query_id) for query_id in ids):
+      raise runs.RunError(
+        f"the run {name} has no results for any of the {len(ids):,} measured queries, such as {ids[0]!r}; "
+        f"it knows {next(iter(every), 'none')!r}: are these the same queries?"
+      )

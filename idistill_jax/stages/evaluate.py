@@ -7,6 +7,7 @@ per_query.csv.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -36,54 +37,86 @@ from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts
 
 METRICS, PER_QUERY, PARQUET, RUNS = "metrics.json", "per_query.csv", "per_query.parquet", "runs"
-# The first system is tested against the second, where both are measured; the first pair is the primary test.
-TESTS = (
-  ("distilled", "initial"),
-  ("ranker", "initial"),
-  ("direct", "initial"),
-  ("distilled", "direct"),
-  ("ranker", "direct"),
-  ("distilled", "bm25"),
-  ("distilled+scann", "distilled"),
-  ("ranker", "distilled"),
-  ("hybrid", "distilled"),
-  ("hybrid", "initial+bm25"),
-  ("bm25+ranker", "bm25"),
-  ("initial+bm25+ranker", "initial+bm25"),
-  ("distilled+ranker", "distilled"),
-  ("hybrid+ranker", "hybrid"),
-  ("hybrid+ranker", "initial+bm25+ranker"),
-)
 # How many of exact search's best ScaNN is asked to find.
 HONESTY_DEPTH = 100
 # How many of a system's first passages are read for answers that stand for judgements.
 _HELD = 20
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """What is asked, and what is right.
+
+  table: all queries of the collection.  queries: those that are measured, in its order.  qrels: judgements of their
+  split; None where there are none and answers decide.  accepted: query id -> answers, of queries that have some.
+  """
+
+  passages: tables.Passages
+  table: tables.Queries
+  queries: Sequence[records.Query]
+  qrels: tables.Qrels | None
+  accepted: Mapping[str, Sequence[str]]
+
+  @functools.cached_property
+  def ids(self) -> list[str]:
+    return [query.id for query in self.queries]
+
+  @functools.cached_property
+  def texts(self) -> list[str]:
+    return [query.text for query in self.queries]
+
+  @functools.cached_property
+  def rows(self) -> np.ndarray:
+    """Of the measured queries in the collection, int [Q]."""
+    return np.array([self.table.row(query_id) for query_id in self.ids])
+
+  @functools.cached_property
+  def own(self) -> Set[str]:
+    """Queries that are passages, which they are not to find."""
+    return itself.of(self.queries, self.passages, self.qrels or {})
+
+  @property
+  def measures(self) -> Sequence[str]:
+    """Names of what can be measured."""
+    answered = any(one in self.accepted for one in self.ids)
+    return measures.NAMES * (self.qrels is not None) + answers.NAMES * answered
+
+  @functools.cached_property
+  def in_context(self) -> answers.InContext:
+    """Of queries that have answers.  As DPR does, not in titles; a passage that the collection lacks holds nothing."""
+    return answers.InContext({query_id: self.accepted[query_id] for query_id in self.ids if query_id in self.accepted},
+                             lambda one: self.passages.by_id(one).text if one in self.passages else "")
+
+  def measure(self, systems: Mapping[str, runs.Run], relevant_from: int) -> dict[str, dict[str, dict[str, float]]]:
+    """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context of the
+    queries that have answers."""
+    measured: dict[str, dict[str, dict[str, float]]] = {name: {} for name in systems}
+    if self.qrels is not None:
+      judged = {query_id: self.qrels[query_id] for query_id in self.ids}
+      for name, found in systems.items():
+        measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
+    if self.in_context.query_ids:
+      for name, found in systems.items():
+        orders = {one: runs.ranked(found.get(one, {})) for one in self.in_context.query_ids}
+        measured[name] |= self.in_context.measure(orders)
+    return measured
+
+
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.evaluate
-  theirs = systems_lib.read_runs(job.cfg)
-  passages = tables.load_passages(job.inputs["collection"])
-  table = tables.load_queries(job.inputs["collection"])
-  qrels = judgements(job)
-  accepted = tables.load_answers(job.inputs["collection"])
-  queries = measurable(job, table, qrels if qrels is not None else accepted)
-  ids, texts = [query.id for query in queries], [query.text for query in queries]
-  known = measures.NAMES * (qrels is not None) + answers.NAMES * any(one in accepted for one in ids)
+  theirs, task = systems_lib.read_runs(job.cfg), read(job)
   # Errors now, and not after hours of what follows.
-  summary.main_measure(known, cfg.main_measure)
-  refuse_runs_of_other_queries(theirs, ids)
-  own = itself.of(queries, passages, qrels or {})
-  depth = cfg.depth + bool(own)
-  rows, mesh = np.array([table.row(query_id) for query_id in ids]), sharding.make_mesh(job.cfg.mesh)
+  summary.main_measure(task.measures, cfg.main_measure)
+  systems_lib.refuse_runs_of_other_queries(theirs, task.ids)
+  passages, mesh, depth = task.passages, sharding.make_mesh(job.cfg.mesh), cfg.depth + bool(task.own)
   initial, direct = (
-    exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[rows], depth)
+    exact.Exact(embedded.passages_PxE, passages.ids, mesh=mesh).search(embedded.queries_QxE[task.rows], depth)
     for embedded in (similarity.load(job.inputs[stage]) for stage in ("candidates", "train_direct"))
   )
-  by_terms = hits.by_first(job.pieces / "bm25.npz",
-                           lambda: bm25.Bm25(passages.texts, passages.ids, cfg.bm25_language).search(texts, depth))
+  by_terms = hits.by_first(job.pieces / "bm25.npz", lambda: bm25.Bm25(
+    passages.texts, passages.ids, cfg.bm25_language).search(task.texts, depth))
   retriever = inference.load_retriever(job.cfg, job.inputs["train_retriever"], job)
-  distilled_QxE = retriever.encode_queries(texts)
+  distilled_QxE = retriever.encode_queries(task.texts)
   # As exactly as what it is compared with, but over vectors that index.* may make smaller; ScaNN has a row of its own.
   exactly = index.open_exact(job.inputs["index"], passages.ids, mesh)
   distilled = exactly.search(distilled_QxE, depth)
@@ -94,23 +127,24 @@ def run(job: artifacts.Job) -> None:
   if index.kind_of(job.inputs["index"]) == "scann":
     by_scann = lambda: index.open_default(job.inputs["index"], passages.ids).search(distilled_QxE, depth)
     searched["distilled+scann"] = hits.by_first(job.pieces / "scann.npz", by_scann)
-  systems = {
-    name: without(job, name, runs.from_hits(ids, passages.ids, one), own, cfg.depth) for name, one in searched.items()
-  }
+  systems = {name: without(job, name, runs.from_hits(task.ids, passages.ids, one), task.own, cfg.depth)
+             for name, one in searched.items()}
   systems |= fused(systems, cfg.depth)
+  systems |= reranked(job, task, systems)
 
-  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
-  start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score_rows)
-  for system, name in systems_lib.RERANKED[cfg.rerank].items():
-    orders = [runs.ranked(systems[system][query_id]) for query_id in ids]
-    reordered = rerank.reorder(score, texts, passages.texts, orders, passages.row,
-                               lambda place, found: start(rows[place], found), cfg.rerank_depth)
-    systems[name] = runs.from_order(dict(zip(ids, reordered, strict=True)))
-  theirs = {name: without(job, name, found_run, own, None) for name, found_run in theirs.items()}
-  judged = compact.Judged(query_ids=ids, qrels=qrels, own=own, relevant_from=cfg.relevant_from) if qrels else None
+  theirs = {name: without(job, name, found_run, task.own, None) for name, found_run in theirs.items()}
+  judged = compact.Judged(query_ids=task.ids, qrels=task.qrels, own=task.own,
+                          relevant_from=cfg.relevant_from) if task.qrels else None
   ann = index.honesty(job.inputs["index"], passages.ids, distilled_QxE, oracle, job.cfg.index, mesh, judged)
-  processes.once(lambda: write(job, systems, theirs, passages=passages, table=table, queries=queries, qrels=qrels,
-                               accepted=accepted, ann=ann))
+  processes.once(lambda: write(job, task, systems, theirs, ann))
+
+
+def read(job: artifacts.Job) -> Task:
+  """Raises ValueError where no query can be measured; those that cannot are dropped and counted."""
+  folder = job.inputs["collection"]
+  table, qrels, accepted = tables.load_queries(folder), judgements(job), tables.load_answers(folder)
+  queries = measurable(job, table, qrels if qrels is not None else accepted)
+  return Task(passages=tables.load_passages(folder), table=table, queries=queries, qrels=qrels, accepted=accepted)
 
 
 def without(job: artifacts.Job, name: str, found: runs.Run, own: Set[str], depth: int | None) -> runs.Run:
@@ -122,39 +156,50 @@ def fused(systems: Mapping[str, runs.Run], depth: int) -> dict[str, runs.Run]:
   return {name: runs.fused([systems[one] for one in parts], depth) for name, parts in systems_lib.FUSED.items()}
 
 
-def write(job: artifacts.Job, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run], *,
-          passages: tables.Passages, table: tables.Queries, queries: Sequence[records.Query],
-          qrels: tables.Qrels | None, accepted: Mapping[str, Sequence[str]], ann: Mapping[str, object]) -> None:
+def reranked(job: artifacts.Job, task: Task, systems: Mapping[str, runs.Run]) -> dict[str, runs.Run]:
+  """The first passages of those systems that the config names, as the ranker orders them."""
+  ranker = inference.load_ranker(job.cfg, job.inputs["train_ranker"], job)
+  start, score = similarity.load(job.inputs[job.cfg.ranker.start_stage]), rerank.once(ranker.score_rows)
+  made: dict[str, runs.Run] = {}
+  for system, name in systems_lib.RERANKED[job.cfg.evaluate.rerank].items():
+    orders = [runs.ranked(systems[system][query_id]) for query_id in task.ids]
+    reordered = rerank.reorder(score, task.texts, task.passages.texts, orders, task.passages.row,
+                               lambda place, found: start(task.rows[place], found), job.cfg.evaluate.rerank_depth)
+    made[name] = runs.from_order(dict(zip(task.ids, reordered, strict=True)))
+  return made
+
+
+def write(job: artifacts.Job, task: Task, ours: Mapping[str, runs.Run], theirs: Mapping[str, runs.Run],
+          ann: Mapping[str, object]) -> None:
   """Measures our systems and those that came as files, and writes what came out; ann: what `index.honesty` says."""
-  cfg, ids = job.cfg.evaluate, [query.id for query in queries]
-  systems = {**ours, **others(job, ids, theirs, passages)}
+  cfg = job.cfg.evaluate
+  systems = {**ours, **others(job, task, theirs)}
   for name, found_run in systems.items():
     runs.write_trec(job.out / RUNS / f"{name}.trec", found_run, name)
-  in_context = contexts(ids, accepted, passages)
-  measured = measure(systems, ids, qrels, in_context, cfg.relevant_from)
-  if accepted:
-    for query_id in ids:
-      if query_id not in accepted:
+  measured = task.measure(systems, cfg.relevant_from)
+  if task.accepted:
+    for query_id in task.ids:
+      if query_id not in task.accepted:
         job.drop("query without answers, which answer@k leaves out", query_id)
   summary.write_per_query(job.out / PER_QUERY, measured)
   if cfg.parquet:
     summary.write_parquet(job.out / PARQUET, measured)
-  pairs = (*TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
+  pairs = (*systems_lib.TESTS, *((name, "initial") for name in theirs), *(("distilled", name) for name in theirs))
   tests = [pair for pair in pairs if set(pair) <= systems.keys()]
   main = summary.main_measure(list(measured["initial"]), cfg.main_measure)
+  by_answers = holding(task.in_context, systems, cfg.relevant_from) if task.qrels is None else None
   metrics = {
     "split": cfg.split,
-    "queries": len(queries),
-    "written_queries": len({*ids} & written(job)),
+    "queries": len(task.queries),
+    "written_queries": len({*task.ids} & written(job)),
     "relevant_from": cfg.relevant_from,
-    **summary.summarise(measured, tests, cfg.resamples, (TESTS[0], main)),
-    "leakage": leaked(job, queries, table, qrels, accepted, measured, main,
-                      holding(in_context, systems, cfg.relevant_from) if qrels is None else None),
+    **summary.summarise(measured, tests, cfg.resamples, (systems_lib.TESTS[0], main)),
+    "leakage": leaked(job, task, measured, main, by_answers),
     "ann": ann,
-    "dropped_queries": len(table.of_split(cfg.split)) - len(queries),
+    "dropped_queries": len(task.table.of_split(cfg.split)) - len(task.queries),
   }
   (job.out / METRICS).write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-  job.count(queries=len(queries), **{f"{name} {main}": metrics["systems"][name][main] for name in systems})
+  job.count(queries=len(task.queries), **{f"{name} {main}": metrics["systems"][name][main] for name in systems})
 
 
 def judgements(job: artifacts.Job) -> tables.Qrels | None:
@@ -195,26 +240,14 @@ def measurable(job: artifacts.Job, table: tables.Queries, known: Mapping[str, ob
   return queries
 
 
-def refuse_runs_of_other_queries(theirs: Mapping[str, runs.Run], ids: Sequence[str]) -> None:
-  """Raises RunError for a run without a result for any of the measured queries."""
-  for name, every in theirs.items():
-    if not any(every.get(query_id) for query_id in ids):
-      raise runs.RunError(
-        f"the run {name} has no results for any of the {len(ids):,} measured queries, such as {ids[0]!r}; "
-        f"it knows {next(iter(every), 'none')!r}: are these the same queries?"
-      )
-
-
-def others(
-  job: artifacts.Job, ids: Sequence[str], theirs: Mapping[str, runs.Run], passages: tables.Passages
-) -> dict[str, runs.Run]:
+def others(job: artifacts.Job, task: Task, theirs: Mapping[str, runs.Run]) -> dict[str, runs.Run]:
   """Other systems' results of the measured queries, as they are; what the collection does not know is named.
 
   A passage that it lacks keeps its place: without it those behind would move up.
   """
-  found = {name: {query_id: every.get(query_id, {}) for query_id in ids} for name, every in theirs.items()}
+  found = {name: {query_id: every.get(query_id, {}) for query_id in task.ids} for name, every in theirs.items()}
   for name, run_of in found.items():
-    for passage_id in sorted({one for results in run_of.values() for one in results if one not in passages}):
+    for passage_id in sorted({one for results in run_of.values() for one in results if one not in task.passages}):
       job.drop(f"passage of {name} that the collection lacks (counts as wrong)", passage_id)
     for query_id, results in run_of.items():
       if not results:
@@ -222,42 +255,16 @@ def others(
   return found
 
 
-def measure(
-  systems: Mapping[str, runs.Run], ids: Sequence[str], qrels: tables.Qrels | None, in_context: answers.InContext,
-  relevant_from: int,
-) -> dict[str, dict[str, dict[str, float]]]:
-  """system -> measure -> query id -> value: trec_eval's measures where there are judgements, answer-in-context of the
-  queries that have answers."""
-  measured: dict[str, dict[str, dict[str, float]]] = {name: {} for name in systems}
-  if qrels is not None:
-    judged = {query_id: qrels[query_id] for query_id in ids}
-    for name, found in systems.items():
-      measured[name] |= measures.per_query(judged, found, relevant_from=relevant_from)
-  if in_context.query_ids:
-    for name, found in systems.items():
-      measured[name] |= in_context.measure({one: runs.ranked(found.get(one, {})) for one in in_context.query_ids})
-  return measured
-
-
-def contexts(ids: Sequence[str], accepted: Mapping[str, Sequence[str]], passages: tables.Passages) -> answers.InContext:
-  """Of queries that have answers.  As DPR does, not in titles; a passage that the collection lacks holds nothing."""
-  return answers.InContext({query_id: accepted[query_id] for query_id in ids if query_id in accepted},
-                           lambda one: passages.by_id(one).text if one in passages else "")
-
-
 def holding(in_context: answers.InContext, systems: Mapping[str, runs.Run], grade: int) -> tables.Qrels:
   """Of the first passages that were found before and after, those that hold an answer, as if they had that grade."""
-  found = {one: {passage_id for system in TESTS[0]
+  found = {one: {passage_id for system in systems_lib.TESTS[0]
                  for passage_id in runs.ranked(systems[system].get(one, {}))[:_HELD]}
            for one in in_context.query_ids}
   return {one: dict.fromkeys(in_context.holders(one, sorted(passage_ids)), grade) for one, passage_ids in found.items()}
 
 
-def leaked(
-  job: artifacts.Job, queries: Sequence[records.Query], table: tables.Queries, qrels: tables.Qrels | None,
-  accepted: Mapping[str, Sequence[str]], measured: summary.Measured, main: str,
-  by_answers: tables.Qrels | None = None,
-) -> dict[str, object]:
+def leaked(job: artifacts.Job, task: Task, measured: summary.Measured, main: str,
+           by_answers: tables.Qrels | None = None) -> dict[str, object]:
   """What training saw of the test: queries are said aloud, passages are counted, and said aloud where the result rests
   on them.
 
@@ -268,10 +275,10 @@ def leaked(
     example.read_records(job.inputs["labels"], artifacts.RANKINGS, records.RankedList),
     example.read_records(job.inputs["train_retriever"], artifacts.TEACHER, records.ScoredList),
   )
-  judged = (qrels or {}, tables.load_some_qrels(job.inputs["collection"], "train"))
-  least, train = job.cfg.evaluate.relevant_from, table.of_split("train")
-  right_of = leakage.rights(judged, accepted, least)
-  found = leakage.check(queries, train, by_answers or qrels or {}, lists, least, right_of)
+  judged = (task.qrels or {}, tables.load_some_qrels(job.inputs["collection"], "train"))
+  least, train = job.cfg.evaluate.relevant_from, task.table.of_split("train")
+  right_of = leakage.rights(judged, task.accepted, least)
+  found = leakage.check(task.queries, train, by_answers or task.qrels or {}, lists, least, right_of)
   of, before, after = f"distilled against initial in {main}", measured["initial"][main], measured["distilled"][main]
   if by_answers:
     before, after = ({one: of_all[one] for one, held in by_answers.items() if held} for of_all in (before, after))

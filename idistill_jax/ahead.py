@@ -14,8 +14,8 @@ from idistill_jax.retrieval import ann, bm25, index, measures, runs, summary, sy
 
 def check(runner: cli.Runner) -> None:
   """Raises what reading the starting weights would raise, sharding.ShardingError for a mesh that a network still to be
-  trained cannot lie on, and what stages still to be run would raise of an LLM, a run or a package; asks nobody, writes
-  nothing."""
+  trained cannot lie on, ConfigError for one whose layers would all be frozen, and what stages still to be run would
+  raise of an LLM, a run or a package; asks nobody, writes nothing."""
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg), "the weights")
   _check_mesh(runner)
@@ -57,8 +57,9 @@ def _check_mesh(runner: cli.Runner) -> None:
     return
   # By all: whoever first asks for the devices waits until the other processes have told of theirs.
   mesh = sharding.make_mesh(cfg.mesh)
-  for network in (networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)):
-    network.shardings(mesh)
+  retriever, ranker = networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)
+  for network, training in (retriever, cfg.direct), (ranker, cfg.ranker), (retriever, cfg.retriever):
+    network.frozen(training.frozen_layers).shardings(mesh)
 
 
 def _check_outside(runner: cli.Runner) -> None:

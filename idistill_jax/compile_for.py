@@ -8,6 +8,7 @@ cut.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,6 @@ from idistill_jax.hf import networks
 from idistill_jax.models import attention as attention_lib
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
-from idistill_jax.models import table as table_lib
 from idistill_jax.train import objectives, optim
 from idistill_jax.train import step as step_lib
 
@@ -125,7 +125,8 @@ def _training(name: str, cfg: Any, network: networks.Network,
               tokens: int, row_tokens: int) -> Program:
   """cfg: config.Ranker or config.Distillation, of which the objective makes a loss."""
   params = jax.tree.map(_abstract, network.abstract, network.shardings(mesh))
-  tx = optim.adamw(cfg.optim, 1000, table_lib.decay_mask(network.table, network.abstract))
+  network = network.frozen(cfg.frozen_layers)
+  tx = optim.of(network, cfg.optim, 1000)
   everywhere = sharding.replicated(mesh)
   shardings = step_lib.opt_state_shardings(tx, params, network.shardings(mesh), everywhere)
   opt_state = jax.tree.map(_abstract, jax.eval_shape(tx.init, params), shardings)
@@ -143,10 +144,12 @@ def _training(name: str, cfg: Any, network: networks.Network,
   step: Any = step_lib.make_step(objective(cfg, network), tx, state)
   part = _rows(math.ceil(tokens / cfg.passes), row_tokens, texts, shards, mesh)
   layer = _layer_bytes(name, network, params, part, mesh, gradient=True)
-  again = cfg.passes > 1
-  if again:
-    layer += _layer_bytes(name, network, params, part, mesh, gradient=False)
-  turns = cfg.passes * network.table.layers
+  again, layers, frozen = cfg.passes > 1, network.table.layers, network.execution.frozen_layers
+  if again or frozen:
+    # What is frozen has no gradient, and with passes all is read once before.
+    forward = _layer_bytes(name, network, params, part, mesh, gradient=False)
+    layer = again * forward + (frozen * forward + (layers - frozen) * layer) / layers
+  turns = cfg.passes * layers
   if network.execution.unroll_layers and not again:
     turns, layer = 0, 0.0  # nothing is in a loop
   return _program(name, step, (state, batch), network, rows, mesh, layer_bytes=layer, turns=turns,
@@ -241,8 +244,10 @@ def _program(name: str, function: Any, arguments: tuple[Any, ...], network: netw
   flops = costs.products(traced.jaxpr.jaxpr)
   sizes = network.sizes
   if kernels:
-    flops += network.table.layers * costs.attention(rows.token_ids.shape, sizes.num_attention_heads, sizes.head_dim,
-                                                    forward=forward, backward=backward)
+    of_layer = functools.partial(costs.attention, rows.token_ids.shape, sizes.num_attention_heads, sizes.head_dim)
+    learning = network.table.layers - network.execution.frozen_layers
+    flops += network.table.layers * of_layer(forward=forward, backward=0)
+    flops += learning * of_layer(forward=0, backward=backward)
   return Program(
     name=name, tokens=int(np.prod(rows.token_ids.shape)), argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes, flops=flops / mesh.size,

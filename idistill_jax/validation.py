@@ -37,7 +37,7 @@ _OPTIM = {
 }
 _TRAINING = {
   "passages_per_list": AT_LEAST_1, "always_best": AT_LEAST_0, "lists_per_batch": AT_LEAST_1, "passes": AT_LEAST_1,
-  "epochs": AT_LEAST_1, "checkpoint_every": AT_LEAST_1,
+  "epochs": AT_LEAST_1, "checkpoint_every": AT_LEAST_1, "frozen_layers": AT_LEAST_0,
 }
 _DISTILLATION = _TRAINING | {"trainings": AT_LEAST_1, "order_temperature": ABOVE_0, "student_temperature": ABOVE_0}
 # Places of the deepest measure, recall@100.

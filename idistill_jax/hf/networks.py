@@ -57,6 +57,16 @@ class Network:
     """The same network as it best computes there, with matrix products of this type ("float32", "bfloat16")."""
     return dataclasses.replace(self, execution=execution_lib.choose(dtype, mesh, self.execution.remat))
 
+  def frozen(self, layers: int) -> "Network":
+    """The same network, for trainings in which so many of its first layers stay as they are.
+
+    Raises ConfigError where it has no more than these.
+    """
+    if layers >= self.sizes.num_hidden_layers:
+      raise config_lib.ConfigError(f"frozen_layers is {layers}; {self.source} has {self.sizes.num_hidden_layers} "
+                                   "layers, of which one at least must learn")
+    return dataclasses.replace(self, execution=dataclasses.replace(self.execution, frozen_layers=layers))
+
   def reading(self, params: Any) -> tuple["Network", Any]:
     """The network and parameters without what only a gradient needs: kernels have the type that products read."""
     products = self.execution.products

@@ -94,5 +94,9 @@ def through(layers: nnx.Module, x_RxLxD: jax.Array, rows: pack.Rows, beside: Bes
     params, each = own
     return nnx.merge(graph, params)(x_RxLxD, rows, Beside(each, beside.all), execution), None
 
+  own, frozen = (stacked, beside.each), execution.frozen_layers
+  if frozen:
+    first, own = jax.tree.map(lambda leaf: leaf[:frozen], own), jax.tree.map(lambda leaf: leaf[frozen:], own)
+    x_RxLxD = jax.lax.stop_gradient(jax.lax.scan(layer, x_RxLxD, first, unroll=execution.unroll_layers)[0])
   layer_kept = execution_lib.rematerialised(layer, execution.remat)
-  return jax.lax.scan(layer_kept, x_RxLxD, (stacked, beside.each), unroll=execution.unroll_layers)[0]
+  return jax.lax.scan(layer_kept, x_RxLxD, own, unroll=execution.unroll_layers)[0]

@@ -26,7 +26,7 @@ class Execution:
   remat: what a gradient computes anew, a key of REMAT.
   row_block: lengths of rows are whole multiples of it.  attention_doubles: in rows of so many times the model's width,
   attention costs as much as all else.  text_block: where attention of trainings reads text by text, in pieces of a
-  multiple of so many tokens.
+  multiple of so many tokens.  frozen_layers: no gradient reaches so many of the first layers, and what lies below them.
   """
 
   products: Any
@@ -37,10 +37,11 @@ class Execution:
   row_block: int
   attention_doubles: float
   text_block: int | None = None
+  frozen_layers: int = 0
 
   def without_gradient(self) -> "Execution":
     """For reading alone, where unrolled layers gain nothing and take three times as long to compile."""
-    return dataclasses.replace(self, unroll_layers=False, remat="none")
+    return dataclasses.replace(self, unroll_layers=False, remat="none", frozen_layers=0)
 
 
 # Runs anywhere, and exactly: what a network is born with.
@@ -88,8 +89,8 @@ def choose(compute_dtype: str, mesh: jax.sharding.Mesh, remat: str) -> Execution
   products = jnp.dtype(compute_dtype)
   match mesh.devices.flat[0].platform:
     case "cpu":
-      # Where instructions are fast, bfloat16 products with a float32 result take half as long as float32 ones; elsewhere
-      # up to twice as long, and they are no more exact.  All else in bfloat16 is slow.
+      # Where instructions are fast, bfloat16 products with a float32 result take half as long as float32 ones;
+      # elsewhere up to twice as long, and they are no more exact.  All else in bfloat16 is slow.
       if products == jnp.bfloat16 and not cpu_multiplies_bfloat16():
         products = jnp.dtype("float32")
       # A loop over layers copies what the gradient needs of each into one array and out again.

@@ -41,6 +41,11 @@ class Row:
     return self.stacked and self.path.endswith("/kernel")
 
   @property
+  def embeds(self) -> bool:
+    """Whether it makes of tokens what the first layer reads; not what all layers read beside it."""
+    return self.axes[0] in ("vocab", "position", "type") or self.path.endswith("project/kernel")
+
+  @property
   def decays(self) -> bool:
     """Weight decay applies to matrices and embeddings, not to biases and normalisation scales."""
     return self.path.rsplit("/", 1)[-1] in ("kernel", "embedding")
@@ -89,6 +94,19 @@ def shardings(table: Table, abstract: Mapping[str, Any], mesh: jax.sharding.Mesh
 
 def decay_mask(table: Table, params: Mapping[str, Any]) -> dict[str, Any]:
   return unflatten({path: table.row(path).decays for path in flatten(params)})
+
+
+def trained_mask(table: Table, params: Mapping[str, Any], frozen_layers: int) -> dict[str, Any]:
+  """Of every leaf, where weights may change: a bool, or of layers an array bool [layer, 1, ...]."""
+  def of(path: str, leaf: Any) -> Any:
+    row = table.row(path)
+    if not row.stacked:
+      return not (frozen_layers and row.embeds)
+    # A parameter that the first layer lacks is stacked without it.
+    first = table.layers - leaf.shape[0]
+    return (np.arange(first, table.layers) >= frozen_layers).reshape(-1, *[1] * (len(leaf.shape) - 1))
+
+  return unflatten({path: of(path, leaf) for path, leaf in flatten(params).items()})
 
 
 def from_hf(table: Table, tensors: Mapping[str, np.ndarray], abstract: Mapping[str, Any], *,

@@ -15,6 +15,7 @@ from idistill_jax.workdir import artifacts
 def run(job: artifacts.Job) -> None:
   cfg, encoder = job.cfg.ranker, job.cfg.encoder
   network = networks.ranker(encoder, cfg.head).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
+  network = network.frozen(cfg.frozen_layers)
   data = inputs.load(job, network, encoder.pair_cut, cfg.start_stage, inputs.rankings(job))
   params = fit.fit(
     job, "train ranker", cfg, network=network, data=data,

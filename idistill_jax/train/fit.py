@@ -69,6 +69,7 @@ def fit_retriever(job: artifacts.Job, name: str, cfg: config_lib.Distillation, *
   encoder = job.cfg.encoder
   shares.write(job, artifacts.TEACHER, teacher)
   network = networks.retriever(encoder).on(sharding.make_mesh(job.cfg.mesh), encoder.training_dtype)
+  network = network.frozen(cfg.frozen_layers)
   data = inputs.load(job, network, encoder.list_cut, "candidates", teacher)
   # The similarities are those of the starting weights, and MarginMSE has no softmax.
   if start == "weights" and cfg.loss != "margin_mse" and processes.is_first():

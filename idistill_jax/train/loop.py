@@ -22,7 +22,6 @@ from idistill_jax import config as config_lib
 from idistill_jax import processes, progress, sharding
 from idistill_jax.data import batches as batches_lib
 from idistill_jax.hf import networks
-from idistill_jax.models import table as table_lib
 from idistill_jax.train import checkpoint, curves, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import begun as begun_lib
@@ -129,10 +128,9 @@ def save(checkpoints: checkpoint.Checkpoints, step: int, state: step_lib.State, 
 
 def begun(training: Training) -> tuple[optax.GradientTransformation, step_lib.State]:
   """The optimizer, and the state before the first step."""
-  params = training.start()
-  decays = table_lib.decay_mask(training.network.table, params)
-  tx = optim.adamw(training.optim, len(training.batches), decays)
-  return tx, step_lib.init(params, tx, training.network.shardings(training.mesh), training.mesh)
+  params, network = training.start(), training.network
+  tx = optim.of(network, training.optim, len(training.batches))
+  return tx, step_lib.init(params, tx, network.shardings(training.mesh), training.mesh)
 
 
 def leave(training: Training, checkpoints: checkpoint.Checkpoints, step: int) -> NoReturn:

@@ -8,6 +8,8 @@ import numpy as np
 import optax
 
 from idistill_jax import config as config_lib
+from idistill_jax.hf import networks
+from idistill_jax.models import table as table_lib
 
 
 def schedule(cfg: config_lib.Optim, steps: int) -> optax.Schedule:
@@ -22,8 +24,20 @@ def rates(cfg: config_lib.Optim, steps: int) -> list[float]:
   return np.asarray(jax.vmap(schedule(cfg, steps))(jnp.arange(steps))).tolist()
 
 
-def adamw(cfg: config_lib.Optim, steps: int, decay_mask: Any) -> optax.GradientTransformation:
-  return optax.chain(
+def of(network: networks.Network, cfg: config_lib.Optim, steps: int) -> optax.GradientTransformation:
+  """For a network's parameters."""
+  table, frozen = network.table, network.execution.frozen_layers
+  return adamw(cfg, steps, table_lib.decay_mask(table, network.abstract),
+               table_lib.trained_mask(table, network.abstract, frozen) if frozen else None)
+
+
+def adamw(cfg: config_lib.Optim, steps: int, decay_mask: Any, trained: Any = None) -> optax.GradientTransformation:
+  """trained: of each parameter, whether it changes, a bool or an array that spreads over it; None: all do."""
+  changes = optax.chain(
     optax.clip_by_global_norm(cfg.clip_norm),
     optax.adamw(schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decay_mask),
   )
+  if trained is None:
+    return changes
+  # Without a gradient AdamW changes nothing, but weights decay.
+  return optax.chain(changes, optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, trained)))

@@ -56,13 +56,15 @@ def peak(mesh: jax.sharding.Mesh, dtype: str) -> float:
 
 
 def flops_per_token(network: networks.Network) -> float:
-  """Of a training step: two for each weight of the layers, once forward and twice backward.
+  """Of a training step: two for each weight of the layers, once forward and, where it is not frozen, twice backward.
 
   Attention's own products and what a gradient computes anew are not counted (as in Chowdhery et al. 2022, "PaLM",
   appendix B, whose MFU this is).
   """
   shapes = table_lib.flatten(network.abstract).items()
-  return 6.0 * sum(math.prod(leaf.shape) for path, leaf in shapes if network.table.row(path).is_kernel_of_layer)
+  layers, frozen = network.table.layers, network.execution.frozen_layers
+  weights = sum(math.prod(leaf.shape) for path, leaf in shapes if network.table.row(path).is_kernel_of_layer)
+  return weights * (2.0 + 4.0 * (layers - frozen) / layers)
 
 
 @contextlib.contextmanager

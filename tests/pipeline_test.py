@@ -4,14 +4,19 @@ import json
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
 
 import jobs
+import numpy as np
 import pytest
 
-from idistill_jax import flow, search
+from idistill_jax import config, flow, search, sharding
+from idistill_jax.hf import networks
+from idistill_jax.models import table
+from idistill_jax.train import inference
 from idistill_jax.workdir import artifacts, configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -102,6 +107,29 @@ def test_a_changed_knob_reruns_only_what_depends_on_it(workdir, tmp_path):
   taken = [stage.name for stage in STAGES if f"{stage.name}: taken over" in said]
   assert taken == ["collection", "candidates", "labels", "train_direct", "train_ranker", "scores"]
   assert artifacts.Workdir(tmp_path / "changed").manifest("train_retriever")["counts"]["teacher"] == "llm"
+
+
+@pytest.mark.parametrize("section", ["direct", "ranker"])
+def test_frozen_layers_are_afterwards_as_they_began(workdir, tmp_path, section):
+  stage, other = f"train_{section}", tmp_path / "frozen"
+  shutil.copytree(workdir.root, other)
+  field = f"--config.{section}.frozen_layers=1"
+  with jobs.started(tmp_path / "said", 1, "-m", f"idistill_jax.stages.{stage}", CONFIGURED, f"--workdir={other}",
+                    field) as job:
+    job.succeed()
+  cfg, mesh = configs.load(workdir.root), sharding.make_mesh(config.Mesh())
+  network = networks.retriever(cfg.encoder) if section == "direct" else networks.ranker(cfg.encoder, cfg.ranker.head)
+  # The ranker's encoder is that of the direct retriever, as `direct` is what it starts from.
+  begun = network.initial(0) if section == "direct" else inference.load_params(
+    networks.retriever(cfg.encoder), workdir.folder("train_direct"), mesh, 0)
+  moved = {}
+  for made in (workdir.root, other):
+    trained = table.flatten(inference.load_params(network, made / stage, mesh, 0))
+    moved[made] = {path: np.asarray(trained[path]) != np.asarray(leaf) for path, leaf in table.flatten(begun).items()}
+  whole, part = moved.values()
+  assert not part["encoder/word/embedding"].any() and whole["encoder/word/embedding"].any()
+  kernel = "encoder/layers/up/kernel"
+  assert [bool(one.any()) for one in part[kernel]] == [False, True] and whole[kernel].any(axis=(1, 2)).all()
 
 
 def test_search_shows_three_systems(workdir):

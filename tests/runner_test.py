@@ -127,6 +127,15 @@ def test_a_pipeline_refuses_at_once_a_mesh_that_its_networks_cannot_lie_on(tmp_p
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("section", ["direct", "ranker", "retriever"])
+def test_a_pipeline_refuses_at_once_to_freeze_all_layers(tmp_path, tiny_weights, section):
+  cfg = config.Config(name="x", encoder=tiny_world.encoder(tiny_weights))
+  getattr(cfg, section).frozen_layers = 2
+  with pytest.raises(config.ConfigError, match=r"frozen_layers is 2; .* has 2 layers"):
+    pipeline.run(cli.Runner(cfg, artifacts.Workdir(tmp_path), []))
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("section, field", [
   ("collection", "rankings"), ("collection", "rankings_shown"), ("candidates", "run")])
 def test_a_file_that_is_not_there_is_named_with_its_field_before_any_stage(cfg, tmp_path, section, field, monkeypatch):

@@ -212,7 +212,7 @@ class Ranker:
   epochs: int = 1
   # So many of the encoder's first layers, and the embeddings below, stay as they are: less to compute, for what a few
   # hundred lists hardly move.
-  frozen_layers: int = 0
+  frozen_layers: int = later(0)
   # Whose encoder it begins with: the starting weights, or the retriever that learned the LLM's order directly.
   start: Literal["weights", "direct"] = "weights"
   # score = head + similarity_weight * similarity of the retriever that it starts from; None adds no such term.
@@ -250,7 +250,7 @@ class Distillation:
   lists_per_batch: int = 16
   passes: int = aside(1)  # as for the ranker
   epochs: int = 1
-  frozen_layers: int = 0  # as for the ranker
+  frozen_layers: int = later(0)  # as for the ranker
   # So many trainings begin alike and see each list in other company; what is kept is the mean of their weights.
   trainings: int = 1
   # softmax(-LLM place / order_temperature) is the distribution of an order.

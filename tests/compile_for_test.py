@@ -75,15 +75,26 @@ def test_a_device_of_a_slice_is_a_chip(topology, count):
 
 
 def test_every_layer_is_counted(tiny_weights):
-  """On a CPU, whose compiler counts as a TPU's does."""
+  """On a CPU, whose compiler counts as a TPU's does; of frozen layers no gradient is."""
   encoder = config.Encoder(weights=tiny_weights, query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=512)
-  cfg = config.Config(name="counted", encoder=encoder, ranker=config.Ranker(passes=2, lists_per_batch=8))
   mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
-  of_step = utilization.flops_per_token(networks.retriever(encoder))
-  for one in (compiled() for compiled in compile_for.programs(cfg, mesh).values()):
-    least = one.tokens * of_step * (1 / 3 if one.name == "encode" else 1)
-    # Attention, the loss and AdamW come on top.
-    assert least < one.flops < 3 * least, one.name
+  found = {}
+  for frozen in (0, 1):
+    cfg = config.Config(name="counted", encoder=encoder, ranker=config.Ranker(passes=2, lists_per_batch=8))
+    cfg.ranker.frozen_layers = cfg.direct.frozen_layers = cfg.retriever.frozen_layers = frozen
+    of_step = utilization.flops_per_token(networks.retriever(encoder).frozen(frozen))
+    of_reading = utilization.flops_per_token(networks.retriever(encoder)) / 3
+    for one in (compiled() for compiled in compile_for.programs(cfg, mesh).values()):
+      least = one.tokens * (of_reading if one.name == "encode" else of_step)
+      # Attention, the loss and AdamW come on top.
+      assert least < one.flops < 3 * least, one.name
+      found[one.name, frozen] = one
+  for name in {name for name, _ in found}:
+    whole, part = found[name, 0], found[name, 1]
+    if name == "encode":
+      assert (part.flops, part.bytes_moved) == (whole.flops, whole.bytes_moved)
+    else:
+      assert part.flops < 0.85 * whole.flops and part.bytes_moved < whole.bytes_moved, name
 
 
 @pytest.mark.parametrize("recall, approximates", [(1.0, False), (0.95, True)])

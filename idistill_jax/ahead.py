@@ -18,7 +18,7 @@ def check(runner: cli.Runner) -> None:
   raise of an LLM, a run or a package; asks nobody, writes nothing."""
   # A large corpus takes hours until weights are first read, and a name on the Hub may be misspelt.
   processes.once(lambda: _check_weights(runner.cfg), "the weights")
-  _check_mesh(runner)
+  _check_trainings(runner)
   processes.once(lambda: _check_outside(runner), "a look at what is asked and read")
   check_index(runner)
 
@@ -51,15 +51,17 @@ def _check_weights(whole: config.Config) -> None:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)
 
 
-def _check_mesh(runner: cli.Runner) -> None:
+def _check_trainings(runner: cli.Runner) -> None:
   cfg, trained = runner.cfg, [flow.STAGES[name] for name in flow.TRAININGS]
   if processes.once(lambda: all(runner.workdir.is_done(stage, cfg) for stage in trained), "a look at the trainings"):
     return
   # By all: whoever first asks for the devices waits until the other processes have told of theirs.
   mesh = sharding.make_mesh(cfg.mesh)
   retriever, ranker = networks.retriever(cfg.encoder), networks.ranker(cfg.encoder, cfg.ranker.head)
+  for network in (retriever, ranker):
+    network.shardings(mesh)
   for network, training in (retriever, cfg.direct), (ranker, cfg.ranker), (retriever, cfg.retriever):
-    network.frozen(training.frozen_layers).shardings(mesh)
+    network.frozen(training.frozen_layers)
 
 
 def _check_outside(runner: cli.Runner) -> None:

@@ -152,10 +152,6 @@ def test_a_missing_input_names_the_command_that_makes_it(tmp_path):
 @pytest.mark.torch
 def test_the_exported_folders_give_the_same_numbers(workdir):
   sentence_transformers = pytest.importorskip("sentence_transformers")
-  import numpy as np
-
-  from idistill_jax.train import inference
-
   cfg = configs.load(workdir.root)
   # The workdir's own numbers are of bfloat16 products; the weights are the same.
   cfg.encoder.inference_dtype = "float32"

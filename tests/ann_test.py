@@ -326,7 +326,8 @@ def test_an_index_folder_opens_as_it_was_written(kind, tmp_path, corpus):
   assert index.write(tmp_path, vectors, ids, config.Index(kind=kind), clustered(30, seed=1))["index"] == kind
   found = index.open_default(tmp_path, ids).search(vectors[:20], 5)
   assert (found.rows[:, 0] == np.arange(20)).mean() > 0.8  # ScaNN may miss one: it is tuned to a recall
-  said = honesty(tmp_path, ids, vectors[:20], 10, config.Index(dimensions=32))
+  # Beyond what there is: ten queries to tune on say little of ten others, and ScaNN's leaves are of chance.
+  said = honesty(tmp_path, ids, vectors[:20], 10, config.Index(dimensions=32, recall_target=1.1))
   assert said["index"] == kind and said["recall@10 of exact"] > 0.9
   assert said["exact_queries_per_second"] > 0 and said["scann_queries_per_second"] > 0
   assert said["exact_milliseconds"] > 0 and all(point["milliseconds"] > 0 for point in said["curve"])

@@ -64,8 +64,11 @@ def test_they_are_tuned_together(folder):
   truth = oracle.search(QUERIES, 20)
   tuned, recall = tuning.tune(shards, truth, QUERIES, 0.9)
   assert recall >= 0.9 and tuned.settings.leaves_to_search < shards.settings.leaves
+  # Of other queries it finds somewhat less, by chance, and more than in one leaf.
   held_out = drawn(100, 2)
-  assert tuning.recall(oracle.search(held_out, 20), tuned.search(held_out, 20)) > 0.85
+  truth = oracle.search(held_out, 20)
+  assert tuning.recall(truth, tuned.search(held_out, 20)) > max(
+    0.8, tuning.recall(truth, shards.searching(leaves=1, reorder=200).search(held_out, 20)))
   tuned.save_settings(folder)
   again = ann_shards.load(folder)
   assert again.settings == tuned.settings

@@ -62,13 +62,13 @@ def test_merged_they_find_what_exact_search_finds(folder):
 def test_they_are_tuned_together(folder):
   shards, oracle = ann_shards.load(folder), exact.Exact(VECTORS, IDS)
   truth = oracle.search(QUERIES, 20)
-  tuned, recall = tuning.tune(shards, truth, QUERIES, 0.9)
-  assert recall >= 0.9 and tuned.settings.leaves_to_search < shards.settings.leaves
-  # Of other queries it finds somewhat less, by chance, and more than in one leaf.
+  tuned, recall = tuning.tune(shards, truth, QUERIES, 0.95)
+  assert recall >= 0.95 and tuned.settings.leaves_to_search < shards.settings.leaves
+  # Of other queries somewhat less, by chance, and more than in one leaf.
   held_out = drawn(100, 2)
-  truth = oracle.search(held_out, 20)
-  assert tuning.recall(truth, tuned.search(held_out, 20)) > max(
-    0.8, tuning.recall(truth, shards.searching(leaves=1, reorder=200).search(held_out, 20)))
+  honest, one_leaf = oracle.search(held_out, 20), shards.searching(leaves=1, reorder=200)
+  found = tuning.recall(honest, tuned.search(held_out, 20))
+  assert found > 0.85 and found > tuning.recall(honest, one_leaf.search(held_out, 20))
   tuned.save_settings(folder)
   again = ann_shards.load(folder)
   assert again.settings == tuned.settings

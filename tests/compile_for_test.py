@@ -78,12 +78,12 @@ def test_every_layer_is_counted(tiny_weights):
   """On a CPU, whose compiler counts as a TPU's does; of frozen layers no gradient is."""
   encoder = config.Encoder(weights=tiny_weights, query_tokens=16, passage_tokens=32, row_tokens=64, tokens_per_step=512)
   mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
-  found = {}
+  retriever, found = networks.retriever(encoder), {}
+  of_reading = utilization.flops_per_token(retriever) / 3
   for frozen in (0, 1):
     cfg = config.Config(name="counted", encoder=encoder, ranker=config.Ranker(passes=2, lists_per_batch=8))
     cfg.ranker.frozen_layers = cfg.direct.frozen_layers = cfg.retriever.frozen_layers = frozen
-    of_step = utilization.flops_per_token(networks.retriever(encoder).frozen(frozen))
-    of_reading = utilization.flops_per_token(networks.retriever(encoder)) / 3
+    of_step = utilization.flops_per_token(retriever.frozen(frozen))
     for one in (compiled() for compiled in compile_for.programs(cfg, mesh).values()):
       least = one.tokens * (of_reading if one.name == "encode" else of_step)
       # Attention, the loss and AdamW come on top.

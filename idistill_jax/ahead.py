@@ -45,7 +45,7 @@ def _check_weights(whole: config.Config) -> None:
     raise config.ConfigError(f"index.dimensions is {wanted}; the embeddings of {cfg.weights} have {width}")
   if not embedding.normalize:
     logging.info("retrievers compare by inner products: embeddings keep their lengths%s",
-                 "" if compared.stated(folder) or not (folder / compared.MODULES).exists() else
+                 "" if compared.stated(folder) or compared.modules(folder) is None else
                  "; sentence-transformers would take cosines of these weights, as encoder.normalize=true does")
   if (found := prompts.read(folder, cfg)).any:
     logging.info("retrievers read %r before each query and %r before each passage", found.query, found.passage)

@@ -78,7 +78,7 @@ def _from_hub(weights: str) -> pathlib.Path:
 
 def _without_safetensors(folder: pathlib.Path) -> list[pathlib.Path]:
   """Of the folder and those of its Dense modules."""
-  dense = [folder / module["path"] for module in compared.modules(folder) if module["type"].endswith(".Dense")]
+  dense = [folder / module["path"] for module in compared.modules(folder) or () if module["type"].endswith(".Dense")]
   return [place for place in (folder, *dense) if not any(place.glob("*.safetensors"))]
 
 

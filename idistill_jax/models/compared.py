@@ -11,10 +11,12 @@ FILE = "config_sentence_transformers.json"
 MODULES = "modules.json"
 
 
-def modules(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Its modules in their order; none of a plain encoder."""
+def modules(folder: pathlib.Path) -> list[dict[str, Any]] | None:
+  """Its modules in their order; None of a plain encoder, which has no such file."""
   path = folder / MODULES
-  found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+  if not path.exists():
+    return None
+  found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
   return found
 
 
@@ -25,5 +27,5 @@ def stated(folder: pathlib.Path) -> str | None:
 
 def by_cosine_alone(folder: pathlib.Path) -> bool:
   """Whether it says that embeddings of any length are compared by their angles: no module makes them of unit length."""
-  kinds = [one["type"] for one in modules(folder)]
+  kinds = [one["type"] for one in modules(folder) or ()]
   return bool(kinds) and stated(folder) == "cosine" and not any(kind.endswith(".Normalize") for kind in kinds)

@@ -44,10 +44,9 @@ def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> Embed
   normalize: as in config.Encoder; None leaves it to the files.  Raises encoder.UnsupportedModelError for what is not
   read, code of the repository's own among it.
   """
-  modules_path = folder / compared.MODULES
-  if not modules_path.exists():
+  modules_path, modules = folder / compared.MODULES, compared.modules(folder)
+  if modules is None:
     return EmbeddingConfig(pooling="mean", normalize=True if normalize is None else normalize)
-  modules = compared.modules(folder)
   kinds = [_kind(module) for module in modules]
   if not _MODULES.fullmatch(", ".join(kinds)):
     raise encoder_lib.UnsupportedModelError(

@@ -17,7 +17,7 @@ import safetensors.numpy
 from idistill_jax.data import tokenize, tokenizer_files
 from idistill_jax.hf import folders, networks, weights
 from idistill_jax.hf import prompts as prompts_lib
-from idistill_jax.models import cross_encoder, families, pooling
+from idistill_jax.models import compared, cross_encoder, families, pooling
 from idistill_jax.models import family as family_lib
 from idistill_jax.models import table as table_lib
 
@@ -210,7 +210,7 @@ def _write_encoder(tensors: Mapping[str, np.ndarray], network: networks.Network,
 
 def _write_modules(kinds: Mapping[str, str], folder: pathlib.Path) -> None:
   """modules.json, from subfolder to class, and the subfolders."""
-  _write_json(folder / "modules.json", [
+  _write_json(folder / compared.MODULES, [
     {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(kinds.items())
   ])
   for path in filter(None, kinds):

@@ -267,7 +267,7 @@ def test_every_dropped_list_is_listed_with_its_answer(tmp_path, key):
   rows = [json.loads(line) for line in (workdir.folder("labels") / stage.DROPPED).read_text("utf-8").splitlines()]
   assert rows[0] == {"query_id": "q3", "reason": "list of fewer than two passages"}
   assert [row["query_id"] for row in rows[1:]] == [f"q{i}" for i in range(13)]
-  assert {row["reason"] for row in rows[1:]} == {"refused: refusal"}
+  assert {(row["reason"], row["model"]) for row in rows[1:]} == {("refused: refusal", "m")}
   assert all(row["answer"].startswith("I cannot say, 難しい") and len(row["answer"]) == 500 for row in rows[1:])
   counts = manifest["counts"]
   assert (counts["lists"], counts["dropped"], counts["dropped_listed_in"]) == (1, 14, stage.DROPPED)
@@ -430,6 +430,17 @@ def test_no_usable_answer_is_an_error_that_says_how_to_ask_again(tmp_path, key):
       workdir.execute(labels, cfg)
     cache.main([command, path, dropped])
     assert workdir.execute(labels, cfg)["counts"]["lists"] == 6
+
+
+def test_what_one_model_refused_another_is_not_asked_for_anew(tmp_path, key):
+  workdir = small(tmp_path)
+  later = lambda number, text: Reply("") if "query 3\n" in text else reversed_order(number, text)
+  with LoopbackLLM(lambda number, text: (later if number >= 6 else reversed_order)(number, text)) as server:
+    workdir.execute(flow.STAGES["labels"], live(server))
+    other = live(server, model="other", refused_retries=0)
+    assert workdir.execute(flow.STAGES["labels"], other)["counts"]["lists"] == 5
+    cache.main(["forget", str(workdir.cache / "llm.sqlite"), str(workdir.folder("labels") / stage.DROPPED)])
+    assert workdir.execute(flow.STAGES["labels"], live(server))["counts"]["paid"] == 0
 
 
 def test_no_lists_is_an_error(tmp_path, key):

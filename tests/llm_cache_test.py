@@ -241,7 +241,7 @@ def test_answers_that_were_no_use_are_asked_for_anew(tmp_path):
                        "e": of("style", "p2")}.items():  # fmt: skip
       opened.put(key, provider(), about, ANSWER)
   rows = [{"query_id": "q1", "reason": "refusal"}, {"query_id": "style", "passage_ids": ["p2"]}, {"query_id": "gone"}]
-  (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(row | {"answer": "no"}) + "\n" for row in rows))
   cache.main(["forget", str(tmp_path / "c"), str(tmp_path / "dropped.jsonl")])
   with cache.AnswerCache(tmp_path / "c") as opened:
     assert [key for key in "abcde" if opened.get(key)] == ["c", "d"]
@@ -249,6 +249,17 @@ def test_answers_that_were_no_use_are_asked_for_anew(tmp_path):
     with pytest.raises(cache.CacheError, match=r"dropped.jsonl:2: nothing that was dropped; expected .* query_id"):
       opened.forget(tmp_path / "dropped.jsonl")
     assert opened.get("c")
+
+
+def test_what_another_model_said_and_what_nobody_was_asked_about_is_not_forgotten(tmp_path):
+  with cache.AnswerCache(tmp_path / "c") as opened:
+    for model in ("m", "other"):
+      for query_id in ("q1", "q2"):
+        opened.put(model + query_id, provider(model=model), protocol.Request(query_id, (), "p"), ANSWER)
+    rows = [{"query_id": "q1", "model": "m", "answer": ""}, {"query_id": "q2", "reason": "repeats another's text"}]
+    (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert opened.forget(tmp_path / "dropped.jsonl") == 1
+    assert opened.get("mq1") is None and opened.get("otherq1") and opened.get("mq2")
 
 
 def test_what_another_workdir_paid_for_is_taken_over(tmp_path):

@@ -165,18 +165,23 @@ class AnswerCache:
     return self._of_lines(path, self._take_in)
 
   def forget(self, path: pathlib.Path) -> int:
-    """Takes out the answers about what a stage's `dropped.jsonl` names, so that they are asked for anew; returns how
-    many there were.  All or nothing: raises CacheError naming file and line for a line of another form."""
+    """Takes out what the model that was asked said about what a stage's `dropped.jsonl` names, so that it is asked for
+    anew; returns how many answers there were.  What was dropped before anybody was asked has none of its own: those
+    that other configs paid for stay.  All or nothing: raises CacheError naming file and line for a line of another
+    form."""
     return self._of_lines(path, self._forget)
 
   def _forget(self, where: str, line: bytes) -> int:
     try:
       row = json.loads(line)
-      about = [row["query_id"], *([json.dumps(row["passage_ids"])] if "passage_ids" in row else [])]
+      about = {"query_id": row["query_id"]} | {name: row[name] for name in ("model", "passage_ids") if name in row}
     except (ValueError, KeyError, TypeError):
       raise CacheError(f"{where}: nothing that was dropped; expected an object with query_id") from None
-    which = " AND ".join(f"{name} = ?" for name, _ in zip(("query_id", "passage_ids"), about, strict=False))
-    return self._db.execute(f"DELETE FROM answers WHERE {which}", about).rowcount
+    if "answer" not in row:
+      return 0
+    values = [value if isinstance(value, str) else json.dumps(value) for value in about.values()]
+    which = " AND ".join(f"{name} = ?" for name in about)
+    return self._db.execute(f"DELETE FROM answers WHERE {which}", values).rowcount
 
   def _take_in(self, where: str, line: bytes) -> int:
     try:

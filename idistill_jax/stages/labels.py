@@ -41,7 +41,7 @@ def run(job: artifacts.Job) -> None:
     outcomes = opened.label(lists, plan)
     model = opened.provider.model
 
-  list_dropped(job, outcomes)
+  list_dropped(job, outcomes, model)
   rankings = list(ranked(job, outcomes, model))
   summary = summarise(outcomes, cfg)
   if not rankings:
@@ -106,7 +106,7 @@ def take_over(job: artifacts.Job, made_elsewhere: Sequence[records.RankedList]) 
   if len(kept) < job.cfg.labels.lists or longer:
     logging.warning("%d rankings, %d of them longer than labels.list_size=%d, are labels as they are, in place of "
                     "labels.lists=%d", len(kept), longer, job.cfg.labels.list_size, job.cfg.labels.lists)
-  list_dropped(job, ())
+  list_dropped(job)
   example.write_records(job.out, artifacts.RANKINGS, kept)
   statuses = {"complete": 0, "repaired": 0, **count(one.status for one in kept)}
   summary = statuses | {
@@ -192,16 +192,20 @@ def _of_each_text_one(
       yield shown
 
 
-def list_dropped(job: artifacts.Job, outcomes: Iterable[ranking.Outcome]) -> None:
-  """Drops what got no order, and writes down every list that was left out, before it was asked about or after."""
-  rows = [{"query_id": what, "reason": reason} for reason, dropped in job.drops.items() for what in dropped]
+def list_dropped(job: artifacts.Job, outcomes: Iterable[ranking.Outcome] = (), model: str | None = None) -> None:
+  """Drops what got no order, and writes down every list that was left out, before `model` was asked about it or after:
+  then with the model and its answer, by which `AnswerCache.forget` knows."""
+  rows: list[dict[str, str | None]] = [
+    {"query_id": what, "reason": reason} for reason, dropped in job.drops.items() for what in dropped
+  ]
   for outcome in outcomes:
     if isinstance(outcome, ranking.Unranked):
       query_id = outcome.unordered.query_id
       job.drop(outcome.reason, query_id)
       logging.log_first_n(logging.WARNING, "%s: %s", 5, query_id, outcome.message)
       said = outcome.answers[-1].answer.text[:workers.LONGEST_EXCERPT] if outcome.answers else ""
-      rows.append({"query_id": query_id, "reason": outcome.reason, "message": outcome.message, "answer": said})
+      rows.append({"query_id": query_id, "model": model, "reason": outcome.reason, "message": outcome.message,
+                   "answer": said})
   # Written without any as well: an attempt before this one may have left its own.
   (job.out / DROPPED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
   job.count(dropped=len(rows), dropped_listed_in=DROPPED)

@@ -43,7 +43,7 @@ def run(job: artifacts.Job) -> None:
     check_splits([one.id for one in drawn], whole, job.cfg)
     with session.Session(job.cfg.labels, job.cache) as asking:
       written.extend(query_writing.write(asking, drawn, job.cfg.queries.passage_tokens))
-    return [one.text for one in _usable(job, written)]
+    return [one.text for one in _usable(job, written, asking.provider.model)]
 
   queries_QxE = retriever.encode_queries(processes.once(ask))
   processes.once(lambda: _keep(job, written, queries_QxE, passages, passages_PxE))
@@ -82,12 +82,15 @@ def check_splits(passage_ids: Sequence[str], whole: collection.Collection, cfg: 
     "asked yet")
 
 
-def _usable(job: artifacts.Job, written: Sequence[query_writing.Written]) -> list[query_writing.Written]:
-  """Those that are queries at all; the others are dropped.  Raises ValueError where none is left."""
+def _usable(
+  job: artifacts.Job, written: Sequence[query_writing.Written], model: str
+) -> list[query_writing.Written]:
+  """Those that are queries at all; the others are dropped.  model: who was asked.  Raises ValueError where none is
+  left."""
   dropped, usable = [one for one in written if one.dropped is not None], [one for one in written if one.dropped is None]
   for one in dropped:
     job.drop(str(one.dropped), query_id(one))
-  rows = ({"query_id": one.style, "passage_ids": [one.passage_id], "reason": one.dropped,
+  rows = ({"query_id": one.style, "passage_ids": [one.passage_id], "model": model, "reason": one.dropped,
            "answer": one.answer and one.answer.answer.text[:workers.LONGEST_EXCERPT]} for one in dropped)
   (job.out / DROPPED).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
   if not usable:

@@ -93,18 +93,16 @@ def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
     tables.load_qrels(folder, "test")
 
 
-@pytest.mark.parametrize("own_split, splits", [
-  ("test", {"h": "test", "w0": "train", "w1": "dev", "w2": "train"}),
-  ("dev", {"h": "dev", "w0": "train", "w1": "train", "w2": "test"}),
-])
-def test_no_written_query_is_measured_beside_those_that_people_judged(tmp_path, own_split, splits):
-  data = tmp_path / "data"
+def with_written(root: pathlib.Path, own: tables.Qrels, own_split: str, **fields) -> pathlib.Path:
+  """A collection of queries judged in one split, and of three written ones, `w0` to train, `w1` for dev, `w2` for
+  test; fields: of `config.Collection`."""
+  data = root / "data"
   (data / "qrels").mkdir(parents=True)
   (data / "corpus.jsonl").write_text("".join(f'{{"_id": "p{i}", "text": "text {i}"}}\n' for i in range(4)))
-  (data / "queries.jsonl").write_text('{"_id": "h", "text": "asked"}\n')
-  tables.write_qrels(data / "qrels" / f"{own_split}.tsv", {"h": {"p3": 1}})
+  (data / "queries.jsonl").write_text("".join(f'{{"_id": "{one}", "text": "asked {one}"}}\n' for one in own))
+  tables.write_qrels(data / "qrels" / f"{own_split}.tsv", own)
   cfg = config.Config(name="test", queries=config.Queries(passages=3),
-                      collection=config.Collection(source="beir", path=str(data)))
+                      collection=config.Collection(source="beir", path=str(data), **fields))
 
   def write(job: artifacts.Job) -> None:
     made = {"w0": "train", "w1": "dev", "w2": "test"}
@@ -114,16 +112,33 @@ def test_no_written_query_is_measured_beside_those_that_people_judged(tmp_path, 
     for place, (one, split) in enumerate(made.items()):
       tables.write_qrels(job.out / "qrels" / f"{split}.tsv", {one: {f"p{place}": 1}})
 
-  workdir = artifacts.Workdir(tmp_path / "w")
+  workdir = artifacts.Workdir(root / "w")
   workdir.execute(artifacts.Stage(name="queries", reads=(), config=("queries",), run=write), cfg)
   workdir.execute(flow.STAGES["collection"], cfg)
-  found = workdir.folder("collection")
+  return workdir.folder("collection")
+
+
+@pytest.mark.parametrize("own_split, splits", [
+  ("test", {"h": "test", "w0": "train", "w1": "dev", "w2": "train"}),
+  ("dev", {"h": "dev", "w0": "train", "w1": "train", "w2": "test"}),
+])
+def test_no_written_query_is_measured_beside_those_that_people_judged(tmp_path, own_split, splits):
+  found = with_written(tmp_path, {"h": {"p3": 1}}, own_split)
   assert {query.id: query.split for query in tables.load_queries(found)} == splits
   # What one was written for is what is right for it where it is measured, and a pair to learn from where it trains.
   assert tables.load_qrels(found, own_split) == {"h": {"p3": 1}}
   assert tables.read_qrels(found / tables.SOURCES).keys() == {one for one, split in splits.items() if split == "train"}
   other = next(split for split in ("dev", "test") if split != own_split)
   assert tables.load_qrels(found, other).keys() == {one for one, split in splits.items() if split == other}
+
+
+def test_of_queries_that_only_test_a_share_trains_beside_written_ones(tmp_path):
+  own = {f"h{i}": {"p3": 1} for i in range(8)}
+  found = with_written(tmp_path, own, "test", train_fraction=0.5)
+  splits = {query.id: query.split for query in tables.load_queries(found)}
+  assert (splits["w0"], splits["w1"], splits["w2"]) == ("train", "dev", "train")
+  measured = {one for one in own if splits[one] == "test"}
+  assert 0 < len(measured) < 8 and tables.load_qrels(found, "test").keys() == measured
 
 
 QRELS = "query-id\tcorpus-id\tscore\n"

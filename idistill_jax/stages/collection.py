@@ -27,9 +27,10 @@ _RECORDS_PER_SHARD = 50_000
 
 def run(job: artifacts.Job) -> None:
   cfg = job.cfg.collection
-  whole = rankings.add(_with_written_queries(corpora.SOURCES[cfg.source].load(cfg), job), cfg)
+  whole = corpora.SOURCES[cfg.source].load(cfg)
   if cfg.train_fraction is not None:
     whole = subset.divide(whole, cfg.train_fraction)
+  whole = rankings.add(_with_written_queries(whole, job), cfg)
   kept = subset.limited(whole, max_passages=cfg.max_passages, max_queries_per_split=cfg.max_queries_per_split)
   facts = statistics(kept)
   _write(job, tables.PASSAGES, kept.passages, facts["passages"])

@@ -1,5 +1,6 @@
 """Faults that a whole labelling has to live with: deadlines, limits, budgets, all through the real SDKs."""
 
+import asyncio
 import json
 import time
 
@@ -9,7 +10,7 @@ from llm_session_test import ask_all, lists
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
 from idistill_jax import config
-from idistill_jax.llm import asking, budget, cache, prompt, protocol, providers, ranking, session
+from idistill_jax.llm import asking, budget, cache, pace, prompt, protocol, providers, ranking, session
 
 KEY = "not-a-real-key-5f1c0a77"
 
@@ -60,6 +61,18 @@ def test_tokens_per_minute_are_kept(tmp_path):
   # Ten a second, after a first bucket that holds one call of the largest size.
   bucket = (50 + asking.PROMPT_TOKENS + 21 * 64) / one
   assert server.times[-1] - server.times[0] > (12 - bucket) / 10 * 0.7
+
+
+def test_a_call_of_more_tokens_than_may_go_at_once_waits_for_all_of_them():
+  slow = pace.Pace(requests_per_minute=None, tokens_per_minute=60_000, largest=100)
+
+  async def turns():
+    started = time.monotonic()
+    for _ in range(2):
+      await slow.turn(300)
+    return time.monotonic() - started
+
+  assert asyncio.run(turns()) > 0.4, "600 tokens at 1,000 a second, 100 of them at once"
 
 
 def test_a_budget_in_tokens_is_not_exceeded_by_calls_in_flight(tmp_path):

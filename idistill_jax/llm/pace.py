@@ -4,7 +4,10 @@ from idistill_jax.llm import protocol
 
 
 class Pace:
-  """requests_per_minute, tokens_per_minute: None sets no limit.  largest: tokens of the largest call there may be."""
+  """requests_per_minute, tokens_per_minute: None sets no limit.
+
+  largest: so many tokens may go at once; a call of more, as a reader's may be, waits for the rest of its own.
+  """
 
   def __init__(self, *, requests_per_minute: float | None, tokens_per_minute: float | None, largest: int):
     self._requests = self._tokens = None
@@ -20,5 +23,6 @@ class Pace:
     """Returns when a call of so many tokens may start."""
     if self._requests is not None:
       await self._requests.acquire()
-    if self._tokens is not None:
+    while self._tokens is not None and tokens > 0:
       await self._tokens.acquire(min(tokens, self._largest))
+      tokens -= self._largest

@@ -415,6 +415,16 @@ def test_an_estimate_asks_nothing_and_is_near(tmp_path, key, capsys, monkeypatch
   assert re.search(r"6 calls.*\nthe cache was not looked into: no API key", capsys.readouterr().out, re.DOTALL)
 
 
+@pytest.mark.parametrize("fields", [{"orders": 3}, {"list_size": 10, "window": 4, "stride": 2}])
+def test_an_estimate_knows_the_answers_to_every_order_and_window(tmp_path, key, capsys, fields):
+  workdir = small(tmp_path)
+  with LoopbackLLM() as server:
+    workdir.execute(flow.STAGES["labels"], live(server, lists=3, **fields))
+    stage.print_estimate(cli.Runner(live(server, **fields), workdir, []))
+    asked = len(server.asked)
+  assert f"6 lists, {2 * asked} calls, {asked} of them answered by the cache" in capsys.readouterr().out
+
+
 def test_no_usable_answer_is_an_error_that_says_how_to_ask_again(tmp_path, key):
   workdir = small(tmp_path)
   labels, mended = flow.STAGES["labels"], []

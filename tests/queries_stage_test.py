@@ -198,9 +198,10 @@ def test_cached_answers_are_told_from_the_fewest_to_the_most_that_any_draw_has(
     drawn, known, looked_up, said, monkeypatch):
   monkeypatch.setattr(estimate, "_LOOKED_UP", looked_up)
 
-  def knows(request: protocol.Request) -> bool:
+  def knows(request: protocol.Request) -> protocol.Answer | None:
     text = next(one for one in "abcd" if request.prompt == prompt.render_query_writing(request.query_id, one, 9))
-    return prompt.QUERY_STYLES.index(request.query_id) < known.get(text, 0)
+    is_known = prompt.QUERY_STYLES.index(request.query_id) < known.get(text, 0)
+    return protocol.Answer("said", "stop") if is_known else None
 
   told = estimate.of_queries("abcd", drawn, 9, config.Labels(), knows)
   assert told.startswith(f"{drawn} passages, {3 * drawn} calls, {said}")

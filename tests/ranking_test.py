@@ -84,7 +84,7 @@ def test_no_list_is_shown_twice_in_the_same_order(n, orders, retries):
 def test_an_estimate_counts_the_orders_that_a_list_has():
   pair = ranking.Unordered("q", ("a", "b"), "query", ("one", "other"))
   plan = ranking.Plan(window=4, stride=2, orders=4, retries=0, passage_tokens=9, seed=0)
-  assert "1 lists, 2 calls" in estimate.of_lists([pair], plan, config.Labels(), lambda request: False)
+  assert "1 lists, 2 calls" in estimate.of_lists([pair], plan, config.Labels(), lambda request: None)
 
 
 @pytest.mark.parametrize("end", ["length", "blocked", "other"])

@@ -1,11 +1,13 @@
 """What is to be asked -> what asking would cost and how long it would take, in words, before anything is asked."""
 
+import asyncio
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 from idistill_jax import config
-from idistill_jax.llm import budget, prompt, protocol, ranking, session, windows
+from idistill_jax.llm import asking, budget, prompt, protocol, ranking, session, windows
 
 # Assumed where nothing was asked yet: a short answer of a small model.
 SECONDS_PER_CALL = 2.0
@@ -16,7 +18,7 @@ TOKENS_PER_ANSWER = 20
 _MANY = 300
 # Passages whose prompts are looked up in the cache.
 _LOOKED_UP = 20_000
-Knows = Callable[[protocol.Request], bool]
+Knows = Callable[[protocol.Request], protocol.Answer | None]
 
 
 def with_cache(cfg: config.Labels, folder: pathlib.Path, said: Callable[[Knows], str]) -> str:
@@ -25,7 +27,7 @@ def with_cache(cfg: config.Labels, folder: pathlib.Path, said: Callable[[Knows],
     with session.Session(cfg, folder) as opened:
       return said(opened.knows)
   except protocol.Stop as e:
-    return f"{said(lambda request: False)}\nthe cache was not looked into: {e}"
+    return f"{said(lambda request: None)}\nthe cache was not looked into: {e}"
 
 
 def of_lists(
@@ -33,8 +35,8 @@ def of_lists(
 ) -> str:
   """Prompts of up to 300 lists are rendered and counted, and stand for the others.
 
-  knows: whether a request's answer is cached.  Only the first window of a list can be looked up: what later ones
-  show depends on its answer.
+  knows: a request's answer, where it is cached.  In each order of a list windows are looked up to the first that is
+  not: what later ones show depends on its answer.
   """
   sample = lists[:: max(1, len(lists) // _MANY)]
   calls, known, usage = 0, 0, budget.Usage(0, 0)
@@ -44,13 +46,29 @@ def of_lists(
     requests = [ranking.to_request(one, range(start, stop), plan) for start, stop in spans]
     asked = requests * plan.orders_of(len(one.passage_ids))
     calls += len(asked)
-    known += len(spans) == 1 and knows(requests[0])
+    known += min(asyncio.run(_known(one, plan, knows)), len(asked))
     for request in asked:
       output = TOKENS_PER_LABEL * len(request.passage_ids)
       usage += budget.Usage(prompt.tokens(request.prompt), min(output, cfg.max_output_tokens))
   share = len(lists) / len(sample)
   total = budget.Usage(round(usage.input_tokens * share), round(usage.output_tokens * share))
   return f"{len(lists):,} lists, " + _said(round(calls * share), round(known * share), total, cfg)
+
+
+async def _known(one: ranking.Unordered, plan: ranking.Plan, knows: Knows) -> int:
+  """How many answers about a list are cached, those included to which it was shown once more."""
+  found = 0
+
+  async def ask(request: protocol.Request) -> asking.Asked:
+    nonlocal found
+    if (answer := knows(request)) is None:
+      raise protocol.Pending(request.query_id)
+    found += 1
+    return asking.Asked(answer, paid=False)
+
+  with contextlib.suppress(protocol.Pending):
+    await ranking.rank(ask, one, plan)
+  return found
 
 
 def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels, knows: Knows) -> str:
@@ -65,7 +83,7 @@ def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: co
   ]
   styles = len(prompt.QUERY_STYLES)
   known = sorted(
-    sum(knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens)))
+    sum(knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens))) is not None
         for style in prompt.QUERY_STYLES)
     for text in itertools.islice(texts, _LOOKED_UP)
   )
@@ -79,7 +97,7 @@ def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: co
 def of_questions(requests: Sequence[protocol.Request], cfg: config.Labels, knows: Knows) -> str:
   """For a reader's prompts."""
   usage = budget.Usage(sum(prompt.tokens(one.prompt) for one in requests), TOKENS_PER_ANSWER * len(requests))
-  return _said(len(requests), sum(map(knows, requests)), usage, cfg)
+  return _said(len(requests), sum(knows(one) is not None for one in requests), usage, cfg)
 
 
 def _said(calls: int, known: int, usage: budget.Usage, cfg: config.Labels, most: int | None = None) -> str:

@@ -109,9 +109,9 @@ class Session:
       if self._budget is not None:
         self._budget.close()
 
-  def knows(self, request: protocol.Request) -> bool:
-    """Whether the answer is in the cache."""
-    return self.cache.get(cache_lib.key(self.provider, request.prompt)) is not None
+  def knows(self, request: protocol.Request) -> protocol.Answer | None:
+    """The answer, where it is in the cache."""
+    return self.cache.get(cache_lib.key(self.provider, request.prompt))
 
   def label(self, lists: Sequence[ranking.Unordered], plan: ranking.Plan) -> list[ranking.Outcome]:
     """Outcomes in the order of the lists; raises protocol.Stop."""

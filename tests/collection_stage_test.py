@@ -93,14 +93,17 @@ def test_a_folder_without_lists_and_pairs_has_no_such_files(tmp_path):
     tables.load_qrels(folder, "test")
 
 
-def with_written(root: pathlib.Path, own: tables.Qrels, own_split: str, **fields) -> pathlib.Path:
+def with_written(
+  root: pathlib.Path, own: tables.Qrels, own_split: str, metadata: str = "{}", **fields
+) -> pathlib.Path:
   """A collection of queries judged in one split, and of three written ones, `w0` to train, `w1` for dev, `w2` for
-  test; fields: of `config.Collection`."""
+  test; metadata: of the former.  fields: of `config.Collection`."""
   data = root / "data"
   (data / "qrels").mkdir(parents=True)
   (data / "corpus.jsonl").write_text("".join(f'{{"_id": "p{i}", "text": "text {i}"}}\n' for i in range(4)))
-  (data / "queries.jsonl").write_text("".join(f'{{"_id": "{one}", "text": "asked {one}"}}\n' for one in own))
-  tables.write_qrels(data / "qrels" / f"{own_split}.tsv", own)
+  (data / "queries.jsonl").write_text("".join(
+    f'{{"_id": "{one}", "text": "asked {one}", "metadata": {metadata}}}\n' for one in own))
+  tables.write_qrels(data / "qrels" / f"{own_split}.tsv", {one: judged for one, judged in own.items() if judged})
   cfg = config.Config(name="test", queries=config.Queries(passages=3),
                       collection=config.Collection(source="beir", path=str(data), **fields))
 
@@ -130,6 +133,13 @@ def test_no_written_query_is_measured_beside_those_that_people_judged(tmp_path, 
   assert tables.read_qrels(found / tables.SOURCES).keys() == {one for one, split in splits.items() if split == "train"}
   other = next(split for split in ("dev", "test") if split != own_split)
   assert tables.load_qrels(found, other).keys() == {one for one, split in splits.items() if split == other}
+
+
+def test_no_written_query_is_measured_in_place_of_those_that_have_answers_alone(tmp_path):
+  found = with_written(tmp_path, {"h": {}}, "train", '{"split": "test", "answers": ["a"]}')
+  splits = {query.id: query.split for query in tables.load_queries(found)}
+  assert splits == {"h": "test", "w0": "train", "w1": "dev", "w2": "train"}
+  assert tables.load_some_qrels(found, "test") == {} and tables.load_answers(found) == {"h": ("a",)}
 
 
 def test_of_queries_that_only_test_a_share_trains_beside_written_ones(tmp_path):

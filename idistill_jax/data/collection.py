@@ -162,6 +162,12 @@ def relevant(judged: Mapping[str, int]) -> list[str]:
   return [passage_id for passage_id, score in judged.items() if score > 0]
 
 
+def measurable(whole: Collection) -> set[str]:
+  """Splits other than train of which queries have judgements or answers."""
+  judged = {split for split, qrels in whole.qrels.items() if qrels}
+  return (judged | {query.split for query in whole.queries if query.id in whole.answers}) - {"train"}
+
+
 def with_rankings(
   whole: Collection, rankings: tuple[records.RankedList, ...], drops: Iterable[Drop]
 ) -> Collection:

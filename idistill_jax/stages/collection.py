@@ -61,8 +61,8 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
   """The collection and what the stage `queries` wrote for it.
 
   What a training query was written for is a generated pair, as in the quickstart: nothing learns from it but the
-  contrastive baseline.  Where the collection judges queries of its own, no written one is measured beside them: those
-  of that split train.
+  contrastive baseline.  Where the collection has queries of its own to measure by, no written one is measured beside
+  them, or in their place: those of that split train.
   """
   if not config.writes_queries(job.cfg):
     if not whole.queries:
@@ -72,7 +72,7 @@ def _with_written_queries(whole: collection.Collection, job: artifacts.Job) -> c
     return whole
   folder = job.inputs["queries"]
   qrels = {path.stem: tables.read_qrels(path) for path in sorted((folder / "qrels").glob("*.tsv"))}
-  trained = {"train", *(split for split, judged in whole.qrels.items() if judged)}
+  trained = {"train", *collection.measurable(whole)}
   pairs = {query_id: judged for split in trained for query_id, judged in qrels.pop(split, {}).items()}
   queries = (dataclasses.replace(query, split="train") if query.split in trained else query
              for query in tables.load_queries(folder))

@@ -62,14 +62,13 @@ def _drawn(
 def check_splits(passage_ids: Sequence[str], whole: collection.Collection, cfg: config.Config) -> None:
   """Raises ConfigError where queries written for these passages would leave nothing to measure by, or to train on.
 
-  whole: what they are for, whose own queries may do.  The stage `collection` trains on those of a split that it judges.
+  whole: what they are for, whose own queries may do.  The stage `collection` trains on those of a split that has such.
   """
   splits = {split_of(one, cfg.queries.held_out, cfg.seed) for one in passage_ids}
-  judged = {split for split, qrels in whole.qrels.items() if qrels}
-  own = {query.split for query in whole.queries}
-  measured = "test" in splits or judged - {"train"} or any(
-    query.id in whole.answers for query in whole.queries if query.split != "train")
-  trained = splits & {"train", *judged} or "train" in own or cfg.collection.train_fraction is not None
+  own = collection.measurable(whole)
+  measured = "test" in splits or own
+  trained = splits & {"train", *own} or any(query.split == "train" for query in whole.queries) or (
+    cfg.collection.train_fraction is not None)
   if not measured:
     lacking, raised = "is held out for test, so nothing could be measured", "queries.passages, queries.held_out"
   elif not trained:

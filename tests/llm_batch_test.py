@@ -111,6 +111,19 @@ def test_a_run_that_died_before_it_had_noted_the_batchs_name_finds_it(tmp_path, 
   assert [len(prompts) for prompts in server.batches] == [4] and spent(tmp_path) == 4 * 18
 
 
+@pytest.mark.parametrize("dies_in", ["submit", "state"])
+def test_a_batch_under_way_at_another_provider_is_left_to_it(tmp_path, dies_in, monkeypatch):
+  with LoopbackBatch() as server, LoopbackBatch() as other:
+    work = getattr(openai_batch.OpenAIBatch, dies_in)
+    monkeypatch.setattr(openai_batch.OpenAIBatch, dies_in, lambda *args: dying(work(*args)))
+    with pytest.raises(KeyboardInterrupt):
+      label(tmp_path, 4, labels("openai_batch", server.url))
+    monkeypatch.setattr(openai_batch.OpenAIBatch, dies_in, work)
+    for cfg in (labels("gemini_batch", other.url), labels("openai_batch", server.url)):
+      assert orders(label(tmp_path, 4, cfg)) == [(2, 1, 0)] * 4
+  assert (len(server.batches), len(other.batches)) == (1, 1)
+
+
 def dying(_):
   raise KeyboardInterrupt
 

@@ -154,7 +154,7 @@ class Batch:
 
   def _submit(self, path: pathlib.Path, bound: budget_lib.Usage, budget: budget_lib.Budget | None) -> None:
     noted: dict[str, Any] = {
-      "label": f"idistill-{uuid.uuid4().hex}", "name": None,
+      "family": self.family, "label": f"idistill-{uuid.uuid4().hex}", "name": None,
       "reservation": None if budget is None else asyncio.run(budget.reserve(bound)),
     }
     note = path.with_suffix(_NOTE)
@@ -171,8 +171,11 @@ class Batch:
     logging.info("%s is submitted as %s", path, noted["name"])
 
   def _is_there(self, note: pathlib.Path, budget: budget_lib.Budget | None) -> bool:
-    """Whether a batch came of a note; if not, the note and its reservation go."""
+    """Whether a batch came of a note; if not, the note and its reservation go.  Another provider's are left to it."""
     noted = json.loads(note.read_text())
+    if (family := noted.get("family", self.family)) != self.family:
+      logging.warning("%s: a batch at %s may be under way; a run that asks there collects it", note, family)
+      return False
     if noted["name"] is None:
       name = self._server.find(noted["label"])
       if name is None:

@@ -277,6 +277,8 @@ def test_what_another_workdir_paid_for_is_taken_over(tmp_path):
 
 
 def test_a_wrong_command_says_how(tmp_path):
-  for arguments in ([], ["exprot", "a", "b"], ["export", str(tmp_path / "none"), "x"]):
-    with pytest.raises(SystemExit, match=r"usage|no such cache"):
+  (tmp_path / "swapped").write_text("{}\n")
+  for arguments in ([], ["exprot", "a", "b"], ["export", str(tmp_path / "none"), "x"],
+                    ["import", str(tmp_path / "swapped"), str(tmp_path / "c")]):  # fmt: skip
+    with pytest.raises(SystemExit, match=r"usage|no such cache|swapped: no usable answer cache"):
       cache.main(arguments)

@@ -265,12 +265,12 @@ def main(arguments: list[str]) -> None:
       if what != "import" and not pathlib.Path(path).exists():
         sys.exit(f"{path}: no such cache")
       work, done = works[what]
-      with AnswerCache(pathlib.Path(path)) as cache:
-        try:
+      try:
+        with AnswerCache(pathlib.Path(path)) as cache:
           count = work(cache, pathlib.Path(file))
-        except (CacheError, OSError) as e:
-          sys.exit(f"{type(e).__name__}: {e}")
-        print(f"{count:,} answers {done}")
+      except (CacheError, OSError) as e:
+        sys.exit(f"{type(e).__name__}: {e}")
+      print(f"{count:,} answers {done}")
     case _:
       sys.exit(f"usage: python -m idistill_jax.llm.cache {'|'.join(works)} CACHE FILE")
 

@@ -20,13 +20,17 @@ def provider(family="openai", model="m", **params):
   return types.SimpleNamespace(family=family, model=model, params=params)
 
 
-REQUEST = protocol.Request("q1", ("a", "b"), "prompt")
+def request(prompt, query_id="q1", passage_ids=("a", "b")):
+  return protocol.Request(query_id, passage_ids, prompt)
+
+
+REQUEST = request("prompt")
 ANSWER = protocol.Answer("[2] > [1]", "stop", 3, None)
 
 
 def test_an_answer_comes_back_after_reopening(tmp_path):
   path = tmp_path / "deep" / "llm.sqlite"
-  key = cache.key(provider(), "prompt")
+  key = cache.key(provider(), request("prompt"))
   with cache.AnswerCache(path) as opened:
     assert opened.get(key) is None
     assert opened.put(key, provider(), REQUEST, ANSWER) == ANSWER
@@ -36,15 +40,15 @@ def test_an_answer_comes_back_after_reopening(tmp_path):
 
 def test_the_key_holds_family_model_params_and_prompt():
   keys = [
-    cache.key(provider(), "p"),
-    cache.key(provider(), "p2"),
-    cache.key(provider(family="gemini"), "p"),
-    cache.key(provider(model="m2"), "p"),
-    cache.key(provider(temperature=0.0), "p"),
-    cache.key(provider(temperature=1.0), "p"),
+    cache.key(provider(), request("p")),
+    cache.key(provider(), request("p2")),
+    cache.key(provider(family="gemini"), request("p")),
+    cache.key(provider(model="m2"), request("p")),
+    cache.key(provider(temperature=0.0), request("p")),
+    cache.key(provider(temperature=1.0), request("p")),
   ]
   assert len(set(keys)) == len(keys)
-  assert cache.key(provider(a=1, b=2), "p") == cache.key(provider(b=2, a=1), "p")
+  assert cache.key(provider(a=1, b=2), request("p")) == cache.key(provider(b=2, a=1), request("p", "q2", ("c",)))
 
 
 def test_the_first_answer_counts(tmp_path):

@@ -1,6 +1,7 @@
 """Asking: order, concurrency, cache, kill and restart, and when to stop."""
 
 import collections
+import json
 import os
 import signal
 import subprocess
@@ -58,6 +59,18 @@ def test_a_second_run_pays_for_nothing(tmp_path):
   assert len(server.asked) == 8
   assert [o.parsed for o in first] == [o.parsed for o in second[:6]]
   assert [paid(o) for o in second] == [False] * 6 + [True] * 2
+
+
+def test_equal_lists_of_two_queries_have_each_its_recorded_answer(tmp_path):
+  said = {"q1": "[1] > [2]", "q2": "[2] > [1]"}
+  (tmp_path / "said.jsonl").write_text("".join(
+    json.dumps({"query_id": one, "candidates": [f"{one} a", f"{one} b"], "response": text}) + "\n"
+    for one, text in said.items()))
+  cfg = config.Labels(provider="replay", recording=str(tmp_path / "said.jsonl"))
+  twins = [ranking.Unordered(one, (f"{one} a", f"{one} b"), "query", ("x", "y")) for one in said]
+  for _ in range(2):
+    with session.Session(cfg, tmp_path / "c") as opened:
+      assert [one.parsed.order for one in opened.label(twins, session.plan(cfg, seed=0))] == [(0, 1), (1, 0)]
 
 
 def test_the_cache_holds_no_key(tmp_path):

@@ -203,7 +203,8 @@ def test_cached_answers_are_told_from_the_fewest_to_the_most_that_any_draw_has(
     is_known = prompt.QUERY_STYLES.index(request.query_id) < known.get(text, 0)
     return protocol.Answer("said", "stop") if is_known else None
 
-  told = estimate.of_queries("abcd", drawn, 9, config.Labels(), knows)
+  passages = [query_writing.Passage(one, one) for one in "abcd"]
+  told = estimate.of_queries(passages, drawn, 9, config.Labels(), knows)
   assert told.startswith(f"{drawn} passages, {3 * drawn} calls, {said}")
 
 

@@ -89,12 +89,12 @@ class Asker:
 
   async def ask(self, request: protocol.Request) -> Asked:
     """The answer, which is in the cache when this returns; raises protocol.NoAnswer or protocol.Stop."""
-    key = cache_lib.key(self.provider, request.prompt)
+    key = cache_lib.key(self.provider, request)
     if (answer := self._cache.get(key)) is not None:
       self._warn_of_another_model(answer)
       return Asked(answer, paid=False)
     if not self.provider.remote:
-      # Recordings cost nothing, and answer equal prompts about different passages differently.
+      # Recordings cost nothing.
       return Asked(await self._anew(key, request), paid=False)
     task, first = self._under_way.get(key), key not in self._under_way
     if task is None:

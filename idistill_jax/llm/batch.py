@@ -63,7 +63,7 @@ class Batch:
     self._failures: dict[str, list[str]] = {}
 
   async def ask(self, request: protocol.Request) -> protocol.Answer:
-    key = cache_lib.key(self, request.prompt)
+    key = cache_lib.key(self, request)
     failures = self._failures.get(key, [])
     if len(failures) >= self._attempts:
       raise protocol.Unanswered(f"failed in {len(failures)} batches, the last time: {failures[-1]}")

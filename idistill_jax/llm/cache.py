@@ -54,13 +54,15 @@ _INSERT = f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * len(_COLUMNS)
 Row = tuple[Any, ...]
 
 
-def key(provider: protocol.Provider, prompt: str) -> str:
+def key(provider: protocol.Provider, request: protocol.Request) -> str:
   """Hash of all that an answer depends on: who is asked, with which parameters, in which words.
 
   Neither the address nor the API key is part of it: the same model elsewhere gives an answer of the same
-  worth.
+  worth.  A recording answers equal words about different passages differently: of one, their ids are part of it.
   """
-  parts = [provider.family, provider.model, dict(provider.params), prompt]
+  parts = [provider.family, provider.model, dict(provider.params), request.prompt]
+  if provider.family == protocol.RECORDED:
+    parts += [request.query_id, request.passage_ids]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 from idistill_jax import config
-from idistill_jax.llm import asking, budget, prompt, protocol, ranking, session, windows
+from idistill_jax.llm import asking, budget, prompt, protocol, query_writing, ranking, session, windows
 
 # Assumed where nothing was asked yet: a short answer of a small model.
 SECONDS_PER_CALL = 2.0
@@ -71,27 +71,26 @@ async def _known(one: ranking.Unordered, plan: ranking.Plan, knows: Knows) -> in
   return found
 
 
-def of_queries(texts: Sequence[str], passages: int, passage_tokens: int, cfg: config.Labels, knows: Knows) -> str:
+def of_queries(
+  passages: Sequence[query_writing.Passage], count: int, passage_tokens: int, cfg: config.Labels, knows: Knows
+) -> str:
   """For queries in every style for so many of the passages; up to 300 of them stand for all.
 
   Which are chosen takes their embeddings, so how many answers of theirs the cache has is told from the fewest to the
   most that any choice would give; it is asked about 20,000 passages at most, and nothing is known of others.
   """
-  sample = texts[:: max(1, len(texts) // _MANY)]
-  prompts = [
-    prompt.render_query_writing(style, text, passage_tokens) for text in sample for style in prompt.QUERY_STYLES
-  ]
+  requests = lambda one: [query_writing.to_request(one, style, passage_tokens) for style in prompt.QUERY_STYLES]
+  sample = passages[:: max(1, len(passages) // _MANY)]
+  tokens = sum(prompt.tokens(request.prompt) for one in sample for request in requests(one))
   styles = len(prompt.QUERY_STYLES)
   known = sorted(
-    sum(knows(protocol.Request(style, (), prompt.render_query_writing(style, text, passage_tokens))) is not None
-        for style in prompt.QUERY_STYLES)
-    for text in itertools.islice(texts, _LOOKED_UP)
+    sum(knows(request) is not None for request in requests(one)) for one in itertools.islice(passages, _LOOKED_UP)
   )
-  others = min(len(texts) - len(known), passages)
-  fewest, most = sum(known[: passages - others]), sum(known[len(known) - (passages - others) :]) + styles * others
-  calls = passages * styles
-  usage = budget.Usage(round(sum(map(prompt.tokens, prompts)) * passages / len(sample)), TOKENS_PER_QUERY * calls)
-  return f"{passages:,} passages, " + _said(calls, fewest, usage, cfg, most)
+  others = min(len(passages) - len(known), count)
+  fewest, most = sum(known[: count - others]), sum(known[len(known) - (count - others) :]) + styles * others
+  calls = count * styles
+  usage = budget.Usage(round(tokens * count / len(sample)), TOKENS_PER_QUERY * calls)
+  return f"{count:,} passages, " + _said(calls, fewest, usage, cfg, most)
 
 
 def of_questions(requests: Sequence[protocol.Request], cfg: config.Labels, knows: Knows) -> str:

@@ -25,6 +25,8 @@ from idistill_jax import extras
 
 FinishReason = Literal["stop", "length", "blocked", "other"]
 
+# The family of recordings, whose answers belong to ids and not to words.
+RECORDED = "replay"
 # Loggers of the SDKs that write a line for each request, URL included.
 _CHATTY = (
   "httpx",

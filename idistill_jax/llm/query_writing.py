@@ -53,9 +53,8 @@ def write(
 
   async def one(asker: asking.Asker, item: tuple[Passage, str]) -> Written:
     passage, style = item
-    text = prompt.render_query_writing(style, passage.text, passage_tokens)
     try:
-      asked = await asker.ask(protocol.Request(style, (passage.id,), text))
+      asked = await asker.ask(to_request(passage, style, passage_tokens))
     except protocol.NotRecorded:
       return Written(passage.id, style, "", "not recorded", None)
     except protocol.Unanswered as e:
@@ -70,6 +69,11 @@ def write(
 
   items = [(passage, style) for passage in passages for style in prompt.QUERY_STYLES]
   return opened.each("queries", items, one, summary)
+
+
+def to_request(passage: Passage, style: str, passage_tokens: int) -> protocol.Request:
+  """For one query in one of `prompt.QUERY_STYLES`."""
+  return protocol.Request(style, (passage.id,), prompt.render_query_writing(style, passage.text, passage_tokens))
 
 
 def read(answer: protocol.Answer, passage: str) -> tuple[str, str | None]:

@@ -111,7 +111,7 @@ class Session:
 
   def knows(self, request: protocol.Request) -> protocol.Answer | None:
     """The answer, where it is in the cache."""
-    return self.cache.get(cache_lib.key(self.provider, request.prompt))
+    return self.cache.get(cache_lib.key(self.provider, request))
 
   def label(self, lists: Sequence[ranking.Unordered], plan: ranking.Plan) -> list[ranking.Outcome]:
     """Outcomes in the order of the lists; raises protocol.Stop."""

@@ -126,10 +126,10 @@ def print_estimate(runner: cli.Runner) -> None:
 
 def _counted(cfg: config.Config, cache: pathlib.Path) -> str:
   passages = _passages(corpora.SOURCES[cfg.collection.source].load(cfg.collection), cfg.collection)
-  texts = [passage.full_text for passage in passages]
-  count, tokens = min(cfg.queries.passages or 0, len(texts)), cfg.queries.passage_tokens
+  shown = [query_writing.Passage(passage.id, passage.full_text) for passage in passages]
+  count, tokens = min(cfg.queries.passages or 0, len(shown)), cfg.queries.passage_tokens
   return estimate.with_cache(
-    cfg.labels, cache, lambda knows: estimate.of_queries(texts, count, tokens, cfg.labels, knows))
+    cfg.labels, cache, lambda knows: estimate.of_queries(shown, count, tokens, cfg.labels, knows))
 
 
 def _passages(whole: collection.Collection, cfg: config.Collection) -> tuple[records.Passage, ...]:

@@ -40,7 +40,7 @@ class Replay:
   answers: (query id, ids of the passages shown, in their order) -> what was said.
   """
 
-  family = "replay"
+  family = protocol.RECORDED
   remote = False
 
   def __init__(self, recording: str):

@@ -212,8 +212,16 @@ def ending_in_words() -> Iterator[None]:
   except USER_ERRORS as e:
     logging.debug("traceback", exc_info=True)
     # A command that it names is to be run with what this one was given.
-    given = shlex.join(arg for arg in sys.argv[1:] if re.match(r"--?(no)?config[.=]", arg))
-    sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", given or "--config=..."))
+    sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", _of_config(sys.argv[1:]) or "--config=..."))
+
+
+def _of_config(args: Sequence[str]) -> str:
+  """Those flags that say a config, each with its value, also where that is a word of its own (--config FILE)."""
+  said = []
+  for arg, following in itertools.pairwise([*args, "--"]):
+    if re.match(r"--?(no)?config([.=]|$)", arg):
+      said += [arg] if "=" in arg or re.match("--|-[a-z]", following) else [arg, following]
+  return shlex.join(said)
 
 
 class Runner:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 
 import pytest
 import tiny_world
@@ -84,6 +85,20 @@ def test_what_other_code_made_is_told_wherever_it_is_taken(workdir, cfg, tmp_pat
   for one in (LABELS, RANKER):
     cli.Runner(cfg, other, [workdir]).run(one)
   assert f"train_ranker: taken over from {workdir.root}, {said}" in caplog.messages
+
+
+@pytest.mark.parametrize("given, said", [
+  ([], "--config=..."),
+  (["--config=a.py:tiny", "--config.seed=3", "--workdir=w"], "--config=a.py:tiny --config.seed=3"),
+  (["--workdir", "w", "--config", "a b.py", "--config.seed", "3"], "--config 'a b.py' --config.seed 3"),
+  (["--config.evaluate.parquet", "--noconfig.export.private", "-config", "a.py", "--config.labels.lists", "-1"],
+   "--config.evaluate.parquet --noconfig.export.private -config a.py --config.labels.lists -1"),
+])
+def test_a_command_that_an_error_names_has_the_config_that_was_given(given, said, monkeypatch):
+  monkeypatch.setattr("sys.argv", ["a command", *given])
+  whole = f"^{re.escape(f'ValueError: run stage {said} anew')}$"
+  with pytest.raises(SystemExit, match=whole), cli.ending_in_words():
+    raise ValueError("run stage --config=... anew")
 
 
 def test_why_a_stage_is_not_taken_over_is_said(workdir, cfg, tmp_path, caplog):

@@ -240,9 +240,6 @@ class Runner:
       return False
     # Not as soon as all have started: what only looks ahead, or finds all done, writes nothing.
     shared.check(self.workdir.stated)
-    if why := processes.once(lambda: anew.why(self.workdir, stage, self.cfg), f"a look at what {stage.name} replaces"):
-      logging.info("%s: its folder in %s is replaced: %s; run with another --workdir to keep it", stage.name,
-                   self.workdir.stated, why)
     logging.info("%s: starts", stage.name)
     processes.once(self._take_answers)
     manifest = self.workdir.execute(stage, self.cfg, again=False)
@@ -272,6 +269,9 @@ class Runner:
       logging.info("%s: done already, %s", stage.name, self._unchanged(self.workdir, stage))
       return True
     self.workdir.inputs(stage, self.cfg)
+    if why := anew.why(self.workdir, stage, self.cfg):
+      logging.info("%s: its folder in %s is replaced: %s; run with another --workdir to keep it", stage.name,
+                   self.workdir.stated, why)
     for other in self.reuse:
       if self.workdir.take_over(stage, self.cfg, other):
         logging.info("%s: taken over from %s, %s", stage.name, other.stated, self._unchanged(other, stage))

@@ -114,6 +114,18 @@ def test_why_a_stage_is_not_taken_over_is_said(workdir, cfg, tmp_path, caplog):
     assert said in caplog.text and caplog.text.count("taken over") == 1
 
 
+def test_what_is_taken_over_in_place_of_a_finished_folder_tells_that(workdir, cfg, tmp_path, caplog):
+  caplog.set_level(logging.INFO)
+  other, theirs = dataclasses.replace(cfg, seed=7), artifacts.Workdir(tmp_path / "theirs")
+  cli.Runner(other, theirs, []).run(LABELS)
+  assert "is replaced" not in caplog.text
+  cli.Runner(other, workdir, [theirs]).run(LABELS)
+  (said,) = (one for one in caplog.messages if "is replaced" in one)
+  assert said == (f"labels: its folder in {workdir.root} is replaced: seed was 0, is 7; run with another --workdir to "
+                  "keep it")
+  assert caplog.messages[-1].startswith(f"labels: taken over from {theirs.root}")
+
+
 def test_a_pipeline_misses_the_runs_of_other_systems_at_once(cfg, tmp_path):
   cfg.evaluate.runs = str(tmp_path / "runs")
   with pytest.raises(FileNotFoundError, match=f"{tmp_path}/runs: evaluate.runs names no folder with files"):

@@ -180,6 +180,24 @@ def test_what_another_run_reads_is_not_made_anew_under_it(workdir: artifacts.Wor
   workdir.execute(stage, cfg)
 
 
+def test_what_another_run_reads_is_not_taken_over_under_it(tmp_path, workdir, cfg) -> None:
+  made, reads = Counted("collection", (), ("collection",)), Counted("candidates", ("collection",), ("candidates",))
+  stage, theirs = dataclasses.replace(made.stage, read_by=("candidates",)), artifacts.Workdir(tmp_path / "theirs")
+  other = config.Config(name="x", collection=config.Collection(max_passages=300))
+  workdir.execute(stage, cfg)
+  theirs.execute(stage, other)
+
+  def run(job: artifacts.Job) -> None:
+    with pytest.raises(locks.BusyError, match=r"collection: would be made anew, and another run is at candidates"):
+      artifacts.Workdir(workdir.root).take_over(stage, other, theirs)
+    reads.run(job)
+
+  workdir.execute(dataclasses.replace(reads.stage, run=run), cfg)
+  assert workdir.is_done(reads.stage, cfg)
+  # The control: now nobody is at it.
+  assert workdir.take_over(stage, other, theirs) and not workdir.is_done(reads.stage, cfg)
+
+
 def test_where_there_are_no_locks_a_kill_keeps_nobody_from_what_was_read(
     workdir: artifacts.Workdir, cfg: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
   def refuse(*_: object) -> None:

@@ -177,8 +177,7 @@ class Workdir:
     })
 
   def input_keys(self, stage: Stage, cfg: config_lib.Config) -> dict[str, str | None]:
-    manifests = {name: self.manifest(name) for name in stage.inputs(cfg)}
-    return {name: None if manifest is None else manifest["key"] for name, manifest in manifests.items()}
+    return {name: (self.manifest(name) or {}).get("key") for name in stage.inputs(cfg)}
 
   def is_done(self, stage: Stage, cfg: config_lib.Config) -> bool:
     manifest = self.manifest(stage.name)
@@ -186,11 +185,12 @@ class Workdir:
     return manifest is not None and None not in inputs.values() and manifest["key"] == self.key_of(stage, cfg, inputs)
 
   def take_over(self, stage: Stage, cfg: config_lib.Config, other: "Workdir") -> bool:
-    """Links the stage's folder from another workdir where it is done with the same key; True where it was."""
+    """Whether the stage is done there with the same key, and so its folder linked from there; raises as `execute`."""
     manifest = other.manifest(stage.name)
     if manifest is None or manifest["key"] != self.key(stage, cfg):
       return False
     with self._alone(stage):
+      self._leave_to_readers(stage)
       aside = self._begin(stage.name, _TAKEN, cfg)
       shutil.rmtree(aside, ignore_errors=True)
       shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)

@@ -506,7 +506,11 @@ def test_what_is_made_anew_while_it_is_taken_over_is_not_taken(
     tmp_path: pathlib.Path, cfg: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
   one, ours, theirs = Counted(), artifacts.Workdir(tmp_path / "ours"), artifacts.Workdir(tmp_path / "theirs")
   theirs.execute(one.stage, cfg)
-  folder = theirs.folder
+  one.fail_after = "a kill"
+  with pytest.raises(RuntimeError):
+    ours.execute(one.stage, cfg)
+  one.fail_after = ""
+  (begun,), folder = ours.root.glob(".labels-*"), theirs.folder
 
   def anew(name: str) -> pathlib.Path:
     monkeypatch.undo()
@@ -517,6 +521,8 @@ def test_what_is_made_anew_while_it_is_taken_over_is_not_taken(
 
   monkeypatch.setattr(theirs, "folder", anew)
   assert not ours.take_over(one.stage, cfg, theirs) and ours.manifest("labels") is None
+  # What a killed run had begun here goes on then.
+  assert (begun / "text").exists()
 
 
 def test_what_no_result_depends_on_is_in_no_key(workdir: artifacts.Workdir, cfg: config.Config) -> None:

@@ -157,8 +157,7 @@ class Workdir:
 
   def inputs(self, stage: Stage, cfg: config_lib.Config) -> dict[str, pathlib.Path]:
     """Folders that the stage reads; raises as `inputs.there`, `inputs.agree` and `files.whole` do."""
-    found = {name: self.manifest(name) for name in stage.inputs(cfg)}
-    manifests = inputs_lib.there(stage.name, found, self.stated)
+    manifests = inputs_lib.there(stage.name, {name: self.manifest(name) for name in stage.inputs(cfg)}, self.stated)
     if not stage.shows:
       inputs_lib.agree(stage.name, stage.config, cfg, manifests, self.stated)
     # Earlier manifests do not say how long record files are.
@@ -191,12 +190,13 @@ class Workdir:
       return False
     with self._alone(stage):
       self._leave_to_readers(stage)
-      aside = self._begin(stage.name, _TAKEN, cfg)
+      self.refuse_foreign(stage.name)
+      aside = self.root / f".{stage.name}-{_TAKEN}"
       shutil.rmtree(aside, ignore_errors=True)
       shutil.copytree(other.folder(stage.name), aside, copy_function=files.link)
       if manifests.read((aside / MANIFEST).read_text(), str(aside))["key"] != manifest["key"]:
-        return False  # made anew there meanwhile
-      self._store.commit(aside.name, stage.name, last=MANIFEST)
+        return False  # made anew there meanwhile: what was begun here goes on
+      self._store.commit(self._begin(stage.name, _TAKEN, cfg).name, stage.name, last=MANIFEST)
     return True
 
   def _alone(self, stage: Stage) -> contextlib.AbstractContextManager[None]:

@@ -357,6 +357,18 @@ def test_what_is_removed_of_other_work_is_told(workdir: artifacts.Workdir, cfg: 
   one.fail_after = ""
   workdir.execute(one.stage, cfg)
   assert f"labels: {begun.name} is removed, work of 0:01:30, as far as step 12, begun with" in caplog.text
+  # Work of the same config, in place of which another workdir's folder is taken: it was begun with no other.
+  caplog.clear()
+  theirs = artifacts.Workdir(workdir.root.with_name("theirs"))
+  cfg.labels.lists += 1
+  theirs.execute(one.stage, cfg)
+  one.fail_after = "the loss is nan"
+  with pytest.raises(RuntimeError):
+    workdir.execute(one.stage, cfg)
+  one.fail_after = ""
+  (begun,) = workdir.root.glob(".labels-*")
+  assert workdir.take_over(one.stage, cfg, theirs)
+  assert f"{begun.name} is removed, work of 0:00:00, in place of which a finished folder is taken over" in caplog.text
   # The control: what a commit was cut off from sweeping up is no work.
   caplog.clear()
   for left in ("replaced", "taken", workdir.key(one.stage, cfg)):

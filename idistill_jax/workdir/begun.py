@@ -97,12 +97,17 @@ def _look(store: store_lib.Store, stage: str, name: str) -> Begun:
 
 
 def sweep(store: store_lib.Store, stage: str, mine: str, over: Collection[str]) -> None:
-  """Removes the stage's working folders but `mine`; of what is work (`over`: as in `look`) it says how far it was."""
+  """Removes the stage's working folders but `mine`; of what is work (`over`: as in `look`) it says how far it was.
+
+  Where `mine` is none itself, but a finished folder that is taken over, work of the same config goes, too.
+  """
+  instead = "in place of which a finished folder is taken over" if mine.removeprefix(f".{stage}-") in over else (
+    "begun with another config or of other inputs; this run begins at the stage's start")
   here = {path.name for path in store.local.glob(f".{stage}-*")}
   for name in sorted({*store.folders(f".{stage}-"), *here} - {mine}):
     if name.removeprefix(f".{stage}-") not in over:
       begun = _look(store, stage, name)
       step = "" if begun.last_step is None else f" as far as step {begun.last_step['step']},"
-      logging.warning("%s: %s is removed, work of %s,%s begun with another config or of other inputs; this run begins "
-                      "at the stage's start", stage, name, datetime.timedelta(seconds=round(begun.took.seconds)), step)
+      logging.warning("%s: %s is removed, work of %s,%s %s", stage, name,
+                      datetime.timedelta(seconds=round(begun.took.seconds)), step, instead)
     store.remove(name)

@@ -368,6 +368,13 @@ def test_claim_is_as_strong_as_its_test():
   other = dataclasses.replace(other, tests={"distilled vs initial": {"nDCG@10": comparison(), "hit@1": comparison()}},
                               systems={system: {"nDCG@10": 0.4} for system in ("initial", "distilled")})
   assert "ranks the right passage higher (nDCG@10 +0.085" in claims.claim(other, None, {}).headline
+  # What only counts what is found says nothing of how high that stands.
+  for measure, said in (("answer@20", "an answer in its top 20"), ("recall@100", "right passages in its top 100"),
+                        ("hit@10", "a right passage in its top 10")):
+    for test, often in (comparison(), "more often"), (comparison(delta=-0.08), "less often than before"):
+      counted = dataclasses.replace(other, main_measure=measure, tests={"distilled vs initial": {measure: test}},
+                                    systems={system: {measure: 0.4} for system in ("initial", "distilled")})
+      assert f"the retriever finds {said} {often} ({measure} " in claims.claim(counted, None, {}).headline
   worse = claims.claim(evaluation(mrr=comparison(delta=-0.08, relative=-0.2)), None, {})
   assert "lower than before" in worse.headline and worse.verdict == "worse"
   chance = claims.claim(evaluation(mrr=comparison(p=0.31, p_holm=0.31), hit=comparison()), None, {})

@@ -12,6 +12,8 @@ from idistill_jax.workdir import outdated
 
 # Main measure -> the one that says it in a reader's words.
 FIRST_PLACE = {"MRR@10": "hit@1"}
+# Of measures that do not look where among the first places: what they count there.
+_IN_TOP = {"hit": "a right passage", "recall": "right passages", "answer": "an answer"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,20 +232,19 @@ def _learnt_lists(labels: Mapping[str, Any] | None) -> int:
 
 
 def _outcome(evaluation: gather.Evaluation, test: gather.Comparison) -> str:
-  said = {
-    "better": "the retriever ranks the right passage higher",
-    "worse": "the retriever ranks the right passage lower than before",
-    "undecided": "no difference of the retriever can be told from chance",
-  }
-  place = FIRST_PLACE.get(evaluation.main_measure, "")
+  measure, way = evaluation.main_measure, verdict(test)
+  if way == "undecided":
+    return f"no difference of the retriever can be told from chance ({measure} {difference(test)})"
+  often = "more often" if test.delta > 0 else "less often than before"
+  place = FIRST_PLACE.get(measure, "")
   first = evaluation.test(gather.AFTER).get(place)
-  if (
-    first is None or first.relative is None or verdict(first) != verdict(test) or verdict(test) == "undecided"
-  ):
-    return f"{said[verdict(test)]} ({evaluation.main_measure} {difference(test)})"
-  how = "more often" if first.delta > 0 else "less often than before"
-  share = f"{abs(first.relative):.0%}".replace("%", "\u00a0%")
-  return f"the retriever puts the right passage first {share} {how} ({place} {difference(first)})"
+  if first is not None and first.relative is not None and verdict(first) == way:
+    share = f"{abs(first.relative):.0%}".replace("%", "\u00a0%")
+    return f"the retriever puts the right passage first {share} {often} ({place} {difference(first)})"
+  kind, _, depth = measure.partition("@")
+  ranks = f"ranks the right passage {'higher' if test.delta > 0 else 'lower than before'}"
+  said = f"finds {_IN_TOP[kind]} in its top {depth} {often}" if kind in _IN_TOP else ranks
+  return f"the retriever {said} ({measure} {difference(test)})"
 
 
 def difference(test: gather.Comparison) -> str:

@@ -87,5 +87,6 @@ def _check_outside(runner: cli.Runner) -> None:
 
 def _to_be_run(runner: cli.Runner, name: str) -> bool:
   """Neither done, nor in a workdir from which it may be taken over: whether it can be is known when its inputs are."""
-  return not runner.workdir.is_done(flow.STAGES[name], runner.cfg) and not any(
-    other.manifest(name) for other in runner.reuse)
+  stage = flow.STAGES[name]
+  return not runner.workdir.is_done(stage, runner.cfg) and not any(
+    other.manifest(name) for other in runner.others(stage))

@@ -261,6 +261,10 @@ class Runner:
       cfg=self.cfg, out=workdir.root, inputs=workdir.inputs(stage, self.cfg), cache=workdir.cache
     )
 
+  def others(self, stage: artifacts.Stage) -> Sequence[artifacts.Workdir]:
+    """From where it may be taken over: a page is made, as what is published at the root is no part of its folder."""
+    return () if stage.shows else self.reuse
+
   def _is_settled(self, stage: artifacts.Stage) -> bool:
     """Whether the stage is done, or could be taken over."""
     self.workdir.refuse_foreign(stage.name)
@@ -272,7 +276,7 @@ class Runner:
     if why := anew.why(self.workdir, stage, self.cfg):
       logging.info("%s: its folder in %s is replaced: %s; run with another --workdir to keep it", stage.name,
                    self.workdir.stated, why)
-    for other in self.reuse:
+    for other in self.others(stage):
       if self.workdir.take_over(stage, self.cfg, other):
         logging.info("%s: taken over from %s, %s", stage.name, other.stated, self._unchanged(other, stage))
         return True

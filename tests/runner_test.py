@@ -126,6 +126,19 @@ def test_what_is_taken_over_in_place_of_a_finished_folder_tells_that(workdir, cf
   assert caplog.messages[-1].startswith(f"labels: taken over from {theirs.root}")
 
 
+def test_a_page_is_made_where_all_that_it_shows_is_taken_over(workdir, cfg, tmp_path):
+  page = dataclasses.replace(stage("report", reads=("labels",)), shows=True,
+                             run=lambda job: job.publish("report.html", f"seed {job.cfg.seed}"))
+  other, mine = dataclasses.replace(cfg, seed=7), artifacts.Workdir(tmp_path / "mine")
+  cli.Runner(cfg, workdir, []).run(page)
+  for one in (LABELS, page):
+    cli.Runner(other, mine, []).run(one)
+  assert mine.read("report.html") == "seed 7"
+  assert not cli.Runner(cfg, mine, [workdir]).run(LABELS), "taken over"
+  cli.Runner(cfg, mine, [workdir]).run(page)
+  assert mine.read("report.html") == "seed 0"
+
+
 def test_a_pipeline_misses_the_runs_of_other_systems_at_once(cfg, tmp_path):
   cfg.evaluate.runs = str(tmp_path / "runs")
   with pytest.raises(FileNotFoundError, match=f"{tmp_path}/runs: evaluate.runs names no folder with files"):

@@ -2,9 +2,9 @@
 
     python -m idistill_jax.pipeline --config=configs/nq.py --workdir=runs/nq --dry_run
 
-How much that is, `amounts` says.  What is there already is said to stay or to be made anew, and why: beside manifests,
-what such a stage reads from outside is read for that, to be hashed.  Else weights and recordings that are on this
-machine are looked at alone, to see whether they can be read.
+How much that is, `amounts` says.  What is there already is said to stay or to be made anew, and why, or what --reuse
+names to be taken over: beside manifests, what such a stage reads from outside is read for that, to be hashed.  Else
+weights and recordings that are on this machine are looked at alone, to see whether they can be read.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ def show(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> None:
 
 def described(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> list[str]:
   cfg, found, of = runner.cfg, [], {stage.name: stage for stage in stages}
-  looks = anew.Looks(runner.workdir, cfg, (flow.STAGES | of).values())
+  looks = anew.Looks(runner.workdir, cfg, (flow.STAGES | of).values(), runner.others)
   for stage in of.values():
     if not stage.asked_for(cfg):
       found.append(f"{stage.name}: not asked for")
@@ -39,13 +39,14 @@ def described(runner: cli.Runner, stages: Iterable[artifacts.Stage]) -> list[str
 
 def print_counted(runner: cli.Runner, stage: str, count: Callable[[], str]) -> None:
   """What `count` says of what a stage would ask of the folders that are there, and which of them a pipeline makes anew
-  before; it is not called where the stage is done."""
-  looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values())
-  if looks.at(stage).state == "done":
-    print("done with this config: nothing is asked")
+  before; it is not called where the stage is done, or taken over."""
+  looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values(), runner.others)
+  if (its := looks.at(stage)).state in ("done", "taken"):
+    print(f"{'done with this config' if its.state == 'done' else its}: nothing is asked")
     return
   print(count())
-  for state, words in (("anew", "makes anew first"), ("not known", "may make anew first, which cannot be told")):
+  for state, words in (("anew", "makes anew first"), ("taken", "takes over others first"),
+                       ("not known", "may make anew first, which cannot be told")):
     if found := [f"{name} ({look.why})" for name, look in looks.before(stage).items() if look.state == state]:
       print(f"counted of the folders that are there, of which a pipeline {words}: {'; '.join(found)}")
 

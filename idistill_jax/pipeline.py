@@ -62,7 +62,7 @@ def _check_paths(runner: cli.Runner, stages: Sequence[artifacts.Stage]) -> None:
 
 def estimate(runner: cli.Runner) -> None:
   """Prints what asking would cost, counted where what a stage reads is done, else at most and what must run first."""
-  looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values())
+  looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values(), runner.others)
   for stage in flow.STAGES.values():
     if stage.name not in session.ASKING or not stage.asked_for(runner.cfg):
       continue
@@ -70,11 +70,12 @@ def estimate(runner: cli.Runner) -> None:
     if not session.asks(stage.name, runner.cfg):
       print("\n".join(amounts.of(stage, runner, looks)) or "nobody is asked")
       continue
-    first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew")}
-    if not first or looks.at(stage.name).state == "done":
+    first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew", "taken")}
+    if not first or looks.at(stage.name).state in ("done", "taken"):
       flow.module(stage.name).print_estimate(runner)
       continue
-    commands = (f"{name}: {look}\n{inputs.made_by(name, runner.workdir.stated)}" for name, look in first.items())
+    commands = (f"{name}: {look}\n{inputs.made_by(name, runner.workdir.stated)}"
+                + f" --reuse={look.why}" * (look.state == "taken") for name, look in first.items())
     most = amounts.of(stage, runner, looks) or ["how much is asked is not known yet"]
     print("\n".join([*most, "to count it, there come first:", *commands]))
 

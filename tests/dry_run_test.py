@@ -1,5 +1,6 @@
 """A dry run tells of every config what it would do, and does none of it."""
 
+import copy
 import dataclasses
 import math
 import pathlib
@@ -156,6 +157,29 @@ def test_a_stages_own_estimate_counts_what_its_run_would_read_and_names_what_a_p
   first, note = said().splitlines()
   assert first == "labels is counted" and note.startswith(
     "counted of the folders that are there, of which a pipeline makes anew first: candidates (encoder.passage_tokens")
+
+
+def test_what_reuse_takes_over_is_told_as_the_run_then_does_it(finished, tmp_path, capsys, caplog):
+  caplog.set_level("INFO")
+  cfg, theirs = finished
+  mine, other, taken = artifacts.Workdir(tmp_path / "mine"), copy.deepcopy(cfg), f"taken over from {theirs.root}"
+  # What is there already, of another config, does not stay.
+  other.collection.max_passages = 77
+  cli.Runner(other, mine, []).run(flow.STAGES["collection"])
+  cfg.evaluate.rerank_depth = 7
+  runner = cli.Runner(cfg, mine, [theirs])
+  stages = [stage for stage in flow.STAGES.values() if stage.asked_for(cfg)]
+  told = dict(one.splitlines()[0].split(": ", 1) for one in dry_run.described(runner, stages))
+  anew = dict.fromkeys(("evaluate", "export", "answer", "report"), "to do")
+  assert told == {stage.name: taken for stage in stages} | anew
+  pipeline.estimate(runner)
+  labels, answer = capsys.readouterr().out.split("\nanswer:")
+  assert f"{taken}: nothing is asked" in labels and "calls" not in labels
+  command = f"python -m idistill_jax.stages.collection --config=... --workdir={mine.root} --reuse={theirs.root}\n"
+  assert f"collection: {taken}\n  {command}" in answer and "evaluate: to do\n" in answer
+  for stage in stages:
+    assert runner.run(stage) == (stage.name in anew)
+    assert (f"{stage.name}: {taken}, nothing changed" in caplog.messages) == (stage.name not in anew)
 
 
 def test_a_missing_key_is_named_where_it_is_asked_with(tmp_path, monkeypatch):

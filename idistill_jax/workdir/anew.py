@@ -5,7 +5,7 @@ made are known beforehand, and with them what becomes of all that reads them.
 """
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from idistill_jax import config as config_lib
@@ -17,15 +17,17 @@ _BESIDE_CONFIG = {"index": "evaluate.split is another one, and ScaNN may not be 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-  """What a pipeline would find of a stage; why: it makes it anew, or that cannot be told."""
+  """What a pipeline would find of a stage; why: it makes it anew, or that cannot be told, or from where it is taken."""
 
-  state: Literal["to do", "done", "anew", "not known"]
+  state: Literal["to do", "done", "anew", "not known", "taken"]
   why: str = ""
 
   def __str__(self) -> str:
     match self.state:
       case "anew":
         return f"made anew: {self.why}"
+      case "taken":
+        return f"taken over from {self.why}"
       case "not known":
         return f"a folder is there; whether it is made anew cannot be told: {self.why}"
       case _:
@@ -35,9 +37,10 @@ class Look:
 class Looks:
   """At the stages of a workdir with a config, each once and when it is asked for; nothing is written."""
 
-  def __init__(self, workdir: artifacts.Workdir, cfg: config_lib.Config, stages: Iterable[artifacts.Stage]):
-    """stages: in pipeline order, with all that they read."""
-    self._workdir, self._cfg = workdir, cfg
+  def __init__(self, workdir: artifacts.Workdir, cfg: config_lib.Config, stages: Iterable[artifacts.Stage],
+               others: Callable[[artifacts.Stage], Sequence[artifacts.Workdir]] = lambda stage: ()):
+    """stages: in pipeline order, with all that they read.  others: from where each may be taken over."""
+    self._workdir, self._cfg, self._others = workdir, cfg, others
     self._stages = {stage.name: stage for stage in stages}
     self._manifests: dict[str, dict[str, Any] | None] = {}
     self._keys: dict[str, tuple[str | None, str]] = {}
@@ -45,8 +48,15 @@ class Looks:
 
   def at(self, name: str) -> Look:
     if name not in self._found:
-      self._found[name] = self._look(self._stages[name])
+      found = self._look(self._stages[name])
+      self._found[name] = found if found.state == "done" else self._taken(self._stages[name]) or found
     return self._found[name]
+
+  def _taken(self, stage: artifacts.Stage) -> Look | None:
+    for other in self._others(stage):
+      if (manifest := other.manifest(stage.name)) is not None and manifest["key"] == self._key(stage.name)[0]:
+        return Look(state="taken", why=other.stated)
+    return None
 
   def before(self, name: str) -> dict[str, Look]:
     """At all that a stage is made of, in pipeline order."""
@@ -76,7 +86,7 @@ class Looks:
     as it may take weights from the Hub."""
     manifest, state = self._manifest(name), self.at(name).state
     if manifest is not None and (manifest["key"] == key or state == "done"):
-      return manifest["key"] != key or state == "anew"
+      return manifest["key"] != key or state in ("anew", "taken")
     will, _ = self._key(name)
     return will is not None and will != key
 

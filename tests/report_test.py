@@ -271,7 +271,10 @@ def test_measures_of_fewer_queries_say_how_many(workdir, report, text, tmp_path)
   assert f"{said}; changes" in printed(tmp_path / "w", width=200)
   assert ", 60 test queries)" in claims.claim(found, None, {}).detail
   graded = dataclasses.replace(found, relevant_from=2)
-  assert claims.about(graded) == said.replace("(", "(passages relevant from grade 2 on; ")
+  assert claims.about(graded) == said.replace(
+    "(", "(passages relevant from grade 2 on, but for nDCG, which counts all grades; ")
+  # Where only answers are known, no grade counts.
+  assert "grade" not in claims.about(dataclasses.replace(graded, measures=("answer@20",), main_measure="answer@20"))
   mainly = dataclasses.replace(found, main_measure="recall@100")
   assert ", 11 of 60 test queries)" in claims.claim(mainly, None, {}).detail
 

@@ -196,8 +196,8 @@ def about(evaluation: gather.Evaluation) -> str:
     if (known := evaluation.known(measure)) < evaluation.queries:
       fewer.setdefault(known, []).append(measure)
   said = [f"{', '.join(measures)} over {count(known)} of them" for known, measures in fewer.items()]
-  if evaluation.relevant_from != 1:
-    said.insert(0, f"passages relevant from grade {evaluation.relevant_from} on")
+  if evaluation.relevant_from != 1 and "nDCG@10" in evaluation.measures:  # there are judgements
+    said.insert(0, f"passages relevant from grade {evaluation.relevant_from} on, but for nDCG, which counts all grades")
   which = "; ".join(said)
   return f"{count(evaluation.queries)} {evaluation.split} queries{f' ({which})' if which else ''}"
 

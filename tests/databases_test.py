@@ -69,6 +69,20 @@ def test_answers_of_both_and_of_an_earlier_version(tmp_path):
       databases.merge(other, into)
 
 
+def test_a_workdir_that_is_told_to_reuse_itself_takes_nothing_over(tmp_path, monkeypatch):
+  """As in a loop over seeds that names the first of them for all."""
+  monkeypatch.setattr(databases, "_BUSY_SECONDS", 0.1)
+  answer(tmp_path / "one.sqlite", "a")
+  (tmp_path / "link").symlink_to(tmp_path)
+  for path in (tmp_path, tmp_path / "link"):
+    databases.take_over(path / "one.sqlite", tmp_path / "one.sqlite")
+  assert answers(tmp_path / "one.sqlite") == {"a"}
+  # The control: of another file its answers are taken.
+  answer(tmp_path / "two.sqlite", "b")
+  databases.take_over(tmp_path / "two.sqlite", tmp_path / "one.sqlite")
+  assert answers(tmp_path / "one.sqlite") == {"a", "b"}
+
+
 def test_what_was_spent_on_either_machine_was_spent_once(tmp_path):
   ours, theirs = tmp_path / "ours.sqlite", tmp_path / "theirs.sqlite"
   spend(ours, 100)

@@ -44,9 +44,10 @@ def copy(path: pathlib.Path, into: pathlib.Path) -> None:
 
 
 def take_over(other: pathlib.Path, into: pathlib.Path) -> None:
-  """`merge`, where there is anything; raises OSError as it does."""
+  """`merge`, where there is anything, and that is another file; raises OSError as it does."""
   if other.exists() and into.exists():
-    merge(other, into)
+    if not other.samefile(into):  # which would wait for itself
+      merge(other, into)
   elif other.exists():
     into.parent.mkdir(parents=True, exist_ok=True)
     copy(other, into)

@@ -159,3 +159,12 @@ def test_rankings_made_elsewhere_lose_it_too(tmp_path):
   (tmp_path / "queries.jsonl").write_text(queries)
   found = rankings.add(beir.load(cfg), cfg)
   assert found.rankings[0].passage_ids == ("a", "c", "b")
+
+
+def test_passages_of_a_run_that_the_collection_lacks_are_named_in_its_order(job, tmp_path):
+  """In every process alike: a set's order is another one in each."""
+  lacking = {f"gone{i}": 9.0 - i for i in range(8)}
+  runs.write_trec(tmp_path / "bing.trec", {"a": {"e": 10.0, **lacking}}, "bing")
+  job.cfg.candidates.run = str(tmp_path / "bing.trec")
+  candidates.run(job)
+  assert job.drops["passage of candidates.run that the collection lacks"] == [f"a {one}" for one in lacking]

@@ -43,8 +43,9 @@ def from_run(job: artifacts.Job, found: runs.Run, passages: tables.Passages) -> 
   kept: runs.Run = {}
   for query_id, results in found.items():
     kept[query_id] = {one: score for one, score in results.items() if one in passages}
-    for passage_id in results.keys() - kept[query_id].keys():
-      job.drop("passage of candidates.run that the collection lacks", f"{query_id} {passage_id}")
+    for passage_id in results:
+      if passage_id not in kept[query_id]:
+        job.drop("passage of candidates.run that the collection lacks", f"{query_id} {passage_id}")
   return kept
 
 

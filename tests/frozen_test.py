@@ -10,6 +10,7 @@ from idistill_jax import config, sharding
 from idistill_jax.hf import networks
 from idistill_jax.models import table as table_lib
 from idistill_jax.train import optim
+from idistill_jax.train import step as step_lib
 
 pytest.importorskip("transformers")
 pytest.importorskip("torch")
@@ -69,6 +70,18 @@ def test_nothing_decays_there(network):
 
   assert stayed(network.frozen(1)) == mask.keys()
   assert "encoder/word/embedding" not in stayed(network)
+
+
+def test_what_stays_as_a_whole_has_no_moments(network):
+  params = network.initial(0)
+  mask = table_lib.flatten(table_lib.trained_mask(network.table, params, 1))
+  stays = sum(leaf.size for path, leaf in table_lib.flatten(params).items() if not np.any(mask[path]))
+
+  def kept(one: networks.Network) -> int:
+    state = step_lib.init(params, optim.of(one, STRONG, 10), one.shardings(MESH), MESH)
+    return sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+
+  assert stays and kept(network) - kept(network.frozen(1)) == 2 * stays
 
 
 def test_one_layer_at_least_learns(network):

@@ -20,11 +20,11 @@ import pytest
 import tiny_world
 from jax.sharding import AxisType
 
-from idistill_jax import cli, processes, records, sharding
+from idistill_jax import cli, config, processes, records, sharding
 from idistill_jax.data import batches, example
 from idistill_jax.hf import networks
 from idistill_jax.models import table
-from idistill_jax.train import checkpoint, curves, inference, loop, optim, preemption, utilization, windows
+from idistill_jax.train import checkpoint, curves, inference, loop, objectives, optim, preemption, utilization, windows
 from idistill_jax.train import step as step_lib
 
 
@@ -184,6 +184,23 @@ def test_a_training_goes_on_in_other_passes(tmp_path, tiny_weights):
     np.testing.assert_allclose(found[7][name], expected[7][name], rtol=1e-5, err_msg=name)
   for path, leaf in whole.items():
     np.testing.assert_allclose(params[path], leaf, atol=one.optim.peak_lr / 100, err_msg=path)
+
+
+def test_frozen_layers_go_on_over_another_mesh_and_stay_as_they_are(tmp_path, tiny_weights):
+  def training(mesh: jax.sharding.Mesh) -> loop.Training:
+    made = tiny_world.training(tmp_path, tiny_weights, mesh, pairs=True, checkpoint_every=7)
+    network = made.network.frozen(1)
+    learned = objectives.ranker(config.Ranker(loss="listmle", similarity_weight=1.0), network)
+    return dataclasses.replace(made, network=network, loss_fn=learned)
+
+  one = training(mesh_of(1, 1, 1))
+  whole, params = flat(loop.train(one)), flat(loop.train(training(mesh_of(1, 2, 2))))
+  start, row = flat(one.network.initial(0)), one.network.table.row
+  for path, leaf in whole.items():
+    np.testing.assert_allclose(params[path], leaf, atol=one.optim.peak_lr / 100, err_msg=path)
+    stays = slice(None) if row(path).embeds else slice(1) if row(path).stacked else slice(0)
+    np.testing.assert_array_equal(params[path][stays], start[path][stays], err_msg=path)
+    assert (params[path] != start[path]).any() or row(path).embeds or not row(path).stacked, path
 
 
 @jax.custom_vjp

@@ -32,12 +32,13 @@ def of(network: networks.Network, cfg: config_lib.Optim, steps: int) -> optax.Gr
 
 
 def adamw(cfg: config_lib.Optim, steps: int, decay_mask: Any, trained: Any = None) -> optax.GradientTransformation:
-  """trained: of each parameter, whether it changes, a bool or an array that spreads over it; None: all do."""
-  changes = optax.chain(
-    optax.clip_by_global_norm(cfg.clip_norm),
-    optax.adamw(schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decay_mask),
-  )
+  """trained: of each parameter, whether it changes, a bool or an array that spreads over it; None: all do.  What stays
+  as a whole has no moments."""
+  clip = optax.clip_by_global_norm(cfg.clip_norm)
+  decayed = optax.adamw(schedule(cfg, steps), b1=cfg.b1, b2=cfg.b2, weight_decay=cfg.weight_decay, mask=decay_mask)
   if trained is None:
-    return changes
+    return optax.chain(clip, decayed)
+  learns = jax.tree.map(lambda rows: bool(np.any(rows)), trained)
   # Without a gradient AdamW changes nothing, but weights decay.
-  return optax.chain(changes, optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, trained)))
+  return optax.chain(clip, optax.masked(decayed, learns),
+                     optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, trained)))

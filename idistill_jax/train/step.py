@@ -36,10 +36,12 @@ def init(params: Any, tx: optax.GradientTransformation, shardings: Any, mesh: ja
 
 
 def opt_state_shardings(tx: optax.GradientTransformation, params: Any, shardings: Any, replicated: Any) -> Any:
-  """Shardings of the optimizer state: a subtree shaped like params takes theirs, everything else is replicated."""
+  """Shardings of the optimizer state: a subtree shaped like params, but for those that have no slots, takes theirs,
+  everything else is replicated."""
   abstract = jax.eval_shape(tx.init, params)
-  return optax.tree_map_params(tx, lambda _, layout: layout, abstract, shardings,
-                               transform_non_params=lambda _: replicated)
+  has_no_slot = lambda node: isinstance(node, optax.MaskedNode)
+  return optax.tree_map_params(tx, lambda slot, layout: slot if has_no_slot(slot) else layout, abstract, shardings,
+                               transform_non_params=lambda _: replicated, is_leaf=has_no_slot)
 
 
 def make_step(

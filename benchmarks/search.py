@@ -14,7 +14,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -174,8 +173,7 @@ def measure(folder: pathlib.Path, system: str, arguments: Sequence[str]) -> list
     truth = hits.Hits(rows=np.load(folder / TRUTH), scores=found.scores, found=found.found)
     lines.append({"system": system, "device": _device(system), **way, "recall": round(tuning.recall(truth, found), 4),
                   "queries_per_second": speed, "cpu_seconds_per_query": cpu, **built})
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  return [line | {"peak_memory_bytes": peak} for line in lines]
+  return [line | {"peak_memory_bytes": alone.most()} for line in lines]
 
 
 def _device(system: str) -> str:

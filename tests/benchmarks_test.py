@@ -76,6 +76,22 @@ def test_exact_search_that_may_miss_some_is_measured_beside_the_one_that_must_no
   assert {"date", "commit", "versions"} <= begun.keys()
 
 
+def test_the_memory_of_a_search_is_none_of_whoever_asks_for_it(tmp_path):
+  code = f"""
+import pathlib
+import numpy as np
+from benchmarks import alone, search
+folder, held = pathlib.Path({str(tmp_path)!r}), np.ones(2**27)
+search.draw(folder, 1000, 5, 8)
+found = alone.call(search.measure, folder, "exact", ["--depth=5", "--repeats=1"])
+print(found[0]["peak_memory_bytes"] / held.nbytes)
+"""
+  done = subprocess.run([sys.executable, "-c", code], env=os.environ | jobs.ONE_DEVICE, capture_output=True, text=True,
+                        timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert 0 < float(done.stdout) < 1
+
+
 @pytest.mark.torch
 def test_an_encoder_whose_tokens_see_near_ones_is_measured_with_them(sizes, tmp_path, monkeypatch):
   pytest.importorskip("transformers")

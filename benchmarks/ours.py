@@ -20,6 +20,7 @@ from idistill_jax.data import batches, example, pack, similarity, tables
 from idistill_jax.data import lists as lists_lib
 from idistill_jax.data.corpora import jsonl
 from idistill_jax.hf import networks
+from idistill_jax.models import execution
 from idistill_jax.train import fit, inference, inputs, loop, objectives, utilization, windows
 from idistill_jax.workdir import artifacts
 
@@ -160,7 +161,7 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
   mesh = sharding.make_mesh(config.Mesh())
   network = networks.retriever(encoder).on(mesh, encoder.inference_dtype)
   network, params = network.reading(sharding.put(network.initial(0), network.shardings(mesh)))
-  apply = jax.jit(network.apply)
+  apply = jax.jit(network.apply, compiler_options=execution.compiler_options(mesh))
 
   def encoded() -> tuple[np.ndarray, int]:
     """The vectors, and for how many tokens the rows had places."""
@@ -175,9 +176,10 @@ def encode_sorted(lists: texts.Lists, encoder: config.Encoder) -> dict[str, Any]
       alone = pack.Placement(np.arange(len(here)), np.zeros(len(here), np.int32), len(here))
       rows = pack.fill(table.lengths[here], lambda i, here=here: (table[here[i]], None), alone, rows=count,
                        row_tokens=row_tokens, text_count=count)
-      found.append(np.asarray(apply(params, sharding.put(rows, sharding.packed(rows, mesh))))[: len(here)])
+      # Fetched behind the last: as there, no step waits for the one before it.
+      found.append((apply(params, sharding.put(rows, sharding.packed(rows, mesh))), len(here)))
       start, room = start + len(here), room + count * row_tokens
-    return np.concatenate(found)[np.argsort(order)], room
+    return np.concatenate([np.asarray(vectors)[:texts] for vectors, texts in found])[np.argsort(order)], room
 
   _, room = encoded()
   tokens = int(lists.passage_lengths.sum())

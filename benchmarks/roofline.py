@@ -30,7 +30,7 @@ def parts(training: loop.Training) -> dict[str, Any]:
   network, batches, mesh = training.network, training.batches, training.mesh
   rows, length, layers = batches.rows, batches.row_tokens, network.table.layers
   products = utilization.peak(mesh, network.execution.products.name)
-  memory = memory_rate()
+  memory, options = memory_rate(), execution_lib.compiler_options(mesh)
 
   def said(seconds: float, flops: float = 0.0, moved: float = 0.0) -> dict[str, float]:
     return {
@@ -42,7 +42,7 @@ def parts(training: loop.Training) -> dict[str, Any]:
   step, adamw = _step_seconds(training)
   kernels = {path: leaf.shape[1:] for path, leaf in table_lib.flatten(network.abstract).items()
              if network.table.row(path).is_kernel_of_layer}
-  multiplied = _layers_products(network.execution, kernels, rows, length)
+  multiplied = _layers_products(network.execution, kernels, rows, length, options)
   flops = 6.0 * rows * length * sum(np.prod(shape) for shape in kernels.values())
   # Of attention's output, which all families have alike.
   heads, width, _ = next(shape for path, shape in kernels.items() if path.endswith("/out/kernel"))
@@ -50,7 +50,7 @@ def parts(training: loop.Training) -> dict[str, Any]:
   sizes = families.read_config(network.source)
   # Every layer is given one, those that see all of a text the row's length: they all take the same time.
   window = attention.Window(*[jnp.int32(sizes.reach)] * 2) if isinstance(sizes, windowed.Sizes) else None
-  attended = _layers_attention(network.execution, packed, heads, width, window)
+  attended = _layers_attention(network.execution, packed, heads, width, window, options)
   # Two products forward; backward the weights anew, and four.
   pieces = packed.stairs or ((rows, length),)
   attention_flops = 7 * 2.0 * heads * width * sum(count * tokens**2 for count, tokens in pieces)
@@ -76,9 +76,9 @@ def memory_rate() -> float:
   return 2 * 4 * count / _seconds(add, jnp.ones(count, jnp.float32))[0]
 
 
-def _seconds(function: Any, *arguments: Any) -> tuple[float, float]:
-  """Of one call; and the bytes that the compiler says it moves, 0 where it does not."""
-  compiled = function.lower(*arguments).compile()
+def _seconds(function: Any, *arguments: Any, options: dict[str, Any] | None = None) -> tuple[float, float]:
+  """Of one call; and the bytes that the compiler says it moves, 0 where it does not.  options: of the compiler."""
+  compiled = function.lower(*arguments).compile(options)
   return utilization.seconds(lambda: compiled(*arguments)), _bytes(compiled)
 
 
@@ -117,8 +117,8 @@ def _step_seconds(training: loop.Training) -> tuple[float, tuple[float, float]]:
 
 
 def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tuple[int, ...]], rows: int,
-                     length: int) -> tuple[float, float]:
-  """Seconds and bytes of all products of one layer with their gradients, each by itself."""
+                     length: int, options: dict[str, Any] | None) -> tuple[float, float]:
+  """Seconds and bytes of all products of one layer with their gradients, each by itself; options: those of the step."""
   seconds = moved = 0.0
   for path, shape in kernels.items():
     # Of attention's output two axes are read, of all others one.
@@ -128,18 +128,18 @@ def _layers_products(execution: execution_lib.Execution, kernels: dict[str, tupl
     multiply = lambda _, x, kernel, equation=equation: execution_lib.product(equation, execution.products, x, kernel)
     x = jnp.ones((rows, length, *shape[:axes]), execution.states)
     dy = jnp.ones((rows, length, *shape[axes:]), execution.states)
-    took, bytes_moved = _seconds(_with_gradient(multiply), dy, None, x, jnp.ones(shape, jnp.float32))
+    took, bytes_moved = _seconds(_with_gradient(multiply), dy, None, x, jnp.ones(shape, jnp.float32), options=options)
     seconds, moved = seconds + took, moved + bytes_moved
   return seconds, moved
 
 
-def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads: int,
-                      width: int, window: attention.Window | None) -> tuple[float, float]:
-  """Seconds and bytes of one layer's attention with its gradient; window: as in attention.attend."""
+def _layers_attention(execution: execution_lib.Execution, rows: pack.Rows, heads: int, width: int,
+                      window: attention.Window | None, options: dict[str, Any] | None) -> tuple[float, float]:
+  """Seconds and bytes of one layer's attention with its gradient; window: as in attention.attend, options: as above."""
   x = jnp.ones((*rows.token_ids.shape, heads, width), execution.states)
   attend = lambda beside, q, k, v: execution.attend(q, k, v, beside[0], None, beside[1])
   # Rows and window are arguments, as in the step: with constants the compiler would calculate beforehand.
-  return _seconds(_with_gradient(attend), x, (rows, window), x, x, x)
+  return _seconds(_with_gradient(attend), x, (rows, window), x, x, x, options=options)
 
 
 def _with_gradient(function: Callable[..., jax.Array]) -> Any:

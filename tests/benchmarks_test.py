@@ -58,6 +58,22 @@ def test_every_measurement_of_ours_runs(work, sizes, tmp_path, monkeypatch):
     assert found["parts"]["matrix products"]["gflop"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("work, products", [("encode, sorted by length", 0), (report.ROOFLINE, 6)])
+def test_what_is_compared_is_compiled_alike(work, products, sizes, tmp_path, monkeypatch):
+  """Each product of a layer, its attention, and the step or the reading."""
+  monkeypatch.setattr(utilization, "matrix_rate", lambda dtype: 1e12)
+  monkeypatch.setattr(sharding, "make_mesh", lambda cfg, of=None, make=sharding.make_mesh: make(cfg, jax.devices()[:1]))
+  of_these = {"xla_cpu_enable_fast_math": False}
+  monkeypatch.setattr(execution, "compiler_options", lambda mesh: of_these)
+  compiled, compile_ = [], jax.stages.Lowered.compile
+  monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, options=None: (
+    compiled.append(options), compile_(self, options))[1])
+  jitted, jit = [], jax.jit
+  monkeypatch.setattr(jax, "jit", lambda *of, **by: (jitted.append(by.get("compiler_options")), jit(*of, **by))[1])
+  run.ours(work, sizes, "float32", tmp_path)
+  assert jitted.count(of_these) == 1 and compiled.count(of_these) == products + bool(products)
+
+
 def test_rows_of_reading_are_none_of_a_trainings_business(tiny_weights, tmp_path):
   encoder = ours.settings(tiny_weights, dtype="float32", max_tokens=32, row_tokens=512, tokens_per_step=512)
   lists = texts.draw(folders.resolve(tiny_weights), queries=8, width=2, max_tokens=32)

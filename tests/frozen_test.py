@@ -9,7 +9,7 @@ import small_models
 from idistill_jax import config, sharding
 from idistill_jax.hf import networks
 from idistill_jax.models import table as table_lib
-from idistill_jax.train import optim
+from idistill_jax.train import fit, optim
 from idistill_jax.train import step as step_lib
 
 pytest.importorskip("transformers")
@@ -82,6 +82,15 @@ def test_what_stays_as_a_whole_has_no_moments(network):
     return sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
 
   assert stays and kept(network) - kept(network.frozen(1)) == 2 * stays
+
+
+@pytest.mark.parametrize("trainings", [1, 2, 3, 5])
+def test_the_mean_of_trainings_leaves_what_they_have_alike(trainings):
+  rng = np.random.default_rng(0)
+  alike, *learned = rng.normal(size=(1 + trainings, 1000)).astype(np.float32)
+  found = fit._mean({"alike": jax.numpy.asarray(alike), "learned": jax.numpy.asarray(one)} for one in learned)
+  np.testing.assert_array_equal(found["alike"], alike)
+  np.testing.assert_allclose(found["learned"], np.mean(learned, 0), atol=1e-6)
 
 
 def test_one_layer_at_least_learns(network):

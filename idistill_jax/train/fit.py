@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -109,11 +108,11 @@ def _trained(job: artifacts.Job, network: networks.Network, training: loop.Train
 
 
 def _mean(models: Iterator[Any]) -> Any:
-  """Of each parameter, one model at a time."""
-  total, count = next(models), 1
-  for params in models:
-    total, count = jax.tree.map(jnp.add, total, params), count + 1
-  return jax.tree.map(lambda leaf: leaf / count, total)
+  """Of each parameter, one model at a time; what all have alike, as frozen layers, stays as it is, to the bit."""
+  mean = next(models)
+  for count, params in enumerate(models, 2):
+    mean = jax.tree.map(lambda so_far, own, count=count: so_far + (own - so_far) / count, mean, params)
+  return mean
 
 
 def averaged(job: artifacts.Job, params: Any, direct_share: float) -> Any:

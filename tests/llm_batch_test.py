@@ -339,6 +339,15 @@ def test_the_lines_are_what_the_providers_document(tmp_path):
   assert gemini["request"]["generation_config"] == {"temperature": 0.0, "max_output_tokens": 1024}
 
 
+def test_a_batch_holds_what_the_budget_has_room_for_and_the_next_one_what_it_left(tmp_path):
+  with LoopbackBatch() as server:
+    assert orders(label(tmp_path, 5, labels("openai_batch", server.url, max_tokens=4_000))) == [(2, 1, 0)] * 5
+    assert [len(prompts) for prompts in server.batches] == [2, 2, 1]
+    with pytest.raises(budget.Exhausted, match="90 tokens"):
+      label(tmp_path, 6, labels("openai_batch", server.url, max_tokens=1_000))
+    assert len(server.batches) == 3
+
+
 def test_a_batch_beyond_the_budget_is_not_submitted(tmp_path):
   with LoopbackBatch() as server:
     with pytest.raises(budget.Exhausted):

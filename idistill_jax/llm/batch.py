@@ -100,8 +100,16 @@ class Batch:
       self._hand_over(folder, rest)
     # A file of requests alone was never sent, so it is written over.
     sent = folder.glob(f"{RESULTS}*requests-*"), folder.glob("requests-*.json")
-    for path, bound in self._write(folder, rest, _next_number(itertools.chain(*sent))):
-      self._submit(path, bound, budget)
+    first = _next_number(itertools.chain(*sent))
+    for number, (path, bound) in enumerate(self._write(folder, rest, first, budget)):
+      try:
+        self._submit(path, bound, budget)
+      except budget_lib.Exhausted:
+        if not number:
+          raise
+        # What was sent costs less than its bound, as a rule by far.
+        logging.info("the budget has room for no more until what was sent is answered")
+        return
 
   def _hand_over(self, folder: pathlib.Path, rest: Sequence[str]) -> NoReturn:
     """Writes what lies in no file yet, or has failed as often as it was written; always raises protocol.Stop."""
@@ -129,26 +137,29 @@ class Batch:
     return json.dumps(self._server.line(key, request), ensure_ascii=False).encode()
 
   def _write(
-    self, folder: pathlib.Path, rest: Sequence[str], first: int
+    self, folder: pathlib.Path, rest: Sequence[str], first: int, budget: budget_lib.Budget | None = None
   ) -> Iterator[tuple[pathlib.Path, budget_lib.Usage]]:
-    """Files of requests, numbered from `first`, each with the most tokens that it can take."""
-    for number, (lines, bound) in enumerate(self._portions(rest), start=first):
+    """Files of requests, numbered from `first`, each with the most tokens that it takes: no more than a budget has."""
+    for number, (lines, bound) in enumerate(self._portions(rest, budget), start=first):
       path = folder / f"requests-{number:04d}.jsonl"
       _replace(path, b"".join(lines))
       yield path, bound
 
-  def _portions(self, rest: Sequence[str]) -> Iterator[tuple[list[bytes], budget_lib.Usage]]:
+  def _portions(
+    self, rest: Sequence[str], budget: budget_lib.Budget | None
+  ) -> Iterator[tuple[list[bytes], budget_lib.Usage]]:
     lines: list[bytes] = []
     size, bound = 0, budget_lib.Usage(0, 0)
     for key in rest:
       request = self._asked(key)
-      line = self._line(key, request) + b"\n"
-      if lines and (len(lines) == MOST_LINES or size + len(line) > MOST_BYTES):
+      line, its = self._line(key, request) + b"\n", asking.bound(request.prompt, self._max_output_tokens)
+      full = len(lines) == MOST_LINES or size + len(line) > MOST_BYTES
+      if lines and (full or (budget is not None and not budget.has_room(bound + its))):
         yield lines, bound
         lines, size, bound = [], 0, budget_lib.Usage(0, 0)
       lines.append(line)
       size += len(line)
-      bound += asking.bound(request.prompt, self._max_output_tokens)
+      bound += its
     if lines:
       yield lines, bound
 
@@ -238,9 +249,7 @@ class Batch:
     request = self.pending.get(key)
     return budget_lib.Usage(0 if request is None else prompt.tokens(request.prompt), self._max_output_tokens)
 
-  def _take_results(
-    self, folder: pathlib.Path, cache: cache_lib.AnswerCache, budget: budget_lib.Budget | None
-  ) -> int:
+  def _take_results(self, folder: pathlib.Path, cache: cache_lib.AnswerCache, budget: budget_lib.Budget | None) -> int:
     """Answers to what is pending go into the cache, those carried by hand into the books; returns how many are new."""
     self._failures = {}
     taken = 0

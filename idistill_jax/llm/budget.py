@@ -156,6 +156,16 @@ class Budget:
     ).fetchone()
     return int(tokens), float(dollars)
 
+  def has_room(self, bound: Usage) -> bool:
+    """Whether that much could be reserved now."""
+    tokens, dollars = self.spent()
+    if self._max_tokens is not None and tokens + bound.tokens > self._max_tokens:
+      return False
+    return self._max_dollars is None or dollars + self._cost(bound) <= self._max_dollars + _ROUNDING
+
+  def _cost(self, usage: Usage) -> float:
+    return self._prices.dollars(usage) or 0.0
+
   async def reserve(self, bound: Usage, owner: str | None = None) -> int:
     """A reservation that lasts, in this run and later ones, until `book` is called with it; raises as `call`.
 
@@ -183,16 +193,12 @@ class Budget:
 
   def _try_to_reserve(self, bound: Usage, owner: str | None) -> int | None:
     """One transaction, so that two processes never reserve the same room."""
-    cost = self._prices.dollars(bound) or 0.0
     self._db.execute("BEGIN IMMEDIATE")
     try:
-      tokens, dollars = self.spent()
-      if self._max_tokens is not None and tokens + bound.tokens > self._max_tokens:
-        return None
-      if self._max_dollars is not None and dollars + cost > self._max_dollars + _ROUNDING:
+      if not self.has_room(bound):
         return None
       row = secrets.randbits(62)
-      self._db.execute("INSERT INTO reserved VALUES (?, ?, ?)", (row, bound.tokens, cost))
+      self._db.execute("INSERT INTO reserved VALUES (?, ?, ?)", (row, bound.tokens, self._cost(bound)))
       if owner is not None:
         self._db.execute("INSERT OR REPLACE INTO owners VALUES (?, ?)", (row, owner))
       return row
@@ -207,7 +213,7 @@ class Budget:
       self._db.execute(
         "INSERT INTO costs VALUES (?, ?, ?) ON CONFLICT DO UPDATE "
         "SET tokens = tokens + excluded.tokens, dollars = dollars + excluded.dollars",
-        (self._run, usage.tokens, self._prices.dollars(usage) or 0.0),
+        (self._run, usage.tokens, self._cost(usage)),
       )
       if not owned and row is not None:
         self._db.execute("INSERT INTO booked VALUES (?)", (row,))

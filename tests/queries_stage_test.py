@@ -302,6 +302,20 @@ def test_places_count_the_nearer_passages():
   assert stage.places(queries, passages, np.array([0, 0])).tolist() == [0, 2]
 
 
+def test_a_collection_of_several_blocks_is_counted_and_divided_as_one(monkeypatch):
+  rng = np.random.default_rng(0)
+  passages = stage.unit(rng.normal(size=(50, 8)).astype(np.float32))
+  passages[40] = passages[3]  # a copy, in another block than its original, is as near
+  queries, own, words = passages[:20] + 1.5 * passages[20:40], np.arange(20), list(range(50))
+
+  def found():
+    return stage.places(queries, passages, own).tolist(), stage.stratify(passages, words, 4, 0).tolist()
+
+  whole = found()
+  monkeypatch.setattr(stage, "_BLOCK", 16)
+  assert found() == whole and len(set(whole[0])) > 1 and len(set(whole[1])) > 3
+
+
 def test_splits_hold_passages_apart_and_do_not_move():
   splits = [stage.split_of(f"p{i}", 0.2, 0) for i in range(2000)]
   share = {split: splits.count(split) / 2000 for split in ("train", "dev", "test")}

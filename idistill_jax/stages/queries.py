@@ -12,7 +12,7 @@ import collections
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,7 +25,8 @@ from idistill_jax.workdir import artifacts
 STATUSES, DROPPED = "statuses.json", "dropped.jsonl"
 LENGTH_CLASSES = 3
 _ROUNDS = 10
-_ROWS = 1024
+# Of queries and of passages that are multiplied with each other at once.
+_ROWS, _BLOCK = 1024, 65_536
 
 
 def run(job: artifacts.Job) -> None:
@@ -175,7 +176,7 @@ def unit(vectors_NxE: np.ndarray) -> np.ndarray:
   As they are where they have it: divided by what float32 makes of 1, those of unit vectors would come out a little
   other, and so might be what the LLM is asked.
   """
-  lengths_Nx1 = np.linalg.norm(vectors_NxE, axis=1, keepdims=True)
+  lengths_Nx1 = np.concatenate([np.linalg.norm(some_BxE, axis=1, keepdims=True) for some_BxE in _blocks(vectors_NxE)])
   return vectors_NxE if np.allclose(lengths_Nx1, 1, atol=1e-4) else vectors_NxE / np.maximum(lengths_Nx1, 1e-12)
 
 
@@ -187,7 +188,7 @@ def stratify(passages_PxE: np.ndarray, words: Sequence[int], clusters: int, seed
   rng = np.random.default_rng(seed)
   centres_CxE = passages_PxE[rng.choice(len(passages_PxE), min(clusters, len(passages_PxE)), replace=False)]
   for _ in range(_ROUNDS):
-    cluster_P = (passages_PxE @ centres_CxE.T).argmax(1)
+    cluster_P = np.concatenate([(some_BxE @ centres_CxE.T).argmax(1) for some_BxE in _blocks(passages_PxE)])
     for c in np.unique(cluster_P):
       total = passages_PxE[cluster_P == c].sum(0)
       centres_CxE[c] = total / max(float(np.linalg.norm(total)), 1e-12)
@@ -210,10 +211,22 @@ def places(queries_QxE: np.ndarray, passages_PxE: np.ndarray, own_Q: np.ndarray)
   """How many passages are nearer to each query than its own, int [Q]."""
   found = []
   for start in range(0, len(own_Q), _ROWS):
-    similar_RxP = queries_QxE[start : start + _ROWS] @ passages_PxE.T
-    own_R = np.take_along_axis(similar_RxP, own_Q[start : start + _ROWS, None], 1)
-    found.append((similar_RxP > own_R).sum(1))
+    queries_RxE, own_R = queries_QxE[start : start + _ROWS], own_Q[start : start + _ROWS]
+    # Multiplied twice, as not all products fit into memory; a query with its own alone would be rounded otherwise, and
+    # a copy of its passage come out nearer.
+    own_Rx1, nearer_R = np.empty((len(own_R), 1), passages_PxE.dtype), np.zeros(len(own_R), int)
+    for number, some_BxE in enumerate(_blocks(passages_PxE)):
+      here = own_R // _BLOCK == number
+      own_Rx1[here, 0] = (queries_RxE @ some_BxE.T)[here, own_R[here] % _BLOCK]
+    for some_BxE in _blocks(passages_PxE):
+      nearer_R += (queries_RxE @ some_BxE.T > own_Rx1).sum(1)
+    found.append(nearer_R)
   return np.concatenate(found)
+
+
+def _blocks(rows_NxE: np.ndarray) -> Iterator[np.ndarray]:
+  """All rows, so many at once that what is computed of them is small beside a large collection."""
+  return (rows_NxE[start : start + _BLOCK] for start in range(0, len(rows_NxE), _BLOCK))
 
 
 def first_of_their_kind(queries_QxE: np.ndarray, candidates_Q: np.ndarray, limit: float) -> np.ndarray:

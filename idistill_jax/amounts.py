@@ -49,7 +49,7 @@ def of(stage: artifacts.Stage, runner: cli.Runner, looks: anew.Looks) -> list[st
 
 def sizes_of(cfg: config.Config, workdir: artifacts.Workdir, collection: anew.Look) -> Sizes:
   """collection: how that stage is; what is made anew may come out larger than it was."""
-  manifest = None if collection.state in ("anew", "taken") else workdir.manifest("collection")
+  manifest = None if collection.replaced else workdir.manifest("collection")
   if manifest is not None:
     counts = manifest["counts"]
     splits = counts["queries"]

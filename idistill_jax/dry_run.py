@@ -41,7 +41,7 @@ def print_counted(runner: cli.Runner, stage: str, count: Callable[[], str]) -> N
   """What `count` says of what a stage would ask of the folders that are there, and which of them a pipeline makes anew
   before; it is not called where the stage is done, or taken over."""
   looks = anew.Looks(runner.workdir, runner.cfg, flow.STAGES.values(), runner.others)
-  if (its := looks.at(stage)).state in ("done", "taken"):
+  if (its := looks.at(stage)).ready:
     print(f"{'done with this config' if its.state == 'done' else its}: nothing is asked")
     return
   print(count())

@@ -71,7 +71,7 @@ def estimate(runner: cli.Runner) -> None:
       print("\n".join(amounts.of(stage, runner, looks)) or "nobody is asked")
       continue
     first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew", "taken")}
-    if not first or looks.at(stage.name).state in ("done", "taken"):
+    if not first or looks.at(stage.name).ready:
       flow.module(stage.name).print_estimate(runner)
       continue
     commands = (f"{name}: {look}\n{inputs.made_by(name, runner.workdir.stated)}"

@@ -22,6 +22,16 @@ class Look:
   state: Literal["to do", "done", "anew", "not known", "taken"]
   why: str = ""
 
+  @property
+  def ready(self) -> bool:
+    """Whether nothing is left to make: it is done, here or where it is taken from."""
+    return self.state in ("done", "taken")
+
+  @property
+  def replaced(self) -> bool:
+    """Whether another folder takes the place of the one that is there, if one is."""
+    return self.state in ("anew", "taken")
+
   def __str__(self) -> str:
     match self.state:
       case "anew":
@@ -84,9 +94,9 @@ class Looks:
   def _is_other(self, name: str, key: str | None) -> bool:
     """Whether an input will have another key than that one, as far as it can be told; computed where it must be alone,
     as it may take weights from the Hub."""
-    manifest, state = self._manifest(name), self.at(name).state
-    if manifest is not None and (manifest["key"] == key or state == "done"):
-      return manifest["key"] != key or state in ("anew", "taken")
+    manifest, look = self._manifest(name), self.at(name)
+    if manifest is not None and (manifest["key"] == key or look.state == "done"):
+      return manifest["key"] != key or look.replaced
     will, _ = self._key(name)
     return will is not None and will != key
 

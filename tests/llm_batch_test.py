@@ -4,7 +4,7 @@ import json
 from unittest import mock
 
 import pytest
-from llm_session_test import lists
+from llm_session_test import lists, paid
 from loopback_batch import LoopbackBatch
 from loopback_llm import LoopbackLLM, Reply, reversed_order
 
@@ -44,9 +44,11 @@ def orders(outcomes):
 def test_submits_polls_and_collects(tmp_path, name):
   with LoopbackBatch() as server:
     outcomes = label(tmp_path, 7, labels(name, server.url))
-    assert orders(outcomes) == [(2, 1, 0)] * 7
+    assert orders(outcomes) == [(2, 1, 0)] * 7 and all(map(paid, outcomes))
     assert [len(prompts) for prompts in server.batches] == [7]
-    assert orders(label(tmp_path, 9, labels(name, server.url))) == [(2, 1, 0)] * 9
+    outcomes = label(tmp_path, 9, labels(name, server.url))
+    assert orders(outcomes) == [(2, 1, 0)] * 9
+    assert list(map(paid, outcomes)) == [False] * 7 + [True] * 2, "what the cache had was paid for by another run"
     assert [len(prompts) for prompts in server.batches] == [7, 2], "only what the cache lacks"
   assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import re
+from collections.abc import Container
 from typing import Any
 
 from absl import logging
@@ -27,7 +28,7 @@ PROMPT_TOKENS = 300
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-  """An answer, and whether it was paid for just now: it lay neither in the cache nor in a recording."""
+  """An answer, and whether this run paid for it: it lay neither in a recording nor, before this run, in the cache."""
 
   answer: protocol.Answer
   paid: bool
@@ -73,12 +74,13 @@ class Asker:
 
   def __init__(
     self, provider: protocol.Provider, cache: cache_lib.AnswerCache, terms: Terms, *,
-    budget: budget_lib.Budget | None = None, pace: pace_lib.Pace | None = None,
+    budget: budget_lib.Budget | None = None, pace: pace_lib.Pace | None = None, delivered: Container[str] = (),
   ):
+    """delivered: keys of what batches of this run brought into the cache."""
     self.provider = provider
     self.stopped: protocol.Stop | None = None
     self._cache, self._terms, self._budget, self._pace = cache, terms, budget, pace
-    self._group_commit = group_commit.GroupCommit(cache)
+    self._group_commit, self._delivered = group_commit.GroupCommit(cache), delivered
     self._under_way: dict[str, asyncio.Task[protocol.Answer]] = {}
     self._first, self._reached, self._answered = asyncio.Lock(), False, False
     # Of the server alone: prompts are made, and answers stored, beside calls and not in their place.
@@ -92,7 +94,7 @@ class Asker:
     key = cache_lib.key(self.provider, request)
     if (answer := self._cache.get(key)) is not None:
       self._warn_of_another_model(answer)
-      return Asked(answer, paid=False)
+      return Asked(answer, paid=key in self._delivered)
     if not self.provider.remote:
       # Recordings cost nothing.
       return Asked(await self._anew(key, request), paid=False)

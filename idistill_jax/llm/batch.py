@@ -52,13 +52,16 @@ def _replace(path: pathlib.Path, content: bytes) -> None:
 
 
 class Batch:
-  """A provider that answers later: it notes what it is asked, and `exchange` gets the answers into the cache."""
+  """A provider that answers later: it notes what it is asked, and `exchange` gets the answers into the cache.
+
+  delivered: the keys of those that it got there.
+  """
 
   remote = False
 
   def __init__(self, server: batch_server.Server, cfg: config.Labels):
     self.family, self.model, self.params = server.family, server.model, server.params
-    self.pending = waiting.Waiting()
+    self.pending, self.delivered = waiting.Waiting(), set[str]()
     self._server, self._attempts, self._max_output_tokens = server, cfg.attempts, cfg.max_output_tokens
     self._failures: dict[str, list[str]] = {}
 
@@ -237,10 +240,8 @@ class Batch:
   def _cost(self, content: bytes) -> budget_lib.Usage:
     total = budget_lib.Usage(0, 0)
     for line in content.splitlines():
-      try:
+      with contextlib.suppress(batch_server.LineFailed, *_UNREADABLE):
         total += self._used(*self._server.read(json.loads(line)))
-      except (batch_server.LineFailed, *_UNREADABLE):
-        continue
     return total
 
   def _used(self, key: str, answer: protocol.Answer) -> budget_lib.Usage:
@@ -261,9 +262,7 @@ class Batch:
         while portion := list(itertools.islice(lines, _LINES_AT_ONCE)):
           taken += self._take(portion, cache, books, odd)
       if odd["unreadable"]:
-        logging.warning(
-          "%s: %d lines cannot be read; what they answer is asked for again", path, odd["unreadable"]
-        )
+        logging.warning("%s: %d lines cannot be read; what they answer is asked for again", path, odd["unreadable"])
       if odd["foreign"]:
         logging.info("%s: %d lines answer nothing that is still open", path, odd["foreign"])
     for path in sorted(folder.glob(f"*{_LOST}")):
@@ -296,4 +295,5 @@ class Batch:
     if books is not None:
       books.book(None, usage)
     cache.put_rows([cache_lib.row_of(key, self, *found) for key, found in new.items()])
+    self.delivered.update(new)
     return len(new)

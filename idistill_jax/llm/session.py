@@ -149,7 +149,8 @@ class Session:
       concurrency=cfg.concurrency, attempts=cfg.attempts, deadline_seconds=cfg.timeout_seconds,
       max_output_tokens=cfg.max_output_tokens,
     )
-    return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=_pace(cfg))
+    delivered = self.provider.delivered if isinstance(self.provider, batch.Batch) else ()
+    return asking.Asker(self.provider, self.cache, terms, budget=self._budget, pace=_pace(cfg), delivered=delivered)
 
 
 def _pace(cfg: config.Labels) -> pace.Pace | None:

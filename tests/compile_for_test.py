@@ -175,6 +175,32 @@ def test_the_compiler_of_a_tpu_finds_what_has_no_kernel_and_what_does_not_fit(ti
   assert "encode: does not fit into a TPU v5 lite; " in large and "its compiler says: RESOURCE_EXHAUSTED" in large
 
 
+HEADS = """
+import jax, jax.numpy as jnp
+from flax import nnx
+from idistill_jax import chips, config, costs, sharding
+from idistill_jax.models import layers
+
+everywhere = sharding.replicated(chips.mesh_of("v5e:1x1", config.Mesh()))
+of = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere)
+x = jax.ShapeDtypeStruct((8, 512, 768), jnp.bfloat16, sharding=everywhere)
+for bias in (None, (12, 64)):
+  graph, state = nnx.split(layers.Dense("rld,dhk->rlhk", (768, 12, 64), bias, rngs=nnx.Rngs(0)))
+  apply = jax.jit(lambda state, x: nnx.merge(graph, state)(x, jnp.bfloat16))
+  print(costs.bytes_moved(apply.lower(jax.tree.map(of, state), x).compile())[0])
+"""
+
+
+def test_a_bias_of_heads_moves_next_to_nothing_on_a_tpu():
+  pytest.importorskip("libtpu", reason="needs the TPU's compiler: source launch/env.sh tpu-compile")
+  # In a process of its own, as above.
+  done = subprocess.run([sys.executable, "-c", HEADS], env=os.environ | {"XLA_FLAGS": ""}, capture_output=True,
+                        text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  without, with_bias = map(float, done.stdout.split())
+  assert without < with_bias < 1.01 * without
+
+
 def test_steps_compile_for_a_gpu_that_is_not_here(tiny_weights):
   pytest.importorskip("jax_cuda12_plugin", reason="needs the GPU's compiler: source launch/env.sh gpu-compile")
   mesh = chips.mesh_of("h100", config.Mesh())

@@ -54,21 +54,17 @@ class Dense(nnx.Module):
 
   def __call__(self, x: jax.Array, products: Any = jnp.float32) -> jax.Array:
     """In the type of x; `products` is the operands' type."""
-    kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
-    if bias is not None and x.dtype == jnp.float32:
-      y = self._product(self.equation, products, x, kernel)
+    y = execution.product(self.equation, products, x, self.kernel[...])
+    y = ad_checkpoint.checkpoint_name(y, execution.PRODUCT)
+    if self.bias is None:
+      return y
+    bias = self.bias[...]
+    if x.dtype == jnp.float32:
       return y + lift(bias, y)
-    # States are short, so this is an accelerator.
-    if bias is not None and bias.ndim > 1:
-      # Heads as one axis: along one a GPU's product adds the bias itself, of two it reads a bias for every token.
-      y = self._product("rld,df->rlf", products, x, kernel.reshape(kernel.shape[0], -1))
-      return biased(y, bias.reshape(-1)).reshape(*y.shape[:2], *bias.shape)
-    y = self._product(self.equation, products, x, kernel)
-    return y if bias is None else biased(y, bias)
-
-  @staticmethod
-  def _product(equation: str, products: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return ad_checkpoint.checkpoint_name(execution.product(equation, products, x, kernel), execution.PRODUCT)
+    # States are short, so this is an accelerator.  Heads are one axis for the bias: along one a GPU's product adds it
+    # itself, of two it reads a bias for every token.  Not for the product: a TPU would write heads anew, apart.
+    one_axis = y.reshape(*y.shape[:y.ndim - bias.ndim], -1)
+    return biased(one_axis, bias.reshape(-1)).reshape(y.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -200,6 +200,17 @@ def test_distances_are_refused_but_where_they_order_as_cosines_do(folder):
   retriever(folder)
 
 
+def test_embeddings_that_sentence_transformers_would_shorten_are_refused(folder):
+  modules(folder, "Transformer", "Pooling", "Normalize")
+  edit(folder / compared.FILE, truncate_dim=8)
+  shortened = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+  assert shortened.encode(TEXTS).shape == (len(TEXTS), 8)
+  with pytest.raises(ValueError, match=rf"truncate_dim is 8, .* of their {small_models.WIDTH} numbers: take it out"):
+    retriever(folder)
+  edit(folder / compared.FILE, truncate_dim=small_models.WIDTH)
+  assert retriever(folder).encode_passages(["x"]).shape == (1, small_models.WIDTH)
+
+
 def test_modules_elsewhere_or_of_other_makers_are_refused(folder):
   modules(folder, "Transformer", "Pooling")
   path = folder / compared.MODULES

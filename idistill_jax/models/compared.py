@@ -25,6 +25,11 @@ def stated(folder: pathlib.Path) -> str | None:
   return tokenizer_files.read(folder / FILE).get("similarity_fn_name")
 
 
+def truncated(folder: pathlib.Path) -> int | None:
+  """Its `truncate_dim`: how many numbers of an embedding sentence-transformers keeps, the first; None: all."""
+  return tokenizer_files.read(folder / FILE).get("truncate_dim")
+
+
 def by_cosine_alone(folder: pathlib.Path) -> bool:
   """Whether it says that embeddings of any length are compared by their angles: no module makes them of unit length."""
   kinds = [one["type"] for one in modules(folder) or ()]

@@ -60,11 +60,17 @@ def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> Embed
       f"folder {folder / place} in encoder.weights")
   path = folder / paths("Pooling")[0] / "config.json"
   raw, dense = json.loads(path.read_text()), paths("Dense")
-  return EmbeddingConfig(
+  states = families.read_config(folder).hidden_size
+  found = EmbeddingConfig(
     pooling=_pooling(raw, path), normalize=_normalizes(folder, kinds) if normalize is None else normalize,
-    projections=projection.read(folder, dense, families.read_config(folder).hidden_size) if dense else (),
-    include_prompt=raw.get("include_prompt", True),
+    projections=projection.read(folder, dense, states), include_prompt=raw.get("include_prompt", True),
   )
+  kept, width = compared.truncated(folder), found.width(states)
+  if kept is not None and kept < width:
+    raise encoder_lib.UnsupportedModelError(
+      f"{folder / compared.FILE}: truncate_dim is {kept}, and embeddings are read with all of their {width} numbers: "
+      "take it out, and set index.dimensions to search by the first of them")
+  return found
 
 
 def _kind(module: dict[str, Any]) -> str:

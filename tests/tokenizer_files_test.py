@@ -82,6 +82,25 @@ def test_what_the_module_asks_of_a_tokenizer_counts(folder, tmp_path, module):
   np.testing.assert_allclose(again.encode(TEXTS), ours, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["config_args", "config_kwargs"])
+def test_another_model_that_the_module_makes_of_config_json_is_refused(folder, name):
+  modules(folder, "Transformer", "Pooling", "Normalize")
+  same = {"layer_norm_eps": 1e-12, "output_attentions": False, "revision": "main"}
+  edit(folder / "sentence_bert_config.json", max_seq_length=24, **{name: same})
+  plain = retriever(folder).encode_passages(TEXTS)
+  edit(folder / "sentence_bert_config.json", **{name: {"layer_norm_eps": 0.5}})
+  theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+  assert np.abs(theirs - plain).max() > 0.1
+  with pytest.raises(ValueError, match=r"config_args or config_kwargs .* are \{'layer_norm_eps': 0.5\}"):
+    retriever(folder)
+  edit(folder / "config.json", layer_norm_eps=0.5)
+  edit(folder / "sentence_bert_config.json", **{name: {"hidden_act": "relu"}})
+  with pytest.raises(ValueError, match=r"config_args or config_kwargs .* are \{'hidden_act': 'relu'\}"):
+    retriever(folder)
+  edit(folder / "sentence_bert_config.json", **{name: None})
+  np.testing.assert_allclose(theirs, retriever(folder).encode_passages(TEXTS), atol=1e-5)
+
+
 def modules(folder: pathlib.Path, *kinds: str) -> None:
   (folder / "modules.json").write_text(json.dumps([
     {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}

@@ -49,6 +49,11 @@ def tells_halves(folder: pathlib.Path) -> bool:
   return "token_type_ids" in named or read(folder / "config.json").get("type_vocab_size", 0) < 2
 
 
+def of_module(folder: pathlib.Path) -> dict[str, Any]:
+  """What sentence-transformers' module asks of the folder's model and tokenizer."""
+  return next(map(read, sorted(folder.glob(_OF_MODULE))), {})
+
+
 def read(path: pathlib.Path) -> dict[str, Any]:
   """What one of a checkpoint's files says; nothing where it is not there."""
   return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -62,7 +67,7 @@ def _do_change(folder: pathlib.Path, files: tuple[tuple[pathlib.Path, int], ...]
 
 def _changes(raw: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
   """Parts of tokenizer.json -> what they are then, of those that are not so already."""
-  module = next(map(read, sorted(folder.glob(_OF_MODULE))), {})
+  module = of_module(folder)
   arguments = read(folder / ARGUMENTS) | (module.get("tokenizer_args") or {}) | (module.get("processor_kwargs") or {})
   for name, value in _ONLY.items():
     if arguments.get(name, value) not in (value, None):

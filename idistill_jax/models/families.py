@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import nnx
 
+from idistill_jax.data import tokenizer_files
 from idistill_jax.models import bert, deberta, family, gemma, llama, modern_bert, rotary_bert, t5
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import table as table_lib
@@ -54,6 +55,25 @@ def read_config(folder: pathlib.Path) -> encoder_lib.Sizes:
   Raises encoder.UnsupportedModelError for what no encoder here can express.
   """
   path, raw = folder / "config.json", read_raw(folder)
+  sizes, module = _sizes(raw, path), tokenizer_files.of_module(folder)
+  asked = (module.get("config_args") or {}) | (module.get("config_kwargs") or {})
+  # Why not simply read them: transformers takes some of them, and others only where its class has a field called so.
+  if asked and not _makes(raw | asked, path, sizes):
+    raise encoder_lib.UnsupportedModelError(
+      f"{folder}: config_args or config_kwargs of sentence_bert_config.json are {asked}, which makes another model of "
+      "config.json: write there what the weights were trained with, and take them out")
+  return sizes
+
+
+def _makes(raw: Mapping[str, Any], path: pathlib.Path, sizes: encoder_lib.Sizes) -> bool:
+  try:
+    return _sizes(raw, path) == sizes
+  except encoder_lib.UnsupportedModelError:
+    return False
+
+
+def _sizes(raw: Mapping[str, Any], path: pathlib.Path) -> encoder_lib.Sizes:
+  """Of what `path` says; raises as `read_config` does."""
   known = FAMILIES[raw["model_type"]]
   for key, value in known.needs.items():
     if raw.get(key, value) != value:

@@ -101,6 +101,17 @@ def test_another_model_that_the_module_makes_of_config_json_is_refused(folder, n
   np.testing.assert_allclose(theirs, retriever(folder).encode_passages(TEXTS), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [
+  "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json",
+  "config_sentence_transformers.json", "model.safetensors.index.json"])
+def test_a_pointer_in_a_files_place_is_told_by_the_files_name(folder, name):
+  modules(folder, "Transformer", "Pooling")
+  (folder / "model.safetensors").unlink()
+  (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 17\n")
+  with pytest.raises(tokenizer_files.BrokenFileError, match=rf"{folder / name}: is no JSON: .* fetch it again"):
+    weights.check(config.Encoder(weights=str(folder), query_tokens=16, passage_tokens=24, row_tokens=64))
+
+
 def modules(folder: pathlib.Path, *kinds: str) -> None:
   (folder / "modules.json").write_text(json.dumps([
     {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}

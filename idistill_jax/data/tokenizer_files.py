@@ -29,6 +29,10 @@ class TokenizerError(ValueError):
   """A model folder without a usable tokenizer.json."""
 
 
+class BrokenFileError(ValueError):
+  """A torn file of a checkpoint, or a pointer of git lfs in its place."""
+
+
 def stated(folder: pathlib.Path, without: Collection[str] = ()) -> dict[str, Any]:
   """What the folder's tokenizer.json says, changed as the files beside it ask for, and without these of the tokens that
   were added to its vocabulary.  Raises TokenizerError for an argument that is not read."""
@@ -56,7 +60,15 @@ def of_module(folder: pathlib.Path) -> dict[str, Any]:
 
 def read(path: pathlib.Path) -> dict[str, Any]:
   """What one of a checkpoint's files says; nothing where it is not there."""
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  return parsed(path) if path.exists() else {}
+
+
+def parsed(path: pathlib.Path) -> Any:
+  """As `read`, of a file that must be there; raises BrokenFileError where it is no JSON."""
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as e:
+    raise BrokenFileError(f"{path}: is no JSON: {e}; fetch it again, and with git lfs where it is a pointer") from e
 
 
 @functools.lru_cache

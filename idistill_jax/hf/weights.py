@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -178,7 +177,7 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   whole = _whole(folder)
   if whole.suffix != ".json":
     return [whole]
-  return [folder / one for one in sorted(set(json.loads(whole.read_text())["weight_map"].values()))]
+  return [folder / one for one in sorted(set(tokenizer_files.parsed(whole)["weight_map"].values()))]
 
 
 def _whole(folder: pathlib.Path) -> pathlib.Path:
@@ -215,8 +214,8 @@ def _claim(folder: pathlib.Path, head: str) -> pathlib.Path | None:
   """The file in which the folder says that it is a ranker with this head, a key of cross_encoder.HEADS."""
   ours, theirs = folder / SIDECAR, folder / "config.json"
   if ours.exists():
-    return ours if json.loads(ours.read_text(encoding="utf-8")).get("head") == head else None
-  classes = json.loads(theirs.read_text(encoding="utf-8")).get("architectures") or ()
+    return ours if tokenizer_files.parsed(ours).get("head") == head else None
+  classes = tokenizer_files.parsed(theirs).get("architectures") or ()
   classifies = any(name.endswith("ForSequenceClassification") for name in classes)
   return theirs if head == "classifier" and classifies else None
 

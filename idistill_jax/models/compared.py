@@ -1,6 +1,5 @@
 """How a checkpoint makes and compares embeddings, by its sentence-transformers files.  No JAX: keys of stages ask."""
 
-import json
 import pathlib
 from typing import Any
 
@@ -16,7 +15,7 @@ def modules(folder: pathlib.Path) -> list[dict[str, Any]] | None:
   path = folder / MODULES
   if not path.exists():
     return None
-  found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+  found: list[dict[str, Any]] = tokenizer_files.parsed(path)
   return found
 
 

@@ -1,7 +1,6 @@
 """The retriever: one encoder for queries and passages, a text -> one vector."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from idistill_jax.data import pack
+from idistill_jax.data import pack, tokenizer_files
 from idistill_jax.models import compared, families, pooling, projection
 from idistill_jax.models import encoder as encoder_lib
 from idistill_jax.models import execution as execution_lib
@@ -59,7 +58,7 @@ def read_embedding_config(folder: pathlib.Path, normalize: bool | None) -> Embed
       f"{modules_path}: has its Transformer in {place!r}, and what lies beside that file would be read: name the "
       f"folder {folder / place} in encoder.weights")
   path = folder / paths("Pooling")[0] / "config.json"
-  raw, dense = json.loads(path.read_text()), paths("Dense")
+  raw, dense = tokenizer_files.parsed(path), paths("Dense")
   states = families.read_config(folder).hidden_size
   found = EmbeddingConfig(
     pooling=_pooling(raw, path), normalize=_normalizes(folder, kinds) if normalize is None else normalize,

@@ -3,7 +3,6 @@
 Import, export, shardings and decay follow from the rows that a family's names make.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +36,7 @@ def read_raw(folder: pathlib.Path) -> dict[str, Any]:
   path = folder / "config.json"
   if not path.exists():
     raise FileNotFoundError(f"{path} is missing: not a model folder in Hugging Face layout")
-  stated = json.loads(path.read_text(encoding="utf-8"))
+  stated = tokenizer_files.parsed(path)
   model_type = stated.setdefault("model_type", "bert")  # old checkpoints of BERT have none
   if model_type not in FAMILIES:
     raise encoder_lib.UnsupportedModelError(

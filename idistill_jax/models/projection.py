@@ -4,7 +4,6 @@ LaBSE has one (Feng et al. 2020, arXiv 2007.01852); where it is narrower than th
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from idistill_jax.data import tokenizer_files
 from idistill_jax.models import encoder, layers
 from idistill_jax.models import table as table_lib
 
@@ -71,7 +71,7 @@ def read(folder: pathlib.Path, paths: Sequence[str], width: int) -> tuple[Projec
 
 
 def _read(file: pathlib.Path, path: str) -> Projection:
-  raw = json.loads(file.read_text(encoding="utf-8"))
+  raw = tokenizer_files.parsed(file)
   if missing := [name for name in ("in_features", "out_features") if name not in raw]:
     raise encoder.UnsupportedModelError(f"{file}: lacks {missing}")
   for name, value in _NEEDS.items():

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from idistill_jax import cli, records, sharding
 from idistill_jax import config as config_lib
-from idistill_jax.data import similarity, tables
+from idistill_jax.data import characters, similarity, tables
 from idistill_jax.hf import weights
 from idistill_jax.retrieval import exact, hits, index, rerank
 from idistill_jax.train import inference
@@ -92,7 +92,7 @@ class Searcher:
   def search(self, query: str, k: int = 5) -> dict[str, Answer]:
     """System -> its k best passages; "ranker" reorders the initial retriever's first `evaluate.rerank_depth`.
 
-    Raises EmptyQueryError for a query without a visible character, ValueError for k < 1.
+    Raises EmptyQueryError for a query of white space alone, ValueError for one that is no text, and for k < 1.
     """
     check(query, k)
     finds = {
@@ -164,6 +164,9 @@ def check(query: str, k: int) -> None:
   """Raises EmptyQueryError or ValueError for what cannot be searched for."""
   if not query.strip():
     raise EmptyQueryError("the query is empty; ask something")
+  if not characters.is_whole(query):
+    # A shell's bytes that are no UTF-8.  Why not U+FFFD, as in a corpus: who asks can ask again.
+    raise ValueError(f"the query {query!r} is not in UTF-8; ask in that, as with a terminal of a UTF-8 locale")
   if k < 1:
     raise ValueError(f"at least one passage must be asked for, not {k}")
 

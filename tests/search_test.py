@@ -284,6 +284,12 @@ def test_empty_query_is_refused_before_anything_is_loaded(query, tmp_path):
     search.search(tmp_path / "nowhere", query, 5)
 
 
+def test_bytes_that_are_no_utf8_are_refused_in_words(tmp_path):
+  latin1 = "café".encode("latin-1").decode("utf-8", "surrogateescape")  # as Python reads a command line
+  with pytest.raises(ValueError, match="not in UTF-8"):
+    search.search(tmp_path / "nowhere", latin1, 5)
+
+
 def test_no_passages_asked_for(tmp_path):
   with pytest.raises(ValueError, match="at least one"):
     search.search(tmp_path / "nowhere", QUESTION, 0)

@@ -142,7 +142,8 @@ def _start(work: Callable[[config_lib.Config], object]) -> None:
       raise app.UsageError("--reuse names nothing; name workdirs, with commas between, or leave it out")
     logging.set_verbosity(logging.INFO)
     quiet_libraries()
-    with processes.joined(_launch(), PATIENCE.value):
+    # Twice: what goes wrong at the start ends in words, too; what does within is told to the other processes first.
+    with ending_in_words(), processes.joined(_launch(), PATIENCE.value):
       if not processes.is_first():
         logging.set_verbosity(logging.WARNING)
       with ending_in_words():

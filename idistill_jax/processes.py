@@ -41,6 +41,19 @@ class Launch:
   index: int | None
   patience: float
 
+  def __post_init__(self) -> None:
+    """Raises ValueError for what JAX would take no job of, in words of its own or none."""
+    if self.coordinator == AUTO:
+      return
+    if self.count is None or self.index is None:
+      raise ValueError(f"--coordinator={self.coordinator} needs --processes and --process beside it; "
+                       f"--coordinator={AUTO} finds all three on TPU pods and GKE, Slurm and Open MPI")
+    if not 0 <= self.index < self.count:
+      raise ValueError(f"--process={self.index} is none of --processes={self.count}, which are counted from 0")
+    host, _, port = self.coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+      raise ValueError(f"--coordinator={self.coordinator} is no host:port, as 127.0.0.1:8476")
+
 
 def index() -> int:
   """Which process this is; 0 where it is alone, also for as long as the others wait for it."""
@@ -186,9 +199,6 @@ def _connect(launch: Launch) -> peers.Peers:
   from jax._src import distributed  # the store has no public name; Orbax reaches it here too
 
   found = launch.coordinator == AUTO
-  if not found and None in (launch.count, launch.index):
-    raise ValueError(f"--coordinator={launch.coordinator} needs --processes and --process beside it; "
-                     f"--coordinator={AUTO} finds all three on TPU pods and GKE, Slurm and Open MPI")
   # SIGTERM is ours: a stage that does not train ends at once, a training agrees on a step first.
   jax.config.update("jax_enable_preemption_service", False)
   where = "where the cluster says" if found else f"at {launch.coordinator}"
@@ -202,6 +212,16 @@ def _connect(launch: Launch) -> peers.Peers:
       num_processes=launch.count, process_id=launch.index, cluster_detection_method=None if found else "deactivate",
       heartbeat_timeout_seconds=round(launch.patience), initialization_timeout=round(2 * launch.patience) + 60,
     ), at_most=launch.patience)
+  except ValueError as e:  # that no coordinator was given
+    if not found:
+      raise
+    raise ValueError(f"--coordinator={AUTO}: no TPU pod, GKE, Slurm or Open MPI is found here that tells where process "
+                     "0 is; name its host:port, and give --processes and --process") from e
+  except jax.errors.JaxRuntimeError as e:
+    if "start RPC server" not in str(e):
+      raise
+    raise OSError(f"--coordinator={launch.coordinator}: process 0 cannot listen at that port, as something else does, "
+                  "or it needs rights; take another") from e
   except TimeoutError:
     print(f"after {launch.patience:g} s (--patience) {_missing(state)}", file=sys.stderr, flush=True)
     # Whom the cluster itself sends comes to no wrong place: who is missing may be there next time.  Not by an

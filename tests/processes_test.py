@@ -245,6 +245,23 @@ def test_a_job_that_does_not_come_together_ends_with_the_reason_and_is_not_tried
   assert f"after 3 s (--patience) nobody answers at {places[1]} (" in second.said()
 
 
+@pytest.mark.parametrize("flags, words", [
+  (["--coordinator=127.0.0.1:8476"], "needs --processes and --process"),
+  (["--coordinator=here", "--processes=2", "--process=0"], "--coordinator=here is no host:port"),
+  (["--coordinator=127.0.0.1:8476", "--processes=2", "--process=2"], "--process=2 is none of --processes=2"),
+  (["--coordinator=auto"], "no TPU pod, GKE, Slurm or Open MPI is found"),
+  (["--coordinator=127.0.0.1:{taken}", "--processes=2", "--process=0"], "cannot listen at that port"),
+])
+def test_a_job_that_cannot_be_begun_ends_in_words(flags, words, tmp_path):
+  with socket.create_server(("127.0.0.1", 0)) as other:
+    done = subprocess.run([
+      sys.executable, "-m", "idistill_jax.pipeline", "--config=configs/quickstart.py:tiny",
+      f"--workdir={tmp_path / 'w'}", *(flag.format(taken=other.getsockname()[1]) for flag in flags)],
+      capture_output=True, text=True, timeout=120)  # fmt: skip
+  assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
+  assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("end, code, reason", [
   ("badly", 1, "process 0 ends because process 1 did: ValueError: line 3 of corpus.jsonl is no JSON"),
   ("late", peers.LOST, "the last line: not all 2 processes came within 5 s"),

@@ -190,6 +190,14 @@ def test_missing_flags_are_named() -> None:
   assert done.returncode != 0 and "--config is needed" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--processes=2", "--process=0"])
+def test_one_of_several_processes_is_told_where_the_first_is(flag: str, tmp_path: pathlib.Path) -> None:
+  """Else each would do the whole job beside the others, and only its speed would tell."""
+  done = run("--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag)
+  assert done.returncode != 0 and "need --coordinator" in done.stdout + done.stderr
+  assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.parametrize("flag, words", [
   ("--workdir=", "--workdir is needed"), ("--reuse=", "--reuse names nothing"),
   ("--reuse=a,,b", "--reuse names nothing"),

@@ -9,6 +9,7 @@
 killed run continues.
 """
 
+import shlex
 from collections.abc import Sequence
 
 from absl import flags
@@ -75,7 +76,7 @@ def estimate(runner: cli.Runner) -> None:
       flow.module(stage.name).print_estimate(runner)
       continue
     commands = (f"{name}: {look}\n{inputs.made_by(name, runner.workdir.stated)}"
-                + f" --reuse={look.why}" * (look.state == "taken") for name, look in first.items())
+                + f" {shlex.quote(f'--reuse={look.why}')}" * (look.state == "taken") for name, look in first.items())
     most = amounts.of(stage, runner, looks) or ["how much is asked is not known yet"]
     print("\n".join([*most, "to count it, there come first:", *commands]))
 

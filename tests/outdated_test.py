@@ -25,6 +25,8 @@ def test_what_is_made_of_what_was_made_anew_is_outdated_until_it_is_too(tmp_path
   first, *commands = outdated.told(found, "runs/x").splitlines()
   assert first.startswith("train_direct, train_ranker, index: made before collection was made anew")
   assert commands[1] == "  python -m idistill_jax.stages.train_ranker --config=... --workdir=runs/x"
+  # As a shell reads it back.
+  assert "--config=... '--workdir=my runs/x'" in outdated.told(found, "my runs/x")
   # What is not asked about may be as old as it likes.
   assert outdated.of(workdir, ("train_direct", "train_ranker")) == {}
   for stage in ("train_direct", "index"):

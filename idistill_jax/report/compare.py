@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -110,7 +111,7 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
   if found is None or gather.AFTER not in found.systems:
     raise files.ReportError(
       f"{workdir.stated}: no distilled retriever has been measured there; run "
-      f"python -m idistill_jax.pipeline --config=... --workdir={workdir.stated}"
+      f"python -m idistill_jax.pipeline --config=... {shlex.quote(f'--workdir={workdir.stated}')}"
     )
   older = outdated.of(workdir, gather.SHOWN)
   if "evaluate" in older:

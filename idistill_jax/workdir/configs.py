@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from typing import Any
 
 from idistill_jax import config as config_lib
@@ -18,7 +19,7 @@ def load(workdir: str | os.PathLike[str]) -> config_lib.Config:
   text = artifacts.Workdir(workdir).read(artifacts.CONFIG)
   if text is None:
     raise FileNotFoundError(f"{workdir}/{artifacts.CONFIG}: no run has been started there; "
-                            f"python -m idistill_jax.pipeline --config=... --workdir={workdir}")
+                            f"python -m idistill_jax.pipeline --config=... {shlex.quote(f'--workdir={workdir}')}")
   try:
     found = json.loads(text)
   except json.JSONDecodeError as e:

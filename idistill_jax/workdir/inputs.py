@@ -69,7 +69,7 @@ def unchanged(stage: str, before: Mapping[str, str | None], now: Mapping[str, st
 
 def made_by(name: str, stated: str) -> str:
   """The command that makes a stage, on a line of its own; stated: as in `there`."""
-  return f"  python -m idistill_jax.stages.{name} --config=... --workdir={stated}"
+  return f"  python -m idistill_jax.stages.{name} --config=... {shlex.quote(f'--workdir={stated}')}"
 
 
 def as_flag(value: Any) -> str:

@@ -58,8 +58,8 @@ def origin(workdir: artifacts.Workdir) -> str | None:
   counts = manifest["counts"]
   removed = f", {counts['removed']:,} removed" if "removed" in counts else ""
   return (f"{workdir.stated}: made by upsert from {manifest['upserted_from']}, to be searched: {counts['passages']:,} "
-          f"passages, {counts['upserted']:,} added or replaced{removed}; what it does not need is not there, and a "
-          "pipeline run here makes all anew")
+          f"passages, {counts['upserted']:,} added or replaced{removed}; what it does not need is not there; a "
+          "pipeline run here makes that, and anew what holds passages, of the config's collection")
 
 
 def _apart(workdir: artifacts.Workdir, cfg: config.Config, asking: Sequence[State]) -> dict[str, float]:

@@ -4,9 +4,9 @@
     python -m idistill_jax.upsert --workdir=runs/quickstart --remove=ids.txt --into=runs/less
 
 The folder `into` searches (`idistill_jax.search`, `idistill_jax.serve`) as the workdir does, over old and new passages
-without those that were removed, and has its exported models; the workdir stays as it is.  Its stages' keys say that
-they are not what the config alone would make, so a pipeline run in `into` makes them anew, from the config's
-collection.
+without those that were removed, and has its exported models; the workdir stays as it is.  The keys of folders that
+hold passages say that they are not what the config alone would make, so a pipeline run in `into` makes these anew, from
+the config's collection; the ranker, the distilled retriever and their export stay.
 """
 
 import itertools

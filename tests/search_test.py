@@ -420,7 +420,8 @@ def test_passages_that_are_removed_are_found_by_nothing_and_the_workdir_stays(wo
   assert {*order(search.search(both.root, QUESTION, 8)["ranker"])} == set(passages.ids)
   assert status.origin(both) == (
     f"{both.root}: made by upsert from {less.root}, to be searched: 5 passages, 2 added or replaced, 2 removed; "
-    "what it does not need is not there, and a pipeline run here makes all anew")
+    "what it does not need is not there; a pipeline run here makes that, and anew what holds passages, of the "
+    "config's collection")
   assert status.origin(workdir) is None and not less.is_done(flow.STAGES["candidates"], cfg)
 
 

@@ -27,9 +27,12 @@ def _normal(shape: tuple[int, ...], rngs: nnx.Rngs) -> jax.Array:
 def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
   """y + bias in the type of y; the gradient of the bias is summed over all tokens in float32.
 
-  Why a gradient of its own: the derived one sums in the type of y.
+  Heads are one axis while it is added: along one a GPU's product adds it itself, of two it reads a bias for every
+  token.  Not before, nor for the gradient: a TPU would write all heads once more, apart.  Why a gradient of its own:
+  the derived one sums in the type of y.
   """
-  return y + lift(bias, y)
+  flat = y.reshape(*y.shape[:y.ndim - bias.ndim], -1)
+  return (flat + lift(bias.reshape(-1), flat)).reshape(y.shape)
 
 
 def _biased_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -59,12 +62,8 @@ class Dense(nnx.Module):
     if self.bias is None:
       return y
     bias = self.bias[...]
-    if x.dtype == jnp.float32:
-      return y + lift(bias, y)
-    # States are short, so this is an accelerator.  Heads are one axis for the bias: along one a GPU's product adds it
-    # itself, of two it reads a bias for every token.  Not for the product: a TPU would write heads anew, apart.
-    one_axis = y.reshape(*y.shape[:y.ndim - bias.ndim], -1)
-    return biased(one_axis, bias.reshape(-1)).reshape(y.shape)
+    # Where states are short, this is an accelerator.
+    return y + lift(bias, y) if x.dtype == jnp.float32 else biased(y, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -60,6 +60,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment: a file in configs/, with :variant.", lock_config=False
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
+flags.register_validator("workdir", lambda path: not (path or "").startswith("~"),
+                         message="the shell leaves ~ behind a = as it is, which would make a folder of that name; "
+                         "write $HOME or ./~")
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
 _ESTIMATE = flags.DEFINE_bool(
   "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."

@@ -199,10 +199,10 @@ def test_one_of_several_processes_is_told_where_the_first_is(flag: str, tmp_path
 
 
 @pytest.mark.parametrize("flag, words", [
-  ("--workdir=", "--workdir is needed"), ("--reuse=", "--reuse names nothing"),
+  ("--workdir=", "--workdir is needed"), ("--workdir=~/w", "write $HOME or ./~"), ("--reuse=", "--reuse names nothing"),
   ("--reuse=a,,b", "--reuse names nothing"),
 ])  # fmt: skip
-def test_an_unset_variable_is_no_folder(flag: str, words: str, tmp_path: pathlib.Path) -> None:
+def test_an_unset_variable_or_a_tilde_is_no_folder(flag: str, words: str, tmp_path: pathlib.Path) -> None:
   done = run(f"--config={ROOT}/configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag, cwd=tmp_path)
   assert done.returncode != 0 and words in done.stdout + done.stderr
   assert not list(tmp_path.iterdir())

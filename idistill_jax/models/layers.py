@@ -36,8 +36,8 @@ def biased(y: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _biased_backward(bias: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-  # Without the barrier XLA keeps dy in float32 as well, for the sum alone.
-  dy = jax.lax.optimization_barrier(dy)
+  # For GPUs, without the barrier, XLA keeps dy in float32 as well, for the sum alone; for TPUs it fuses the sum.
+  dy = jax.lax.platform_dependent(dy, cuda=jax.lax.optimization_barrier, default=lambda dy: dy)
   return dy, dy.sum(tuple(range(dy.ndim - bias.ndim)), dtype=jnp.float32).astype(bias.dtype)
 
 

@@ -143,8 +143,6 @@ def _start(work: Callable[[config_lib.Config], object]) -> None:
         )
     if flags.FLAGS["reuse"].present and not (_REUSE.value and all(_REUSE.value)):
       raise app.UsageError("--reuse names nothing; name workdirs, with commas between, or leave it out")
-    if _COORDINATOR.value is None and (_PROCESSES.present or _PROCESS.present):
-      raise app.UsageError("--processes and --process need --coordinator: without it each would do the whole job")
     logging.set_verbosity(logging.INFO)
     quiet_libraries()
     # Twice: what goes wrong at the start ends in words, too; what does within is told to the other processes first.
@@ -189,6 +187,8 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _launch() -> processes.Launch | None:
   if _COORDINATOR.value is None:
+    if _PROCESSES.present or _PROCESS.present:
+      raise app.UsageError("--processes and --process need --coordinator: without it each would do the whole job")
     return None
   return processes.Launch(coordinator=_COORDINATOR.value, count=_PROCESSES.value, index=_PROCESS.value,
                           patience=PATIENCE.value)

@@ -71,7 +71,7 @@ def estimate(runner: cli.Runner) -> None:
     if not session.asks(stage.name, runner.cfg):
       print("\n".join(amounts.of(stage, runner, looks)) or "nobody is asked")
       continue
-    first = {name: look for name, look in looks.before(stage.name).items() if look.state in ("to do", "anew", "taken")}
+    first = {name: look for name, look in looks.before(stage.name).items() if look.state == "to do" or look.replaced}
     if not first or looks.at(stage.name).ready:
       flow.module(stage.name).print_estimate(runner)
       continue

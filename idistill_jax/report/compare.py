@@ -4,14 +4,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
 from idistill_jax.data import tables
 from idistill_jax.report import claims, figures, files, gather
 from idistill_jax.retrieval import significance, summary
-from idistill_jax.workdir import artifacts, outdated
+from idistill_jax.workdir import artifacts, inputs, outdated
 
 # Fields that say where things lie or what the run is called, not what it did.
 NOT_A_DIFFERENCE = ("name", "export.")
@@ -111,7 +110,7 @@ def _evaluated(workdir: artifacts.Workdir) -> gather.Evaluation:
   if found is None or gather.AFTER not in found.systems:
     raise files.ReportError(
       f"{workdir.stated}: no distilled retriever has been measured there; run "
-      f"python -m idistill_jax.pipeline --config=... {shlex.quote(f'--workdir={workdir.stated}')}"
+      + inputs.command("pipeline", workdir.stated)
     )
   older = outdated.of(workdir, gather.SHOWN)
   if "evaluate" in older:

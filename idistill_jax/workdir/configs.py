@@ -2,11 +2,10 @@
 
 import json
 import os
-import shlex
 from typing import Any
 
 from idistill_jax import config as config_lib
-from idistill_jax.workdir import artifacts
+from idistill_jax.workdir import artifacts, inputs
 
 _AGAIN = "run the pipeline there with a --config, which writes the file anew"
 
@@ -19,7 +18,7 @@ def load(workdir: str | os.PathLike[str]) -> config_lib.Config:
   text = artifacts.Workdir(workdir).read(artifacts.CONFIG)
   if text is None:
     raise FileNotFoundError(f"{workdir}/{artifacts.CONFIG}: no run has been started there; "
-                            f"python -m idistill_jax.pipeline --config=... {shlex.quote(f'--workdir={workdir}')}")
+                            + inputs.command("pipeline", str(workdir)))
   try:
     found = json.loads(text)
   except json.JSONDecodeError as e:

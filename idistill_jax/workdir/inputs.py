@@ -69,7 +69,12 @@ def unchanged(stage: str, before: Mapping[str, str | None], now: Mapping[str, st
 
 def made_by(name: str, stated: str) -> str:
   """The command that makes a stage, on a line of its own; stated: as in `there`."""
-  return f"  python -m idistill_jax.stages.{name} --config=... {shlex.quote(f'--workdir={stated}')}"
+  return f"  {command(f'stages.{name}', stated)}"
+
+
+def command(module: str, stated: str) -> str:
+  """What runs a module of the package for a workdir; `cli` fills the config in where an error names it."""
+  return f"python -m idistill_jax.{module} --config=... {shlex.quote(f'--workdir={stated}')}"
 
 
 def as_flag(value: Any) -> str:

@@ -199,6 +199,8 @@ def _connect(launch: Launch) -> peers.Peers:
   from jax._src import distributed  # the store has no public name; Orbax reaches it here too
 
   found = launch.coordinator == AUTO
+  if launch.index == 0 and not found:
+    _check_port(launch.coordinator)
   # SIGTERM is ours: a stage that does not train ends at once, a training agrees on a step first.
   jax.config.update("jax_enable_preemption_service", False)
   where = "where the cluster says" if found else f"at {launch.coordinator}"
@@ -217,17 +219,26 @@ def _connect(launch: Launch) -> peers.Peers:
       raise
     raise ValueError(f"--coordinator={AUTO}: no TPU pod, GKE, Slurm or Open MPI is found here that tells where process "
                      "0 is; name its host:port, and give --processes and --process") from e
-  except jax.errors.JaxRuntimeError as e:
-    if "start RPC server" not in str(e):
-      raise
-    raise OSError(f"--coordinator={launch.coordinator}: process 0 cannot listen at that port, as something else does, "
-                  "or it needs rights; take another") from e
   except TimeoutError:
     print(f"after {launch.patience:g} s (--patience) {_missing(state)}", file=sys.stderr, flush=True)
     # Whom the cluster itself sends comes to no wrong place: who is missing may be there next time.  Not by an
     # exception: what still waits beneath would abort the process on its way out.
     os._exit(peers.LOST if found else 1)
   return peers.Peers(state.client, state.process_id, state.num_processes, launch.patience)
+
+
+def _check_port(coordinator: str) -> None:
+  """Raises OSError where this process cannot listen at the port of host:port.
+
+  Why not leave it to JAX: its server may end the process with a segmentation fault there.
+  """
+  port, both = int(coordinator.rpartition(":")[2]), socket.has_dualstack_ipv6()
+  try:
+    socket.create_server(("::" if both else "", port), family=socket.AF_INET6 if both else socket.AF_INET,
+                         dualstack_ipv6=both).close()
+  except (OSError, OverflowError) as e:
+    raise OSError(f"--coordinator={coordinator}: process 0 cannot listen at that port ({e}), as something else does, "
+                  "or it needs rights; take another") from e
 
 
 def _missing(state: Any) -> str:

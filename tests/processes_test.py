@@ -251,6 +251,7 @@ def test_a_job_that_does_not_come_together_ends_with_the_reason_and_is_not_tried
   (["--coordinator=127.0.0.1:8476", "--processes=2", "--process=2"], "--process=2 is none of --processes=2"),
   (["--coordinator=auto"], "no TPU pod, GKE, Slurm or Open MPI is found"),
   (["--coordinator=127.0.0.1:{taken}", "--processes=2", "--process=0"], "cannot listen at that port"),
+  (["--coordinator=127.0.0.1:99999", "--processes=2", "--process=0"], "cannot listen at that port"),
 ])
 def test_a_job_that_cannot_be_begun_ends_in_words(flags, words, tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as other:

@@ -9,10 +9,10 @@ import contextlib
 import dataclasses
 import itertools
 import logging as stdlib_logging
+import math
 import os
 import pathlib
 import re
-import shlex
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -59,10 +59,18 @@ _register_parsers()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment: a file in configs/, with :variant.", lock_config=False
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds one folder a stage.")
-flags.register_validator("workdir", lambda path: not (path or "").startswith("~"),
-                         message="the shell leaves ~ behind a = as it is, which would make a folder of that name; "
-                         "write $HOME or ./~")
+
+
+def define_new_folder(name: str, what: str) -> flags.FlagHolder[str | None]:
+  """A flag for a folder that may be made, which a name that no shell has expanded never is."""
+  made = flags.DEFINE_string(name, None, what)
+  flags.register_validator(made, lambda path: not (path or "").startswith("~"),
+                           message="the shell leaves ~ behind a = as it is, which would make a folder of that name; "
+                           "write $HOME or ./~")
+  return made
+
+
+WORKDIR = define_new_folder("workdir", "Folder that holds one folder a stage.")
 _REUSE = flags.DEFINE_list("reuse", [], "Workdirs whose finished stages are taken over where config and inputs agree.")
 _ESTIMATE = flags.DEFINE_bool(
   "estimate", False, "Print what asking the LLM would cost and how long it would take; ask nothing."
@@ -75,6 +83,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0;
 PATIENCE = flags.DEFINE_float(
   "patience", processes.PATIENCE_SECONDS, "Seconds after which a process of a job that is silent, or that others wait "
   "for, counts as lost and all end; or a helper (idistill_jax.join) whose piece does not get on.")
+flags.register_validator(PATIENCE, lambda seconds: 0 < seconds < math.inf, message="a number of seconds above 0")
 
 
 class Steps(flags.ArgumentParser):
@@ -217,17 +226,7 @@ def ending_in_words() -> Iterator[None]:
     yield
   except USER_ERRORS as e:
     logging.debug("traceback", exc_info=True)
-    # A command that it names is to be run with what this one was given.
-    sys.exit(f"{type(e).__name__}: {e}".replace("--config=...", _of_config(sys.argv[1:]) or "--config=..."))
-
-
-def _of_config(args: Sequence[str]) -> str:
-  """Those flags that say a config, each with its value, also where that is a word of its own (--config FILE)."""
-  said = []
-  for arg, following in itertools.pairwise([*args, "--"]):
-    if re.match(r"--?(no)?config([.=]|$)", arg):
-      said += [arg] if "=" in arg or re.match("--|-[a-z]", following) else [arg, following]
-  return shlex.join(said)
+    sys.exit(f"{type(e).__name__}: {e}")
 
 
 class Runner:

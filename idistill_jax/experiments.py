@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import pathlib
 import re
 import runpy
 import traceback
@@ -18,6 +19,8 @@ def check(stated: str) -> None:
   """
   path, colon, variant = stated.partition(":")
   try:
+    if pathlib.Path(path).is_dir():  # which Python would run
+      raise IsADirectoryError("is a folder; name one of the files in it")
     found = runpy.run_path(path)["get_config"](*[variant] * bool(colon))
   except Exception as e:  # whatever its own code raises
     raise config_lib.ConfigError(f"{_place(path, e)}: {_said(e)}") from e

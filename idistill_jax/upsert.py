@@ -31,7 +31,7 @@ from idistill_jax.workdir import artifacts, configs, files, outdated, outside, r
 _PASSAGES = flags.DEFINE_string("passages", None, "Passages to add or to replace: a .jsonl or .tsv file (or .gz).")
 _REMOVE = flags.DEFINE_string(
   "remove", None, "Ids of passages to leave out: a file with one a line, or a .jsonl or .tsv file (or .gz) with an id.")
-_INTO = flags.DEFINE_string("into", None, "A new folder that is searched like the workdir.")
+_INTO = cli.define_new_folder("into", "A new folder that is searched like the workdir.")
 # Queries whose recall is looked at afterwards: exact search is slow where ScaNN pays.
 LOOKED_AT = 100
 # Stages whose folders hold passages, or their vectors.

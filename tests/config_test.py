@@ -125,7 +125,8 @@ def test_a_mistake_in_a_config_file_is_told_with_its_place(source: str, words: s
 
 
 @pytest.mark.parametrize("stated, words", [("quickstart.py:tinny", "has no variant 'tinny'; it has: tiny"),
-                                           ("quikstart.py", "quikstart.py: there is no such file")])  # fmt: skip
+                                           ("quikstart.py", "quikstart.py: there is no such file"),
+                                           ("../configs", "../configs: is a folder")])  # fmt: skip
 def test_a_config_that_is_not_there_is_no_traceback(stated: str, words: str, tmp_path: pathlib.Path) -> None:
   for flag in ((f"--config=configs/{stated}",), ("--config", f"configs/{stated}")):
     done = run(*flag, f"--workdir={tmp_path / 'w'}")
@@ -150,6 +151,7 @@ def run(*flags: str, module: str = "collection", cwd: pathlib.Path = ROOT) -> su
     "field of a value": ("--noconfig.labels.lists.x", "lists has no field 'x'  It has: none, as it is a value"),
     "unknown section": ("--config.colection.path=x", "config has no field 'colection'; did you mean 'collection'?"),
     "reuse of nothing": ("--reuse=/nowhere/at/all", "--reuse=/nowhere/at/all: no config.json there"),
+    "no number": ("--patience=nan", "a number of seconds above 0"),
     "unknown flag": ("--wrokdir=x", "wrokdir"),
     "text for a number": ("--config.collection.max_passages=many", "max_passages"),
     "fraction for a whole number": ("--config.seed=0.5", "seed"),

@@ -470,6 +470,7 @@ def test_the_command_removes_and_status_says_what_the_folder_is(workdir, tmp_pat
   run = lambda module, *args: subprocess.run(
     [sys.executable, "-m", f"idistill_jax.{module}", *args], capture_output=True, text=True,
     env=os.environ | jobs.ONE_DEVICE | {"COLUMNS": "300"})  # fmt: skip
+  assert "write $HOME" in run("upsert", f"--workdir={workdir.root}", "--into=~/less").stderr
   done = run("upsert", f"--workdir={workdir.root}", f"--into={tmp_path / 'less'}")
   assert done.returncode == 1 and "--passages or --remove or both, are needed" in done.stderr
   done = run("upsert", f"--workdir={workdir.root}", f"--remove={tmp_path / 'gone.txt'}", f"--into={tmp_path / 'less'}")

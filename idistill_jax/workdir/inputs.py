@@ -4,8 +4,11 @@ Why held to the settings?  A model that is read with others is another model.  I
 with others is made anew before.
 """
 
+import itertools
+import re
 import shlex
-from collections.abc import Container, Mapping
+import sys
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from idistill_jax import config as config_lib
@@ -73,8 +76,18 @@ def made_by(name: str, stated: str) -> str:
 
 
 def command(module: str, stated: str) -> str:
-  """What runs a module of the package for a workdir; `cli` fills the config in where an error names it."""
-  return f"python -m idistill_jax.{module} --config=... {shlex.quote(f'--workdir={stated}')}"
+  """What runs a module of the package for a workdir, with the config that this command was given, if any."""
+  config = _of_config(sys.argv[1:]) or "--config=..."
+  return f"python -m idistill_jax.{module} {config} {shlex.quote(f'--workdir={stated}')}"
+
+
+def _of_config(args: Sequence[str]) -> str:
+  """Those flags that say a config, each with its value, also where that is a word of its own (--config FILE)."""
+  said = []
+  for arg, following in itertools.pairwise([*args, "--"]):
+    if re.match(r"--?(no)?config([.=]|$)", arg):
+      said += [arg] if "=" in arg or re.match("--|-[a-z]", following) else [arg, following]
+  return shlex.join(said)
 
 
 def as_flag(value: Any) -> str:

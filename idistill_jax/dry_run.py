@@ -53,15 +53,18 @@ def print_counted(runner: cli.Runner, stage: str, count: Callable[[], str]) -> N
 
 def reads(stage: str, cfg: config.Config) -> list[str]:
   """What a stage reads from outside the workdir, and whether it is there where that can be told."""
-  encoder = _weights(cfg.encoder, cfg.ranker.head)
-  read: dict[str, list[str | None]] = {
-    "queries": [_file(cfg.collection.path), encoder],
-    "collection": [_source(cfg.collection), _file(cfg.collection.rankings), _file(cfg.collection.rankings_shown)],
-    "candidates": [encoder, _file(cfg.candidates.run)],
-    "evaluate": [_file(cfg.evaluate.runs)],
-  }
+  read: list[str | None] = []
+  match stage:
+    case "queries":
+      read = [_file(cfg.collection.path), _weights(cfg.encoder, cfg.ranker.head)]
+    case "collection":
+      read = [_source(cfg.collection), _file(cfg.collection.rankings), _file(cfg.collection.rankings_shown)]
+    case "candidates":
+      read = [_weights(cfg.encoder, cfg.ranker.head), _file(cfg.candidates.run)]
+    case "evaluate":
+      read = [_file(cfg.evaluate.runs)]
   asked = [_llm(session.ASKING[stage](cfg))] if stage in session.ASKING and session.asks(stage, cfg) else []
-  return [one for one in (*read.get(stage, ()), *asked) if one]
+  return [one for one in (*read, *asked) if one]
 
 
 def _weights(cfg: config.Encoder, head: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +52,19 @@ def reference(q, k, v, window=ALL):
   return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(together)[:, None])
 
 
+def vjp(fn: Callable[..., jax.Array], *operands):
+  """As jax.vjp, each way as one program: of operations by themselves, each would be compiled."""
+  value, pull = jax.jit(lambda *operands: jax.vjp(fn, *operands))(*operands)
+  return value, jax.jit(pull)
+
+
 @pytest.mark.parametrize("window", [None, attention.Window(0, 0), jax.tree.map(jnp.int32, NEAR),
                                     attention.Window(5, 2), CAUSAL])
 def test_value_and_gradients_equal_those_of_jax(window):
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3)
   with jax.default_matmul_precision("float32"):
-    ours, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS, None, window), *qkv)
-    theirs, their_pull = jax.vjp(lambda q, k, v: reference(q, k, v, window or ALL), *qkv)
+    ours, pull = vjp(lambda q, k, v: attention.attend(q, k, v, ROWS, None, window), *qkv)
+    theirs, their_pull = vjp(lambda q, k, v: reference(q, k, v, window or ALL), *qkv)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -70,15 +77,17 @@ def test_keys_in_parts_give_what_they_give_together(rows, part, monkeypatch):
   operands = [*(drawn(seed) for seed in range(3)), jax.random.normal(jax.random.key(4), (H, L, L), jnp.float32)]
   parts, weights = [], attention._weights
   monkeypatch.setattr(attention, "_weights", lambda q, k, *rest: (parts.append(k.shape[2]), weights(q, k, *rest))[1])
+  # Traced anew each time.
+  attend = lambda window: jax.jit(lambda q, k, v, bias: attention.attend(q, k, v, rows, bias, window))(*operands)
   for window in (None, NEAR):
     with jax.default_matmul_precision("float32"):
-      whole = attention.attend(*operands[:3], rows, operands[3], window)
+      whole = attend(window)
       with monkeypatch.context() as patched:
         patched.setattr(attention, "_WHOLE", part)
         patched.setattr(attention, "_PART", part)
         assert max(parts) > part
         parts.clear()
-        found = attention.attend(*operands[:3], rows, operands[3], window)
+        found = attend(window)
     assert max(parts) <= part and len(parts) > 1
     np.testing.assert_allclose(np.where(REAL, found, 0), np.where(REAL, whole, 0), atol=2e-6)
 
@@ -92,8 +101,8 @@ def test_a_bias_of_distances_is_added_to_the_logits_and_has_its_gradient():
     return jax.nn.dot_product_attention(q, k, v, bias=bias[None], mask=jnp.asarray(together)[:, None])
 
   with jax.default_matmul_precision("float32"):
-    ours, pull = jax.vjp(lambda q, k, v, bias: attention.attend(q, k, v, ROWS, bias), *operands)
-    theirs, their_pull = jax.vjp(plainly, *operands)
+    ours, pull = vjp(lambda q, k, v, bias: attention.attend(q, k, v, ROWS, bias), *operands)
+    theirs, their_pull = vjp(plainly, *operands)
   np.testing.assert_allclose(ours, theirs, atol=2e-6)
   for found, expected in zip(pull(cotangent), their_pull(cotangent), strict=True):
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -107,10 +116,10 @@ def test_text_by_text_equals_whole_rows(biased, window):
   bias = of_distance[:, L + np.arange(L)[:, None] - np.arange(L)[None]] if biased else None
   qkv, cotangent = [drawn(seed) for seed in range(3)], drawn(3) * REAL
   with jax.default_matmul_precision("float32"):
-    whole, whole_pull = jax.vjp(
+    whole, whole_pull = vjp(
       lambda *operands: attention.attend(*operands[:3], ROWS, *operands[3:], window), *qkv, bias)
-    found, pull = jax.jit(lambda *operands: jax.vjp(
-      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:], window), *operands))(*qkv, bias)
+    found, pull = vjp(
+      lambda *operands: attention.attend(*operands[:3], BY_TEXT, *operands[3:], window), *qkv, bias)
   np.testing.assert_allclose(found, whole * REAL, atol=2e-6)
   for gradient, expected in zip(pull(cotangent)[:3], whole_pull(cotangent)[:3], strict=True):
     np.testing.assert_allclose(gradient, expected * REAL, atol=2e-5)
@@ -186,7 +195,7 @@ def test_another_text_of_the_row_changes_nothing():
 
 def test_large_logits_overflow_nothing():
   q, k, v = map(drawn, range(3))
-  out, pull = jax.vjp(lambda q: attention.attend(q, 100 * k, v, ROWS), 100 * q)
+  out, pull = vjp(lambda q: attention.attend(q, 100 * k, v, ROWS), 100 * q)
   assert np.isfinite(out).all() and np.isfinite(pull(out)[0]).all()
   np.testing.assert_allclose(out, reference(100 * q, 100 * k, v), atol=1e-4)
 
@@ -194,8 +203,8 @@ def test_large_logits_overflow_nothing():
 @pytest.mark.parametrize("short", ["bfloat16", "float16"])
 def test_short_operands_give_short_results_near_the_exact_ones(short):
   qkv = [drawn(seed).astype(short) for seed in range(3)]
-  out, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, ROWS), *qkv)
-  exact, exact_pull = jax.vjp(reference, *(x.astype(jnp.float32) for x in qkv))
+  out, pull = vjp(lambda q, k, v: attention.attend(q, k, v, ROWS), *qkv)
+  exact, exact_pull = vjp(reference, *(x.astype(jnp.float32) for x in qkv))
   assert out.dtype == short and {gradient.dtype.name for gradient in pull(out)} == {short}
   np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
   for found, expected in zip(pull(out), exact_pull(exact), strict=True):

@@ -22,6 +22,7 @@ STRONG = config.Optim(peak_lr=0.1, weight_decay=1.0)
 
 @pytest.fixture(scope="module", params=list(small_models.SMALL))
 def network(request, tmp_path_factory) -> networks.Retriever:
+  """Of each family one."""
   folder = small_models.write(request.param, tmp_path_factory.mktemp("small"))
   return networks.retriever(config.Encoder(
     weights=str(folder), normalize=False, query_tokens=10, passage_tokens=24, row_tokens=64)).on(MESH, "float32")
@@ -37,12 +38,18 @@ def gradients(network: networks.Network, params) -> tuple[np.ndarray, dict[str, 
   return np.asarray(value), {path: np.asarray(leaf) for path, leaf in table_lib.flatten(found).items()}
 
 
-def test_only_what_lies_above_learns(network):
+@pytest.fixture(scope="module")
+def of_frozen(network) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+  """Value and gradients where the first layer is frozen."""
+  return gradients(network.frozen(1), network.initial(0))
+
+
+def test_only_what_lies_above_learns(network, of_frozen):
   params = network.initial(0)
   changes = {path: np.broadcast_to(mask, leaf.shape) for (path, leaf), mask in zip(
     table_lib.flatten(params).items(),
     table_lib.flatten(table_lib.trained_mask(network.table, params, 1)).values(), strict=True)}
-  (value, whole), (same, part) = gradients(network, params), gradients(network.frozen(1), params)
+  (value, whole), (same, part) = gradients(network, params), of_frozen
   np.testing.assert_allclose(same, value, rtol=1e-5)
   largest = max(np.abs(gradient).max() for gradient in whole.values())
   for path, learns in changes.items():
@@ -56,15 +63,14 @@ def test_only_what_lies_above_learns(network):
   assert whole["encoder/word/embedding"].any() and any(whole[path][~learns].any() for path, learns in changes.items())
 
 
-def test_nothing_decays_there(network):
-  params = network.initial(0)
-  _, gradient = gradients(network.frozen(1), params)
+def test_nothing_decays_there(network, of_frozen):
+  params, gradient = network.initial(0), of_frozen[1]
   mask = table_lib.flatten(table_lib.trained_mask(network.table, params, 1))
 
   def stayed(one: networks.Network) -> set[str]:
     """Paths of which nothing changed that one step would have left as it is."""
     tx = optim.of(one, STRONG, 10)
-    updates, _ = tx.update(table_lib.unflatten(gradient), tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(table_lib.unflatten(gradient), jax.jit(tx.init)(params), params)
     return {path for path, update in table_lib.flatten(updates).items()
             if not np.asarray(update)[~np.broadcast_to(mask[path], update.shape)].any()}
 

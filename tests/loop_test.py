@@ -139,12 +139,13 @@ def assert_slots_lie_as_their_parameters(state) -> None:
     assert flat(optax.tree.get(state.opt_state, slot)) == flat(state.params), slot
 
 
-@pytest.mark.parametrize("pairs", [True, False], ids=["ranker", "retriever"])
-def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs, monkeypatch):
+# Every axis alone costs as much as all of them together, so each training has one.
+@pytest.mark.parametrize("pairs, alone", [(True, (8, 1, 1)), (False, (1, 8, 1))], ids=["ranker", "retriever"])
+def test_the_mesh_is_invisible(tmp_path, tiny_weights, pairs, alone, monkeypatch):
   seen, states = {}, []
   monkeypatch.setattr(loop, "save", lambda checkpoints, step, state, data: states.append(
     jax.tree.map(lambda leaf: (leaf.sharding.spec, leaf.addressable_shards[0].data.size / leaf.size), state)))
-  for sizes in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)):
+  for sizes in ((1, 1, 1), alone, (2, 2, 2)):
     folder = tmp_path / "x".join(map(str, sizes))
     folder.mkdir()
     training = tiny_world.training(folder, tiny_weights, mesh_of(*sizes), pairs=pairs, checkpoint_every=7)

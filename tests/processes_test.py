@@ -90,9 +90,10 @@ def test_two_processes_run_every_stage_and_are_invisible(alone, tmp_path):
 
 def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
   """What is encoded and scored is dealt out to processes, as it is to two of them, whatever the axes are."""
-  stages = ("candidates", "train_ranker", "scores", "train_retriever", "evaluate")
-  # Two of them need no device, the third trains as the retriever does, and the last encodes as the candidates do.
-  for stage in ("collection", "labels", "train_direct", "index"):
+  stages = ("candidates", "train_retriever", "evaluate")
+  # Of the others two need no device, two train as the retriever does, one encodes as the candidates do, and one scores
+  # as the evaluation does.
+  for stage in ("collection", "labels", "train_direct", "train_ranker", "scores", "index"):
     shutil.copytree(alone / stage, tmp_path / "run" / stage)
   axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--stages={','.join(stages)}")
   with jobs.started(tmp_path, 4, *CONFIG, *axes, f"--workdir={tmp_path / 'run'}") as job:
@@ -105,7 +106,7 @@ def test_four_processes_over_two_axes_are_invisible(alone, tmp_path):
 
 def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_the_loss_of_one(
     alone, tmp_path, monkeypatch):
-  """Four devices a host.  One host is lost in a training; then the same command goes on, on new ones."""
+  """Two devices a host.  One host is lost in a training; then the same command goes on, on new ones."""
   # One stage of pieces, and one of steps: the others are of one of these kinds.
   stages = ("candidates", "train_ranker")
   with bucket_lib.running("gs") as found:
@@ -119,7 +120,7 @@ def test_a_pod_whose_hosts_have_only_a_bucket_in_common_is_invisible_and_so_is_t
       for number in range(2):
         (tmp_path / f"{hosts} {number}").mkdir()
       axes = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", f"--stages={','.join(stages)}")
-      return jobs.started(tmp_path / hosts, 2, *CONFIG, *axes, f"--workdir={workdir.stated}", *flags, devices=4,
+      return jobs.started(tmp_path / hosts, 2, *CONFIG, *axes, f"--workdir={workdir.stated}", *flags, devices=2,
                           machine=lambda number: {"TMPDIR": str(tmp_path / f"{hosts} {number}")})
 
     with start("lost", "--hang=1") as before:

@@ -91,10 +91,21 @@ class Tokens(Protocol):
     ...
 
 
+@functools.lru_cache(maxsize=4)
+def _of(stated: str) -> tuple[tokenizers.Tokenizer, int]:
+  """Of a tokenizer.json's text, which every stage reads again and which takes 30 ms to build; and how many ids."""
+  made = tokenizers.Tokenizer.from_str(stated)
+  made.no_padding()
+  # What is cut is counted, so texts are tokenised whole and cut here.
+  made.no_truncation()
+  return made, 1 + max(made.get_vocab(with_added_tokens=True).values())
+
+
 class Tokenizer:
   """A fast tokenizer read from `tokenizer.json`; without: as in `tokenizer_files.stated`.
 
-  between: as in TokenTable.  types_tell_halves: whether it gives a pair's query type 0, and all behind it type 1.
+  ids: one more than the largest id that it gives.  between: as in TokenTable.  types_tell_halves: whether it gives a
+  pair's query type 0, and all behind it type 1.
   """
 
   def __init__(self, folder: pathlib.Path, without: Collection[str] = ()):
@@ -102,12 +113,9 @@ class Tokenizer:
     if not path.exists():
       raise tokenizer_files.TokenizerError(
         f"{path} is missing; save the tokenizer as a fast one (AutoTokenizer.save_pretrained)")
-    self._tokenizer = (
-      tokenizers.Tokenizer.from_str(json.dumps(tokenizer_files.stated(folder, without)))
-      if without or tokenizer_files.changes(folder) else tokenizers.Tokenizer.from_file(str(path)))
-    self._tokenizer.no_padding()
-    # What is cut is counted, so texts are tokenised whole and cut here.
-    self._tokenizer.no_truncation()
+    self._tokenizer, self.ids = _of(
+      json.dumps(tokenizer_files.stated(folder, without)) if without or tokenizer_files.changes(folder) else
+      path.read_text(encoding="utf-8"))
     framed, both = self._tokenizer.encode("a"), self._tokenizer.encode("a", "a")
     alone, opening = len(framed.ids), len(list(itertools.takewhile(bool, framed.special_tokens_mask)))
     # Whatever they are called.  Cutting keeps one token behind a text, and a text of no word must be of one, too.
@@ -123,11 +131,6 @@ class Tokenizer:
         "as in [CLS] a [SEP] a [SEP] or a </s> a </s>: save the tokenizer with both (AutoTokenizer.save_pretrained)"
       )
     self.types_tell_halves = both.type_ids == [0] * alone + [1] * (len(both.ids) - alone)
-
-  @property
-  def ids(self) -> int:
-    """One more than the largest id that it gives."""
-    return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
   def has(self, token: str) -> bool:
     return self._tokenizer.token_to_id(token) is not None

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 import jax
@@ -124,8 +124,7 @@ def retriever(cfg: config_lib.Encoder) -> Retriever:
   sizes, tokenizer = weights.read_fitting(source, cfg)
   embedding = dual_encoder.read_embedding_config(source, cfg.normalize)
   return _network(functools.partial(Retriever, embedding=embedding, prompts=prompts_lib.read(source, cfg)),
-                  source, sizes, tokenizer,
-                  lambda seed: dual_encoder.DualEncoder(sizes, embedding, rngs=nnx.Rngs(seed)),
+                  source, sizes, tokenizer, functools.partial(dual_encoder.DualEncoder, sizes, embedding),
                   dual_encoder.table(sizes, embedding.projections), (), cfg.remat)
 
 
@@ -138,7 +137,7 @@ def ranker(cfg: config_lib.Encoder, head: str) -> Network:
   sizes, tokenizer = weights.read_fitting(source, cfg)
   chosen = cross_encoder.head_of(sizes, head)
   return _network(functools.partial(Network, head=head), source, sizes, tokenizer,
-                  lambda seed: chosen.module(sizes, rngs=nnx.Rngs(seed)),
+                  functools.partial(chosen.module, sizes),
                   cross_encoder.table(sizes, head), chosen.fresh(sizes), cfg.remat)
 
 
@@ -146,12 +145,18 @@ Made = TypeVar("Made", bound=Network)
 
 
 def _network(make: Callable[..., Made], source: pathlib.Path, sizes: encoder_lib.Sizes, tokenizer: tokenize.Tokenizer,
-             build: Callable[[int], nnx.Module], table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Made:
-  """make: Network, or what takes its fields that are not named here."""
-  graph, state = nnx.split(nnx.eval_shape(lambda: build(0)))
+             module: functools.partial[Any], table: table_lib.Table, fresh: tuple[str, ...], remat: str) -> Made:
+  """make: Network, or what takes its fields that are not named here.  module: takes `rngs` alone."""
+  graph, state = _split(module.func, *module.args)
   return make(graph=graph, abstract=nnx.to_pure_dict(state), table=table, source=source, sizes=sizes,
-              tokenizer=tokenizer, fresh=fresh, build=build,
+              tokenizer=tokenizer, fresh=fresh, build=lambda seed: module(rngs=nnx.Rngs(seed)),
               execution=dataclasses.replace(execution_lib.PLAIN, remat=remat))
+
+
+# Every stage makes its networks anew, a run of two kinds; for its shapes one is traced, which takes 0.06 s.
+@functools.lru_cache(maxsize=8)
+def _split(module: Callable[..., nnx.Module], *of: Hashable) -> tuple[nnx.GraphDef, nnx.State]:
+  return nnx.split(nnx.eval_shape(lambda: module(*of, rngs=nnx.Rngs(0))))
 
 
 def _params(model: nnx.Module) -> Any:

@@ -1,5 +1,6 @@
 """Which lists the ranker scores: the LLM's order in front, deeper ones, and those of queries that no LLM saw."""
 
+import numpy as np
 import pytest
 
 from idistill_jax import config, records
@@ -40,6 +41,11 @@ def test_more_than_was_found_is_told(job, caplog):
   job.cfg.scores.depth = 100
   named(job)
   assert "not scores.depth=" in caplog.text
+
+
+def test_equal_scores_stand_in_the_order_of_searches():
+  found = scores._best_first("q0", ["p0", "p2", "p1"], np.float32([0.5, 0.5, 0.7]))
+  assert list(zip(found.passage_ids, found.scores, strict=True)) == [("p1", np.float32(0.7)), ("p2", 0.5), ("p0", 0.5)]
 
 
 @pytest.mark.parametrize("lists, most, wanted", [

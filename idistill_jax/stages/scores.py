@@ -13,7 +13,7 @@ from absl import logging
 from idistill_jax import by_row, cli, flow, records, sharding
 from idistill_jax.data import example, similarity, tables
 from idistill_jax.data import lists as lists_lib
-from idistill_jax.retrieval import exact, itself
+from idistill_jax.retrieval import exact, itself, runs
 from idistill_jax.train import inference, inputs, shares, truncation
 from idistill_jax.workdir import artifacts
 
@@ -103,9 +103,9 @@ CANDIDATES: dict[str, Callable[[artifacts.Job, Ranked, tables.Queries, tables.Pa
 
 
 def _best_first(query_id: str, ids: Sequence[str], scores: np.ndarray) -> records.ScoredList:
-  order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))
-  return records.ScoredList(query_id=query_id, passage_ids=tuple(ids[i] for i in order),
-                            scores=tuple(float(scores[i]) for i in order))
+  scored = dict(zip(ids, scores.tolist(), strict=True))
+  order = runs.ranked(scored)
+  return records.ScoredList(query_id=query_id, passage_ids=tuple(order), scores=tuple(scored[one] for one in order))
 
 
 if __name__ == "__main__":

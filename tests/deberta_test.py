@@ -143,6 +143,8 @@ def test_a_cross_encoder_that_transformers_saved_gives_its_scores_and_an_encoder
   _, info = transformers.AutoModel.from_pretrained(out, output_loading_info=True)
   assert not info["missing_keys"] and not info["unexpected_keys"]
   assert "pooler.dense.weight" in safetensors.numpy.load_file(start / "model.safetensors")
+  # What networks are made of is remembered.
+  monkeypatch.setattr(networks, "_split", networks._split.__wrapped__)
   monkeypatch.setitem(families.FAMILIES, "deberta-v2", dataclasses.replace(deberta.DEBERTA, activation=jnp.tanh))
   assert np.abs(scores() - expected).max() > 1e-3
 

@@ -108,6 +108,8 @@ def test_a_cross_encoder_that_transformers_saved_gives_its_scores_head_included(
   rows = rows_of.packed([ids for ids, _ in pairs], [halves for _, halves in pairs], 32)
   np.testing.assert_allclose(jax.jit(network.apply)(params, rows), expected, atol=1e-5)
   assert np.ptp(expected) > 1e-3
+  # What networks are made of is remembered.
+  monkeypatch.setattr(networks, "_split", networks._split.__wrapped__)
   monkeypatch.setitem(families.FAMILIES, "electra", dataclasses.replace(bert.ELECTRA, activation=jax.numpy.tanh))
   other = networks.ranker(encoder(tmp_path), "classifier")
   assert np.abs(jax.jit(other.apply)(params, rows) - expected).max() > 1e-3

@@ -591,7 +591,7 @@ def test_a_second_worker_helps(tmp_path, tiny_weights):
 @pytest.fixture
 def two(tmp_path, monkeypatch) -> tuple[leases.Leases, leases.Leases]:
   """Workers on two machines that see one folder."""
-  monkeypatch.setattr(leases, "LEASE_SECONDS", 1.2)
+  monkeypatch.setattr(leases, "LEASE_SECONDS", 2.5)
   return leases.Leases(tmp_path), leases.Leases(tmp_path)
 
 
@@ -602,7 +602,7 @@ def take(worker: leases.Leases) -> bool:
 def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeypatch):
   one, other = two
   assert take(one) and not take(other)
-  time.sleep(2)
+  time.sleep(4)
   assert not take(other), "it has written its lease since"
   one.give_back("7-9")
   assert take(other) and not take(one)
@@ -610,7 +610,7 @@ def test_a_piece_is_one_workers_for_as_long_as_that_lives(two, tmp_path, monkeyp
   monkeypatch.setattr(other, "_said", lambda: b"elsewhere 1 x 1")
   time.sleep(1)
   assert not take(one)
-  time.sleep(2)
+  time.sleep(4)
   third = leases.Leases(tmp_path)
   assert [take(one), take(third), take(other)] == [True, False, False]
   (tmp_path / "7-9.npy").touch()

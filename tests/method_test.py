@@ -62,11 +62,11 @@ def learned(folder: pathlib.Path, network: networks.Network, loss_fn, world: Wor
   params = loop.train(loop.Training(
     name="test", network=network, start=lambda: network.initial(0), loss_fn=loss_fn,
     batches=batches.Batches(
-      lists=lists, similarity=none, epochs=8, seed=0,
+      lists=lists, similarity=none, epochs=3, seed=0,
       texts=texts(queries=network.tokenizer.table(world.queries, 12),
                   passages=network.tokenizer.table(world.passages, 12)),
       shape=batches.Shape(lists=8, passages=LENGTH, always_best=1, row_tokens=32, row_multiple=8)),
-    optim=config.Optim(peak_lr=5e-4), mesh=mesh, folder=folder, checkpoints=epath.Path(folder) / "checkpoints",
+    optim=config.Optim(peak_lr=1e-3), mesh=mesh, folder=folder, checkpoints=epath.Path(folder) / "checkpoints",
     checkpoint_every=1000, profile=None))  # fmt: skip
   checkpoint.save_model(folder / inference.MODEL, params)
   return folder

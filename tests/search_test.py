@@ -25,6 +25,8 @@ from idistill_jax.retrieval import compact
 from idistill_jax.train import checkpoint, inference, utilization
 from idistill_jax.workdir import artifacts, inputs
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 PASSAGES = [
   records.Passage(id=f"p{i}", title=title, text=text)
   for i, (title, text) in enumerate(
@@ -156,7 +158,8 @@ def test_what_a_larger_machine_trained_is_searched_and_added_to_on_this_one(work
 
 
 @pytest.mark.parametrize("cfg", ["weights"], indirect=True)
-def test_no_device_holds_all_passages(workdir, cfg):
+def test_no_device_holds_all_passages(workdir, cfg, one_device, monkeypatch):
+  monkeypatch.setattr(sharding, "make_mesh", one_device)
   searcher = search.Searcher(workdir.root)
   for found in (searcher._initial_index, searcher._distilled_index._inner):
     (block,) = found._blocks_SxPxE

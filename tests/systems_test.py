@@ -18,6 +18,8 @@ from idistill_jax.stages import evaluate
 from idistill_jax.train import checkpoint, inference
 from idistill_jax.workdir import artifacts
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 RNG = np.random.default_rng(0)
 PASSAGES = tables.Passages(
   records.Passage(id=f"p{i}", title="", text=" ".join(RNG.choice(tiny_world.WORDS, 6))) for i in range(12))

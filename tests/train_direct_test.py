@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny_world
@@ -62,7 +63,8 @@ def test_reach_leads_from_the_starting_weights_beyond_the_trained_ones(job, tiny
 
 
 def test_several_trainings_are_averaged_and_finished_ones_are_found_again(job, tmp_path, tiny_weights, monkeypatch):
-  whole = tiny_world.training(tmp_path, tiny_weights, sharding.make_mesh(config.Mesh()), pairs=False)
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  whole = tiny_world.training(tmp_path, tiny_weights, mesh, pairs=False)
   here = artifacts.Job(cfg=job.cfg, out=tmp_path, inputs={}, cache=tmp_path)
   parts = [dataclasses.replace(whole, batches=whole.batches.part(part, 2), part=part,
                                checkpoints=whole.checkpoints / str(part)) for part in range(2)]

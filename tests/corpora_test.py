@@ -808,6 +808,18 @@ def test_unusable_rankings_are_named(tmp_path):
   ]
 
 
+def test_of_a_ranking_whose_passages_are_all_filled_in_nothing_is_learned(tmp_path):
+  lines = [{"query_id": query, "candidates": shown, "response": "[2] > [1]"}
+           for query, shown in (("q1", ["gone", "p2", "p1"]), ("q2", ["gone", "lost", "p1", "p2"]))]
+  (tmp_path / "rankings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  cfg = folder_with(tmp_path / "beir", queries="".join(f'{{"_id": "q{n}", "text": "words"}}\n' for n in (1, 2)))
+  cfg.rankings = str(tmp_path / "rankings.jsonl")
+  found = rankings.add(beir.load(cfg), cfg)
+  # Of q2 the LLM has named what is not there; that a passage is left which it named is enough.
+  assert [(one.query_id, one.passage_ids, one.filled_places) for one in found.rankings] == [("q1", ("p2", "p1"), (1,))]
+  assert collection.Drop("LLM ranking that names no passage of the collection", "q2") in found.drops
+
+
 def test_the_places_of_a_ranking_without_a_passage_are_counted_anew():
   whole = records.RankedList(
     query_id="q", passage_ids=("a", "b", "c", "d"), status="repaired", permutation=(3, 0, 1, 2), filled_places=(1, 3))

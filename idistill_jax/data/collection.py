@@ -173,7 +173,7 @@ def with_rankings(
 ) -> Collection:
   """The collection with LLM rankings beside it, without the passages and queries that it lacks; all left out are named.
 
-  What an LLM said of the others stands, but for rankings of which fewer than two are left.
+  What an LLM said of the others stands, but for rankings of which fewer than two are left, or none that it named.
   """
   asked = named(dataclasses.replace(whole, rankings=rankings))
   known = {passage.id for passage in whole.passages if passage.id in asked}
@@ -185,6 +185,8 @@ def with_rankings(
     rest = one.without(lacking) if lacking else one
     if len(rest.passage_ids) < 2:
       dropped.append(Drop("LLM ranking of fewer than two passages of the collection", one.query_id))
+    elif len(rest.filled_places) == len(rest.passage_ids):
+      dropped.append(Drop("LLM ranking that names no passage of the collection", one.query_id))
     else:
       kept.append(rest)
   richer = dataclasses.replace(whole, rankings=tuple(kept), drops=whole.drops + tuple(dropped))

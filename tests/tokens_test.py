@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 
 from idistill_jax import config
-from idistill_jax.data import tokenize
+from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import folders
 from idistill_jax.train import pieces, tokens
 from idistill_jax.workdir import artifacts
@@ -70,6 +70,17 @@ def test_no_texts_have_no_tokens(tmp_path, tiny_weights):
   job = a_job(tmp_path)
   found = made(job, Counting(tiny_weights), np.zeros(0, np.int64))
   assert len(found.made) == 0 and found.lengths_of(np.zeros(0, np.int64)).tolist() == [] and not job.counts
+
+
+def test_tokens_of_other_texts_are_made_anew_though_a_look_at_some_tells_nothing(tmp_path, tiny_weights, monkeypatch):
+  monkeypatch.setattr(pack, "SAMPLE", 4)
+  monkeypatch.setattr(tokens, "_LOOKED_AT", 4)
+  others = ROWS.copy()
+  others[1] += 1
+  table = Counting(tiny_weights)
+  whole = table.tokenizer.table(TEXTS, CUT)
+  for rows in (ROWS, others):
+    assert made(a_job(tmp_path), table, rows)[int(rows[1])].tolist() == whole[rows[1]].tolist()
 
 
 def test_a_training_that_is_begun_again_makes_what_is_missing(tmp_path, tiny_weights, monkeypatch):

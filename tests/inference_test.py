@@ -2,6 +2,7 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 import rows_of
@@ -11,7 +12,7 @@ from idistill_jax import config, sharding
 from idistill_jax.data import pack, tokenize
 from idistill_jax.hf import networks
 from idistill_jax.models import execution, table
-from idistill_jax.train import inference, pieces
+from idistill_jax.train import checkpoint, inference, pieces
 from idistill_jax.train import texts as texts_lib
 from idistill_jax.workdir import artifacts
 
@@ -129,6 +130,28 @@ def test_texts_are_tokenised_by_pieces_and_counted_over_all_of_them(tiny_weights
   again = inference.load_retriever(cfg, None, job)
   np.testing.assert_allclose(again.encode_passages(texts), whole, atol=2e-6)
   assert job.counts["passages cut"] == {"at": 6, "texts": 16, "of": 20, "longest": 22}
+
+
+def test_of_a_model_that_is_trained_once_more_nothing_is_mixed_with_what_the_one_before_gave(
+    tiny_weights, tmp_path, monkeypatch):
+  """As when its folder is deleted and made again, of the same config and so with the same key."""
+  cfg = config.Config(name="t", encoder=config.Encoder(
+    weights=tiny_weights, passage_tokens=6, row_tokens=16, tokens_per_step=64))
+  network, texts = networks.retriever(cfg.encoder), ["merge " * n for n in range(1, 11)]
+  monkeypatch.setattr(pieces, "LEAST", 5)
+  job, finish = artifacts.Job(cfg=cfg, out=tmp_path, cache=tmp_path, inputs={}), pieces.Pieces.finish
+
+  def ending(work, piece, *made):
+    finish(work, piece, *made)
+    raise InterruptedError("after the first piece")
+
+  encode = lambda job: inference.load_retriever(cfg, tmp_path, job).encode_passages(texts)
+  checkpoint.save_model(tmp_path / inference.MODEL, network.initial(0))
+  with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+    patched.setattr(pieces.Pieces, "finish", ending)
+    encode(job)
+  checkpoint.save_model(tmp_path / inference.MODEL, jax.tree.map(lambda leaf: 1.5 * leaf, network.initial(0)))
+  np.testing.assert_allclose(encode(job), encode(None), atol=2e-6)
 
 
 def test_other_pairs_are_other_work_though_they_are_as_many_and_as_long(tiny_weights):

@@ -22,6 +22,8 @@ from idistill_jax.train import step as step_lib
 from idistill_jax.workdir import remote
 
 STATE, DATA, SUMS = "state", "data", "sums"
+# Orbax's file that says when a checkpoint was saved, to the nanosecond.
+_SAVED = "_CHECKPOINT_METADATA"
 # What TensorStore says of files that are torn or lost.  Of a full table of files, a bucket that does not answer or
 # refuses, it says other things, by ValueError all the same.
 _DAMAGED = {"DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
@@ -163,6 +165,13 @@ def is_saved(folder: epath.PathLike) -> bool:
   """Whether `save_model` has come to its end there: in a bucket a folder is there from the first file on."""
   with _reaching(folder):
     return epath.Path(folder).exists() and ocp.utils.is_checkpoint_finalized(_absolute(folder))
+
+
+def saving(folder: epath.PathLike) -> np.ndarray:
+  """int64 numbers that are others of every saving of a model; raises FileNotFoundError."""
+  with _reaching(folder):
+    said = (epath.Path(folder) / _SAVED).read_bytes()
+  return np.frombuffer(hashlib.sha256(said).digest(), np.int64)
 
 
 def load_model(folder: epath.PathLike, abstract: Any) -> Any:

@@ -29,6 +29,7 @@ from idistill_jax.train import texts as texts_lib
 from idistill_jax.workdir import artifacts, remade
 
 MODEL = "model"
+_UNSAVED = np.zeros(0, np.int64)
 
 T = TypeVar("T")
 # Is told how the texts of each kind were cut.
@@ -157,7 +158,8 @@ def _forward(
   mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
   network = network.on(mesh, cfg.encoder.inference_dtype)
-  return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, job)
+  saving = _UNSAVED if job is None or folder is None else checkpoint.saving(epath.Path(folder) / MODEL)
+  return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, job, saving)
 
 
 class Forward:
@@ -169,12 +171,12 @@ class Forward:
 
   def __init__(
     self, network: networks.Network, params: Any, mesh: jax.sharding.Mesh, row_tokens: int, tokens_per_step: int,
-    job: artifacts.Job | None = None,
+    job: artifacts.Job | None = None, saving: np.ndarray = _UNSAVED,
   ):
     self.network, self.params = network.reading(params)
     self._mesh, self._row_tokens, self._step_tokens = mesh, row_tokens, tokens_per_step
     self._apply = jax.jit(self.network.apply, compiler_options=execution_lib.compiler_options(mesh))
-    self._job, self._calls = job, itertools.count()
+    self._job, self._saving, self._calls = job, saving, itertools.count()
 
   def __call__(self, name: str, texts: texts_lib.Texts, into: pathlib.Path | None = None,
                tell: TellCuts | None = None) -> np.ndarray:
@@ -185,7 +187,7 @@ class Forward:
     """
     job, total, none = self._job, len(texts), np.zeros((0, *self.network.each), np.float32)
     work_name = f"{next(self._calls)} {name}"
-    whose = np.append(texts.sample, texts.whose)
+    whose = np.concatenate([texts.sample, texts.whose, self._saving])
     work = (pieces_lib.Pieces(None, work_name, total, whose, none=none) if job is None
             else pieces_lib.Pieces(job.pieces, work_name, total, whose, job.still_alone, none))
     with contextlib.closing(work), progress.bar(name, total=total, done=total - work.left()) as bar:

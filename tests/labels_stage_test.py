@@ -4,6 +4,7 @@ import json
 import pathlib
 import re
 import shutil
+import tracemalloc
 
 import pytest
 from loopback_llm import LoopbackLLM, Reply, reversed_order
@@ -304,6 +305,19 @@ def test_the_seed_chooses_and_shuffles_and_fewer_lists_are_the_first_of_more():
   ranks = [[int(i[1:]) for i in s.passage_ids] for s in first]
   bias = stage.position_bias((r, ()) for r in ranks)
   assert abs(bias) < 0.1
+
+
+def test_of_deep_candidates_only_the_best_are_held():
+  deep = (records.CandidateList(query_id=f"q{i}", passage_ids=tuple(f"q{i}/p{n}" for n in range(500)), scores=())
+          for i in range(200))
+  tracemalloc.start()
+  try:
+    found = stage.sampled(deep, size=2, window=20, seed=0)
+    _, most = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  # All of them would be 100,000 ids, of more than fifty bytes each.
+  assert len(found) == 200 and most < 10**6
 
 
 def test_killed_and_run_again_only_the_rest_is_paid(tmp_path, key):

@@ -144,10 +144,10 @@ def sampled(
     best = found.passage_ids[:size]
     return shuffled(best, f"{seed}/{found.query_id}") if len(best) <= window else best
 
-  return tuple(
-    records.CandidateList(query_id=found.query_id, passage_ids=arranged(found), scores=())
-    for found in sorted(candidates, key=lambda shown: deal.drawn(f"{seed}/{shown.query_id}"))
-  )
+  # Cut before they are sorted: candidates are five times as deep as what is shown, and of logs there are millions.
+  best = (records.CandidateList(query_id=found.query_id, passage_ids=arranged(found), scores=())
+          for found in candidates)
+  return tuple(sorted(best, key=lambda shown: deal.drawn(f"{seed}/{shown.query_id}")))
 
 
 def shuffled(ids: Sequence[str], seed: str) -> tuple[str, ...]:

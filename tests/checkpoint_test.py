@@ -12,7 +12,7 @@ import pytest
 import saved
 from etils import epath
 
-from idistill_jax import config, processes, sharding
+from idistill_jax import cli, config, processes, sharding
 from idistill_jax.train import checkpoint
 
 
@@ -104,7 +104,9 @@ def test_where_no_checkpoint_can_be_read_none_is_taken_away(folder, mesh, damage
   for step in ("1", "2"):
     damage(folder / step / "state")
   before, kept = content(folder), checkpoint.Checkpoints(folder)
-  with pytest.raises(checkpoint.CheckpointsError, match=rf"checkpoints 2, 1 in {folder} .*delete that folder"):
+  # As every command ends where a user can mend it: with the message alone.
+  with (pytest.raises(SystemExit, match=rf"^CheckpointsError: none of the checkpoints 2, 1 in {folder} .*delete that"),
+        cli.ending_in_words()):
     kept.restore(saved.state(0, mesh), saved.Position(0))
   kept.close()
   assert content(folder) == before

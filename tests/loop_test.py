@@ -228,9 +228,9 @@ def test_what_is_not_finite_names_step_and_queries(tmp_path, tiny_weights, name,
     loss = training.loss_fn(params, batch)
     return jax.lax.cond(batch.similarities[0, 0] == query, worse, lambda loss: loss, loss)
 
-  reason = (rf"{name} is nan at step 5, on the lists of {len(ids)} queries \({ids[0]}, \.\.\.\); .* "
-            rf"kept in {training.checkpoints}$")
-  with pytest.raises(loop.NonFiniteLossError, match=reason):
+  reason = (rf"^NonFiniteLossError: test: {name} is nan at step 5, on the lists of {len(ids)} queries "
+            rf"\({ids[0]}, \.\.\.\); .*peak_lr.* kept in {training.checkpoints}$")
+  with pytest.raises(SystemExit, match=reason), cli.ending_in_words():
     loop.train(tiny_world.with_loss(training, loss_fn))
   # All of them are in the log, which may be long.
   assert len(ids) > 1 and f"the queries of step 5 are {', '.join(ids)}\n" in caplog.text

@@ -29,7 +29,7 @@ _SAVED = "_CHECKPOINT_METADATA"
 _DAMAGED = {"DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT"}
 
 
-class CheckpointsError(RuntimeError):
+class CheckpointsError(OSError):
   """There are checkpoints, and none of them can be used."""
 
 

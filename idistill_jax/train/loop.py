@@ -30,7 +30,7 @@ from idistill_jax.workdir import begun as begun_lib
 _NAMED = 5
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(FloatingPointError, ValueError):
   """Training diverged; the message names the step and queries of its batch, and the log all of them."""
 
 
@@ -217,7 +217,9 @@ def settle(pending: Pending, readout: Readout, bar: progress.Bar) -> None:
         # Of thousands nobody could read the error.
         logging.error("%s: the queries of step %d are %s", training.name, step, ", ".join(ids))
       raise NonFiniteLossError(f"{training.name}: {name} is {value} at step {step}, on the lists of {len(ids)} queries "
-                               f"({first}); checkpoints before it are kept in {training.checkpoints}")
+                               f"({first}); lower its optim.peak_lr, which trains anew, or, where code or driver are "
+                               "to blame, mend these and run the same command again; checkpoints before it are kept in "
+                               f"{training.checkpoints}")
   tokens = readout.training.batches.tokens(pending.step)
   speed = tokens / (finished - max(readout.finished, pending.started))
   readout.finished = finished

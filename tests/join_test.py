@@ -55,7 +55,7 @@ def under_way(home: artifacts.Workdir) -> pathlib.Path:
 
 
 def finished(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-  return pieces.finished(str(path) for path in folder.rglob("*"))
+  return pieces.finished({str(path): path.stat().st_mtime for path in folder.rglob("*")})
 
 
 def test_what_a_helper_made_is_not_made_again_and_it_commits_nothing(home, monkeypatch):

@@ -1,6 +1,7 @@
 """What pieces become once they are all finished: one array, in memory or in a file, never both a second time."""
 
 import errno
+import itertools
 import os
 import pathlib
 import shutil
@@ -140,3 +141,14 @@ def test_a_piece_that_the_disk_has_no_room_for_keeps_none_of_it(tmp_path, monkey
   made.finish(piece, np.zeros(len(piece), np.float32))
   assert len(list(tmp_path.rglob("*.npy"))) == 1
   made.close()
+
+
+def test_work_that_was_begun_with_other_weights_is_not_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr(pieces, "LEAST", 10)
+  for whose, count in (1, 3), (2, 2):
+    work = pieces.Pieces(tmp_path, "0 encode passages", 40, np.array([whose]))
+    for made in list(itertools.islice(next(work.rounds()), count)):
+      work.finish(made, np.zeros(len(made), np.float32))
+    work.close()
+    written = {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert pieces.finished(written) == {"encode passages": (count, 4)}

@@ -100,7 +100,8 @@ def test_a_training_that_is_begun_again_makes_what_is_missing(tmp_path, tiny_wei
   assert_whole(made(a_job(tmp_path), second), first.tokenizer)
   assert second.counts == [16, 10, 10]
   # What `status` tells meanwhile.
-  assert pieces.finished(map(str, tmp_path.rglob("*"))) == {"tokens of passages of lists": (3, 3)}
+  written = {str(path): path.stat().st_mtime for path in tmp_path.rglob("*")}
+  assert pieces.finished(written) == {"tokens of passages of lists": (3, 3)}
   assert_whole(made(a_job(tmp_path), third), first.tokenizer)
   assert third.counts == [16]
 

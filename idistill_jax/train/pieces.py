@@ -8,6 +8,7 @@ two finish one in the same moment, the last one stays: each is written as a whol
 weights, and on machines of one kind with the same bytes.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import operator
 import pathlib
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -46,14 +47,15 @@ def cut(total: int) -> list[range]:
   return [range(i * total // count, (i + 1) * total // count) for i in range(count)]
 
 
-def finished(files: Iterable[str]) -> dict[str, tuple[int, int]]:
-  """Work -> how many of its pieces are finished, and how many there are, by the files around them."""
-  found: dict[str, tuple[int, int]] = {}
-  for file in sorted(files):
-    if match := re.search(r"\d+_([^/]+)-[0-9a-f]{8}-of-(\d+)/(\d{9}-\d{9}\.npy$)?", file):
-      name = match[1].replace("_", " ")
-      found[name] = found.get(name, (0, 0))[0] + bool(match[3]), int(match[2])
-  return found
+def finished(written: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+  """Work -> how many of its pieces are finished, and how many there are, by the files around them and when each was
+  written: of work that was begun with other texts or weights before, what is left lies beside it."""
+  done, last = collections.Counter[str](), dict[str, tuple[str, int]]()
+  for file in sorted(written, key=lambda file: (written[file], file)):
+    if match := re.search(r"(\d+_([^/]+)-[0-9a-f]{8}-of-(\d+))/(\d{9}-\d{9}\.npy$)?", file):
+      done[match[1]] += bool(match[4])
+      last[match[2].replace("_", " ")] = match[1], int(match[3])
+  return {name: (done[folder], count) for name, (folder, count) in sorted(last.items(), key=operator.itemgetter(1))}
 
 
 class Pieces:

@@ -43,6 +43,16 @@ def test_more_than_was_found_is_told(job, caplog):
   assert "not scores.depth=" in caplog.text
 
 
+@pytest.mark.parametrize("depths, most", [((1, 3), None), ((1, 2), 2), ((3, 1), None)])
+def test_more_than_was_found_is_told_by_the_deepest_list(job, caplog, depths, most):
+  """As of another system's run."""
+  example.write_records(job.out, artifacts.CANDIDATES, (
+    records.CandidateList(query_id=f"q{i}", passage_ids=("p0", "p1", "p2")[:depth], scores=(3.0, 2.0, 1.0)[:depth])
+    for i, depth in enumerate(depths)))
+  named(job)
+  assert (f"the first {most} passages" in caplog.text) if most else not caplog.text
+
+
 def test_equal_scores_stand_in_the_order_of_searches():
   found = scores._best_first("q0", ["p0", "p2", "p1"], np.float32([0.5, 0.5, 0.7]))
   assert list(zip(found.passage_ids, found.scores, strict=True)) == [("p1", np.float32(0.7)), ("p2", 0.5), ("p0", 0.5)]

@@ -5,7 +5,7 @@
 collection, candidates, labels, train_direct, train_ranker -> scores-*.tfrecord (ScoredList, best first).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -71,12 +71,20 @@ def _of_initial(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,
     rows = [*ranked.get(found.query_row, ()), *found.passage_rows[:job.cfg.scores.depth]]
     return lists_lib.unscored(found.query_id, found.query_row, tuple(dict.fromkeys(rows)))
 
+  def arrays(some: Iterable[records.CandidateList]) -> dict[str, np.ndarray]:
+    kept, depths = list[lists_lib.NumberedList](), list[int]()
+    for one in some:
+      kept.append(both(one))
+      depths.append(len(one.passage_ids))
+    return lists_lib.arrays(kept) | {"depths": np.array(depths, np.int64)}
+
   candidates = example.open_records(job.inputs["candidates"], artifacts.CANDIDATES, records.CandidateList)
-  if candidates and (deepest := len(candidates[0].passage_ids)) < job.cfg.scores.depth:
+  every = shares.read(job, "candidates", candidates, arrays)
+  # Of another system's run, one query may have fewer than the next.
+  if candidates and (deepest := int(every["depths"].max())) < job.cfg.scores.depth:
     logging.warning("the first %d passages of a query are scored, not scores.depth=%d: the candidates are no more",
                     deepest, job.cfg.scores.depth)
-  return lists_lib.Lists(
-    shares.read(job, "candidates", candidates, lambda some: lists_lib.arrays(map(both, some))), queries.ids)
+  return lists_lib.Lists(every, queries.ids)
 
 
 def _of_direct(job: artifacts.Job, ranked: Ranked, queries: tables.Queries,

@@ -151,6 +151,8 @@ TABLE = [
   ("[3] > [1] ⁇ [5] > [2] > [4]", "refused", [], ["in pieces"]),
   ("3 > 1 ⁇ 5 > 2 > 4", "refused", [], ["in pieces"]),
   ("[3] > [1]\n[5] > [2] > [4]", "refused", [], ["in pieces"]),
+  ("Relevant: [3], [1]\nNot relevant: [5], [2], [4]", "refused", [], ["in pieces"]),
+  ("Relevant: [3], [1], [5]\nNot relevant: [4], [2]", "repaired", [3, 1, 5], ["missing"]),
   ("[1, 2, 3, 4, 5] are shown.\nAnswer: [3, 1, 5, 2]", "refused", [], ["commentary in shown order"]),
   ("[1] = [2] = [3] = [4] = [5]", "refused", [], ["no ranking"]),
   ("1 3\n2 1\n3 5\n4 2\n5 4", "refused", [], ["no ranking"]),

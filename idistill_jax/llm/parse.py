@@ -153,7 +153,9 @@ def _in_pieces(chain: chains.Chain, found: Sequence[chains.Chain], clean: str, n
   for other in found:
     if missing.intersection(other.named(n)):
       between = clean[min(other.end, chain.end) : max(other.start, chain.start)]
-      if "\n" not in between or not _LETTER.search(between):
+      # `Relevant: [3], [1]`, a line break, `Not relevant: [4], [2]`; what goes through all of them is another text.
+      in_front = other.end <= chain.start and missing.issuperset(other.named(n))
+      if in_front or "\n" not in between or not _LETTER.search(between):
         return "in pieces"
   return None
 

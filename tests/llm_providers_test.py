@@ -275,6 +275,15 @@ def test_what_a_gateway_says_within_an_answer_is_told():
   assert len(server.asked) == 3
 
 
+@pytest.mark.parametrize("said", [{"finish_reason": "error"}, {"error": {"code": 502, "message": "Upstream is gone"}}])
+def test_an_answer_that_a_gateway_broke_off_is_asked_for_again(said):
+  choice = {"index": 0, "message": {"role": "assistant", "content": "[2] > [1]"}, **said}
+  body = json.dumps({"choices": [choice]}).encode()
+  with LoopbackLLM(lambda n, text: Reply(body=body) if n == 1 else reversed_order(n, text)) as server:
+    assert build("openai", server).ask(REQUEST).text == "[3] > [2] > [1]"
+  assert len(server.asked) == 2
+
+
 @every_case
 @pytest.mark.parametrize(
   "broken",

@@ -60,7 +60,12 @@ class OpenAICompatible:
       if isinstance(completion, dict) and "choices" not in completion and (fault := completion.get("error")):
         code = fault.get("code") if isinstance(fault, dict) else None
         raise protocol.fault(where, code if isinstance(code, int) else 502, self._key.cover(json.dumps(fault)))
-      return read(completion, self._key)
+      found = read(completion, self._key)
+      # OpenRouter's word for a model that broke off; the half that it said may be billed, and is no answer to keep.
+      if (first := completion["choices"][0]).get("error") or first.get("finish_reason") == "error":
+        told = self._key.cover(json.dumps(first.get("error")))
+        raise protocol.Transient(f"{where}: the answer ended with an error: {told}")
+      return found
 
   async def close(self) -> None:
     await self._client.close()

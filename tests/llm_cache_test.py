@@ -237,6 +237,18 @@ def test_a_bad_line_is_named_and_nothing_is_taken(tmp_path, bad):
     assert len(opened) == 1
 
 
+@pytest.mark.parametrize("odd", [{"text": "\ud83d"}, {"input_tokens": 2**70}])
+def test_a_line_that_sqlite_cannot_hold_is_named(tmp_path, odd):
+  with cache.AnswerCache(filled(tmp_path / "a")) as opened:
+    opened.export(tmp_path / "shared.jsonl")
+  first, *_ = (tmp_path / "shared.jsonl").read_text().splitlines()
+  (tmp_path / "shared.jsonl").write_text(json.dumps(json.loads(first) | odd) + "\n")
+  with cache.AnswerCache(tmp_path / "b") as opened, pytest.raises(
+    cache.CacheError, match=r"shared.jsonl:1: an answer that no cache can hold"
+  ):
+    opened.take_in(tmp_path / "shared.jsonl")
+
+
 def test_answers_that_were_no_use_are_asked_for_anew(tmp_path):
   """A query's are all that were said of its lists; a passage's, those in one style."""
   of = lambda query_id, *passage_ids: protocol.Request(query_id, passage_ids, "p")

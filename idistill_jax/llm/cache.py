@@ -194,7 +194,10 @@ class AnswerCache:
       right = False
     if not right or row[_FINISH] not in typing.get_args(protocol.FinishReason):
       raise CacheError(f"{where}: not an exported answer; expected an object with {', '.join(_COLUMNS)}")
-    return self._db.execute(_INSERT, row).rowcount
+    try:
+      return self._db.execute(_INSERT, row).rowcount
+    except (OverflowError, UnicodeEncodeError) as e:
+      raise CacheError(f"{where}: an answer that no cache can hold ({e}); take the line out") from None
 
   def _open(self) -> None:
     patiently(self._db, "PRAGMA journal_mode = WAL")

@@ -300,6 +300,14 @@ def test_on_skypilot_all_gpus_that_were_asked_for_are_used(place: Place) -> None
     assert done.stdout == f"{used}\n", done.stderr
 
 
+def test_a_workdir_that_would_go_with_its_container_is_refused(place: Place) -> None:
+  start = lambda workdir, flags="": place.start("docker.sh", "labels", f"--workdir={workdir}", RUN_FLAGS=flags)
+  done = start("/data/mine")
+  assert done.returncode == 2 and "--workdir=/data/mine would be deleted" in done.stderr and not place.calls()
+  for kept in (("/data/mine", "--gpus=all --volume=/data:/data"), ("runs/a b",), ("s3://bucket/mine",)):
+    assert start(*kept).returncode == 0
+
+
 SECRET = "sk-0123 'secret'"
 
 

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from idistill_jax import amounts, cli, dry_run, flow, processes, suited
+from idistill_jax import amounts, cli, config, dry_run, flow, processes, suited
 from idistill_jax.llm import session
 from idistill_jax.report import terminal
-from idistill_jax.retrieval import systems
-from idistill_jax.workdir import anew, artifacts, inputs, outside
+from idistill_jax.retrieval import measures, systems
+from idistill_jax.workdir import anew, artifacts, inputs, outside, remote
 
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what the stages would read, write, ask and take; do nothing.")
 _COMPILE_ONLY = flags.DEFINE_string(
@@ -81,10 +81,27 @@ def estimate(runner: cli.Runner) -> None:
     print("\n".join([*most, "to count it, there come first:", *commands]))
 
 
+def print_refusal(runner: cli.Runner) -> None:
+  """What a run would end with once it comes to the collection, where that is done already."""
+  # Why not of a bucket's: its passages would be fetched, all of them, by a command that only looks ahead.
+  if remote.scheme(runner.workdir.stated) or not runner.workdir.is_done(flow.STAGES["collection"], runner.cfg):
+    return
+  try:
+    suited.check(runner.workdir, runner.cfg)
+  except (config.ConfigError, measures.MeasureError) as e:
+    print(f"\nREFUSED: a run ends after the stage collection: {e}")
+
+
+def _estimate_and_refusal(runner: cli.Runner) -> None:
+  estimate(runner)
+  print_refusal(runner)
+
+
 def asked_for(runner: cli.Runner) -> None:
   """What the flags ask for: a look ahead, or the work."""
   if _DRY_RUN.value:
     dry_run.show(runner, flow.STAGES.values())
+    print_refusal(runner)
   elif _COMPILE_ONLY.value is not None:
     from idistill_jax import compile_for  # not above, as `ahead` is not
 
@@ -94,4 +111,4 @@ def asked_for(runner: cli.Runner) -> None:
 
 
 if __name__ == "__main__":
-  cli.run_app(asked_for, estimate=estimate)
+  cli.run_app(asked_for, estimate=_estimate_and_refusal)

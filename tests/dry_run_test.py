@@ -286,3 +286,26 @@ def test_the_readers_own_prices_count(tmp_path):
   answer = next(one for one in told(cfg, tmp_path) if one.startswith("answer"))
   # 1,000 prompts of five passages.
   assert "$1.10" in answer and "dollars not known" in told(cfg, tmp_path)[3]
+
+
+def test_what_a_run_refuses_of_a_collection_that_is_done_is_told(tmp_path, capsys):
+  data = tmp_path / "data"
+  (data / "qrels").mkdir(parents=True)
+  (data / "corpus.jsonl").write_text('{"_id": "p", "text": "one"}\n')
+  (data / "queries.jsonl").write_text('{"_id": "q", "text": "a"}\n{"_id": "r", "text": "b"}\n')
+  (data / "qrels" / "test.tsv").write_text("q\tp\t1\n")
+  cfg = config_test.load("quickstart:tiny")
+  cfg.collection = config.Collection(source="beir", path=str(data))
+  runner = cli.Runner(cfg, artifacts.Workdir(tmp_path / "w"), ())
+  for made in (False, True):
+    cfg.evaluate.main_measure = "ndcg@10"
+    pipeline.print_refusal(runner)
+    assert ("REFUSED: a run ends after the stage collection: evaluate.main_measure is 'ndcg@10'"
+            in capsys.readouterr().out) == made
+    cfg.evaluate.main_measure = None
+    runner.workdir.execute(flow.STAGES["collection"], cfg)
+  pipeline.print_refusal(runner)
+  assert not capsys.readouterr().out, "what suits is not spoken of"
+  cfg.evaluate.relevant_from = 3
+  pipeline.print_refusal(runner)
+  assert "set --config.evaluate.relevant_from=1" in capsys.readouterr().out

@@ -26,7 +26,8 @@ def check(workdir: artifacts.Workdir, cfg: config.Config) -> None:
   queries = manifest["counts"]["queries"]
   where, folder = f"{workdir.stated}/collection", workdir.folder("collection")
   if not queries.get("train"):
-    raise config.ConfigError(f"{where}: {collection.no_training_queries(queries, cfg.collection)}")
+    said = collection.no_training_queries(queries, cfg.collection, config.writes_queries(cfg))
+    raise config.ConfigError(f"{where}: {said}")
   if cfg.retriever.teacher == "pairs" and not (folder / tables.SOURCES).exists():
     raise config.ConfigError(f"{where}: retriever.teacher is 'pairs', and no query there comes with the passage that "
                              "it was written for; take ranker, llm or both")

@@ -12,10 +12,12 @@ import jobs
 import pytest
 from loopback_llm import LoopbackLLM, Reply
 
+from idistill_jax import config
 from idistill_jax.data import tables
 from idistill_jax.data.corpora import stdlib
 from idistill_jax.llm import parse
 from idistill_jax.llm import prompt as prompt_lib
+from idistill_jax.stages import collection
 from idistill_jax.workdir import artifacts
 
 ANSWERS = pathlib.Path(__file__).resolve().parents[1] / "configs" / "my_corpus_answers.jsonl"
@@ -81,3 +83,10 @@ def test_the_recording_answers_what_is_asked_of_scifacts_abstracts(data_folder):
     shown_first += answer["candidates"][0] == own
   # Which passage a query was written for is not told: whoever answered has read.
   assert len(lists) == 1000 and first > 950 and shown_first < 70
+
+
+@pytest.mark.parametrize("queries", [{}, {"dev": 1}, {"dev": 1, "test": 2}])
+def test_written_queries_that_are_all_held_out_are_not_answered_with_what_cannot_help(queries):
+  said = collection.no_training_queries(queries, config.Collection(source="corpus"), True)
+  assert "queries/statuses.json" in said and "raise --config.queries.passages" in said
+  assert "train_fraction" not in said and "add more" not in said

@@ -52,7 +52,8 @@ def run(job: artifacts.Job) -> None:
   job.count(**facts)
   if not facts["queries"].get("train"):
     # No error here: for benchmarks of first stages there is nothing to train.
-    logging.warning("%s: %s", facts["title"], no_training_queries(facts["queries"], cfg))
+    said = no_training_queries(facts["queries"], cfg, config.writes_queries(job.cfg))
+    logging.warning("%s: %s", facts["title"], said)
   for drop in kept.drops:
     job.drop(drop.reason, drop.what)
 
@@ -83,10 +84,14 @@ def _write(job: artifacts.Job, name: str, items: Iterable[Any], count: int) -> N
   example.write_records(job.out, name, items, shards=-(-count // _RECORDS_PER_SHARD), count=count)
 
 
-def no_training_queries(queries: Mapping[str, int], cfg: config.Collection) -> str:
-  """What to say where none trains.  queries: how many each split has."""
+def no_training_queries(queries: Mapping[str, int], cfg: config.Collection, written: bool) -> str:
+  """What to say where none trains.  queries: how many each split has; written: whether the LLM writes some."""
   count = sum(queries.values())
-  if count == 1:
+  if written:
+    # Why not train_fraction: it draws none of those that were written.
+    what = (f"{count}, those that the LLM wrote among them, are left, all held out: queries/statuses.json says why "
+            "others were dropped; raise --config.queries.passages, or lower --config.queries.held_out")
+  elif count == 1:
     what = "there is one query, and one cannot be both trained on and measured: add more"
   elif cfg.train_fraction is not None:
     what = f"--config.collection.train_fraction={cfg.train_fraction:g} draws none of {count}; raise it, or add queries"

@@ -173,6 +173,14 @@ TABLE = [
     '{"order": "least relevant first", "ranking": ',
   )),
   ("Ranking in increasing relevance: 4, 2, 5, 1, 3", "refused", [], ["reversed"]),
+  *((f"[4] > [2] > [5] > [1] > [3]{said}", "refused", [], ["reversed"]) for said in (
+    "\n\n(ordered from least to most relevant)", " (least relevant first)", "\nRanked from worst to best.",
+    "\n*Sorted by increasing relevance*",
+  )),
+  *((f"[3] > [1] > [5] > [2] > [4]{said}", "complete", [3, 1, 5, 2, 4], []) for said in (
+    "\n\n(ordered from most to least relevant)", " (most relevant first)", "\n[4] is least relevant, [3] most.",
+    "\nThe least relevant is [4], the most relevant [3].", "\nLeast relevant last.",
+  )),
   *((f"{said}[3] > [1] > [5] > [2] > [4]", "complete", [3, 1, 5, 2, 4], []) for said in (
     "Most relevant first: ", "Least relevant last: ", "In descending order of relevance: ",
     "By decreasing relevance:\n", "In non-increasing order of relevance: ", "Best first, worst last: ",

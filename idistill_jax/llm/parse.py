@@ -139,8 +139,10 @@ def _misread(chain: chains.Chain, clean: str, text: str) -> Reason | None:
 
 
 def _is_worst_first(chain: chains.Chain, clean: str, text: str) -> bool:
-  """Whether the words before the labels say that the best come last, in the answer's own words: a query or passage that
-  it quotes says nothing of its order.  Quotation marks of JSON quote nobody."""
+  """Whether the words before the labels, or a note right behind them, say that the best come last, in the answer's own
+  words: a query or passage that it quotes says nothing of its order.  Quotation marks of JSON quote nobody."""
+  if _NOTE_OF_WORST_FIRST.match(clean, chain.end):
+    return True
   if not _WORST_FIRST.search(clean, max(0, chain.start - _HEADING_REACHES), chain.start):
     return False
   own = text if _JSON_KEY.search(text) else _QUOTED.sub(" ", text)
@@ -206,6 +208,14 @@ _WORST_FIRST = re.compile(
   rf"|\b{_WORTH}\W{{1,3}}(?:(?:in\s+)?ascending|in\s+increasing)\b"
   r"|(?<!non-)\b(?:ascending|increasing)\s+order\s*:\s*(?=[\[\d]|\Z)",
   re.IGNORECASE | re.MULTILINE,
+)
+# `(ordered from least to most relevant)`; other words behind a list, as "[4] is the least relevant", explain it.
+_NOTE_OF_WORST_FIRST = re.compile(
+  r"\W{0,6}(?:(?:ordered|ranked|sorted|listed|arranged|order|ranking)\b\W{0,3})?(?:from\s+(?:the\s+)?)?"
+  rf"(?:(?:worst|least)(?:\s+{_WORTH})?\s+to\s+(?:the\s+)?(?:best|most)\b"
+  rf"|(?:worst|least\s+{_WORTH}){_ONE}\s+first\b|(?:best|most\s+{_WORTH}){_ONE}\s+last\b"
+  rf"|(?:in|by)\s+(?:ascending|increasing)\s+(?:order\s+of\s+)?{_WORTH})",
+  re.IGNORECASE,
 )
 _JSON_KEY = re.compile(r'"\s*:')
 _QUOTED = re.compile(r'"[^"\n]{0,400}"|“[^”\n]{0,400}”')

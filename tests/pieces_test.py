@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import time
 import tracemalloc
 from collections.abc import Callable
 from unittest import mock
@@ -146,6 +147,7 @@ def test_a_piece_that_the_disk_has_no_room_for_keeps_none_of_it(tmp_path, monkey
 def test_work_that_was_begun_with_other_weights_is_not_counted(tmp_path, monkeypatch):
   monkeypatch.setattr(pieces, "LEAST", 10)
   for whose, count in (1, 3), (2, 2):
+    time.sleep(0.02)  # the times of files are of some milliseconds
     work = pieces.Pieces(tmp_path, "0 encode passages", 40, np.array([whose]))
     for made in list(itertools.islice(next(work.rounds()), count)):
       work.finish(made, np.zeros(len(made), np.float32))

@@ -30,7 +30,7 @@ from idistill_jax.workdir import begun as begun_lib
 _NAMED = 5
 
 
-class NonFiniteLossError(FloatingPointError, ValueError):
+class NonFiniteLossError(ValueError):
   """Training diverged; the message names the step and queries of its batch, and the log all of them."""
 
 

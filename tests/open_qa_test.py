@@ -1,4 +1,5 @@
-"""Settings for collections that are not on this machine, on a slice of our own: nq and msmarco, every stage, trivia_qa.
+"""Settings for collections that are not on this machine, on a slice of our own: every stage of nq and msmarco, and
+where trivia_qa is another.
 
 Real: config, stages, provider, cache, training, ScaNN, measures.  Made up: passages, questions, the LLM's words.
 """

@@ -117,6 +117,13 @@ def test_training_queries_without_candidates_are_counted(job, tmp_path):
     assert job.counts["lists"] == 2 - len(without)
 
 
+def test_a_collection_in_which_queries_find_but_themselves_is_refused(job):
+  for name, its in (tables.PASSAGES, PASSAGES), (tables.QUERIES, QUERIES):
+    example.write_records(job.inputs["collection"], name, list(its)[:1])
+  with pytest.raises(ValueError, match="none of 1 training queries finds a passage but itself: add passages"):
+    candidates.run(job)
+
+
 def test_the_ranker_scores_no_query_against_itself(job):
   lists = scores.CANDIDATES["direct"](job, {}, QUERIES, PASSAGES)
   found = {one.query_id: [PASSAGES.ids[row] for row in one.passage_rows] for one in lists}

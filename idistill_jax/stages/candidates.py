@@ -33,7 +33,9 @@ def run(job: artifacts.Job) -> None:
     else:
       job.drop("training query without candidates", query.id)
   if train and not lists:
-    raise ValueError(f"{job.cfg.candidates.run} holds none of the {len(train)} training queries")
+    of_run = f"{job.cfg.candidates.run} holds none of the {len(train)} training queries"
+    raise ValueError(of_run if job.cfg.candidates.run else
+                     f"none of {len(train)} training queries finds a passage but itself: add passages")
   shares.write(job, artifacts.CANDIDATES, lists)
   job.count(passages=len(passages), queries=len(queries), lists=len(lists), depth=job.cfg.candidates.depth)
 

@@ -167,11 +167,10 @@ def is_saved(folder: epath.PathLike) -> bool:
     return epath.Path(folder).exists() and ocp.utils.is_checkpoint_finalized(_absolute(folder))
 
 
-def saving(folder: epath.PathLike) -> np.ndarray:
-  """int64 numbers that are others of every saving of a model; raises FileNotFoundError."""
+def saving(folder: epath.PathLike) -> bytes:
+  """What is another of every saving of a model; raises FileNotFoundError."""
   with _reaching(folder):
-    said = (epath.Path(folder) / _SAVED).read_bytes()
-  return np.frombuffer(hashlib.sha256(said).digest(), np.int64)
+    return (epath.Path(folder) / _SAVED).read_bytes()
 
 
 def load_model(folder: epath.PathLike, abstract: Any) -> Any:

@@ -158,7 +158,8 @@ def _forward(
   mesh = sharding.local_mesh(cfg.mesh)
   params = load_params(network, folder, mesh, cfg.seed)
   network = network.on(mesh, cfg.encoder.inference_dtype)
-  saving = _UNSAVED if job is None or folder is None else checkpoint.saving(epath.Path(folder) / MODEL)
+  saving = (_UNSAVED if job is None or folder is None else
+            pieces_lib.numbers(checkpoint.saving(epath.Path(folder) / MODEL)))
   return Forward(network, params, mesh, row_tokens, cfg.encoder.tokens_per_step, job, saving)
 
 

@@ -58,6 +58,11 @@ def finished(written: Mapping[str, float]) -> dict[str, tuple[int, int]]:
   return {name: (done[folder], count) for name, (folder, count) in sorted(last.items(), key=operator.itemgetter(1))}
 
 
+def numbers(what: bytes) -> np.ndarray:
+  """int64 numbers, few, that are others of other bytes: for `whose`, where it would be too long as it is."""
+  return np.frombuffer(hashlib.sha256(what).digest(), np.int64)
+
+
 class Pieces:
   """The pieces of one piece of work, made by all workers that have the same folder; `close` gives back what is claimed.
 

@@ -7,13 +7,13 @@ its device is at the one before.
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 
 from idistill_jax.data import pack, tokenize
+from idistill_jax.train import pieces
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -112,8 +112,7 @@ class Pairs:
     sampled = self._read(pack.sample(len(self)))
     self.sample = sampled.lengths
     # Of lists that a search found, another machine may find one or the other otherwise, which no length tells.
-    rows = hashlib.sha256(np.concatenate([queries.row_of, passages.row_of], dtype=np.int64).tobytes())
-    self.whose = np.frombuffer(rows.digest(), np.int64)
+    self.whose = pieces.numbers(np.concatenate([queries.row_of, passages.row_of], dtype=np.int64).tobytes())
     # Few pairs are the sample and one piece, too: whoever waits for the answer to one question waits for it once.
     self._whole = sampled if len(self.sample) == len(self) else None
 

@@ -8,7 +8,6 @@ none of them.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -66,8 +65,7 @@ def of_rows(job: artifacts.Job, kind: str, texts: Sequence[str], rows: np.ndarra
   kept = np.dtype([("length", np.int32), ("ids", np.min_scalar_type(ids - 1), (some.cut.at,))])
   shared, here = (folder / artifacts.CHECKPOINTS / "tokens" for folder in (job.shared, job.out))
   # All of them: of as many others, most of which are the same, a sample may tell nothing.
-  every = hashlib.sha256(np.asarray(rows, np.int64).tobytes()).digest()
-  whose = np.append(np.frombuffer(every, np.int64), some.flat)
+  whose = np.append(pieces.numbers(np.asarray(rows, np.int64).tobytes()), some.flat)
   work = pieces.Pieces(shared, f"0 tokens of {kind}", total, whose, job.still_alone, np.zeros(0, kept))
   with contextlib.closing(work), progress.bar(f"tokenise {kind}", total=total, done=total - work.left()) as bar:
     for claimed in work.rounds():

@@ -26,8 +26,7 @@ def check(workdir: artifacts.Workdir, cfg: config.Config) -> None:
   queries = manifest["counts"]["queries"]
   where, folder = f"{workdir.stated}/collection", workdir.folder("collection")
   if not queries.get("train"):
-    said = collection.no_training_queries(queries, cfg.collection, config.writes_queries(cfg))
-    raise config.ConfigError(f"{where}: {said}")
+    raise config.ConfigError(f"{where}: {collection.no_training_queries(queries, cfg)}")
   if cfg.retriever.teacher == "pairs" and not (folder / tables.SOURCES).exists():
     raise config.ConfigError(f"{where}: retriever.teacher is 'pairs', and no query there comes with the passage that "
                              "it was written for; take ranker, llm or both")

@@ -87,6 +87,6 @@ def test_the_recording_answers_what_is_asked_of_scifacts_abstracts(data_folder):
 
 @pytest.mark.parametrize("queries", [{}, {"dev": 1}, {"dev": 1, "test": 2}])
 def test_written_queries_that_are_all_held_out_are_not_answered_with_what_cannot_help(queries):
-  said = collection.no_training_queries(queries, config.Collection(source="corpus"), True)
+  said = collection.no_training_queries(queries, config.Config(name="x", queries=config.Queries(passages=700)))
   assert "queries/statuses.json" in said and "raise --config.queries.passages" in said
   assert "train_fraction" not in said and "add more" not in said

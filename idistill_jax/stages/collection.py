@@ -52,8 +52,7 @@ def run(job: artifacts.Job) -> None:
   job.count(**facts)
   if not facts["queries"].get("train"):
     # No error here: for benchmarks of first stages there is nothing to train.
-    said = no_training_queries(facts["queries"], cfg, config.writes_queries(job.cfg))
-    logging.warning("%s: %s", facts["title"], said)
+    logging.warning("%s: %s", facts["title"], no_training_queries(facts["queries"], job.cfg))
   for drop in kept.drops:
     job.drop(drop.reason, drop.what)
 
@@ -84,17 +83,17 @@ def _write(job: artifacts.Job, name: str, items: Iterable[Any], count: int) -> N
   example.write_records(job.out, name, items, shards=-(-count // _RECORDS_PER_SHARD), count=count)
 
 
-def no_training_queries(queries: Mapping[str, int], cfg: config.Collection, written: bool) -> str:
-  """What to say where none trains.  queries: how many each split has; written: whether the LLM writes some."""
-  count = sum(queries.values())
-  if written:
+def no_training_queries(queries: Mapping[str, int], cfg: config.Config) -> str:
+  """What to say where none trains.  queries: how many each split has."""
+  count, fraction = sum(queries.values()), cfg.collection.train_fraction
+  if config.writes_queries(cfg):
     # Why not train_fraction: it draws none of those that were written.
     what = (f"{count}, those that the LLM wrote among them, are left, all held out: queries/statuses.json says why "
             "others were dropped; raise --config.queries.passages, or lower --config.queries.held_out")
   elif count == 1:
     what = "there is one query, and one cannot be both trained on and measured: add more"
-  elif cfg.train_fraction is not None:
-    what = f"--config.collection.train_fraction={cfg.train_fraction:g} draws none of {count}; raise it, or add queries"
+  elif fraction is not None:
+    what = f"--config.collection.train_fraction={fraction:g} draws none of {count}; raise it, or add queries"
   else:
     what = "--config.collection.train_fraction=0.5 trains on half of the others, which are then not measured"
   return f"no training queries, so no list that an LLM could order; {what}"

@@ -198,11 +198,12 @@ _MARKS = re.compile(r"\b(?:scores?|ratings?|grades?)\b", re.IGNORECASE)
 # Texts are about ascending orders, and of increasing importance, as well: those of worth alone are of a ranking.
 _WORTH = r"(?:\w+\s+)?(?:relevan|useful|helpful|importan|pertinen|suitab|similar)\w*"
 _ONE = r"(?:\s+(?:passage|document|doc|text|result|answer|match|one|item)(?:e?s)?)?"
+_WORST_LEADS, _BEST_IS = rf"(?:worst|least\s+{_WORTH}){_ONE}\s+first\b", rf"(?:best|most\s+{_WORTH}){_ONE}\s+"
 _WORST_FIRST = re.compile(
   # Not "from best to worst, the most relevant first", nor "at least".
   r"(?<!\bto )(?<!\bto the )(?<!\bat )(?<!> )\b(?:worst|least)\b.{0,40}\b(?:best|most)\b"
-  rf"|\b(?:worst|least\s+{_WORTH}){_ONE}\s+first\b"
-  rf"|\b(?:best|most\s+{_WORTH}){_ONE}\s+(?:last|at\s+the\s+(?:end|bottom))\b"
+  rf"|\b{_WORST_LEADS}"
+  rf"|\b{_BEST_IS}(?:last|at\s+the\s+(?:end|bottom))\b"
   rf"|(?<!non-)\b(?:ascending|increasing)\s+order\s+(?:of|by)\s+{_WORTH}"
   rf"|(?:\b(?:in|by|order\s+of)\s+|^[^\w\n]*)(?:ascending|increasing)\s+{_WORTH}"
   rf"|\b{_WORTH}\W{{1,3}}(?:(?:in\s+)?ascending|in\s+increasing)\b"
@@ -213,7 +214,7 @@ _WORST_FIRST = re.compile(
 _NOTE_OF_WORST_FIRST = re.compile(
   r"\W{0,6}(?:(?:ordered|ranked|sorted|listed|arranged|order|ranking)\b\W{0,3})?(?:from\s+(?:the\s+)?)?"
   rf"(?:(?:worst|least)(?:\s+{_WORTH})?\s+to\s+(?:the\s+)?(?:best|most)\b"
-  rf"|(?:worst|least\s+{_WORTH}){_ONE}\s+first\b|(?:best|most\s+{_WORTH}){_ONE}\s+last\b"
+  rf"|{_WORST_LEADS}|{_BEST_IS}last\b"
   rf"|(?:in|by)\s+(?:ascending|increasing)\s+(?:order\s+of\s+)?{_WORTH})",
   re.IGNORECASE,
 )
